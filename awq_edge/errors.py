@@ -1,0 +1,46 @@
+"""The package's exceptions: one class per kind of failure, each with one sentence for the user.
+
+Owns the classes and the order of the native statuses. Refuses to format: ``awq_edge/cli/_errors.py`` prints.
+"""
+
+from __future__ import annotations
+
+
+class AwqEdgeError(Exception):
+    """Base of every error that a user can cause and mend. The text says what was wrong, where, and what to do."""
+
+
+class InvalidArgumentError(AwqEdgeError, ValueError):
+    """An argument can never work."""
+
+
+class FileUnreadableError(AwqEdgeError, OSError):
+    """The operating system refused to open, read or write a file."""
+
+
+class FileInvalidError(AwqEdgeError):
+    """A packed file breaks a rule of ``native/format/FORMAT.md``; the text names the rule."""
+
+
+class UnsupportedError(AwqEdgeError):
+    """Well-formed, but not for this release or this CPU."""
+
+
+class OutOfMemoryError(AwqEdgeError, MemoryError):
+    """Not enough memory for what was asked."""
+
+
+class ContextFullError(AwqEdgeError):
+    """The session's context has no room for that many tokens."""
+
+
+class CancelledError(AwqEdgeError):
+    """A callback stopped the work."""
+
+
+class InternalError(AwqEdgeError):
+    """A bug in awq-edge."""
+
+
+class CheckpointError(AwqEdgeError):
+    """A Hugging Face checkpoint is incomplete, damaged or of a kind that cannot be converted."""

@@ -1,0 +1,213 @@
+/// awq_edge.h: the whole C API of the awq-edge runtime, in C99.
+///
+/// Owns: every symbol that the library exports. Refuses: tokenizing (a host language does that; the tokenizer lies in the
+/// model file as a string), printing, global state. Python reads the text between the two cffi markers as it stands.
+///
+/// Conventions, which hold for every function:
+/// - A function that can fail returns an awqe_status and takes `awqe_error* error` last (may be NULL). Out-parameters are
+///   cleared before anything else happens. No function aborts, exits or prints.
+/// - Structures that a caller fills or receives begin with `struct_size`, which the caller sets to sizeof(the structure).
+/// - Strings are UTF-8 and NUL-terminated; those returned belong to the object they came from and live as long as it does.
+/// - A model may be used from several threads at once; a session or a sampler from one thread at a time.
+#ifndef AWQ_EDGE_H
+#define AWQ_EDGE_H
+
+#include <stdbool.h>
+#include <stddef.h>
+#include <stdint.h>
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+#if defined(__GNUC__)
+#pragma GCC visibility push(default)
+#endif
+
+/* cffi begin */
+
+/// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by whoever loads the library.
+#define AWQE_ABI_VERSION 1
+
+typedef enum awqe_status {
+    AWQE_OK = 0,
+    AWQE_INVALID_ARGUMENT = 1,  ///< The caller passed something that can never work.
+    AWQE_FILE_UNREADABLE = 2,   ///< The operating system refused to open or map the file.
+    AWQE_FILE_INVALID = 3,      ///< The file breaks a rule of native/format/FORMAT.md; the message names the rule.
+    AWQE_UNSUPPORTED = 4,       ///< Well-formed, but not for this library or this CPU.
+    AWQE_OUT_OF_MEMORY = 5,
+    AWQE_CONTEXT_FULL = 6,      ///< The session's context has no room for that many tokens.
+    AWQE_CANCELLED = 7,         ///< A callback returned false.
+    AWQE_INTERNAL = 8           ///< A bug in the library.
+} awqe_status;
+
+typedef struct awqe_error {
+    awqe_status status;
+    char message[256];  ///< One sentence, without a final line break.
+} awqe_error;
+
+typedef struct awqe_model awqe_model;
+typedef struct awqe_session awqe_session;
+typedef struct awqe_sampler awqe_sampler;
+
+/// AWQE_ABI_VERSION of the library that was loaded.
+uint32_t awqe_abi_version(void);
+/// The library's release, for example "0.1.0".
+const char* awqe_version(void);
+
+// ---- model: a mapped and validated file ------------------------------------------------------------------------------
+
+/// Maps `path` read-only and validates everything that native/format/FORMAT.md asks for except the checksum.
+awqe_status awqe_model_open(const char* path, awqe_model** model, awqe_error* error);
+/// Unmaps the file. NULL is allowed. Sessions of the model must be closed first.
+void awqe_model_close(awqe_model* model);
+
+typedef struct awqe_model_info {
+    uint32_t struct_size;
+    uint32_t layers;
+    uint32_t hidden_size;
+    uint32_t vocabulary_size;
+    uint32_t context_length;  ///< Positions the model was trained for.
+    uint32_t heads;
+    uint32_t kv_heads;
+    uint32_t head_size;
+    uint32_t feed_forward_size;
+    uint64_t parameters;    ///< Weights, without padding.
+    uint64_t file_bytes;    ///< Size of the file.
+    uint64_t decode_bytes;  ///< Bytes of weights read for one decoded token (one embedding row, everything else once).
+} awqe_model_info;
+
+awqe_status awqe_model_info_get(const awqe_model* model, awqe_model_info* info, awqe_error* error);
+
+typedef enum awqe_value_type {
+    AWQE_VALUE_UNSIGNED = 0,
+    AWQE_VALUE_SIGNED = 1,
+    AWQE_VALUE_REAL = 2,
+    AWQE_VALUE_BOOLEAN = 3,
+    AWQE_VALUE_STRING = 4,
+    AWQE_VALUE_ARRAY = 5
+} awqe_value_type;
+
+/// One metadata entry, or one element of an array entry.
+typedef struct awqe_metadata {
+    uint32_t struct_size;
+    awqe_value_type type;
+    awqe_value_type element_type;  ///< Of an array.
+    uint64_t count;                ///< Elements of an array, bytes of a string, otherwise 1.
+    uint64_t unsigned_value;       ///< Also 0 or 1 for a boolean.
+    int64_t signed_value;
+    double real_value;
+    const char* key;           ///< NULL for an array's element.
+    const char* string_value;  ///< `count` bytes; not NUL-terminated. NULL unless a string.
+} awqe_metadata;
+
+size_t awqe_model_metadata_count(const awqe_model* model);
+/// Entries come in file order.
+awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_metadata* entry, awqe_error* error);
+awqe_status awqe_model_metadata_element(const awqe_model* model, size_t index, size_t element, awqe_metadata* value,
+                                        awqe_error* error);
+
+typedef struct awqe_tensor {
+    uint32_t struct_size;
+    uint32_t bits;        ///< 2, 3, 4 or 8 for a packed matrix; 32 for float32.
+    uint32_t group_size;  ///< Inputs per scale of a packed matrix; 0 for float32.
+    uint64_t rows;        ///< Outputs of a packed matrix; 1 for float32.
+    uint64_t columns;     ///< Inputs of a packed matrix; elements of a float32 tensor.
+    uint64_t offset;      ///< First byte, from the beginning of the file.
+    uint64_t bytes;
+    const char* name;
+} awqe_tensor;
+
+size_t awqe_model_tensor_count(const awqe_model* model);
+/// Tensors come in file order.
+awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_tensor* tensor, awqe_error* error);
+
+// ---- session: one conversation ---------------------------------------------------------------------------------------
+
+typedef struct awqe_session_options {
+    uint32_t struct_size;
+    uint32_t context_length;   ///< Positions to keep; 0 for the model's own length. Never more than that.
+    uint32_t threads;          ///< While decoding; 0 lets the library choose.
+    uint32_t prefill_threads;  ///< While reading a prompt; 0 lets the library choose.
+} awqe_session_options;
+
+typedef struct awqe_memory {
+    uint32_t struct_size;
+    uint64_t weight_bytes;   ///< Mapped from the file: shared between processes, reclaimable.
+    uint64_t cache_bytes;    ///< Keys and values.
+    uint64_t scratch_bytes;  ///< Everything else that a session allocates.
+} awqe_memory;
+
+/// What awqe_session_open() with the same arguments would need. Allocates nothing.
+awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_options* options, awqe_memory* memory,
+                                awqe_error* error);
+
+/// Creates a session at position 0. `options` may be NULL for the defaults.
+/// The environment variable AWQ_EDGE_KERNELS forces one kernel table; a name this CPU cannot run is AWQE_UNSUPPORTED.
+awqe_status awqe_session_open(const awqe_model* model, const awqe_session_options* options, awqe_session** session,
+                              awqe_error* error);
+/// Frees the session. NULL is allowed.
+void awqe_session_close(awqe_session* session);
+
+/// The active kernel table, for example "avx512".
+const char* awqe_session_kernels(const awqe_session* session);
+/// Threads in use while decoding (`prefill` false) or reading a prompt (`prefill` true).
+uint32_t awqe_session_threads(const awqe_session* session, bool prefill);
+/// Tokens in the context.
+uint32_t awqe_session_position(const awqe_session* session);
+/// Forgets every token from `position` on.
+awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe_error* error);
+
+typedef enum awqe_logits {
+    AWQE_LOGITS_NONE = 0,
+    AWQE_LOGITS_LAST = 1,  ///< [vocabulary_size]: after the last token of the call.
+    AWQE_LOGITS_ALL = 2    ///< [count, vocabulary_size]: after each token of the call.
+} awqe_logits;
+
+/// Called between blocks of a prompt; returning false cancels: the session keeps the `done` tokens it has read.
+typedef bool (*awqe_progress)(void* user, size_t done, size_t total);
+
+/// Appends `tokens` [count] to the context and computes logits.
+///
+/// `logits` may be NULL; a copy of the last token's logits then still serves awqe_session_sample(), unless `which` is
+/// AWQE_LOGITS_NONE. The result does not depend on how a sequence is divided into calls, nor on the number of threads.
+awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count, awqe_logits which,
+                                  float* logits, awqe_progress progress, void* user, awqe_error* error);
+
+// ---- sampler ---------------------------------------------------------------------------------------------------------
+
+typedef struct awqe_sampling {
+    uint32_t struct_size;
+    uint32_t top_k;              ///< Keep the k most likely tokens; 0 keeps all.
+    float temperature;           ///< 0 is greedy: the most likely token, the lowest id on a tie.
+    float top_p;                 ///< Keep the smallest set whose probability reaches this; 1 keeps all.
+    float min_p;                 ///< Drop tokens less likely than this share of the likeliest; 0 keeps all.
+    float repetition_penalty;    ///< Divides positive and multiplies negative logits of recent tokens; 1 is off.
+    uint32_t repetition_window;  ///< Tokens that count as recent; 0 is the whole context.
+    uint64_t seed;
+} awqe_sampling;
+
+awqe_status awqe_sampler_open(const awqe_sampling* sampling, awqe_sampler** sampler, awqe_error* error);
+/// Frees the sampler. NULL is allowed.
+void awqe_sampler_close(awqe_sampler* sampler);
+
+/// Draws the next token from the logits of the session's last awqe_session_evaluate(). Does not append it.
+/// Order: repetition penalty, temperature, top-k, top-p, min-p. Equal seeds and equal logits give equal tokens everywhere.
+awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampler, uint32_t* token, awqe_error* error);
+
+// ---- measurement -----------------------------------------------------------------------------------------------------
+
+/// Reads `bytes` of memory with `threads` threads several times and gives the median rate: what decoding can reach at best.
+awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_per_second, awqe_error* error);
+
+/* cffi end */
+
+#if defined(__GNUC__)
+#pragma GCC visibility pop
+#endif
+
+#ifdef __cplusplus
+}
+#endif
+
+#endif

@@ -1,0 +1,33 @@
+// One table per instruction set: every operation of the decoder as a function pointer. All tables read the same bytes and
+// give the same bits (native/ARITHMETIC.md). Owns the signatures; the contract of each operation stands in its own header.
+#pragma once
+
+#include <stddef.h>
+#include <stdint.h>
+
+#include "native/kernels/attention/attention_f16.h"
+#include "native/kernels/embedding/embedding_ug.h"
+#include "native/kernels/gated/silu_gate_f32.h"
+#include "native/kernels/gemm/gemm_ug.h"
+#include "native/kernels/gemv/gemv_ug.h"
+#include "native/kernels/norm/rms_norm_f32.h"
+#include "native/kernels/quantize_act/quantize_act_s8d.h"
+#include "native/kernels/rope/rope_f32.h"
+
+namespace awqe {
+
+struct KernelTable {
+    const char* name;
+    uint32_t required;        // cpu_features.h mask: all of them must be there
+    GemvFunction gemv[9];     // by bits: 2, 3, 4 and 8 are set
+    GemmFunction gemm[9];     // by bits: 2, 3, 4 and 8 are set
+    QuantizeActFunction quantize_act;
+    RmsNormFunction rms_norm;
+    RopeFunction rope;
+    StoreHalfFunction store_half;
+    AttentionFunction attention;
+    SiluGateFunction silu_gate;
+    EmbeddingFunction embedding;
+};
+
+}  // namespace awqe
