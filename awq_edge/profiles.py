@@ -1,0 +1,98 @@
+"""What is known of each device: loads ``targets/<device>/profile.toml`` into a frozen dataclass.
+
+Owns the meaning of the keys. Refuses to measure: a profile holds published figures and says where each is from.
+"""
+
+from __future__ import annotations
+
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from awq_edge.errors import InvalidArgumentError
+
+if sys.version_info >= (3, 11):
+    import tomllib
+else:  # the standard library has no TOML reader before 3.11
+    import tomli as tomllib
+
+
+@dataclass(frozen=True)
+class Profile:
+    """One device.
+
+    Attributes:
+        name: Folder name, as ``--target`` takes it.
+        title: Name for people.
+        cpu: Cores, clock and instruction set, one line.
+        machine: What ``uname -m`` prints.
+        kernels: Kernel table that dispatch picks there.
+        ram_gib: Memory sizes the device is sold with, GiB; empty if it is not one device.
+        read_gb_s: Memory bandwidth that decoding can reach, 10^9 bytes per second; None if unknown.
+        read_source: Where ``read_gb_s`` is from.
+        decode_threads: Threads that saturate the memory; None lets the runtime choose.
+        prefill_threads: Threads for reading a prompt; None lets the runtime choose.
+    """
+
+    name: str
+    title: str
+    cpu: str
+    machine: str
+    kernels: str
+    ram_gib: tuple[int, ...]
+    read_gb_s: float | None
+    read_source: str | None
+    decode_threads: int | None
+    prefill_threads: int | None
+
+    def decode_roofline(self, decode_bytes: int) -> float | None:
+        """Tokens per second if memory reads were all that decoding costs.
+
+        Args:
+            decode_bytes: Bytes read for one token: weights, and keys and values if they matter.
+        """
+        return None if self.read_gb_s is None else self.read_gb_s * 1e9 / decode_bytes
+
+
+def targets_directory() -> Path:
+    """The folder with one folder per device: in the installed package, or in a checkout beside it."""
+    package = Path(__file__).parent
+    installed = package / "targets"
+    return installed if installed.is_dir() else package.parent / "targets"
+
+
+def load_profiles() -> list[Profile]:
+    """Every device's profile, in order of name."""
+    return [_load(path) for path in sorted(targets_directory().glob("*/profile.toml"))]
+
+
+def load_profile(name: str) -> Profile:
+    """One device's profile.
+
+    Raises:
+        InvalidArgumentError: No device of that name.
+    """
+    path = targets_directory() / name / "profile.toml"
+    if not path.is_file():
+        known = ", ".join(profile.name for profile in load_profiles())
+        raise InvalidArgumentError(f"There is no target {name!r}; choose one of {known}.")
+    return _load(path)
+
+
+def _load(path: Path) -> Profile:
+    data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
+    memory = data.get("memory", {})
+    threads = data.get("threads", {})
+    return Profile(
+        name=path.parent.name,
+        title=data["title"],
+        cpu=data["cpu"],
+        machine=data["machine"],
+        kernels=data["kernels"],
+        ram_gib=tuple(data["ram_gib"]),
+        read_gb_s=memory.get("read_gb_s"),
+        read_source=memory.get("source"),
+        decode_threads=threads.get("decode"),
+        prefill_threads=threads.get("prefill"),
+    )
