@@ -1,0 +1,86 @@
+# The words a person types: setup, demo, test, lint, format, fuzz, bench, docs. CI calls only these.
+# Everything is installed into .venv and built under build/; nothing outside this directory is touched.
+
+PYTHON ?= python3
+# Installed before anything else and pinned, so that no other package's range picks a different build of it.
+TORCH ?= torch==2.13.0
+ASSETS ?= $(AWQ_EDGE_ASSETS)
+
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE := $(shell find native targets -type f 2>/dev/null) CMakeLists.txt pyproject.toml
+MODEL := examples/novels-7m
+DEMO_FILE := demo/novels-7m.awq.gguf
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint lint-rules format fuzz bench docs
+
+help:
+	@echo "make demo    convert the model in $(MODEL) with AWQ and generate text from the packed file"
+	@echo "make test    every test: Python, C++, C++ under sanitizers"
+	@echo "make setup   the local environment alone     make lint    formatting, types, house rules"
+	@echo "make format  rewrite the sources             make fuzz    60 seconds of fuzzing"
+	@echo "make bench   speed on this machine           make docs    generated parts of the documents"
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 10)' 2>/dev/null || \
+	  { echo "awq-edge converts with Python 3.10 or newer and its venv module; install those, or say 'make PYTHON=/path/of/python3'."; exit 1; }
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/.torch: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "$(TORCH)"
+	@touch $@
+
+# Editable: Python sources are used in place; a change of a native source installs, and so compiles, again.
+$(VENV)/.installed: $(NATIVE) $(VENV)/.torch
+	$(BIN)/python -m pip install --quiet --editable ".[convert]"
+	@touch $@
+
+$(VENV)/.dev: $(VENV)/.installed
+	$(BIN)/python -m pip install --quiet --editable ".[convert,dev]"
+	@touch $@
+
+setup: $(VENV)/.dev
+
+demo: $(VENV)/.installed
+	@mkdir -p demo
+	@test -f $(DEMO_FILE) || $(BIN)/awq-edge convert $(MODEL) -o $(DEMO_FILE)
+	$(BIN)/awq-edge run $(DEMO_FILE) -p "The old house at the end of the lane" --max-tokens 120 --seed 1
+
+test: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset release --log-level=WARNING
+	$(BIN)/cmake --build --preset release
+	$(BIN)/ctest --preset release
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev --log-level=WARNING
+	$(BIN)/cmake --build --preset dev
+	$(BIN)/ctest --preset dev
+	PATH="$(CURDIR)/$(BIN):$$PATH" AWQ_EDGE_ASSETS="$(ASSETS)" $(BIN)/python -m pytest -q -rs
+
+CPP := $(shell find native tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c' 2>/dev/null)
+
+lint: setup lint-rules
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/clang-format --dry-run --Werror $(CPP)
+	$(BIN)/codespell --skip='$(MODEL),LICENSE,*calibration_text*,tests/data,build,.venv' .
+
+lint-rules: setup
+	@for check in tests/checks/check_*.py; do $(BIN)/python $$check --check || exit 1; done
+
+format: setup
+	$(BIN)/ruff check --fix --quiet .
+	$(BIN)/ruff format .
+	$(BIN)/clang-format -i $(CPP)
+
+fuzz: setup
+	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset fuzz --log-level=WARNING
+	$(BIN)/cmake --build --preset fuzz
+	build/fuzz/tests/native/fuzz_gguf_reader -max_total_time=60 build/fuzz/corpus tests/data/fuzz
+
+bench: $(VENV)/.installed
+	@test -f $(DEMO_FILE) || $(MAKE) demo
+	$(BIN)/awq-edge bench $(DEMO_FILE)
+
+docs: setup
+	@for check in tests/checks/check_*.py; do $(BIN)/python $$check || exit 1; done
