@@ -1,13 +1,16 @@
 """The package's exceptions: one class per kind of failure, each with one sentence for the user.
 
-Owns the classes and the order of the native statuses. Refuses to format: ``awq_edge/cli/_errors.py`` prints.
+Owns the classes. Refuses to print: ``awq_edge/cli/_errors.py`` does.
 """
 
 from __future__ import annotations
 
 
 class AwqEdgeError(Exception):
-    """Base of every error that a user can cause and mend. The text says what was wrong, where, and what to do."""
+    """Base of every error that a user can cause and mend.
+
+    The text says what was wrong, where, and what to do.
+    """
 
 
 class InvalidArgumentError(AwqEdgeError, ValueError):

@@ -1,0 +1,104 @@
+"""All error text of the command line, and the exit status that goes with it.
+
+Owns the way from an exception to one sentence with the next step. Refuses tracebacks, unless
+AWQ_EDGE_DEBUG is set. Exit status: 1 for an error, 2 for a command line that makes no sense,
+130 after Ctrl-C.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+import traceback
+
+from awq_edge import errors
+
+# Packages of the extra [convert]: absent on a device, and rightly so.
+_CONVERT_PACKAGES = frozenset(
+    ("gguf", "google", "huggingface_hub", "safetensors", "sentencepiece", "torch", "transformers")
+)
+
+# What to do next, where the sentence itself cannot know.
+_NEXT_STEPS: tuple[tuple[type[errors.AwqEdgeError], str], ...] = (
+    (
+        errors.FileInvalidError,
+        "Copy or convert the file again; 'awq-edge inspect --verify FILE' checks a copy.",
+    ),
+    (
+        errors.InternalError,
+        "This is a bug in awq-edge: please report it with the command and this text.",
+    ),
+)
+
+
+def exit_status(error: BaseException) -> int:
+    """Tells the user about ``error`` on standard error.
+
+    Args:
+        error: what ended the command.
+
+    Returns:
+        The status for the process to exit with.
+    """
+    if isinstance(error, SystemExit):
+        return error.code if isinstance(error.code, int) else 1
+    if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
+        _say("stopped.")
+        return 130
+    if isinstance(error, BrokenPipeError):
+        _forget_standard_output()
+        return 1
+    if os.environ.get("AWQ_EDGE_DEBUG", "") not in ("", "0"):
+        traceback.print_exception(type(error), error, error.__traceback__)
+    if hasattr(error, "format_message"):  # a usage error of typer, whichever click it is built on
+        return _say_usage(error)
+    _say(_sentence(error))
+    return 1
+
+
+def stopped() -> int:
+    """Says that the user stopped the command; gives the exit status."""
+    return exit_status(KeyboardInterrupt())
+
+
+def _sentence(error: BaseException) -> str:
+    if isinstance(error, errors.AwqEdgeError):
+        for kind, step in _NEXT_STEPS:
+            if isinstance(error, kind):
+                return f"{error}\n{step}"
+        return str(error)
+    if isinstance(error, ModuleNotFoundError):
+        package = (error.name or "").split(".")[0]
+        if package in _CONVERT_PACKAGES:
+            return (
+                f"this needs the package {package!r}, which belongs on a workstation: "
+                "run pip install 'awq-edge[convert]'."
+            )
+    if isinstance(error, MemoryError):
+        return "out of memory: close other programs, or use a smaller --context or a smaller model."
+    if isinstance(error, OSError) and error.strerror:
+        where = f"{error.filename}: " if error.filename else ""
+        return f"{where}{error.strerror}."
+    return (
+        f"unexpected {type(error).__name__}: {error}. Please report it with what "
+        "AWQ_EDGE_DEBUG=1 prints before the same command."
+    )
+
+
+def _say_usage(error: BaseException) -> int:
+    message: str = error.format_message()  # type: ignore[attr-defined]  # checked by the caller
+    context = getattr(error, "ctx", None)
+    _say(message)
+    if context is not None:
+        print(f"Try '{context.command_path} --help'.", file=sys.stderr)
+    return int(getattr(error, "exit_code", 2))
+
+
+def _say(text: str) -> None:
+    print(f"awq-edge: {text}", file=sys.stderr)
+
+
+def _forget_standard_output() -> None:
+    """Nobody reads our output any more: the flush at exit must not complain."""
+    devnull = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(devnull, sys.stdout.fileno())

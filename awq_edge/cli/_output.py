@@ -1,0 +1,233 @@
+"""Everything that the command line prints.
+
+Owns standard output (results) and standard error (status, warnings, progress), for people, for
+``--json`` and for ``--quiet``. Refuses error text: ``_errors.py`` owns it. Works without a
+terminal, on a dumb one and in a pipe; rich is imported only when something needs it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import io
+import json
+import os
+import sys
+import time
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from rich.console import Console
+    from rich.progress import Progress as RichProgress
+    from rich.progress import TaskID
+
+# In a pipe or a log a bar is useless: a line is enough, and not more often than this.
+_SECONDS_BETWEEN_LINES = 10.0
+
+
+def size_text(size_bytes: float) -> str:
+    """A size for people, in decimal units as disks and memory rates are quoted: ``26.5 MB``."""
+    for unit in ("B", "kB", "MB", "GB"):
+        if abs(size_bytes) < 1000 or unit == "GB":
+            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
+        size_bytes /= 1000
+    raise AssertionError("unreachable: the loop returns at GB")
+
+
+def count_text(count: float) -> str:
+    """A count for people: ``44.6 M``."""
+    for unit in ("", " k", " M", " G"):
+        if abs(count) < 1000 or unit == " G":
+            return f"{count:.0f}" if unit == "" else f"{count:.1f}{unit}"
+        count /= 1000
+    raise AssertionError("unreachable: the loop returns at G")
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people: ``0.8 s``, ``2 min 05 s``, ``1 h 12 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+class Progress:
+    """One running piece of work: a bar on a terminal, now and then a line elsewhere."""
+
+    def __init__(
+        self,
+        description: str,
+        total: float,
+        bar: RichProgress | None,
+        *,
+        silent: bool,
+    ) -> None:
+        """Begins at zero; ``Output.progress`` is the way to get one."""
+        self._description = description
+        self._total = total
+        self._done = 0.0
+        self._note = ""
+        self._bar = bar
+        self._silent = silent
+        self._started = self._printed = time.monotonic()
+        self._task: TaskID | None = None
+        if bar is not None:
+            self._task = bar.add_task(description, total=total, note="")
+
+    def advance(self, steps: float = 1, note: str = "") -> None:
+        """Counts ``steps`` more as done; ``note`` stays until the next one."""
+        self._done += steps
+        if note:
+            self._note = note
+        if self._bar is not None and self._task is not None:
+            self._bar.update(self._task, advance=steps, note=self._note)
+        elif not self._silent:
+            self._print_line()
+
+    def note(self, note: str) -> None:
+        """Changes the text behind the bar without counting anything as done."""
+        self.advance(0, note)
+
+    def line(self, text: str) -> None:
+        """Prints a line that stays, above the bar."""
+        if self._bar is not None:
+            self._bar.console.print(text)
+        elif not self._silent:
+            _write(sys.stderr, text + "\n")
+
+    def _print_line(self) -> None:
+        now = time.monotonic()
+        if now - self._printed < _SECONDS_BETWEEN_LINES or self._done <= 0:
+            return
+        self._printed = now
+        left = (now - self._started) * (self._total - self._done) / self._done
+        note = f", {self._note}" if self._note else ""
+        share = 100 * self._done / self._total if self._total else 100.0
+        _write(
+            sys.stderr,
+            f"{self._description}: {share:.0f} %, {duration_text(max(left, 0))} left{note}\n",
+        )
+
+
+class Output:
+    """Prints for one command.
+
+    With ``as_json`` the result is one JSON document; with ``quiet`` there are no status lines.
+    """
+
+    def __init__(self, *, as_json: bool = False, quiet: bool = False) -> None:
+        """Opens nothing; streams are looked up at each call."""
+        self.as_json = as_json
+        self.quiet = quiet
+
+    # ---- standard error ----------------------------------------------------------------------
+
+    def status(self, text: str) -> None:
+        """Tells what happens, on standard error; silent when quiet."""
+        if not self.quiet:
+            _write(sys.stderr, text + "\n")
+
+    def warning(self, text: str) -> None:
+        """Tells what may be wrong, on standard error, even when quiet."""
+        _write(sys.stderr, f"warning: {text}\n")
+
+    @contextlib.contextmanager
+    def progress(self, description: str, total: float) -> Iterator[Progress]:
+        """Shows progress on standard error while the block runs.
+
+        Args:
+            description: what runs, a few words.
+            total: how much there is to do, in the unit that ``Progress.advance`` counts.
+        """
+        if self.quiet or not _is_live_terminal(sys.stderr):
+            yield Progress(description, total, None, silent=self.quiet)
+            return
+        from rich.progress import (
+            BarColumn,
+            TaskProgressColumn,
+            TextColumn,
+            TimeRemainingColumn,
+        )
+        from rich.progress import Progress as RichProgress
+
+        bar = RichProgress(
+            TextColumn("{task.description}", markup=False),
+            BarColumn(),
+            TaskProgressColumn(),
+            TimeRemainingColumn(),
+            TextColumn("{task.fields[note]}", markup=False),
+            console=_console(sys.stderr),
+            transient=True,
+        )
+        with bar:
+            yield Progress(description, total, bar, silent=False)
+
+    # ---- standard output ---------------------------------------------------------------------
+
+    def stream(self, piece: str) -> None:
+        """Writes a piece of a text to standard output at once; not in JSON mode."""
+        if not self.as_json:
+            _write(sys.stdout, piece)
+            sys.stdout.flush()
+
+    def line(self, text: str = "") -> None:
+        """A line of a result for people."""
+        if not self.as_json:
+            _write(sys.stdout, text + "\n")
+
+    def fields(self, fields: Mapping[str, object], title: str = "") -> None:
+        """Names and values, aligned, for people."""
+        if self.as_json:
+            return
+        if title:
+            self.line(title)
+        width = max((len(name) for name in fields), default=0)
+        for name, value in fields.items():
+            self.line(f"  {name:<{width}}  {value}")
+
+    def table(
+        self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = ""
+    ) -> None:
+        """A table for people: the first column to the left, the others to the right."""
+        if self.as_json:
+            return
+        from rich import box
+        from rich.table import Table
+
+        table = Table(box=box.SIMPLE, pad_edge=False, title=title or None, title_justify="left")
+        for index, column in enumerate(columns):
+            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+        for row in rows:
+            table.add_row(*(str(cell) for cell in row))
+        _console(sys.stdout).print(table)
+
+    def json(self, document: Any) -> None:
+        """The result as one JSON document; only in JSON mode."""
+        if self.as_json:
+            _write(sys.stdout, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+
+
+def make_streams_forgiving() -> None:
+    """A character that the terminal's encoding lacks is replaced instead of ending the program."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="replace")
+
+
+def _write(stream: Any, text: str) -> None:
+    stream.write(text)
+
+
+def _is_live_terminal(stream: Any) -> bool:
+    """Whether lines can be redrawn there."""
+    return bool(stream.isatty()) and os.environ.get("TERM", "") not in ("", "dumb")
+
+
+def _console(stream: Any) -> Console:
+    from rich.console import Console
+
+    # A pipe has no width: a wide table is better there than a cut one.
+    width = None if stream.isatty() else 240
+    return Console(file=stream, markup=False, highlight=False, emoji=False, width=width)

@@ -1,0 +1,57 @@
+"""The command ``awq-edge``: registers the commands and hands errors to ``_errors``."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from awq_edge import __version__
+from awq_edge.cli import _errors, _output
+
+app = typer.Typer(
+    name="awq-edge",
+    help="AWQ-quantised language models: one file, one arithmetic, every device.",
+    add_completion=False,
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+
+
+def _print_version(wanted: bool) -> None:
+    if wanted:
+        print(f"awq-edge {__version__}")
+        raise typer.Exit
+
+
+@app.callback(invoke_without_command=True)
+def _root(
+    context: typer.Context,
+    version: Annotated[
+        bool,
+        typer.Option(
+            "--version", help="Print the version.", callback=_print_version, is_eager=True
+        ),
+    ] = False,
+) -> None:
+    if context.invoked_subcommand is None:
+        print(context.get_help(), end="")
+
+
+def main() -> None:
+    """Runs the command line in ``sys.argv`` and exits with its status."""
+    _output.make_streams_forgiving()
+    try:
+        # Not standalone: typer would print usage errors and swallow Ctrl-C in its own way.
+        status = app(prog_name="awq-edge", standalone_mode=False)
+        sys.stdout.flush()
+    except BaseException as error:
+        sys.exit(_errors.exit_status(error))
+    if status == 130:  # newer typer turns Ctrl-C into this status
+        _errors.stopped()
+    sys.exit(status if isinstance(status, int) else 0)
+
+
+if __name__ == "__main__":
+    main()
