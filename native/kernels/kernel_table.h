@@ -1,5 +1,6 @@
-// One table per instruction set: every operation of the decoder as a function pointer. All tables read the same bytes and
-// give the same bits (native/ARITHMETIC.md). Owns the signatures; the contract of each operation stands in its own header.
+// One table per instruction set: every operation of the decoder as a function pointer. All tables
+// read the same bytes and give the same bits (native/ARITHMETIC.md). Owns the signatures; the
+// contract of each operation stands in its own header.
 #pragma once
 
 #include <stddef.h>
@@ -18,9 +19,9 @@ namespace awqe {
 
 struct KernelTable {
     const char* name;
-    uint32_t required;        // cpu_features.h mask: all of them must be there
-    GemvFunction gemv[9];     // by bits: 2, 3, 4 and 8 are set
-    GemmFunction gemm[9];     // by bits: 2, 3, 4 and 8 are set
+    uint32_t required;     // cpu_features.h mask: all of them must be there
+    GemvFunction gemv[9];  // by bits: 2, 3, 4 and 8 are set
+    GemmFunction gemm[9];  // by bits: 2, 3, 4 and 8 are set
     QuantizeActFunction quantize_act;
     RmsNormFunction rms_norm;
     RopeFunction rope;

@@ -1,4 +1,5 @@
-// The contract of the embedding: one row of a packed matrix as floats, float(code - zero_point) * float(scale).
+// The contract of the embedding: one row of a packed matrix as floats, float(code - zero_point) *
+// float(scale).
 #pragma once
 
 #include <stddef.h>

@@ -1,4 +1,5 @@
-// The contract of the RMS norm: y = (x / sqrt(mean(x * x) + epsilon)) * weight, reduced over 16 virtual lanes.
+// The contract of the RMS norm: y = (x / sqrt(mean(x * x) + epsilon)) * weight, reduced over 16
+// virtual lanes.
 #pragma once
 
 #include <stddef.h>
@@ -6,6 +7,7 @@
 namespace awqe {
 
 // x, weight, y: float [n]. y may be x.
-using RmsNormFunction = void (*)(const float* x, const float* weight, size_t n, float epsilon, float* y);
+using RmsNormFunction = void (*)(const float* x, const float* weight, size_t n, float epsilon,
+                                 float* y);
 
 }  // namespace awqe

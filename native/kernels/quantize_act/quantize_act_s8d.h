@@ -1,4 +1,5 @@
-// Activations as int8, one scale per token and group of inputs: the contract of the quantiser and the shape of its result.
+// Activations as int8, one scale per token and group of inputs: the contract of the quantiser and
+// the shape of its result.
 #pragma once
 
 #include <stddef.h>
@@ -8,14 +9,15 @@ namespace awqe {
 
 // m rows of k activations quantised in groups of g: x = scale * code, code in -127 ... 127.
 struct QuantizedRows {
-    int8_t* codes;   // [m, code_stride]; 64-byte aligned; zero from k up to code_stride
-    float* scales;   // [m, group_stride]
-    int32_t* sums;   // [m, group_stride]: sum of the codes of a group
+    int8_t* codes;        // [m, code_stride]; 64-byte aligned; zero from k up to code_stride
+    float* scales;        // [m, group_stride]
+    int32_t* sums;        // [m, group_stride]: sum of the codes of a group
     size_t code_stride;   // k rounded up to 64
     size_t group_stride;  // ceil(k / g) or more
 };
 
 // Quantises one row x: float [k] into row `row` of `out`. Writes the padding codes too.
-using QuantizeActFunction = void (*)(const float* x, size_t k, size_t group_size, const QuantizedRows* out, size_t row);
+using QuantizeActFunction = void (*)(const float* x, size_t k, size_t group_size,
+                                     const QuantizedRows* out, size_t row);
 
 }  // namespace awqe

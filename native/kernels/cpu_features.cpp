@@ -1,0 +1,46 @@
+// See cpu_features.h. x86: the compiler's run-time support, which also asks whether the operating
+// system saves the registers. Arm: the kernel's auxiliary vector.
+#include "native/kernels/cpu_features.h"
+
+#if defined(__aarch64__)
+#include <sys/auxv.h>
+#endif
+
+namespace awqe {
+
+#if defined(__x86_64__)
+
+uint32_t cpu_features() {
+    __builtin_cpu_init();
+    uint32_t mask = 0;
+    const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") &&
+                      __builtin_cpu_supports("f16c");
+    if (avx2) mask |= kCpuAvx2;
+    if (avx2 && __builtin_cpu_supports("avxvnni")) mask |= kCpuAvxVnni;
+    if (avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
+        __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl") &&
+        __builtin_cpu_supports("avx512vnni")) {
+        mask |= kCpuAvx512Vnni;
+    }
+    return mask;
+}
+
+#elif defined(__aarch64__)
+
+uint32_t cpu_features() {
+    // Bit numbers of the Linux interface: older system headers do not name them all.
+    constexpr unsigned long kHwcapAsimdDp = 1ul << 20;
+    constexpr unsigned long kHwcap2I8mm = 1ul << 13;
+    uint32_t mask = kCpuNeon;
+    if (getauxval(AT_HWCAP) & kHwcapAsimdDp) mask |= kCpuDotprod;
+    if (getauxval(AT_HWCAP2) & kHwcap2I8mm) mask |= kCpuI8mm;
+    return mask;
+}
+
+#else
+
+uint32_t cpu_features() { return 0; }
+
+#endif
+
+}  // namespace awqe

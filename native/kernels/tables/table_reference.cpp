@@ -1,0 +1,36 @@
+// The table `reference`: plain loops for any CPU, the executable form of native/ARITHMETIC.md.
+#include <type_traits>
+
+#include "native/kernels/tables/tables.h"
+
+namespace awqe {
+
+std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_reference, gemv_s8d_u3g_reference,
+    gemv_s8d_u4g_reference, gemv_s8d_u8g_reference;
+std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_reference, gemm_s8d_u3g_reference,
+    gemm_s8d_u4g_reference, gemm_s8d_u8g_reference;
+std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_reference;
+std::remove_pointer_t<RmsNormFunction> rms_norm_f32_reference;
+std::remove_pointer_t<RopeFunction> rope_f32_reference;
+std::remove_pointer_t<StoreHalfFunction> store_half_f16_reference;
+std::remove_pointer_t<AttentionFunction> attention_f16_reference;
+std::remove_pointer_t<SiluGateFunction> silu_gate_f32_reference;
+std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
+
+const KernelTable kTableReference = {
+    .name = "reference",
+    .required = 0,
+    .gemv = {nullptr, nullptr, gemv_s8d_u2g_reference, gemv_s8d_u3g_reference,
+             gemv_s8d_u4g_reference, nullptr, nullptr, nullptr, gemv_s8d_u8g_reference},
+    .gemm = {nullptr, nullptr, gemm_s8d_u2g_reference, gemm_s8d_u3g_reference,
+             gemm_s8d_u4g_reference, nullptr, nullptr, nullptr, gemm_s8d_u8g_reference},
+    .quantize_act = quantize_act_s8d_reference,
+    .rms_norm = rms_norm_f32_reference,
+    .rope = rope_f32_reference,
+    .store_half = store_half_f16_reference,
+    .attention = attention_f16_reference,
+    .silu_gate = silu_gate_f32_reference,
+    .embedding = embedding_ug_reference,
+};
+
+}  // namespace awqe
