@@ -1,0 +1,281 @@
+"""The packed layout r4k32 in numpy: pack(), unpack() and the sizes.
+
+Owns the bytes that ``native/format/FORMAT.md`` (section 3) draws; ``native/format/layouts.h`` is
+the counterpart in C++. Chooses no codes: ``awq_edge.quantize.grouped`` does. numpy only.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import struct
+from typing import TypeVar
+
+import numpy as np
+import numpy.typing as npt
+
+from awq_edge.errors import FileInvalidError, InvalidArgumentError
+
+MAGIC = b"AWQE"
+LAYOUT_R4K32 = 1
+LAYOUT_NAME = "r4k32"
+HEADER_BYTES = 64
+BLOCK_ROWS = 4  # one row per 128-bit lane of a 512-bit register
+BITS = (2, 3, 4, 8)
+GROUP_SIZES = (32, 64, 128)
+MAX_COLUMNS = 1 << 20
+
+_HEADER = struct.Struct("<4sIQQII32x")
+_ALIGNMENT = 64
+
+Bytes = npt.NDArray[np.uint8]
+_Scalar = TypeVar("_Scalar", bound=np.generic)
+
+Halves = npt.NDArray[np.float16]
+
+
+@dataclasses.dataclass(frozen=True)
+class Layout:
+    """Sizes of a packed matrix of n rows (outputs) and k columns (inputs).
+
+    Offsets count from the beginning of a block.
+    """
+
+    n: int
+    k: int
+    bits: int
+    group_size: int
+
+    def __post_init__(self) -> None:
+        """Checks that the four numbers describe a legal matrix."""
+        if self.bits not in BITS:
+            raise InvalidArgumentError(f"A packed matrix has 2, 3, 4 or 8 bits, not {self.bits}.")
+        if self.group_size not in GROUP_SIZES:
+            raise InvalidArgumentError(f"A group has 32, 64 or 128 inputs, not {self.group_size}.")
+        if self.n < 1 or not 1 <= self.k <= MAX_COLUMNS:
+            raise InvalidArgumentError(
+                f"A packed matrix has at least one row and 1 to {MAX_COLUMNS} columns, "
+                f"not {self.n} x {self.k}."
+            )
+
+    @property
+    def groups(self) -> int:
+        """Groups of a row; the last one may be short."""
+        return -(-self.k // self.group_size)
+
+    @property
+    def padded_k(self) -> int:
+        """Columns including the padding: a multiple of 32 (4 and 8 bits) or 64 (2 and 3 bits)."""
+        return _round_up(self.k, 32 if self.bits in (4, 8) else 64)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks of four rows."""
+        return -(-self.n // BLOCK_ROWS)
+
+    @property
+    def zero_points_offset(self) -> int:
+        """The zero-points follow the fp16 scales."""
+        return self.groups * BLOCK_ROWS * 2
+
+    @property
+    def codes_offset(self) -> int:
+        """The (low) plane of codes."""
+        return _round_up(self.groups * BLOCK_ROWS * 3, _ALIGNMENT)
+
+    @property
+    def high_plane_offset(self) -> int:
+        """The plane of the third bit; only for 3 bits."""
+        return self.codes_offset + self.padded_k * BLOCK_ROWS * 2 // 8
+
+    @property
+    def block_bytes(self) -> int:
+        """Bytes of a block, padding included."""
+        return _round_up(
+            self.codes_offset + self.padded_k * BLOCK_ROWS * self.bits // 8, _ALIGNMENT
+        )
+
+    @property
+    def total_bytes(self) -> int:
+        """Bytes of the whole tensor, header included."""
+        return HEADER_BYTES + self.blocks * self.block_bytes
+
+
+@dataclasses.dataclass(frozen=True)
+class Unpacked:
+    """What a packed matrix holds: w = scale * (code - zero-point)."""
+
+    codes: Bytes  # [n, k]
+    scales: Halves  # [n, groups]
+    zeros: Bytes  # [n, groups]
+    bits: int
+    group_size: int
+
+    def dequantise(self) -> npt.NDArray[np.float32]:
+        """The weights, float32 [n, k]."""
+        k = self.codes.shape[1]
+        scales = np.repeat(self.scales.astype(np.float32), self.group_size, axis=1)[:, :k]
+        zeros = np.repeat(self.zeros.astype(np.float32), self.group_size, axis=1)[:, :k]
+        weights: npt.NDArray[np.float32] = scales * (self.codes.astype(np.float32) - zeros)
+        return weights
+
+
+def pack(codes: Bytes, scales: Halves, zeros: Bytes, bits: int, group_size: int) -> bytes:
+    """Packs one matrix, its 64-byte header included.
+
+    Args:
+        codes: uint8 [n, k], below 2**bits.
+        scales: float16 [n, groups], finite.
+        zeros: uint8 [n, groups], below 2**bits.
+        bits: 2, 3, 4 or 8.
+        group_size: 32, 64 or 128 inputs.
+    """
+    if codes.ndim != 2 or codes.dtype != np.uint8:
+        raise InvalidArgumentError(f"Codes are a uint8 matrix, not {codes.dtype} {codes.shape}.")
+    n, k = codes.shape
+    layout = Layout(n, k, bits, group_size)
+    if scales.dtype != np.float16 or scales.shape != (n, layout.groups):
+        raise InvalidArgumentError(
+            f"Scales are float16 [{n}, {layout.groups}], not {scales.dtype} {list(scales.shape)}."
+        )
+    if zeros.dtype != np.uint8 or zeros.shape != (n, layout.groups):
+        raise InvalidArgumentError(
+            f"Zero-points are uint8 [{n}, {layout.groups}], not {zeros.dtype} {list(zeros.shape)}."
+        )
+    if bits < 8 and (int(codes.max()) >> bits or int(zeros.max()) >> bits):
+        raise InvalidArgumentError(f"A code or a zero-point does not fit {bits} bits.")
+    if not np.isfinite(scales).all():
+        raise InvalidArgumentError("A scale is not finite.")
+
+    rows = layout.blocks * BLOCK_ROWS
+    blocks = np.zeros((layout.blocks, layout.block_bytes), dtype=np.uint8)
+
+    # [n, groups] -> [blocks, groups, 4 rows]
+    by_group = np.zeros((rows, layout.groups), dtype="<f2")
+    by_group[:n] = scales
+    by_group = np.ascontiguousarray(by_group.reshape(-1, BLOCK_ROWS, layout.groups).swapaxes(1, 2))
+    blocks[:, : layout.zero_points_offset] = by_group.reshape(layout.blocks, -1).view(np.uint8)
+    zeros_end = layout.zero_points_offset + layout.groups * BLOCK_ROWS
+    padded_zeros = np.zeros((rows, layout.groups), dtype=np.uint8)
+    padded_zeros[:n] = zeros
+    blocks[:, layout.zero_points_offset : zeros_end] = (
+        padded_zeros.reshape(-1, BLOCK_ROWS, layout.groups)
+        .swapaxes(1, 2)
+        .reshape(layout.blocks, -1)
+    )
+
+    padded = np.zeros((rows, layout.padded_k), dtype=np.uint8)
+    padded[:n, :k] = codes
+    padded[:n, k:] = zeros[:, -1:]
+    low_end = (
+        layout.high_plane_offset if bits == 3 else layout.codes_offset + _plane_bytes(layout, bits)
+    )
+    blocks[:, layout.codes_offset : low_end] = _pack_plane(padded, bits).reshape(layout.blocks, -1)
+    if bits == 3:
+        high_end = low_end + _plane_bytes(layout, 1)
+        blocks[:, low_end:high_end] = _pack_high_plane(padded).reshape(layout.blocks, -1)
+
+    header = _HEADER.pack(MAGIC, LAYOUT_R4K32, n, k, bits, group_size)
+    return header + blocks.tobytes()
+
+
+def unpack(data: bytes | memoryview | Bytes) -> Unpacked:
+    """The inverse of :func:`pack`. Refuses bytes that are not one whole packed matrix."""
+    raw = np.frombuffer(data, dtype=np.uint8)
+    if len(raw) < HEADER_BYTES:
+        raise FileInvalidError(
+            f"A packed matrix has at least {HEADER_BYTES} bytes, not {len(raw)}."
+        )
+    magic, layout_id, n, k, bits, group_size = _HEADER.unpack(raw[:HEADER_BYTES].tobytes())
+    if magic != MAGIC or layout_id != LAYOUT_R4K32:
+        raise FileInvalidError("A packed matrix begins with AWQE and layout 1; these bytes do not.")
+    layout = Layout(n, k, bits, group_size)
+    if len(raw) != layout.total_bytes:
+        raise FileInvalidError(
+            f"A packed {n} x {k} matrix takes {layout.total_bytes} bytes, not {len(raw)}."
+        )
+    blocks = raw[HEADER_BYTES:].reshape(layout.blocks, layout.block_bytes)
+
+    def rows_of_groups(values: npt.NDArray[_Scalar]) -> npt.NDArray[_Scalar]:
+        shaped = values.reshape(layout.blocks, layout.groups, BLOCK_ROWS).swapaxes(1, 2)
+        return np.ascontiguousarray(shaped.reshape(-1, layout.groups)[:n])
+
+    zeros_end = layout.zero_points_offset + layout.groups * BLOCK_ROWS
+    scales = (
+        np.ascontiguousarray(blocks[:, : layout.zero_points_offset]).view("<f2").astype(np.float16)
+    )
+    zeros = blocks[:, layout.zero_points_offset : zeros_end]
+    codes: Bytes
+    if bits == 3:
+        high_end = layout.high_plane_offset + _plane_bytes(layout, 1)
+        low = _unpack_plane(blocks[:, layout.codes_offset : layout.high_plane_offset], layout, 2)
+        high = _unpack_high_plane(blocks[:, layout.high_plane_offset : high_end], layout)
+        codes = low | high << 2
+    else:
+        plane_end = layout.codes_offset + _plane_bytes(layout, bits)
+        codes = _unpack_plane(blocks[:, layout.codes_offset : plane_end], layout, bits)
+    return Unpacked(
+        codes=np.ascontiguousarray(codes[:n, :k]),
+        scales=rows_of_groups(scales),
+        zeros=rows_of_groups(zeros),
+        bits=bits,
+        group_size=group_size,
+    )
+
+
+def _round_up(value: int, multiple: int) -> int:
+    return -(-value // multiple) * multiple
+
+
+def _plane_bytes(layout: Layout, bits: int) -> int:
+    return layout.padded_k * BLOCK_ROWS * bits // 8
+
+
+def _pack_plane(codes: Bytes, bits: int) -> Bytes:
+    """Codes [rows, K] -> bytes [blocks, K / w, 4, bytes of a row].
+
+    A byte holds inputs 16 apart, the lowest input lowest.
+
+    3 bits: the plane of the two low bits.
+    """
+    if bits == 8:
+        return codes.reshape(-1, BLOCK_ROWS, codes.shape[1] // 32, 32).swapaxes(1, 2)
+    width = 4 if bits == 4 else 2
+    fields = 8 // width
+    shaped = codes.reshape(-1, BLOCK_ROWS, codes.shape[1] // (16 * fields), fields, 16)
+    packed = np.zeros((*shaped.shape[:3], 16), dtype=np.uint8)
+    for field in range(fields):
+        packed |= (shaped[:, :, :, field] & ((1 << width) - 1)) << (width * field)
+    return packed.swapaxes(1, 2)
+
+
+def _unpack_plane(plane: Bytes, layout: Layout, bits: int) -> Bytes:
+    """The inverse of :func:`_pack_plane`; plane: [blocks, bytes]."""
+    if bits == 8:
+        shaped = plane.reshape(layout.blocks, -1, BLOCK_ROWS, 32)
+        return shaped.swapaxes(1, 2).reshape(-1, layout.padded_k)
+    fields = 8 // bits
+    packed = plane.reshape(layout.blocks, -1, BLOCK_ROWS, 16).swapaxes(1, 2)
+    codes = np.stack(
+        [packed >> (bits * field) & ((1 << bits) - 1) for field in range(fields)], axis=3
+    )
+    return codes.reshape(-1, layout.padded_k)
+
+
+def _pack_high_plane(codes: Bytes) -> Bytes:
+    """Third bits of [rows, K] -> [blocks, K / 64, 4, 8].
+
+    Bit f is input 16 f + j, bit 4 + f is input 16 f + 8 + j.
+    """
+    shaped = (codes >> 2).reshape(-1, BLOCK_ROWS, codes.shape[1] // 64, 4, 2, 8)
+    packed = np.zeros((*shaped.shape[:3], 8), dtype=np.uint8)
+    for field in range(4):
+        for half in range(2):
+            packed |= shaped[:, :, :, field, half] << (4 * half + field)
+    return packed.swapaxes(1, 2)
+
+
+def _unpack_high_plane(plane: Bytes, layout: Layout) -> Bytes:
+    """The inverse of :func:`_pack_high_plane`, [rows, K] of 0 and 1."""
+    packed = plane.reshape(layout.blocks, -1, BLOCK_ROWS, 8).swapaxes(1, 2)
+    bits = np.stack([packed >> bit & 1 for bit in (0, 4, 1, 5, 2, 6, 3, 7)], axis=3)
+    return bits.reshape(-1, layout.padded_k)

@@ -1,0 +1,230 @@
+"""Writes model files (GGUF v3, ``native/format/FORMAT.md``); reads them back as float weights.
+
+Owns the container: metadata types, tensor order, checksum, padding, and that a failed write leaves
+nothing behind. The reader here is the slow one, for tests and as an oracle; the runtime's is
+``native/format/gguf_reader.cpp``.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import hashlib
+import os
+from collections.abc import Iterable, Iterator, Mapping
+from pathlib import Path
+from typing import Any, Union
+
+import numpy as np
+import numpy.typing as npt
+
+from awq_edge import layouts
+from awq_edge.architecture import Architecture, MetadataValue
+from awq_edge.errors import AwqEdgeError, FileInvalidError, FileUnreadableError, InternalError
+
+ARCHITECTURE_NAME = "awq-edge"
+FORMAT_VERSION = 1
+ALIGNMENT = 64  # a cache line and a 512-bit register
+TRAILING_BYTES = 64  # a full-vector load at the end of the last block stays inside the mapping
+_CHECKSUM_KEY = "awq_edge.sha256"
+_CHUNK_BYTES = 1 << 20
+
+# float32 vector, the bytes of a packed matrix, or a file that holds them.
+TensorSource = Union[npt.NDArray[np.float32], bytes, Path]
+
+
+def write_model(
+    path: Path, metadata: Mapping[str, MetadataValue], tensors: Iterable[tuple[str, TensorSource]]
+) -> str:
+    """Writes a whole model file, or nothing.
+
+    The bytes go to a temporary sibling, which is synced and then renamed over ``path``.
+
+    Args:
+        path: The file to write; an older one is replaced.
+        metadata: Everything but the keys that describe the container itself. bool, int (u32), float
+            (f32), str, and list of int ([u32]).
+        tensors: Names and sources, in file order: a float32 array becomes F32, bytes and files of
+            bytes become I8.
+
+    Returns:
+        The SHA-256 of all tensor bytes, in hexadecimal.
+    """
+    sources = list(tensors)
+    partial = path.with_name(f".{path.name}.writing")
+    try:
+        checksum = _write_container(partial, metadata, sources)
+        partial.replace(path)
+        _sync_directory(path.parent)
+        return checksum
+    except OSError as error:
+        raise write_error(path, error) from error
+    finally:
+        with contextlib.suppress(OSError):
+            partial.unlink()
+
+
+def write_error(path: Path, error: OSError) -> AwqEdgeError:
+    """One sentence for a failed write to ``path``."""
+    if isinstance(error, AwqEdgeError):
+        return error
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        return FileUnreadableError(
+            f"The disk that holds {path} is full; free some space and convert again."
+        )
+    return FileUnreadableError(f"Cannot write {path}: {error.strerror or error}.")
+
+
+def _write_container(
+    path: Path, metadata: Mapping[str, MetadataValue], sources: list[tuple[str, TensorSource]]
+) -> str:
+    from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
+
+    writer = GGUFWriter(None, ARCHITECTURE_NAME)
+    writer.add_custom_alignment(ALIGNMENT)
+    writer.add_uint32("awq_edge.format_version", FORMAT_VERSION)
+    writer.add_string("awq_edge.layout", layouts.LAYOUT_NAME)
+    for key, value in metadata.items():
+        if isinstance(value, list):
+            writer.add_key_value(key, value, GGUFValueType.ARRAY, sub_type=GGUFValueType.UINT32)
+        else:
+            writer.add_key_value(key, value, _value_type(key, value))
+    # Last, so that its 64 digits are the last bytes before the tensor descriptions and can be
+    # filled in at the end.
+    writer.add_string(_CHECKSUM_KEY, "0" * 64)
+    for name, source in sources:
+        size = _source_bytes(source)
+        if isinstance(source, np.ndarray):
+            writer.add_tensor_info(name, source.shape, source.dtype, size, GGMLQuantizationType.F32)
+        else:
+            writer.add_tensor_info(name, (size,), np.dtype(np.int8), size, GGMLQuantizationType.I8)
+    try:
+        writer.write_header_to_file(path)
+        writer.write_kv_data_to_file()
+        writer.write_ti_data_to_file()
+    finally:
+        writer.close()
+
+    hasher = hashlib.sha256()
+    with path.open("r+b") as file:
+        digits_offset = _checksum_offset(file.read())
+        _pad(file)
+        for _, source in sources:
+            for chunk in _chunks(source):
+                hasher.update(chunk)
+                file.write(chunk)
+            _pad(file)
+        file.write(bytes(TRAILING_BYTES))
+        file.seek(digits_offset)
+        file.write(hasher.hexdigest().encode())
+        file.flush()
+        os.fsync(file.fileno())
+    return hasher.hexdigest()
+
+
+def _value_type(key: str, value: MetadataValue) -> Any:
+    from gguf import GGUFValueType
+
+    types = {
+        bool: GGUFValueType.BOOL,
+        int: GGUFValueType.UINT32,
+        float: GGUFValueType.FLOAT32,
+        str: GGUFValueType.STRING,
+    }
+    if type(value) not in types:
+        raise InternalError(
+            f"The metadata {key} is a {type(value).__name__}, which a model file cannot hold."
+        )
+    return types[type(value)]
+
+
+def _source_bytes(source: TensorSource) -> int:
+    if isinstance(source, Path):
+        return source.stat().st_size
+    if isinstance(source, np.ndarray):
+        if source.dtype != np.float32 or source.ndim != 1:
+            raise InternalError(
+                f"A plain tensor is a float32 vector, not {source.dtype} {list(source.shape)}."
+            )
+        return source.nbytes
+    return len(source)
+
+
+def _chunks(source: TensorSource) -> Iterator[bytes]:
+    if isinstance(source, Path):
+        with source.open("rb") as file:
+            while chunk := file.read(_CHUNK_BYTES):
+                yield chunk
+    elif isinstance(source, np.ndarray):
+        yield source.astype("<f4", copy=False).tobytes()
+    else:
+        yield source
+
+
+def _checksum_offset(header: bytes) -> int:
+    """Where the value of the checksum's key begins: key, value type (u32), length (u64), value."""
+    key = _CHECKSUM_KEY.encode()
+    needle = (
+        len(key).to_bytes(8, "little")
+        + key
+        + (8).to_bytes(4, "little")
+        + (64).to_bytes(8, "little")
+        + b"0" * 64
+    )
+    return header.rindex(needle) + len(needle) - 64
+
+
+def _pad(file: Any) -> None:
+    file.write(bytes(-file.tell() % ALIGNMENT))
+
+
+def _sync_directory(directory: Path) -> None:
+    """Makes a rename durable; file systems that cannot sync a directory do without."""
+    with contextlib.suppress(OSError):
+        descriptor = os.open(directory, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@dataclasses.dataclass(frozen=True)
+class DequantisedModel:
+    """A packed file as plain weights."""
+
+    architecture: Architecture
+    metadata: dict[str, Any]
+    tensors: dict[str, npt.NDArray[np.float32]]  # matrices [n, k], vectors [n]
+    group_sizes: dict[str, int]  # of the packed ones: inputs are rounded in the same groups
+
+
+def read_dequantised(path: Path) -> DequantisedModel:
+    """Reads a model file through the ``gguf`` package; packed matrices become float32."""
+    from gguf import GGMLQuantizationType, GGUFReader
+
+    if not path.is_file():
+        raise FileUnreadableError(f"There is no file {path}.")
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, IndexError, KeyError) as error:
+        raise FileInvalidError(f"{path} is not a GGUF file: {error}.") from error
+    metadata = {key: field.contents() for key, field in reader.fields.items()}
+    if metadata.get("general.architecture") != ARCHITECTURE_NAME:
+        raise FileInvalidError(f"{path} is a GGUF file, but not one written by awq-edge.")
+    tensors: dict[str, npt.NDArray[np.float32]] = {}
+    group_sizes: dict[str, int] = {}
+    for tensor in reader.tensors:
+        if tensor.tensor_type == GGMLQuantizationType.F32:
+            tensors[tensor.name] = np.array(tensor.data, dtype=np.float32)
+        else:
+            matrix = layouts.unpack(np.ascontiguousarray(tensor.data).view(np.uint8))
+            tensors[tensor.name] = matrix.dequantise()
+            group_sizes[tensor.name] = matrix.group_size
+    architecture = Architecture.from_metadata(
+        metadata,
+        qkv_bias="blk.0.attn_q.bias" in tensors,
+        output_bias="blk.0.attn_output.bias" in tensors,
+        feed_forward_bias="blk.0.ffn_down.bias" in tensors,
+    )
+    return DequantisedModel(architecture, metadata, tensors, group_sizes)
