@@ -1,0 +1,115 @@
+"""Documents stay true: links and paths that they name exist, and the command reference is current.
+
+Without an argument it writes ``docs/cli.md`` from the commands themselves; with ``--check`` it
+only compares. Refuses to judge prose.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import typer.main
+from awq_edge.cli.main import app
+
+ROOT = Path(__file__).resolve().parents[2]
+REFERENCE = ROOT / "docs" / "cli.md"
+LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
+CODE_PATH = re.compile(
+    r"`((?:awq_edge|converters|native|targets|examples|tests|benchmarks|docs)/[\w./*-]+)`"
+)
+
+
+def command_reference() -> str:
+    """The options of every command as Markdown, from the command line's own definitions."""
+    lines = [
+        "# Commands",
+        "",
+        "Generated from the commands themselves by `make docs`.",
+    ]
+    root = typer.main.get_command(app)
+    commands = [(f"awq-edge {name}", command) for name, command in _leaves(root)]
+    for name, command in commands:
+        usage = [name]
+        arguments, options = [], []
+        for parameter in command.params:
+            (arguments if parameter.param_type_name == "argument" else options).append(parameter)
+        usage += [_argument_name(argument) for argument in arguments]
+        lines += ["", f"## {name}", "", (command.help or "").strip(), ""]
+        lines += ["```", " ".join(usage) + " [OPTIONS]", "```", ""]
+        rows = [
+            (_argument_name(argument), getattr(argument, "help", "") or "")
+            for argument in arguments
+        ]
+        for option in options:
+            if option.name == "help" or getattr(option, "hidden", False):
+                continue
+            default = option.default
+            shown = (
+                ""
+                if default is None or default is False or default == () or callable(default)
+                else f" Default: {getattr(default, 'value', default)}."
+            )
+            rows.append((", ".join(option.opts), (option.help or "") + shown))
+        lines += ["| option | meaning |", "|---|---|"]
+        lines += [f"| `{name}` | {' '.join(text.split())} |" for name, text in rows]
+    return "\n".join(lines) + "\n"
+
+
+def _leaves(group: typer.core.TyperGroup, prefix: str = "") -> list:
+    found = []
+    for name, command in sorted(group.commands.items()):
+        if hasattr(command, "commands"):
+            found += _leaves(command, f"{prefix}{name} ")
+        else:
+            found.append((prefix + name, command))
+    return found
+
+
+def _argument_name(argument: typer.core.TyperArgument) -> str:
+    return argument.metavar or (argument.name or "").upper()
+
+
+def missing_paths() -> list[str]:
+    """Links and code paths in the documents that lead nowhere."""
+    listed = subprocess.run(
+        ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
+    ).stdout.split()
+    problems = []
+    for name in listed:
+        document = ROOT / name
+        if not document.exists():
+            continue
+        text = document.read_text(encoding="utf-8")
+        for target in LINK.findall(text):
+            if "://" not in target and not (document.parent / target).exists():
+                problems.append(f"{name}: the link {target} leads nowhere")
+        for target in CODE_PATH.findall(text):
+            if not list(ROOT.glob(target.rstrip("/"))):
+                problems.append(f"{name}: there is no {target}")
+    return problems
+
+
+def main() -> int:
+    """Check, and write the reference unless told only to check."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--check", action="store_true", help="write nothing")
+    check_only = parser.parse_args().check
+    problems = missing_paths()
+    reference = command_reference()
+    current = REFERENCE.read_text(encoding="utf-8") if REFERENCE.exists() else ""
+    if check_only and current != reference:
+        problems.append("docs/cli.md is older than the commands: run make docs")
+    if not check_only:
+        REFERENCE.parent.mkdir(exist_ok=True)
+        REFERENCE.write_text(reference, encoding="utf-8")
+    for problem in problems:
+        print(problem, file=sys.stderr)
+    return 1 if problems else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
