@@ -1,0 +1,10 @@
+// gemv_ug.h for 2 bits on armv8.0: SMLAL. The algorithm stands in gemv_neon.h.
+#include "native/kernels/gemv/gemv_neon.h"
+
+namespace awqe {
+
+void gemv_s8d_u2g_neon(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin, size_t row_end) {
+    gemv<2, Int16Sum>(w, x, y, row_begin, row_end);
+}
+
+}  // namespace awqe

@@ -1,0 +1,11 @@
+// gemv_ug.h for 3 bits on cores with SDOT. The algorithm stands in gemv_neon.h.
+#include "native/kernels/gemv/gemv_neon.h"
+#include "native/kernels/gemv/sum_neon_dotprod.h"
+
+namespace awqe {
+
+void gemv_s8d_u3g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin, size_t row_end) {
+    gemv<3, SdotSum>(w, x, y, row_begin, row_end);
+}
+
+}  // namespace awqe
