@@ -13,6 +13,7 @@ import sys
 from pathlib import Path
 
 import typer.main
+
 from awq_edge.cli.main import app
 
 ROOT = Path(__file__).resolve().parents[2]
