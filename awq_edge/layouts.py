@@ -209,7 +209,7 @@ def unpack(data: bytes | memoryview | Bytes) -> Unpacked:
         high_end = layout.high_plane_offset + _plane_bytes(layout, 1)
         low = _unpack_plane(blocks[:, layout.codes_offset : layout.high_plane_offset], layout, 2)
         high = _unpack_high_plane(blocks[:, layout.high_plane_offset : high_end], layout)
-        codes = low | high << 2
+        codes = (low | high << 2).astype(np.uint8, copy=False)
     else:
         plane_end = layout.codes_offset + _plane_bytes(layout, bits)
         codes = _unpack_plane(blocks[:, layout.codes_offset : plane_end], layout, bits)

@@ -18,7 +18,7 @@ GOLDEN_ROWS, GOLDEN_COLUMNS, GOLDEN_GROUP = 6, 200, 64
 
 
 def golden_matrix(bits: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Codes, scales and zero-points made by integer arithmetic alone: the C++ tests make the same ones."""
+    """Codes, scales and zero-points by integer arithmetic alone: easy to make again in C++."""
     rows = np.arange(GOLDEN_ROWS)[:, None]
     columns = np.arange(GOLDEN_COLUMNS)[None, :]
     groups = np.arange(-(-GOLDEN_COLUMNS // GOLDEN_GROUP))[None, :]
