@@ -5,4 +5,9 @@ Owns the public names. Importing it loads no tokenizer, no command line and no t
 
 from __future__ import annotations
 
+from awq_edge.errors import AwqEdgeError
+from awq_edge.model import Generation, GenerationConfig, Model, Session
+
+__all__ = ["AwqEdgeError", "Generation", "GenerationConfig", "Model", "Session", "__version__"]
+
 __version__ = "0.1.0"

@@ -1,0 +1,407 @@
+"""The C library: finds it, declares it to cffi, and turns its calls into typed Python.
+
+The only file that touches cffi. Owns the pointers of models, sessions and samplers, the way from
+a status to an exception, and callbacks that never raise into C. Refuses tokenizing and policy:
+``model.py`` has those. The contract of every call stands in ``native/include/awq_edge.h``.
+"""
+
+from __future__ import annotations
+
+import functools
+import os
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Union
+
+import cffi  # type: ignore[import-untyped]  # cffi ships no annotations
+
+from awq_edge import errors
+
+LIBRARY_NAME = "libawq_edge.so"
+HEADER_NAME = "awq_edge.h"
+_BEGIN, _END = "/* cffi begin */", "/* cffi end */"
+
+# One exception per awqe_status, in the order of the enum; 0 is success.
+_EXCEPTIONS: tuple[type[errors.AwqEdgeError], ...] = (
+    errors.InvalidArgumentError,
+    errors.FileUnreadableError,
+    errors.FileInvalidError,
+    errors.UnsupportedError,
+    errors.OutOfMemoryError,
+    errors.ContextFullError,
+    errors.CancelledError,
+    errors.InternalError,
+)
+
+Scalar = Union[int, float, bool, str]
+Value = Union[Scalar, list[Scalar]]
+Progress = Callable[[int, int], None]
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """Sizes of a model; counts of weights and bytes."""
+
+    layers: int
+    hidden_size: int
+    vocabulary_size: int
+    context_length: int
+    heads: int
+    kv_heads: int
+    head_size: int
+    feed_forward_size: int
+    parameters: int
+    file_bytes: int
+    decode_bytes: int
+
+
+@dataclass(frozen=True)
+class TensorInfo:
+    """One tensor of a file. ``bits`` is 2, 3, 4 or 8 for a packed matrix and 32 for float32."""
+
+    name: str
+    bits: int
+    group_size: int
+    rows: int
+    columns: int
+    offset: int
+    bytes: int
+
+
+@dataclass(frozen=True)
+class MemoryNeed:
+    """Bytes that a session needs: mapped weights, keys and values, everything else."""
+
+    weight_bytes: int
+    cache_bytes: int
+    scratch_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """All three together."""
+        return self.weight_bytes + self.cache_bytes + self.scratch_bytes
+
+
+def header_path() -> Path:
+    """The C header: beside the installed package, or in the checkout this file belongs to."""
+    package = Path(__file__).parent
+    for path in (
+        package / "include" / HEADER_NAME,
+        package.parent / "native/include" / HEADER_NAME,
+    ):
+        if path.is_file():
+            return path
+    raise errors.InternalError(
+        f"{HEADER_NAME} is missing from {package}: install awq-edge again (pip install awq-edge)."
+    )
+
+
+def library_path() -> Path:
+    """The shared library: AWQ_EDGE_LIBRARY, or the package's directory."""
+    forced = os.environ.get("AWQ_EDGE_LIBRARY")
+    if forced:
+        return Path(forced)
+    import awq_edge
+
+    # An editable install has two directories: the sources and the place of the built library.
+    for directory in awq_edge.__path__:
+        path = Path(directory) / LIBRARY_NAME
+        if path.is_file():
+            return path
+    raise errors.UnsupportedError(
+        f"The library {LIBRARY_NAME} is not in {Path(__file__).parent}: install a wheel for this "
+        "machine, or build it in a checkout with 'make setup'."
+    )
+
+
+def declarations(header: str) -> str:
+    """The part of ``awq_edge.h`` that cffi reads: the text between the two markers."""
+    try:
+        return header[header.index(_BEGIN) + len(_BEGIN) : header.index(_END)]
+    except ValueError as error:
+        raise errors.InternalError(f"{HEADER_NAME} has no cffi markers.") from error
+
+
+@functools.cache
+def _load() -> tuple[Any, Any]:
+    ffi = cffi.FFI()
+    ffi.cdef(declarations(header_path().read_text(encoding="utf-8")))
+    path = library_path()
+    try:
+        library = ffi.dlopen(str(path))
+    except OSError as error:
+        raise errors.UnsupportedError(
+            f"The library {path} cannot be loaded ({error}): install a wheel for this machine."
+        ) from error
+    found = library.awqe_abi_version()
+    if found != library.AWQE_ABI_VERSION:
+        raise errors.UnsupportedError(
+            f"{path} has ABI {found}, this package needs {library.AWQE_ABI_VERSION}: "
+            "install both from one release, or build the library again."
+        )
+    return ffi, library
+
+
+def _call(function: Callable[..., int], *arguments: object) -> None:
+    """Calls a function of the library and raises what its status says."""
+    ffi, _ = _load()
+    error = ffi.new("awqe_error*")
+    status = int(function(*arguments, error))
+    if status != 0:
+        text = ffi.string(error.message).decode("utf-8", "replace")
+        kind = _EXCEPTIONS[status - 1] if status <= len(_EXCEPTIONS) else errors.InternalError
+        raise kind(text or f"status {status}")
+
+
+def _structure(name: str) -> Any:
+    ffi, _ = _load()
+    structure = ffi.new(f"{name}*")
+    structure.struct_size = ffi.sizeof(name)
+    return structure
+
+
+def library_version() -> str:
+    """The loaded library's release."""
+    ffi, library = _load()
+    return _text(ffi, library.awqe_version())
+
+
+def read_bandwidth(threads: int, size_bytes: int) -> float:
+    """Bytes per second that ``threads`` threads read from memory, the median of several passes."""
+    ffi, library = _load()
+    result = ffi.new("double*")
+    _call(library.awqe_read_bandwidth, threads, size_bytes, result)
+    return float(result[0])
+
+
+class NativeModel:
+    """A mapped and validated file. May be used from several threads at once."""
+
+    def __init__(self, path: Path) -> None:
+        """Maps ``path``."""
+        ffi, library = _load()
+        pointer = ffi.new("awqe_model**")
+        _call(library.awqe_model_open, os.fsencode(path), pointer)
+        self.pointer = ffi.gc(pointer[0], library.awqe_model_close)
+
+    def close(self) -> None:
+        """Unmaps the file; its sessions must be closed. A second call does nothing."""
+        ffi, _ = _load()
+        if self.pointer is not None:
+            ffi.release(self.pointer)
+            self.pointer = None
+
+    def info(self) -> ModelInfo:
+        """The model's sizes."""
+        _, library = _load()
+        info = _structure("awqe_model_info")
+        _call(library.awqe_model_info_get, self.pointer, info)
+        return ModelInfo(
+            **{name: int(getattr(info, name)) for name in ModelInfo.__dataclass_fields__}
+        )
+
+    def metadata(self) -> dict[str, Value]:
+        """All entries, in file order."""
+        ffi, library = _load()
+        entries: dict[str, Value] = {}
+        for index in range(library.awqe_model_metadata_count(self.pointer)):
+            entry = _structure("awqe_metadata")
+            _call(library.awqe_model_metadata_at, self.pointer, index, entry)
+            key = _text(ffi, entry.key)
+            if entry.type == library.AWQE_VALUE_ARRAY:
+                entries[key] = [self._element(index, i) for i in range(entry.count)]
+            else:
+                entries[key] = _scalar(entry)
+        return entries
+
+    def _element(self, index: int, element: int) -> Scalar:
+        _, library = _load()
+        value = _structure("awqe_metadata")
+        _call(library.awqe_model_metadata_element, self.pointer, index, element, value)
+        return _scalar(value)
+
+    def tensors(self) -> list[TensorInfo]:
+        """All tensors, in file order."""
+        ffi, library = _load()
+        tensors = []
+        for index in range(library.awqe_model_tensor_count(self.pointer)):
+            tensor = _structure("awqe_tensor")
+            _call(library.awqe_model_tensor_at, self.pointer, index, tensor)
+            tensors.append(
+                TensorInfo(
+                    name=_text(ffi, tensor.name),
+                    bits=int(tensor.bits),
+                    group_size=int(tensor.group_size),
+                    rows=int(tensor.rows),
+                    columns=int(tensor.columns),
+                    offset=int(tensor.offset),
+                    bytes=int(tensor.bytes),
+                )
+            )
+        return tensors
+
+    def memory(self, context_length: int) -> MemoryNeed:
+        """What a session with this context would need; allocates nothing."""
+        _, library = _load()
+        need = _structure("awqe_memory")
+        options = _session_options(context_length, 0, 0)
+        _call(library.awqe_session_memory, self.pointer, options, need)
+        return MemoryNeed(int(need.weight_bytes), int(need.cache_bytes), int(need.scratch_bytes))
+
+
+class NativeSampler:
+    """A random stream with its settings."""
+
+    def __init__(
+        self,
+        *,
+        temperature: float,
+        top_k: int,
+        top_p: float,
+        min_p: float,
+        repetition_penalty: float,
+        repetition_window: int,
+        seed: int,
+    ) -> None:
+        """Checks the settings; their meaning is that of ``awqe_sampling``."""
+        ffi, library = _load()
+        sampling = _structure("awqe_sampling")
+        sampling.temperature = temperature
+        sampling.top_k = top_k
+        sampling.top_p = top_p
+        sampling.min_p = min_p
+        sampling.repetition_penalty = repetition_penalty
+        sampling.repetition_window = repetition_window
+        sampling.seed = seed
+        pointer = ffi.new("awqe_sampler**")
+        _call(library.awqe_sampler_open, sampling, pointer)
+        self.pointer = ffi.gc(pointer[0], library.awqe_sampler_close)
+
+
+class NativeSession:
+    """One conversation. May be used from one thread at a time."""
+
+    def __init__(
+        self, model: NativeModel, *, context_length: int, threads: int, prefill_threads: int
+    ) -> None:
+        """Allocates the cache; zero threads let the library choose."""
+        ffi, library = _load()
+        self._model = model  # keeps the mapping alive
+        self._vocabulary_size = model.info().vocabulary_size
+        pointer = ffi.new("awqe_session**")
+        options = _session_options(context_length, threads, prefill_threads)
+        _call(library.awqe_session_open, model.pointer, options, pointer)
+        self.pointer = ffi.gc(pointer[0], library.awqe_session_close)
+        self.kernels = _text(ffi, library.awqe_session_kernels(self.pointer))
+        self.threads = int(library.awqe_session_threads(self.pointer, False))
+        self.prefill_threads = int(library.awqe_session_threads(self.pointer, True))
+
+    def close(self) -> None:
+        """Frees the session. A second call does nothing."""
+        ffi, _ = _load()
+        if self.pointer is not None:
+            ffi.release(self.pointer)
+            self.pointer = None
+
+    @property
+    def position(self) -> int:
+        """Tokens in the context."""
+        _, library = _load()
+        return int(library.awqe_session_position(self.pointer))
+
+    def truncate(self, position: int) -> None:
+        """Forgets every token from ``position`` on."""
+        _, library = _load()
+        _call(library.awqe_session_truncate, self.pointer, position)
+
+    def evaluate(
+        self, tokens: Sequence[int], logits: Any = None, progress: Progress | None = None
+    ) -> None:
+        """Appends tokens and keeps the last one's logits for ``sample``.
+
+        Args:
+            tokens: ids, each below the size of the vocabulary.
+            logits: float32 [tokens, vocabulary], C-contiguous, to fill; None fills nothing.
+            progress: called between blocks with the tokens done and the total; may raise, which
+                cancels the call and comes out of it.
+        """
+        ffi, library = _load()
+        try:
+            ids = ffi.new("uint32_t[]", list(tokens))
+        except (OverflowError, TypeError) as error:
+            raise errors.InvalidArgumentError(f"Token ids are whole numbers: {error}.") from error
+        which, target = library.AWQE_LOGITS_LAST, ffi.NULL
+        if logits is not None:
+            which = library.AWQE_LOGITS_ALL
+            target = ffi.from_buffer("float[]", logits, require_writable=True)
+            if len(target) < len(ids) * self._vocabulary_size:
+                raise errors.InvalidArgumentError("The array for the logits is too small.")
+        raised: list[BaseException] = []
+
+        def keep(_kind: object, error: BaseException, _traceback: object) -> None:
+            raised.append(error)
+
+        # Also what makes Ctrl-C work in a long prompt: Python looks for signals in here. An
+        # exception goes to `keep` and never into C; the callback then returns false.
+        def report(_user: object, done: int, total: int) -> bool:
+            if progress is not None:
+                progress(done, total)
+            return True
+
+        callback = ffi.callback("bool(void*, size_t, size_t)", report, error=False, onerror=keep)
+        try:
+            _call(
+                library.awqe_session_evaluate,
+                self.pointer,
+                ids,
+                len(ids),
+                which,
+                target,
+                callback,
+                ffi.NULL,
+            )
+        except errors.CancelledError:
+            if raised:
+                raise raised[0] from None
+            raise
+        if raised:
+            raise raised[0]
+
+    def sample(self, sampler: NativeSampler) -> int:
+        """Draws the next token from the last logits; does not append it."""
+        ffi, library = _load()
+        token = ffi.new("uint32_t*")
+        _call(library.awqe_session_sample, self.pointer, sampler.pointer, token)
+        return int(token[0])
+
+
+def _session_options(context_length: int, threads: int, prefill_threads: int) -> Any:
+    options = _structure("awqe_session_options")
+    try:
+        options.context_length = context_length
+        options.threads = threads
+        options.prefill_threads = prefill_threads
+    except OverflowError as error:
+        raise errors.InvalidArgumentError(
+            f"The context length and thread counts are whole numbers from 0 on: {error}."
+        ) from error
+    return options
+
+
+def _scalar(value: Any) -> Scalar:
+    """The Python value of an ``awqe_metadata`` that is no array."""
+    ffi, library = _load()
+    if value.type == library.AWQE_VALUE_STRING:
+        return bytes(ffi.buffer(value.string_value, value.count)).decode("utf-8", "replace")
+    if value.type == library.AWQE_VALUE_BOOLEAN:
+        return bool(value.unsigned_value)
+    if value.type == library.AWQE_VALUE_REAL:
+        return float(value.real_value)
+    if value.type == library.AWQE_VALUE_SIGNED:
+        return int(value.signed_value)
+    return int(value.unsigned_value)
+
+
+def _text(ffi: Any, pointer: Any) -> str:
+    return str(ffi.string(pointer).decode("utf-8", "replace"))
