@@ -1,5 +1,6 @@
-// A C++ test in three words: TEST(name) { ... CHECK(condition); CHECK_EQUAL(a, b); }, and one main for all of a program's.
-// Owns registration and reporting. A failed check ends its test and names the line; the program then exits with 1.
+// A C++ test in three words: TEST(name) { ... CHECK(condition); CHECK_EQUAL(a, b); }, and one main
+// for all of a program's. Owns registration and reporting. A failed check ends its test and names
+// the line; the program then exits with 1.
 #pragma once
 
 #include <cstdio>
@@ -52,23 +53,23 @@ inline int run(int argc, char** argv) {
 
 }  // namespace awqe::test
 
-#define TEST(name)                                                           \
-    static void test_##name();                                               \
+#define TEST(name)                                                                   \
+    static void test_##name();                                                       \
     static const ::awqe::test::Registration registration_##name(#name, test_##name); \
     static void test_##name()
 
-#define CHECK(condition) \
-    do {                 \
+#define CHECK(condition)                                                      \
+    do {                                                                      \
         if (!(condition)) ::awqe::test::fail(__FILE__, __LINE__, #condition); \
     } while (false)
 
-#define CHECK_EQUAL(a, b)                                                            \
-    do {                                                                             \
-        const auto left_ = (a);                                                      \
-        const auto right_ = (b);                                                     \
-        if (!(left_ == right_)) {                                                    \
-            std::ostringstream text_;                                                \
-            text_ << #a << " is " << left_ << ", " << #b << " is " << right_;        \
-            ::awqe::test::fail(__FILE__, __LINE__, text_.str());                     \
-        }                                                                            \
+#define CHECK_EQUAL(a, b)                                                     \
+    do {                                                                      \
+        const auto left_ = (a);                                               \
+        const auto right_ = (b);                                              \
+        if (!(left_ == right_)) {                                             \
+            std::ostringstream text_;                                         \
+            text_ << #a << " is " << left_ << ", " << #b << " is " << right_; \
+            ::awqe::test::fail(__FILE__, __LINE__, text_.str());              \
+        }                                                                     \
     } while (false)

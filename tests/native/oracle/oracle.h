@@ -1,0 +1,83 @@
+// What each operation means, in plain float64 loops. Shares no code with native/: it works on
+// unpacked codes and on doubles, and uses the C library's exp, sin and cos. Owns no tolerance.
+#pragma once
+
+#include <cmath>
+#include <cstddef>
+#include <cstdint>
+#include <vector>
+
+namespace awqe::test::oracle {
+
+struct Value {
+    double value;
+    double magnitude;  // the sum of the absolute values of what was added
+};
+
+// One output of a product of codes. codes: [k]; scales, zero_points: [groups]; x: int8 [k];
+// x_scales: [groups].
+inline Value product(const uint8_t* codes, const std::vector<double>& scales,
+                     const uint8_t* zero_points, const int8_t* x, const float* x_scales, size_t k,
+                     size_t group_size) {
+    Value sum = {0.0, 0.0};
+    for (size_t i = 0; i < k; ++i) {
+        const size_t g = i / group_size;
+        sum.value += (static_cast<double>(codes[i]) - zero_points[g]) * scales[g] * x[i] *
+                     static_cast<double>(x_scales[g]);
+    }
+    for (size_t g = 0; g * group_size < k; ++g) {
+        double dot = 0.0;
+        for (size_t i = g * group_size; i < k && i < (g + 1) * group_size; ++i) {
+            dot += (static_cast<double>(codes[i]) - zero_points[g]) * x[i];
+        }
+        sum.magnitude += std::fabs(dot * scales[g] * static_cast<double>(x_scales[g]));
+    }
+    return sum;
+}
+
+inline std::vector<double> rms_norm(const float* x, const float* weight, size_t n, float epsilon) {
+    double sum = 0.0;
+    for (size_t i = 0; i < n; ++i) sum += static_cast<double>(x[i]) * x[i];
+    const double root = std::sqrt(sum / static_cast<double>(n) + static_cast<double>(epsilon));
+    std::vector<double> y(n);
+    for (size_t i = 0; i < n; ++i) y[i] = x[i] / root * weight[i];
+    return y;
+}
+
+// One query over positions [0, count). keys, values: double [count, head_size]. magnitudes, if any:
+// [head_size] of the sum of weight * |value|.
+inline std::vector<double> attention(const float* query, const std::vector<double>& keys,
+                                     const std::vector<double>& values, size_t count,
+                                     size_t head_size, std::vector<double>* magnitudes) {
+    std::vector<double> weights(count);
+    double largest = -INFINITY;
+    for (size_t t = 0; t < count; ++t) {
+        double dot = 0.0;
+        for (size_t i = 0; i < head_size; ++i) {
+            dot += static_cast<double>(query[i]) * keys[t * head_size + i];
+        }
+        weights[t] = dot / std::sqrt(static_cast<double>(head_size));
+        largest = std::fmax(largest, weights[t]);
+    }
+    double total = 0.0;
+    for (double& w : weights) {
+        w = std::exp(w - largest);
+        total += w;
+    }
+    std::vector<double> out(head_size, 0.0);
+    magnitudes->assign(head_size, 0.0);
+    for (size_t i = 0; i < head_size; ++i) {
+        for (size_t t = 0; t < count; ++t) {
+            out[i] += weights[t] / total * values[t * head_size + i];
+            (*magnitudes)[i] += weights[t] / total * std::fabs(values[t * head_size + i]);
+        }
+    }
+    return out;
+}
+
+inline double silu_gate(float gate, float up) {
+    return static_cast<double>(gate) / (1.0 + std::exp(-static_cast<double>(gate))) *
+           static_cast<double>(up);
+}
+
+}  // namespace awqe::test::oracle
