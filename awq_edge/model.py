@@ -23,7 +23,12 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
-from awq_edge.errors import ContextFullError, InvalidArgumentError, OutOfMemoryError
+from awq_edge.errors import (
+    ContextFullError,
+    FileUnreadableError,
+    InvalidArgumentError,
+    OutOfMemoryError,
+)
 from awq_edge.tokenizer import IncrementalDecoder, StopStrings, Tokenizer, eos_token_ids
 
 if TYPE_CHECKING:
@@ -144,6 +149,11 @@ class Model:
         from awq_edge._native import NativeModel
 
         path = Path(path)
+        if path.is_dir():
+            raise FileUnreadableError(
+                f"{path} is a directory, not a packed file: 'awq-edge convert {path} -o "
+                "model.awq.gguf' makes one of a Hugging Face model."
+            )
         for name, value in (
             ("threads", threads),
             ("prefill_threads", prefill_threads),
@@ -304,8 +314,6 @@ class Model:
         self,
         prompt: Prompt,
         config: GenerationConfig | None = None,
-        *,
-        progress: Progress | None = None,
         **settings: Any,
     ) -> Generation:
         """Continues a prompt.
@@ -313,14 +321,13 @@ class Model:
         Args:
             prompt: Text, or token ids.
             config: How to draw and when to stop; None is ``GenerationConfig()``.
-            progress: Called with the prompt's tokens read so far and their number.
             **settings: Fields of ``GenerationConfig`` to change for this call.
 
         Returns:
             An iterator over pieces of text. The prompt is read at its first step. What an earlier
             call left in the cache is used again as far as the prompts agree.
         """
-        return self.shared_session.generate(prompt, config, progress=progress, **settings)
+        return self.shared_session.generate(prompt, config, **settings)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each token of a text.
@@ -433,8 +440,6 @@ class Session:
         self,
         prompt: Prompt,
         config: GenerationConfig | None = None,
-        *,
-        progress: Progress | None = None,
         **settings: Any,
     ) -> Generation:
         """Continues a prompt, which replaces what is in the context; see ``Model.generate``."""
@@ -444,7 +449,7 @@ class Session:
                 config = replace(config, **settings)
             except TypeError as error:
                 raise InvalidArgumentError(f"GenerationConfig: {error}.") from error
-        return Generation(self, prompt, config, progress)
+        return Generation(self, prompt, config)
 
     def _append(self, tokens: Sequence[int], logits: Any, progress: Progress | None) -> None:
         tokens = [int(token) for token in tokens]
@@ -503,7 +508,6 @@ class Generation:
         session: Session,
         prompt: Prompt,
         config: GenerationConfig,
-        progress: Progress | None = None,
     ) -> None:
         """Tokenizes the prompt and checks that it fits; computes nothing yet."""
         from awq_edge._native import NativeSampler
@@ -545,7 +549,6 @@ class Generation:
         )
         self._decoder = IncrementalDecoder(model.tokenizer, self.prompt_tokens)
         self._stops = StopStrings(config.stop)
-        self._progress = progress
         self._begun = False
 
     def __iter__(self) -> Generation:
@@ -555,8 +558,7 @@ class Generation:
     def __next__(self) -> str:
         """The next piece of text; never empty, never half a character."""
         while self.stop_reason is None:
-            if not self._begun:
-                self._read_prompt()
+            self.start()
             piece = self._step()
             if piece:
                 return piece
@@ -571,7 +573,14 @@ class Generation:
         if self.stop_reason is None:
             self.stop_reason = "closed"
 
-    def _read_prompt(self) -> None:
+    def start(self, progress: Progress | None = None) -> None:
+        """Reads the prompt; the first step does it otherwise. A second call does nothing.
+
+        Args:
+            progress: Called with the tokens read so far and their number; may raise to stop.
+        """
+        if self._begun:
+            return
         started = time.perf_counter()
         prompt, cached = self.prompt_tokens, self.session.tokens
         shared = 0
@@ -580,7 +589,7 @@ class Generation:
             shared += 1
         self.session.truncate(shared)
         self.session._generation = self
-        self.session.evaluate(prompt[shared:], progress=self._progress)
+        self.session.evaluate(prompt[shared:], progress=progress)
         self.reused_tokens = shared
         self._begun = True
         self.prefill_seconds = time.perf_counter() - started

@@ -1,6 +1,6 @@
 """The command ``awq-edge``: registers the commands and hands errors to ``_errors``."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
 import sys
 from typing import Annotated
@@ -9,6 +9,10 @@ import typer
 
 from awq_edge import __version__
 from awq_edge.cli import _errors, _output
+from awq_edge.cli.bench import bench
+from awq_edge.cli.eval import app as eval_app
+from awq_edge.cli.inspect import inspect
+from awq_edge.cli.run import run
 
 app = typer.Typer(
     name="awq-edge",
@@ -37,6 +41,12 @@ def _root(
 ) -> None:
     if context.invoked_subcommand is None:
         print(context.get_help(), end="")
+
+
+app.command()(inspect)
+app.command()(run)
+app.add_typer(eval_app, name="eval")
+app.command()(bench)
 
 
 def main() -> None:

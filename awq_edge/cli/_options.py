@@ -1,0 +1,28 @@
+"""Arguments and options that several commands share. Owns their names and help texts only."""
+
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+# Aliases and not annotations in place: typer evaluates annotations, and Python 3.9 has no `|`.
+ModelFile = Annotated[
+    Path, typer.Argument(metavar="FILE", help="A file that 'awq-edge convert' wrote.")
+]
+Threads = Annotated[
+    Optional[int],
+    typer.Option(min=1, help="Threads while decoding; the library chooses by default."),
+]
+PrefillThreads = Annotated[
+    Optional[int],
+    typer.Option(min=1, help="Threads while reading a prompt; by default as --threads."),
+]
+Context = Annotated[
+    Optional[int],
+    typer.Option(min=1, help="Tokens to keep in the context; by default the model's, up to 4096."),
+]
+IgnoreMemory = Annotated[
+    bool, typer.Option("--ignore-memory", help="Run even if the free memory looks too small.")
+]
+Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
+Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No status lines, no progress.")]

@@ -1,0 +1,158 @@
+"""Perplexity by the protocol of llama.cpp's perplexity tool, so that figures compare.
+
+Owns the cutting of a text into chunks, which positions count, and the estimate with its standard
+error. Refuses to know where logits come from: a packed file and a float checkpoint are measured by
+the same lines.
+
+The text is tokenized once, with BOS if the model expects it, and cut into chunks of ``context``
+tokens; a rest is dropped. The first token of every chunk is replaced by BOS (if the model expects
+it). In each chunk the tokens after position ``context / 2`` are scored, each from everything before
+it in the chunk: ``context - context // 2 - 1`` tokens.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Protocol
+
+from awq_edge.errors import InvalidArgumentError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from awq_edge.model import Session
+
+# Logits are fetched this many positions at a time: 34 MB for a vocabulary of 128,256.
+_BLOCK = 64
+
+
+class LogitsSource(Protocol):
+    """Whatever can say how likely each next token is."""
+
+    def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterable[NDArray[np.float32]]:
+        """Logits after the tokens at ``first`` … of a fresh context, in blocks.
+
+        Args:
+            tokens: A whole context.
+            first: The first position whose logits are wanted.
+
+        Returns:
+            float32 [positions, vocabulary] blocks, in order, len(tokens) - first rows in all.
+        """
+
+
+class SessionSource:
+    """Logits of a packed file, by the runtime."""
+
+    def __init__(self, session: Session) -> None:
+        """Uses ``session``, and forgets what it holds."""
+        self._session = session
+
+    def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
+        """See ``LogitsSource``."""
+        self._session.truncate(0)
+        if first:
+            self._session.evaluate(tokens[:first])
+        for begin in range(first, len(tokens), _BLOCK):
+            yield self._session.logits(tokens[begin : begin + _BLOCK])
+
+
+@dataclass(frozen=True)
+class Perplexity:
+    """An estimate.
+
+    Attributes:
+        value: exp of the mean negative log-likelihood; NaN before the first chunk.
+        standard_error: of ``value``, from the spread of single tokens.
+        tokens: How many were scored.
+        chunks: How many chunks they came from.
+    """
+
+    value: float
+    standard_error: float
+    tokens: int
+    chunks: int
+
+
+def cut_chunks(
+    tokens: Sequence[int], context: int, *, bos_token_id: int | None, limit: int | None = None
+) -> list[list[int]]:
+    """The chunks to score.
+
+    Args:
+        tokens: The whole text, BOS included if the model expects it.
+        context: Tokens per chunk.
+        bos_token_id: Put in the first place of each chunk; None leaves the text's own token there.
+        limit: At most this many chunks.
+
+    Raises:
+        InvalidArgumentError: The context is below 4, or the text shorter than one chunk.
+    """
+    if context < 4:
+        raise InvalidArgumentError(f"A context of {context} tokens is too short: use 4 or more.")
+    if len(tokens) < context:
+        raise InvalidArgumentError(
+            f"The text has {len(tokens)} tokens, which is less than one chunk of {context}: use "
+            "a longer text or a smaller context."
+        )
+    count = len(tokens) // context
+    if limit is not None:
+        count = min(count, limit)
+    chunks = [list(tokens[i * context : (i + 1) * context]) for i in range(count)]
+    if bos_token_id is not None:
+        for chunk in chunks:
+            chunk[0] = bos_token_id
+    return chunks
+
+
+def measure(
+    source: LogitsSource,
+    chunks: Iterable[Sequence[int]],
+    report: Callable[[Perplexity], None] | None = None,
+) -> Perplexity:
+    """Scores chunks.
+
+    Args:
+        source: Where logits come from.
+        chunks: As ``cut_chunks`` gives them.
+        report: Called after each chunk with the estimate so far.
+    """
+    total = squares = 0.0
+    tokens = chunk_count = 0
+    estimate = Perplexity(math.nan, math.nan, 0, 0)
+    for chunk in chunks:
+        first = len(chunk) // 2
+        position = first
+        # The last token has no successor: its logits are not needed.
+        for logits in source.next_token_logits(chunk[:-1], first):
+            losses = _losses(logits, chunk[position + 1 : position + 1 + len(logits)])
+            position += len(logits)
+            tokens += len(losses)
+            total += math.fsum(losses)
+            squares += math.fsum(loss * loss for loss in losses)
+        chunk_count += 1
+        estimate = _estimate(total, squares, tokens, chunk_count)
+        if report is not None:
+            report(estimate)
+    return estimate
+
+
+def _losses(logits: NDArray[np.float32], targets: Sequence[int]) -> list[float]:
+    """Negative log-likelihoods, in float64."""
+    import numpy as np
+
+    wide = logits.astype(np.float64)
+    wide -= wide.max(axis=1, keepdims=True)
+    chosen = wide[np.arange(len(targets)), np.asarray(targets)]
+    return [float(loss) for loss in np.log(np.exp(wide).sum(axis=1)) - chosen]
+
+
+def _estimate(total: float, squares: float, tokens: int, chunks: int) -> Perplexity:
+    mean = total / tokens
+    variance = max(squares / tokens - mean * mean, 0.0)
+    value = math.exp(mean) if mean < 700 else math.inf
+    error = value * math.sqrt(variance / (tokens - 1)) if tokens > 1 else math.nan
+    return Perplexity(value, error, tokens, chunks)

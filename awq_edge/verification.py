@@ -1,0 +1,66 @@
+"""The two checks of a model file that read all of it: its checksum and its scales.
+
+Owns what ``awq-edge inspect --verify`` promises beyond the rules that every open enforces
+(``native/format/FORMAT.md``, section 4). Refuses to repair.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable
+from typing import TYPE_CHECKING
+
+from awq_edge.errors import FileInvalidError
+
+if TYPE_CHECKING:
+    from awq_edge._native import TensorInfo
+    from awq_edge.model import Model
+
+_MATRIX_HEADER = 64  # bytes before a packed matrix's first block
+_BLOCK_ROWS = 4
+
+
+def verify(model: Model, progress: Callable[[int], None] | None = None) -> str:
+    """Compares the checksum and looks for scales that are not finite.
+
+    Args:
+        model: An open model.
+        progress: Called with the bytes of each tensor once it is checked.
+
+    Returns:
+        The SHA-256 of all tensors, 64 hexadecimal digits.
+
+    Raises:
+        FileInvalidError: The file is damaged; the text says where.
+    """
+    import numpy as np
+
+    contents = np.memmap(model.path, np.uint8, mode="r")
+    digest = hashlib.sha256()
+    for tensor in sorted(model.tensors, key=lambda tensor: tensor.offset):
+        part = contents[tensor.offset : tensor.offset + tensor.bytes]
+        digest.update(part.data)
+        if tensor.group_size:
+            blocks = -(-tensor.rows // _BLOCK_ROWS)
+            rows = part[_MATRIX_HEADER:].reshape(blocks, -1)
+            scales = rows[:, : scale_bytes(tensor)].view(np.float16)
+            bad = np.count_nonzero(~np.isfinite(scales))
+            if bad:
+                raise FileInvalidError(
+                    f"{model.path}: {bad} scales of the tensor {tensor.name!r} are not finite."
+                )
+        if progress is not None:
+            progress(tensor.bytes)
+    found, expected = digest.hexdigest(), str(model.metadata.get("awq_edge.sha256", ""))
+    if found != expected.lower():
+        raise FileInvalidError(
+            f"{model.path}: the SHA-256 of its tensors is {found}, and the file was written with "
+            f"{expected}: its contents have changed since."
+        )
+    return found
+
+
+def scale_bytes(tensor: TensorInfo) -> int:
+    """Bytes of fp16 scales at the beginning of a block of four rows."""
+    groups = -(-tensor.columns // tensor.group_size)
+    return groups * _BLOCK_ROWS * 2
