@@ -1,0 +1,237 @@
+// Attention over sixteen lanes (native/ARITHMETIC.md, section 7). Include it after a lanes_<isa>.h.
+//
+// Query heads go in fours, which share every load of a key or a value, or alone. Scores and weights
+// of a chunk lie position by position, the queries of a position side by side.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "native/kernels/attention/attention_f16.h"
+#include "native/kernels/lanes/exp_lanes.h"
+
+namespace awqe {
+namespace {
+
+constexpr size_t kMaxHeadSize = 256;  // FORMAT.md, section 1
+
+inline Lanes load_halves(const uint16_t* row, size_t i, size_t head_size) {
+    return i + 16 <= head_size ? load_half(row + i) : load_half_first(row + i, head_size - i);
+}
+
+// scores: float [end - begin, 4]. queries: float [4, kMaxHeadSize], padded with zeros.
+inline void score_four_queries(const float* queries, const uint16_t* keys, size_t stride,
+                               size_t head_size, size_t begin, size_t end, float* scores) {
+    for (size_t t = begin; t < end; ++t) {
+        const uint16_t* key = keys + t * stride;
+        Lanes a = zero(), b = zero(), c = zero(), d = zero();
+        for (size_t i = 0; i < head_size; i += 16) {
+            const Lanes k = load_halves(key, i, head_size);
+            a = fma(load(queries + i), k, a);
+            b = fma(load(queries + kMaxHeadSize + i), k, b);
+            c = fma(load(queries + 2 * kMaxHeadSize + i), k, c);
+            d = fma(load(queries + 3 * kMaxHeadSize + i), k, d);
+        }
+        sum_four(scores + (t - begin) * 4, a, b, c, d);
+    }
+}
+
+// scores: float [end - begin, 1] and room for three more. Four positions at a time.
+inline void score_one_query(const float* query, const uint16_t* keys, size_t stride,
+                            size_t head_size, size_t begin, size_t end, float* scores) {
+    for (size_t t = begin; t < end; t += 4) {
+        // Past the end the last position again: computed and overwritten or ignored.
+        const size_t last = end - 1;
+        const uint16_t* k0 = keys + t * stride;
+        const uint16_t* k1 = keys + (t + 1 < end ? t + 1 : last) * stride;
+        const uint16_t* k2 = keys + (t + 2 < end ? t + 2 : last) * stride;
+        const uint16_t* k3 = keys + (t + 3 < end ? t + 3 : last) * stride;
+        Lanes a = zero(), b = zero(), c = zero(), d = zero();
+        for (size_t i = 0; i < head_size; i += 16) {
+            const Lanes q = load(query + i);
+            a = fma(q, load_halves(k0, i, head_size), a);
+            b = fma(q, load_halves(k1, i, head_size), b);
+            c = fma(q, load_halves(k2, i, head_size), c);
+            d = fma(q, load_halves(k3, i, head_size), d);
+        }
+        sum_four(scores + (t - begin), a, b, c, d);
+    }
+}
+
+// The largest of 16 lanes for each query: lane i belongs to query i % kQueries.
+template <size_t kQueries>
+inline void largest_of_each(Lanes v, float* out) {
+    if constexpr (kQueries == 1) {
+        out[0] = largest(v);
+    } else {
+        float all[16];
+        store(all, v);
+        for (size_t q = 0; q < kQueries; ++q) {
+            out[q] = all[q];
+            for (size_t i = q; i < 16; i += kQueries) out[q] = all[i] > out[q] ? all[i] : out[q];
+        }
+    }
+}
+
+// The sums of a chunk's weights e: float [64, kQueries], by the tree over position mod 16.
+template <size_t kQueries>
+inline void sum_of_each(const float* e, float* out) {
+    Lanes lane[kQueries];  // lane[0 ... kQueries) hold positions 0 ... 15, position by position
+    for (size_t i = 0; i < kQueries; ++i) {
+        lane[i] = load(e + i * 16);
+        for (size_t round = 1; round < kAttentionChunk / 16; ++round) {
+            lane[i] = add(lane[i], load(e + (round * kQueries + i) * 16));
+        }
+    }
+    if constexpr (kQueries == 1) {
+        out[0] = sum(lane[0]);
+    } else {
+        static_assert(kQueries == 4);
+        float all[16];  // [position mod 4, query], after the levels 8 and 4 of the tree
+        store(all, add(add(lane[0], lane[2]), add(lane[1], lane[3])));
+        for (size_t q = 0; q < 4; ++q) out[q] = (all[q] + all[8 + q]) + (all[4 + q] + all[12 + q]);
+    }
+}
+
+// Adds one chunk's weighted values to out: float [kQueries, head_size], kColumns registers of
+// columns from i.
+template <size_t kQueries, size_t kColumns>
+inline void add_values(const float* e, const uint16_t* values, size_t stride, size_t head_size,
+                       size_t i, size_t count, bool first, const float* keep, const float* scale,
+                       float* out) {
+    Lanes sums[kQueries][kColumns];
+    for (size_t q = 0; q < kQueries; ++q) {
+        for (size_t c = 0; c < kColumns; ++c) sums[q][c] = zero();
+    }
+    for (size_t t = 0; t < count; ++t) {
+        for (size_t c = 0; c < kColumns; ++c) {
+            const Lanes v = load_halves(values + t * stride, i + 16 * c, head_size);
+            for (size_t q = 0; q < kQueries; ++q) {
+                sums[q][c] = fma(broadcast(e[t * kQueries + q]), v, sums[q][c]);
+            }
+        }
+    }
+    for (size_t q = 0; q < kQueries; ++q) {
+        for (size_t c = 0; c < kColumns; ++c) {
+            const size_t column = i + 16 * c;
+            const size_t n = head_size - column < 16 ? head_size - column : 16;
+            float* target = out + q * head_size + column;
+            Lanes sum_of_column = sums[q][c];
+            if (!first) {
+                sum_of_column = fma(load_first(target, n), broadcast(keep[q]),
+                                    mul(sum_of_column, broadcast(scale[q])));
+            }
+            store_first(target, n, sum_of_column);
+        }
+    }
+}
+
+inline float exp_of_one(float x) {
+    float all[16];
+    store(all, exp(broadcast(x)));
+    return all[0];
+}
+
+// kQueries queries over positions [begin, end). out: float [kQueries, head_size].
+template <size_t kQueries>
+inline void attend(const float* queries, const uint16_t* keys, const uint16_t* values,
+                   size_t stride, size_t head_size, size_t begin, size_t end, float* out) {
+    alignas(64) float padded[kQueries * kMaxHeadSize];
+    memset(padded, 0, sizeof(padded));
+    for (size_t q = 0; q < kQueries; ++q) {
+        memcpy(padded + q * kMaxHeadSize, queries + q * head_size, head_size * sizeof(float));
+    }
+    const float divisor = 1.0f / sqrtf((float)head_size);
+    float all_largest[kQueries] = {};
+    float all_weight[kQueries] = {};
+    for (size_t t = begin; t < end;) {
+        const size_t base = t / kAttentionChunk * kAttentionChunk;
+        const size_t stop = base + kAttentionChunk < end ? base + kAttentionChunk : end;
+        const bool first = t == begin;
+        // e[position in the chunk, query]: scores, then weights. Three floats more for
+        // score_one_query.
+        alignas(64) float e[kAttentionChunk * kQueries + 4];
+        float* scores = e + (t - base) * kQueries;
+        if constexpr (kQueries == 4) {
+            score_four_queries(padded, keys, stride, head_size, t, stop, scores);
+        } else {
+            static_assert(kQueries == 1);
+            score_one_query(padded, keys, stride, head_size, t, stop, scores);
+        }
+        // Positions outside [t, stop) repeat the first score, so that they change no maximum.
+        for (size_t j = 0; j < kAttentionChunk; ++j) {
+            if (base + j >= t && base + j < stop) continue;
+            memcpy(e + j * kQueries, scores, kQueries * sizeof(float));
+        }
+        Lanes maxima = mul(load(e), broadcast(divisor));
+        for (size_t i = 0; i < kAttentionChunk * kQueries; i += 16) {
+            const Lanes scaled = mul(load(e + i), broadcast(divisor));
+            store(e + i, scaled);
+            maxima = max(maxima, scaled);
+        }
+        float chunk_largest[kQueries];
+        largest_of_each<kQueries>(maxima, chunk_largest);
+        float repeated[16];
+        for (size_t i = 0; i < 16; ++i) repeated[i] = chunk_largest[i % kQueries];
+        for (size_t i = 0; i < kAttentionChunk * kQueries; i += 16) {
+            store(e + i, exp(sub(load(e + i), load(repeated))));
+        }
+        memset(e, 0, (t - base) * kQueries * sizeof(float));
+        memset(e + (stop - base) * kQueries, 0,
+               (base + kAttentionChunk - stop) * kQueries * sizeof(float));
+        float chunk_weight[kQueries];
+        sum_of_each<kQueries>(e, chunk_weight);
+
+        float keep[kQueries] = {};
+        float scale[kQueries] = {};
+        for (size_t q = 0; q < kQueries; ++q) {
+            if (first) {
+                all_largest[q] = chunk_largest[q];
+                all_weight[q] = chunk_weight[q];
+                continue;
+            }
+            const float both =
+                chunk_largest[q] > all_largest[q] ? chunk_largest[q] : all_largest[q];
+            keep[q] = exp_of_one(all_largest[q] - both);
+            scale[q] = exp_of_one(chunk_largest[q] - both);
+            all_largest[q] = both;
+            all_weight[q] = fmaf(all_weight[q], keep[q], chunk_weight[q] * scale[q]);
+        }
+        const float* weights = e + (t - base) * kQueries;
+        const uint16_t* chunk_values = values + t * stride;
+        size_t i = 0;
+        for (; i + 32 <= head_size; i += 32) {
+            add_values<kQueries, 2>(weights, chunk_values, stride, head_size, i, stop - t, first,
+                                    keep, scale, out);
+        }
+        for (; i < head_size; i += 16) {
+            add_values<kQueries, 1>(weights, chunk_values, stride, head_size, i, stop - t, first,
+                                    keep, scale, out);
+        }
+        t = stop;
+    }
+    for (size_t q = 0; q < kQueries; ++q) {
+        for (size_t i = 0; i < head_size; i += 16) {
+            const size_t n = head_size - i < 16 ? head_size - i : 16;
+            float* target = out + q * head_size + i;
+            store_first(target, n, div(load_first(target, n), broadcast(all_weight[q])));
+        }
+    }
+}
+
+inline void attention_lanes(const float* queries, size_t count, const uint16_t* keys,
+                            const uint16_t* values, size_t stride, size_t head_size, size_t begin,
+                            size_t end, float* out) {
+    size_t query = 0;
+    for (; query + 4 <= count; query += 4) {
+        attend<4>(queries + query * head_size, keys, values, stride, head_size, begin, end,
+                  out + query * head_size);
+    }
+    for (; query < count; ++query) {
+        attend<1>(queries + query * head_size, keys, values, stride, head_size, begin, end,
+                  out + query * head_size);
+    }
+}
+
+}  // namespace
+}  // namespace awqe
