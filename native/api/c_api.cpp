@@ -1,0 +1,281 @@
+// Every function of awq_edge.h: clears what it will fill in, then calls into the runtime under
+// guard(), which lets no exception through. (The functions cannot be called noexcept here: C knows
+// no such word for their declarations.) Holds no logic.
+#include <cstdlib>
+#include <memory>
+
+#include "awq_edge.h"
+#include "native/api/boundary.h"
+#include "native/runtime/bandwidth.h"
+#include "native/runtime/model.h"
+#include "native/runtime/sampler.h"
+#include "native/runtime/session.h"
+
+struct awqe_model {
+    awqe::Model model;
+};
+struct awqe_session {
+    awqe::Session session;
+};
+struct awqe_sampler {
+    awqe::Sampler sampler;
+};
+
+namespace awqe {
+namespace {
+
+template <class Pointer>
+void clear(Pointer* out) {
+    if (out != nullptr) *out = {};
+}
+
+// Everything but the size that the caller set.
+template <class Structure>
+void clear_sized(Structure* out) {
+    if (out == nullptr || out->struct_size != sizeof(Structure)) return;
+    *out = {};
+    out->struct_size = sizeof(Structure);
+}
+
+void fill(awqe_model_info& info, const Model& model) {
+    const Architecture& a = model.architecture();
+    info.layers = a.layers;
+    info.hidden_size = a.hidden_size;
+    info.vocabulary_size = a.vocabulary_size;
+    info.context_length = a.context_length;
+    info.heads = a.heads;
+    info.kv_heads = a.kv_heads;
+    info.head_size = a.head_size;
+    info.feed_forward_size = a.feed_forward_size;
+    info.parameters = model.parameters();
+    info.file_bytes = model.file().size();
+    info.decode_bytes = model.decode_bytes();
+}
+
+void fill(awqe_metadata& out, const Value& value) {
+    out.count = value.count;
+    switch (value.type) {
+        case ValueType::kUint8:
+        case ValueType::kUint16:
+        case ValueType::kUint32:
+        case ValueType::kUint64:
+            out.type = AWQE_VALUE_UNSIGNED;
+            out.unsigned_value = value.as_unsigned();
+            break;
+        case ValueType::kInt8:
+        case ValueType::kInt16:
+        case ValueType::kInt32:
+        case ValueType::kInt64:
+            out.type = AWQE_VALUE_SIGNED;
+            out.signed_value = value.as_signed();
+            break;
+        case ValueType::kFloat32:
+        case ValueType::kFloat64:
+            out.type = AWQE_VALUE_REAL;
+            out.real_value = value.as_real();
+            break;
+        case ValueType::kBool:
+            out.type = AWQE_VALUE_BOOLEAN;
+            out.unsigned_value = value.as_unsigned();
+            break;
+        case ValueType::kString:
+            out.type = AWQE_VALUE_STRING;
+            out.string_value = value.as_string().data();
+            break;
+        case ValueType::kArray:
+            out.type = AWQE_VALUE_ARRAY;
+            break;
+    }
+    out.element_type = out.type;
+}
+
+// The type that the elements of an array have in C.
+awqe_value_type element_type(const Value& array) {
+    awqe_metadata element = {};
+    Value like = array;
+    like.type = array.element_type;
+    static constexpr uint8_t kZeros[8] = {};
+    like.data = kZeros;
+    fill(element, like);
+    return element.type;
+}
+
+void fill(awqe_tensor& out, const Tensor& tensor) {
+    out.bits = tensor.packed ? tensor.matrix.bits : 32;
+    out.group_size = tensor.packed ? tensor.matrix.group_size : 0;
+    out.rows = tensor.packed ? tensor.matrix.rows : 1;
+    out.columns = tensor.packed ? tensor.matrix.columns : tensor.elements;
+    out.offset = tensor.offset;
+    out.bytes = tensor.bytes;
+    out.name = tensor.name.c_str();
+}
+
+// items[index]
+template <class Items>
+const auto& at(const Items& items, size_t index, const char* kind) {
+    if (index >= items.size()) {
+        fail(AWQE_INVALID_ARGUMENT, "index is %zu, the model has %zu %s", index, items.size(),
+             kind);
+    }
+    return items[index];
+}
+
+}  // namespace
+}  // namespace awqe
+
+uint32_t awqe_abi_version() { return AWQE_ABI_VERSION; }
+
+const char* awqe_version() { return AWQE_VERSION; }
+
+awqe_status awqe_model_open(const char* path, awqe_model** model, awqe_error* error) {
+    awqe::clear(model);
+    return awqe::guard(error, [&] {
+        awqe::required(model, "model");
+        *model = new awqe_model{awqe::Model(&awqe::required(path, "path"))};
+    });
+}
+
+void awqe_model_close(awqe_model* model) { delete model; }
+
+awqe_status awqe_model_info_get(const awqe_model* model, awqe_model_info* info, awqe_error* error) {
+    awqe::clear_sized(info);
+    return awqe::guard(error, [&] {
+        awqe::fill(awqe::sized(info, "info"), awqe::required(model, "model").model);
+    });
+}
+
+size_t awqe_model_metadata_count(const awqe_model* model) {
+    return model == nullptr ? 0 : model->model.file().entries().size();
+}
+
+awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_metadata* entry,
+                                   awqe_error* error) {
+    awqe::clear_sized(entry);
+    return awqe::guard(error, [&] {
+        awqe::sized(entry, "entry");
+        const awqe::Entry& found =
+            awqe::at(awqe::required(model, "model").model.file().entries(), index, "entries");
+        awqe::fill(*entry, found.value);
+        entry->key = found.key.c_str();
+        if (found.value.type == awqe::ValueType::kArray) {
+            entry->element_type = awqe::element_type(found.value);
+        }
+    });
+}
+
+awqe_status awqe_model_metadata_element(const awqe_model* model, size_t index, size_t element,
+                                        awqe_metadata* value, awqe_error* error) {
+    awqe::clear_sized(value);
+    return awqe::guard(error, [&] {
+        awqe::sized(value, "value");
+        const awqe::Entry& found =
+            awqe::at(awqe::required(model, "model").model.file().entries(), index, "entries");
+        if (found.value.type != awqe::ValueType::kArray) {
+            awqe::fail(AWQE_INVALID_ARGUMENT, "entry %zu is not an array", index);
+        }
+        if (element >= found.value.count) {
+            awqe::fail(AWQE_INVALID_ARGUMENT, "element is %zu, the array has %llu", element,
+                       static_cast<unsigned long long>(found.value.count));
+        }
+        awqe::fill(*value, found.element(element));
+    });
+}
+
+size_t awqe_model_tensor_count(const awqe_model* model) {
+    return model == nullptr ? 0 : model->model.file().tensors().size();
+}
+
+awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_tensor* tensor,
+                                 awqe_error* error) {
+    awqe::clear_sized(tensor);
+    return awqe::guard(error, [&] {
+        awqe::sized(tensor, "tensor");
+        awqe::fill(*tensor, awqe::at(awqe::required(model, "model").model.file().tensors(), index,
+                                     "tensors"));
+    });
+}
+
+awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_options* options,
+                                awqe_memory* memory, awqe_error* error) {
+    awqe::clear_sized(memory);
+    return awqe::guard(error, [&] {
+        awqe::sized(memory, "memory");
+        if (options != nullptr) awqe::sized(options, "options");
+        const awqe::Model& m = awqe::required(model, "model").model;
+        const awqe::SessionPlan plan(m, options);
+        memory->weight_bytes = m.file().size();
+        memory->cache_bytes = awqe::Session::cache_bytes(m, plan);
+        memory->scratch_bytes = awqe::Session::scratch_bytes(m, plan);
+    });
+}
+
+awqe_status awqe_session_open(const awqe_model* model, const awqe_session_options* options,
+                              awqe_session** session, awqe_error* error) {
+    awqe::clear(session);
+    return awqe::guard(error, [&] {
+        awqe::required(session, "session");
+        if (options != nullptr) awqe::sized(options, "options");
+        const awqe::Model& m = awqe::required(model, "model").model;
+        const awqe::SessionPlan plan(m, options);
+        *session = new awqe_session{awqe::Session(m, plan, std::getenv("AWQ_EDGE_KERNELS"))};
+    });
+}
+
+void awqe_session_close(awqe_session* session) { delete session; }
+
+const char* awqe_session_kernels(const awqe_session* session) {
+    return session == nullptr ? "" : session->session.kernels();
+}
+
+uint32_t awqe_session_threads(const awqe_session* session, bool prefill) {
+    return session == nullptr ? 0 : session->session.threads(prefill);
+}
+
+uint32_t awqe_session_position(const awqe_session* session) {
+    return session == nullptr ? 0 : static_cast<uint32_t>(session->session.position());
+}
+
+awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe_error* error) {
+    return awqe::guard(error,
+                       [&] { awqe::required(session, "session").session.truncate(position); });
+}
+
+awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count,
+                                  awqe_logits which, float* logits, awqe_progress progress,
+                                  void* user, awqe_error* error) {
+    return awqe::guard(error, [&] {
+        awqe::required(session, "session")
+            .session.evaluate(&awqe::required(tokens, "tokens"), count, which, logits, progress,
+                              user);
+    });
+}
+
+awqe_status awqe_sampler_open(const awqe_sampling* sampling, awqe_sampler** sampler,
+                              awqe_error* error) {
+    awqe::clear(sampler);
+    return awqe::guard(error, [&] {
+        awqe::required(sampler, "sampler");
+        *sampler = new awqe_sampler{awqe::Sampler(awqe::sized(sampling, "sampling"))};
+    });
+}
+
+void awqe_sampler_close(awqe_sampler* sampler) { delete sampler; }
+
+awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampler, uint32_t* token,
+                                awqe_error* error) {
+    awqe::clear(token);
+    return awqe::guard(error, [&] {
+        awqe::required(token, "token") =
+            awqe::required(session, "session")
+                .session.sample(awqe::required(sampler, "sampler").sampler);
+    });
+}
+
+awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_per_second,
+                                awqe_error* error) {
+    awqe::clear(bytes_per_second);
+    return awqe::guard(error, [&] {
+        awqe::required(bytes_per_second, "bytes_per_second") =
+            awqe::measure_read_bandwidth(threads, bytes);
+    });
+}

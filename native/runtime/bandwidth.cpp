@@ -1,0 +1,74 @@
+// Sums a buffer again and again; see bandwidth.h.
+#include "native/runtime/bandwidth.h"
+
+#include <algorithm>
+#include <array>
+#include <chrono>
+#include <vector>
+
+#include "native/api/failure.h"
+#include "native/runtime/arena.h"
+#include "native/runtime/thread_pool.h"
+
+namespace awqe {
+namespace {
+
+constexpr uint64_t kStepWords = 64;  // 512 bytes: enough independent loads to hide their latency
+constexpr int kPasses = 9;           // odd, so that the median is one of them
+constexpr uint32_t kMostThreads = 1024;
+
+// Adds words[begin, end) in eight sums, which a compiler keeps in vector registers.
+uint64_t sum(const uint64_t* words, size_t begin, size_t end) {
+    std::array<uint64_t, 8> sums = {};
+    for (size_t i = begin; i < end; i += kStepWords) {
+        for (size_t j = 0; j < kStepWords; j += sums.size()) {
+            for (size_t lane = 0; lane < sums.size(); ++lane) sums[lane] += words[i + j + lane];
+        }
+    }
+    uint64_t total = 0;
+    for (uint64_t s : sums) total += s;
+    return total;
+}
+
+}  // namespace
+
+double measure_read_bandwidth(unsigned threads, uint64_t bytes) {
+    constexpr uint64_t kStepBytes = kStepWords * sizeof(uint64_t);
+    if (threads > kMostThreads) {
+        fail(AWQE_INVALID_ARGUMENT, "threads is %u, allowed are 0 to %u", threads, kMostThreads);
+    }
+    if (bytes < kStepBytes || bytes > (uint64_t{1} << 40)) {
+        fail(AWQE_INVALID_ARGUMENT, "bytes is %llu, allowed are %llu to 2^40",
+             static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(kStepBytes));
+    }
+    const PageRegion region(bytes, PageSize::kHuge);
+    uint64_t* const words = reinterpret_cast<uint64_t*>(region.data());
+    const size_t steps = bytes / kStepBytes;
+    ThreadPool pool(threads == 0 ? available_cpus() : threads);
+    // Writing makes the pages real: all untouched ones are the same page of zeros.
+    pool.run(pool.size(), [&](Team& team) {
+        team.share(steps, 1, [&](size_t begin, size_t end) {
+            std::fill(words + begin * kStepWords, words + end * kStepWords, uint64_t{1});
+        });
+    });
+    std::vector<double> rates;
+    for (int pass = 0; pass < kPasses; ++pass) {
+        std::atomic<uint64_t> total{0};
+        const auto start = std::chrono::steady_clock::now();
+        pool.run(pool.size(), [&](Team& team) {
+            team.share(steps, 1, [&](size_t begin, size_t end) {
+                total.fetch_add(sum(words, begin * kStepWords, end * kStepWords),
+                                std::memory_order_relaxed);
+            });
+        });
+        const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+        // Also what keeps a compiler from leaving the sums out.
+        if (total.load() != steps * kStepWords)
+            fail(AWQE_INTERNAL, "memory does not hold what was written");
+        rates.push_back(static_cast<double>(steps * kStepBytes) / seconds.count());
+    }
+    std::sort(rates.begin(), rates.end());
+    return rates[rates.size() / 2];
+}
+
+}  // namespace awqe

@@ -1,0 +1,147 @@
+// Evaluating, truncating and sampling; see session.h. A prompt goes through forward() in blocks, a
+// single token as a block of one.
+#include "native/runtime/session.h"
+
+#include <algorithm>
+#include <cstring>
+#include <string>
+
+#include "native/api/failure.h"
+#include "native/kernels/cpu_features.h"
+#include "native/kernels/dispatch.h"
+
+namespace awqe {
+namespace {
+
+constexpr uint32_t kMaxThreads = 1024;  // catches a negative number that became unsigned
+
+unsigned thread_count(uint32_t asked, const char* name) {
+    if (asked > kMaxThreads) {
+        fail(AWQE_INVALID_ARGUMENT, "options.%s is %u, allowed are 0 to %u", name, asked,
+             kMaxThreads);
+    }
+    return asked == 0 ? available_cpus() : asked;
+}
+
+const KernelTable* choose(const char* name) {
+    std::string problem;
+    const KernelTable* table = choose_kernels(name, cpu_features(), &problem);
+    if (table == nullptr) fail(AWQE_UNSUPPORTED, "%s", problem.c_str());
+    return table;
+}
+
+}  // namespace
+
+SessionPlan::SessionPlan(const Model& model, const awqe_session_options* options) {
+    const uint32_t trained = model.architecture().context_length;
+    const uint32_t asked = options == nullptr ? 0 : options->context_length;
+    if (asked > trained) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "options.context_length is %u, but the model was trained for %u positions", asked,
+             trained);
+    }
+    positions = asked == 0 ? trained : asked;
+    threads = thread_count(options == nullptr ? 0 : options->threads, "threads");
+    prefill_threads =
+        thread_count(options == nullptr ? 0 : options->prefill_threads, "prefill_threads");
+}
+
+Session::Scratch::Scratch(const Model& model, const SessionPlan& plan, Arena arena)
+    : activations(model, std::min(kBlockTokens, plan.positions),
+                  std::max(plan.threads, plan.prefill_threads), arena),
+      logits(arena.take<float>(model.architecture().vocabulary_size)),
+      tokens(arena.take<uint32_t>(plan.positions)),
+      bytes(arena.used()) {}
+
+size_t Session::cache_bytes(const Model& model, const SessionPlan& plan) {
+    return KvCache::bytes(model.architecture(), plan.positions);
+}
+
+size_t Session::scratch_bytes(const Model& model, const SessionPlan& plan) {
+    return Scratch(model, plan, Arena()).bytes;
+}
+
+Session::Session(const Model& model, const SessionPlan& plan, const char* kernels)
+    : model_(model),
+      plan_(plan),
+      kernels_(choose(kernels)),
+      cache_(model.architecture(), plan.positions),
+      scratch_pages_(scratch_bytes(model, plan), PageSize::kSmall),
+      scratch_(model, plan, Arena(scratch_pages_)),
+      pool_(std::max(plan.threads, plan.prefill_threads)) {
+    model.expect_use();
+}
+
+void Session::check_tokens(const uint32_t* tokens, size_t count) const {
+    const uint32_t vocabulary = model_.architecture().vocabulary_size;
+    for (size_t i = 0; i < count; ++i) {
+        if (tokens[i] >= vocabulary) {
+            fail(AWQE_INVALID_ARGUMENT, "token %zu is %u, the model's vocabulary ends at %u", i,
+                 tokens[i], vocabulary - 1);
+        }
+    }
+    if (count > plan_.positions - position_) {
+        fail(AWQE_CONTEXT_FULL,
+             "the context holds %zu of %zu tokens, there is no room for %zu more", position_,
+             plan_.positions, count);
+    }
+}
+
+void Session::evaluate(const uint32_t* tokens, size_t count, awqe_logits which, float* logits,
+                       awqe_progress progress, void* user) {
+    if (count == 0) fail(AWQE_INVALID_ARGUMENT, "there are no tokens to evaluate");
+    if (which != AWQE_LOGITS_NONE && which != AWQE_LOGITS_LAST && which != AWQE_LOGITS_ALL) {
+        fail(AWQE_INVALID_ARGUMENT, "which is %d, allowed are 0 to 2", static_cast<int>(which));
+    }
+    check_tokens(tokens, count);
+    has_logits_ = false;
+    const size_t vocabulary = model_.architecture().vocabulary_size;
+    const bool all = which == AWQE_LOGITS_ALL && logits != nullptr;
+    const unsigned members = count == 1 ? plan_.threads : plan_.prefill_threads;
+    for (size_t done = 0; done < count;) {
+        if (done > 0 && progress != nullptr && !progress(user, done, count)) {
+            fail(AWQE_CANCELLED, "cancelled after %zu of %zu tokens", done, count);
+        }
+        Block block = {};
+        block.tokens = tokens + done;
+        block.count = std::min(kBlockTokens, count - done);
+        block.position = position_;
+        const bool last = done + block.count == count;
+        block.wanted = all ? block.count : last && which != AWQE_LOGITS_NONE ? 1 : 0;
+        block.logits = all ? logits + done * vocabulary : scratch_.logits;
+        pool_.run(members, [&](Team& team) {
+            forward(model_, *kernels_, block, cache_, scratch_.activations, team);
+        });
+        std::copy_n(block.tokens, block.count, scratch_.tokens + position_);
+        position_ += block.count;
+        done += block.count;
+    }
+    if (which == AWQE_LOGITS_NONE) return;
+    has_logits_ = true;
+    if (logits == nullptr) return;
+    if (all) {
+        std::copy_n(logits + (count - 1) * vocabulary, vocabulary, scratch_.logits);
+    } else {
+        std::copy_n(scratch_.logits, vocabulary, logits);
+    }
+}
+
+void Session::truncate(size_t position) {
+    if (position > position_) {
+        fail(AWQE_INVALID_ARGUMENT, "position is %zu, but the context holds only %zu tokens",
+             position, position_);
+    }
+    if (position < position_) has_logits_ = false;  // they belong to a token that is forgotten
+    position_ = position;
+}
+
+uint32_t Session::sample(Sampler& sampler) const {
+    if (!has_logits_) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "there are no logits to sample from: evaluate at least one token with logits first");
+    }
+    return sampler.sample(scratch_.logits, model_.architecture().vocabulary_size, scratch_.tokens,
+                          position_);
+}
+
+}  // namespace awqe

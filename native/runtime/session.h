@@ -1,0 +1,72 @@
+// One conversation: its context, its memory, its threads and the kernels it runs. Owns the
+// bookkeeping around forward(). Used by one thread at a time.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+
+#include "awq_edge.h"
+#include "native/kernels/kernel_table.h"
+#include "native/runtime/arena.h"
+#include "native/runtime/forward.h"
+#include "native/runtime/kv_cache.h"
+#include "native/runtime/model.h"
+#include "native/runtime/sampler.h"
+#include "native/runtime/thread_pool.h"
+
+namespace awqe {
+
+// Options with every default filled in.
+struct SessionPlan {
+    size_t positions;  // that the cache holds
+    unsigned threads;
+    unsigned prefill_threads;
+
+    // Throws Failure with AWQE_INVALID_ARGUMENT. `options` may be NULL.
+    SessionPlan(const Model& model, const awqe_session_options* options);
+};
+
+class Session {
+  public:
+    // `kernels`: a table's name, or NULL or "" for the best one. Throws Failure.
+    Session(const Model& model, const SessionPlan& plan, const char* kernels);
+
+    // Bytes that a session with this plan takes from the system, the threads' stacks apart.
+    static size_t cache_bytes(const Model& model, const SessionPlan& plan);
+    static size_t scratch_bytes(const Model& model, const SessionPlan& plan);
+
+    const char* kernels() const { return kernels_->name; }
+    unsigned threads(bool prefill) const { return prefill ? plan_.prefill_threads : plan_.threads; }
+    size_t position() const { return position_; }
+
+    // As awqe_session_evaluate() says; the caller has checked nothing.
+    void evaluate(const uint32_t* tokens, size_t count, awqe_logits which, float* logits,
+                  awqe_progress progress, void* user);
+    void truncate(size_t position);
+    uint32_t sample(Sampler& sampler) const;
+
+  private:
+    // Everything that lies in the scratch region.
+    struct Scratch {
+        Scratch(const Model& model, const SessionPlan& plan, Arena arena);
+
+        Activations activations;
+        float* logits;     // [vocabulary]: of the last token evaluated
+        uint32_t* tokens;  // [positions]: the context
+        size_t bytes;
+    };
+
+    void check_tokens(const uint32_t* tokens, size_t count) const;
+
+    const Model& model_;
+    const SessionPlan plan_;
+    const KernelTable* kernels_;
+    KvCache cache_;
+    PageRegion scratch_pages_;
+    Scratch scratch_;
+    ThreadPool pool_;
+    size_t position_ = 0;
+    bool has_logits_ = false;
+};
+
+}  // namespace awqe

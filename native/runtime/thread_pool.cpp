@@ -1,0 +1,138 @@
+// Starting, waiting and the barrier; see thread_pool.h.
+#include "native/runtime/thread_pool.h"
+
+#include <sched.h>
+
+#include <system_error>
+
+#include "native/api/failure.h"
+
+namespace awqe {
+namespace {
+
+// Some tens of microseconds: longer than the distance between two barriers of a layer, shorter than
+// a timer tick.
+constexpr int kSpins = 2000;
+
+// Ranges per member in share(): a member that another program slows down leaves its last ones to
+// the others.
+constexpr size_t kRangesPerMember = 4;
+
+// Tells the core that this is a waiting loop.
+inline void relax() {
+#if defined(__x86_64__)
+    __builtin_ia32_pause();
+#elif defined(__aarch64__)
+    asm volatile("isb" ::: "memory");  // stalls some tens of cycles; `yield` is free on most cores
+#endif
+}
+
+}  // namespace
+
+unsigned available_cpus() {
+    cpu_set_t set;
+    CPU_ZERO(&set);
+    if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 0) {
+        return static_cast<unsigned>(CPU_COUNT(&set));
+    }
+    const unsigned count = std::thread::hardware_concurrency();
+    return count > 0 ? count : 1;
+}
+
+ThreadPool::ThreadPool(unsigned size) : spins_(size <= available_cpus() ? kSpins : 0) {
+    // With more threads than CPUs, whoever spins keeps the one it waits for from running: then all
+    // sleep at once.
+    for (unsigned i = 1; i < size; ++i) workers_.push_back(std::make_unique<Worker>());
+    unsigned started = 1;
+    try {
+        for (; started < size; ++started) {
+            Worker& worker = *workers_[started - 1];
+            worker.thread = std::thread(
+                [this, index = started, &start = worker.start.value] { work(index, start); });
+        }
+    } catch (const std::system_error&) {
+        stop();
+        fail(AWQE_OUT_OF_MEMORY, "the system gives %u threads of %u: use fewer", started, size);
+    } catch (...) {
+        stop();
+        throw;
+    }
+}
+
+ThreadPool::~ThreadPool() { stop(); }
+
+void ThreadPool::stop() {
+    stopping_ = true;
+    for (const auto& worker : workers_) {
+        worker->start.value.fetch_add(1, std::memory_order_release);
+        worker->start.value.notify_one();
+    }
+    for (const auto& worker : workers_) {
+        if (worker->thread.joinable()) worker->thread.join();
+    }
+}
+
+void ThreadPool::run_erased(unsigned members, Call call, const void* context) {
+    call_ = call;
+    context_ = context;
+    members_ = members;
+    next_.store(0, std::memory_order_relaxed);
+    unfinished_.value.store(members - 1, std::memory_order_relaxed);
+    for (unsigned i = 1; i < members; ++i) {
+        Signal& start = workers_[i - 1]->start;
+        start.value.fetch_add(1, std::memory_order_release);
+        start.value.notify_one();
+    }
+    Team team(*this, 0);
+    call(context, team);
+    for (;;) {
+        const uint32_t left = unfinished_.value.load(std::memory_order_acquire);
+        if (left == 0) break;
+        wait_while(unfinished_.value, left);
+    }
+}
+
+void ThreadPool::work(unsigned index, const std::atomic<uint32_t>& start) {
+    for (uint32_t seen = 0;; ++seen) {
+        wait_while(start, seen);
+        if (stopping_) return;
+        Team team(*this, index);
+        call_(context_, team);
+        if (unfinished_.value.fetch_sub(1, std::memory_order_acq_rel) == 1) {
+            unfinished_.value.notify_one();
+        }
+    }
+}
+
+// Returns when `word` no longer holds `value`, seeing everything that was written before it
+// changed.
+void ThreadPool::wait_while(const std::atomic<uint32_t>& word, uint32_t value) const {
+    for (int i = 0; i < spins_; ++i) {
+        if (word.load(std::memory_order_acquire) != value) return;
+        relax();
+    }
+    while (word.load(std::memory_order_acquire) == value) {
+        word.wait(value, std::memory_order_acquire);
+    }
+}
+
+size_t Team::share_step(size_t total, size_t grain) const {
+    const size_t ranges = size() * kRangesPerMember;
+    const size_t step = (total + ranges - 1) / ranges;
+    return (step + grain - 1) / grain * grain;
+}
+
+void Team::barrier() {
+    // Read before arriving: afterwards the last member may move it on.
+    const uint32_t phase = pool_.phase_.value.load(std::memory_order_relaxed);
+    if (pool_.arrived_.value.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
+        pool_.arrived_.value.store(0, std::memory_order_relaxed);
+        pool_.next_.store(0, std::memory_order_relaxed);
+        pool_.phase_.value.store(phase + 1, std::memory_order_release);
+        pool_.phase_.value.notify_all();
+    } else {
+        pool_.wait_while(pool_.phase_.value, phase);
+    }
+}
+
+}  // namespace awqe
