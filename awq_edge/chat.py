@@ -51,7 +51,7 @@ def render_chat(
         )
     except jinja2.TemplateError as error:
         raise InvalidArgumentError(f"The chat template refuses this: {error}.") from error
-    except (TypeError, KeyError, AttributeError, ValueError) as error:
+    except (ArithmeticError, AttributeError, LookupError, TypeError, ValueError) as error:
         raise InvalidArgumentError(
             f"The chat template fails on these messages ({type(error).__name__}: {error}): "
             "each needs a 'role' and a 'content'."

@@ -1,0 +1,113 @@
+"""What several test files share: the small packed model, the command line, and outside inputs."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from awq_edge import Model
+
+ROOT = Path(__file__).resolve().parents[2]
+STORIES = ROOT / "tests/data/stories260k.awq.gguf"
+
+
+@pytest.fixture(scope="session")
+def assets() -> Path:
+    """The directory of real inputs that are too large for the repository."""
+    directory = os.environ.get("AWQ_EDGE_ASSETS", "")
+    if not directory:
+        pytest.skip("AWQ_EDGE_ASSETS does not name the directory of real inputs")
+    return Path(directory)
+
+
+@pytest.fixture(scope="session")
+def stories_path() -> Path:
+    return STORIES
+
+
+@pytest.fixture
+def stories() -> Iterator[Model]:
+    """The small model, open with two threads."""
+    with Model.open(STORIES, threads=2) as model:
+        yield model
+
+
+class CommandResult:
+    """What a command printed and how it ended."""
+
+    def __init__(self, process: subprocess.CompletedProcess[bytes]) -> None:
+        self.status = process.returncode
+        self.out = process.stdout.decode("utf-8")
+        self.err = process.stderr.decode("utf-8")
+
+    def assert_one_sentence(self, *words: str) -> None:
+        """The command failed with a readable error that holds ``words``, and no traceback."""
+        assert self.status == 1, (self.status, self.err)
+        assert self.err.startswith("awq-edge: "), self.err
+        assert "Traceback" not in self.err
+        assert "unexpected" not in self.err
+        for word in words:
+            assert word in self.err, (word, self.err)
+
+
+Command = Callable[..., CommandResult]
+
+
+@pytest.fixture
+def command() -> Command:
+    """Runs ``awq-edge`` in a process of its own, as a user would."""
+
+    def run(
+        *arguments: object, stdin: bytes = b"", environment: dict[str, str] | None = None
+    ) -> CommandResult:
+        process = subprocess.run(
+            [sys.executable, "-m", "awq_edge.cli.main", *map(str, arguments)],
+            input=stdin,
+            capture_output=True,
+            cwd=ROOT,
+            env={**os.environ, "TERM": "dumb", **(environment or {})},
+            timeout=300,
+            check=False,
+        )
+        return CommandResult(process)
+
+    return run
+
+
+@pytest.fixture
+def broken_file(tmp_path: Path) -> Callable[[str], Path]:
+    """Makes a path that holds no usable model, by the name of what is wrong with it."""
+
+    def make(fault: str) -> Path:
+        path = tmp_path / "model.awq.gguf"
+        whole = STORIES.read_bytes()
+        if fault == "directory":
+            path.mkdir()
+        elif fault == "empty":
+            path.write_bytes(b"")
+        elif fault == "truncated":
+            path.write_bytes(whole[: len(whole) // 2])
+        elif fault == "wrong magic":
+            path.write_bytes(b"GGML" + whole[4:])
+        elif fault == "text":
+            path.write_text("Once upon a time\n" * 100)
+        else:
+            assert fault == "missing"
+        return path
+
+    return make
+
+
+BAD_FILES = {
+    "missing": "No such file",
+    "directory": "directory",
+    "empty": "rule 1",
+    "truncated": "rule",
+    "wrong magic": "magic",
+    "text": "magic",
+}
