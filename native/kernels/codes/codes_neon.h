@@ -96,9 +96,11 @@ struct Codes<3> {
         const uint64x2_t s = vreinterpretq_u64_u8(shifted);
         const uint8x16_t sign[2] = {vreinterpretq_u8_u64(vzip1q_u64(a, s)),
                                     vreinterpretq_u8_u64(vzip2q_u64(a, s))};
+        uint8x16_t one = vdupq_n_u8(1);
+        asm("" : "+w"(one));  // Clang turns a test of a known bit 0 into two instructions
         for (int r = 0; r < 2; ++r) {
             const uint8x16_t v = vld1q_u8(low + 32 * pair + 16 * r);
-            rows[r][0] = join(v, vtstq_u8(sign[r], vdupq_n_u8(1)));
+            rows[r][0] = join(v, vtstq_u8(sign[r], one));
             rows[r][1] = join(vshrq_n_u8(v, 2), vtstq_u8(sign[r], vdupq_n_u8(2)));
             rows[r][2] = join(vshrq_n_u8(v, 4), vtstq_u8(sign[r], vdupq_n_u8(4)));
             rows[r][3] = join(vshrq_n_u8(v, 6), vtstq_u8(sign[r], vdupq_n_u8(8)));
@@ -111,19 +113,53 @@ struct Codes<3> {
     }
 };
 
-// The zero-points of one group of a block, as the four rows' int32, lowered by the bias of the codes.
+// What two neighbouring groups of a block bring besides codes: weight scales and zero-points of four rows, activation scale
+// and sum of the one token. The zero-points are lowered by the bias of the codes. A sum fits 16 bits (128 * 127 = 16,256), so
+// its low half in memory is its value, and zero-point * sum is one widening multiplication.
+struct GroupPair {
+    float16x8_t scales;
+    int16x8_t zero_points;
+    float32x2_t x_scales;
+    int16x4_t x_sums;  // lanes 0 and 2
+};
+
 template <int kBits>
-[[gnu::always_inline]] inline int32x4_t load_zero_points(const uint8_t* four) {
-    uint32_t packed;
-    __builtin_memcpy(&packed, four, sizeof(packed));
-    const uint16x8_t wide = vmovl_u8(vcreate_u8(packed));
-    const int32x4_t z = vreinterpretq_s32_u32(vmovl_u16(vget_low_u16(wide)));
-    return Codes<kBits>::kZeroBias == 0 ? z : vsubq_s32(z, vdupq_n_s32(Codes<kBits>::kZeroBias));
+[[gnu::always_inline]] inline int16x8_t widen_zero_points(uint8x8_t z) {
+    const int16x8_t wide = vreinterpretq_s16_u16(vmovl_u8(z));
+    return Codes<kBits>::kZeroBias == 0 ? wide : vsubq_s16(wide, vdupq_n_s16(Codes<kBits>::kZeroBias));
 }
 
-// The scales of one group of a block: four halves as floats.
-[[gnu::always_inline]] inline float32x4_t load_scales(const uint8_t* four) {
-    return vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(four)));
+// scales, zero_points: of the first group in the block. x_scales, x_sums: of the first group.
+template <int kBits>
+[[gnu::always_inline]] inline GroupPair load_group_pair(const uint8_t* scales, const uint8_t* zero_points,
+                                                        const float* x_scales, const int32_t* x_sums) {
+    return {vreinterpretq_f16_u8(vld1q_u8(scales)), widen_zero_points<kBits>(vld1_u8(zero_points)), vld1_f32(x_scales),
+            vreinterpret_s16_s32(vld1_s32(x_sums))};
+}
+
+// The same for a group without a neighbour, which becomes the pair's first: nothing behind it is read.
+template <int kBits>
+[[gnu::always_inline]] inline GroupPair load_last_group(const uint8_t* scales, const uint8_t* zero_points,
+                                                        const float* x_scales, const int32_t* x_sums) {
+    uint32_t four;
+    __builtin_memcpy(&four, zero_points, sizeof(four));
+    return {vreinterpretq_f16_u8(vcombine_u8(vld1_u8(scales), vdup_n_u8(0))), widen_zero_points<kBits>(vcreate_u8(four)),
+            vld1_dup_f32(x_scales), vreinterpret_s16_s32(vld1_dup_s32(x_sums))};
+}
+
+// acc + (dots - zero-point * sum) * (weight scale * activation scale), by one fma: the float step of gemv_ug.h, for the
+// pair's group kGroup.
+template <int kGroup>
+[[gnu::always_inline]] inline float32x4_t add_group(float32x4_t acc, int32x4_t dots, const GroupPair& pair) {
+    if constexpr (kGroup == 0) {
+        const int32x4_t d = vmlsl_lane_s16(dots, vget_low_s16(pair.zero_points), pair.x_sums, 0);
+        const float32x4_t scale = vmulq_lane_f32(vcvt_f32_f16(vget_low_f16(pair.scales)), pair.x_scales, 0);
+        return vfmaq_f32(acc, vcvtq_f32_s32(d), scale);
+    } else {
+        const int32x4_t d = vmlsl_high_lane_s16(dots, pair.zero_points, pair.x_sums, 2);
+        const float32x4_t scale = vmulq_lane_f32(vcvt_high_f32_f16(pair.scales), pair.x_scales, 1);
+        return vfmaq_f32(acc, vcvtq_f32_s32(d), scale);
+    }
 }
 
 }  // namespace

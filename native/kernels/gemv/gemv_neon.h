@@ -11,11 +11,16 @@
 namespace awqe {
 namespace {
 
+// How far ahead of the reading a Cortex-A72 is told what comes: the time of a DRAM access at the 4 to 5 GB/s it reads. 0 leaves
+// it to the core; those with SDOT follow a sequential stream by themselves.
+constexpr size_t kA72PrefetchBytes = 1024;
+
 // A Sum adds 16 products at a time for one row; total() gives the sums of four rows.
 
 // 2, 3 and 4 bits: a group of 128 inputs puts 16 products into each 16-bit lane, at most 16 * 15 * 127 = 30,480, so nothing is
 // widened before the group's end. SMLAL is the only multiplication here: the Cortex-A72 starts one per cycle.
 struct Int16Sum {
+    static constexpr size_t kPrefetchBytes = kA72PrefetchBytes;
     int16x8_t lanes;
 
     [[gnu::always_inline]] inline void clear() { lanes = vdupq_n_s16(0); }
@@ -31,6 +36,7 @@ struct Int16Sum {
 
 // 8 bits: two products are all that a 16-bit lane holds, 2 * 128 * 127 = 32,512.
 struct Int32Sum {
+    static constexpr size_t kPrefetchBytes = kA72PrefetchBytes;
     int32x4_t lanes;
 
     [[gnu::always_inline]] inline void clear() { lanes = vdupq_n_s32(0); }
@@ -43,9 +49,6 @@ struct Int32Sum {
     }
 };
 
-// Ahead of the reading by the time that a DRAM access takes on a Cortex-A72 which reads 4 to 5 GB/s.
-constexpr size_t kPrefetchBytes = 1024;
-
 // Where a block's reading stands.
 struct Cursor {
     const uint8_t* low;
@@ -53,87 +56,101 @@ struct Cursor {
     const int8_t* x;
 };
 
-template <int kBits>
-[[gnu::always_inline]] inline void advance(Cursor* at) {
+template <int kBits, class Sum>
+[[gnu::always_inline]] inline void add_rows(const Cursor& at, int pair, const int8x16_t (&x)[Codes<kBits>::kFields],
+                                            Sum (&first)[4], Sum (&second)[4]) {
+    constexpr int kFields = Codes<kBits>::kFields;
+    int8x16_t codes[2][kFields];
+    Codes<kBits>::expand(at.low, at.high, pair, codes);
+    for (int f = 0; f < kFields; ++f) {
+        for (int r = 0; r < 2; ++r) (f < kFields / 2 ? first : second)[2 * pair + r].add(codes[r][f], x[f]);
+    }
+}
+
+// Adds one run to the four rows' sums and steps over it. Where a run holds two groups (2 and 3 bits, g = 32), the second half
+// of the fields goes to `second`; otherwise both are the same array.
+template <int kBits, class Sum>
+[[gnu::always_inline]] inline void add_run(Cursor* at, Sum (&first)[4], Sum (&second)[4]) {
+    constexpr int kFields = Codes<kBits>::kFields;
+    if constexpr (Sum::kPrefetchBytes != 0) {
+        for (size_t line = 0; line < Codes<kBits>::kLowBytes; line += 64) {
+            __builtin_prefetch(at->low + Sum::kPrefetchBytes + line);
+        }
+        if constexpr (kBits == 3) __builtin_prefetch(at->high + Sum::kPrefetchBytes / 2);
+    }
+    int8x16_t x[kFields];
+    for (int f = 0; f < kFields; ++f) x[f] = vld1q_s8(at->x + 16 * f);
+    add_rows<kBits>(*at, 0, x, first, second);
+    add_rows<kBits>(*at, 1, x, first, second);
     at->low += Codes<kBits>::kLowBytes;
     at->high += Codes<kBits>::kHighBytes;
     at->x += Codes<kBits>::kRun;
+    // Nothing moves over this line: compilers otherwise gather the loads and multiplications of a whole group, and spill.
+    asm volatile(""
+                 : "+w"(first[0].lanes), "+w"(first[1].lanes), "+w"(first[2].lanes), "+w"(first[3].lanes)
+                 :
+                 : "memory");
 }
 
-// Adds one run to the four rows' sums. With two groups to a run (2 and 3 bits, g = 32) the second half of the fields goes to
-// `second`; otherwise both are the same array.
+// The dots of the next `runs` runs with the block's four rows: for the last group of a row.
 template <int kBits, class Sum>
-[[gnu::always_inline]] inline void add_run(const Cursor& at, Sum (&first)[4], Sum (&second)[4]) {
-    constexpr int kFields = Codes<kBits>::kFields;
-    for (size_t line = 0; line < Codes<kBits>::kLowBytes; line += 64) {
-        __builtin_prefetch(at.low + kPrefetchBytes + line);
-    }
-    if (Codes<kBits>::kHighBytes != 0) __builtin_prefetch(at.high + kPrefetchBytes / 2);
-    int8x16_t x[kFields];
-    for (int f = 0; f < kFields; ++f) x[f] = vld1q_s8(at.x + 16 * f);
-    for (int pair = 0; pair < 2; ++pair) {
-        int8x16_t codes[2][kFields];
-        Codes<kBits>::expand(at.low, at.high, pair, codes);
-        for (int f = 0; f < kFields; ++f) {
-            for (int r = 0; r < 2; ++r) {
-                (f < kFields / 2 ? first : second)[2 * pair + r].add(codes[r][f], x[f]);
-            }
-        }
-    }
+[[gnu::always_inline]] inline int32x4_t dot_runs(Cursor* at, size_t runs) {
+    Sum sums[4];
+    for (Sum& sum : sums) sum.clear();
+    for (size_t run = 0; run < runs; ++run) add_run<kBits>(at, sums, sums);
+    return Sum::total(sums);
 }
 
-template <int kBits, class Sum>
-[[gnu::always_inline]] inline float32x4_t end_group(float32x4_t acc, const Sum (&sums)[4], const uint8_t* block,
-                                                    const PackedMatrix* w, const QuantizedRows* x, size_t group) {
-    const int32x4_t z = load_zero_points<kBits>(block + w->zero_points_offset + 4 * group);
-    const int32x4_t d = vmlsq_n_s32(Sum::total(sums), z, x->sums[group]);
-    const float32x4_t scale = vmulq_n_f32(load_scales(block + 8 * group), x->scales[group]);
-    return vfmaq_f32(acc, vcvtq_f32_s32(d), scale);
+// The same for a number known when compiling, written out: the loop's own instructions would be a tenth of the body.
+template <int kBits, class Sum, size_t kRuns>
+[[gnu::always_inline]] inline int32x4_t dot_runs(Cursor* at) {
+    Sum sums[4];
+    for (Sum& sum : sums) sum.clear();
+    add_run<kBits>(at, sums, sums);
+    if constexpr (kRuns >= 2) add_run<kBits>(at, sums, sums);
+    if constexpr (kRuns >= 3) add_run<kBits>(at, sums, sums);
+    if constexpr (kRuns >= 4) add_run<kBits>(at, sums, sums);
+    static_assert(kRuns <= 4);
+    return Sum::total(sums);
 }
 
-// The four outputs of one block whose groups are kGroup inputs: one or more whole runs.
+// The four outputs of one block: groups of kGroup inputs, two at a time.
 template <int kBits, class Sum, size_t kGroup>
 [[gnu::always_inline]] inline float32x4_t dot_block(const PackedMatrix* w, const QuantizedRows* x, const uint8_t* block) {
+    constexpr size_t kRun = Codes<kBits>::kRun;
+    const uint8_t* zero_points = block + w->zero_points_offset;
     Cursor at = {block + w->codes_offset, block + w->high_plane_offset, x->codes};
     float32x4_t acc = vdupq_n_f32(0.0f);
-    Sum sums[4];
+    // A short last group is another number of runs, unless it shares a run with its neighbour: activations behind it are zero.
     const size_t whole = w->columns / kGroup;
-    for (size_t group = 0; group < whole; ++group) {
-        for (Sum& sum : sums) sum.clear();
-        for (size_t run = 0; run < kGroup / Codes<kBits>::kRun; ++run) {
-            add_run<kBits>(at, sums, sums);
-            advance<kBits>(&at);
+    const size_t alike = kGroup >= kRun ? whole : w->groups;
+    size_t group = 0;
+    for (; group + 2 <= alike; group += 2) {
+        int32x4_t dots[2];
+        if constexpr (kGroup >= kRun) {
+            dots[0] = dot_runs<kBits, Sum, kGroup / kRun>(&at);
+            dots[1] = dot_runs<kBits, Sum, kGroup / kRun>(&at);
+        } else {
+            Sum first[4];
+            Sum second[4];
+            for (int r = 0; r < 4; ++r) {
+                first[r].clear();
+                second[r].clear();
+            }
+            add_run<kBits>(&at, first, second);
+            dots[0] = Sum::total(first);
+            dots[1] = Sum::total(second);
         }
-        acc = end_group<kBits>(acc, sums, block, w, x, group);
+        const GroupPair pair = load_group_pair<kBits>(block + 8 * group, zero_points + 4 * group, x->scales + group,
+                                                      x->sums + group);
+        acc = add_group<0>(acc, dots[0], pair);
+        acc = add_group<1>(acc, dots[1], pair);
     }
-    if (whole < w->groups) {  // the last group is short
-        for (Sum& sum : sums) sum.clear();
-        for (size_t run = 0; run < (w->padded_columns - whole * kGroup) / Codes<kBits>::kRun; ++run) {
-            add_run<kBits>(at, sums, sums);
-            advance<kBits>(&at);
-        }
-        acc = end_group<kBits>(acc, sums, block, w, x, whole);
-    }
-    return acc;
-}
-
-// The same where a run holds two groups; the last run may hold one.
-template <int kBits, class Sum>
-[[gnu::always_inline]] inline float32x4_t dot_block_half_runs(const PackedMatrix* w, const QuantizedRows* x,
-                                                              const uint8_t* block) {
-    Cursor at = {block + w->codes_offset, block + w->high_plane_offset, x->codes};
-    float32x4_t acc = vdupq_n_f32(0.0f);
-    Sum first[4];
-    Sum second[4];
-    for (size_t group = 0; group < w->groups; group += 2) {
-        for (int r = 0; r < 4; ++r) {
-            first[r].clear();
-            second[r].clear();
-        }
-        add_run<kBits>(at, first, second);
-        advance<kBits>(&at);
-        acc = end_group<kBits>(acc, first, block, w, x, group);
-        if (group + 1 < w->groups) acc = end_group<kBits>(acc, second, block, w, x, group + 1);
+    for (; group < w->groups; ++group) {
+        const GroupPair last =
+            load_last_group<kBits>(block + 8 * group, zero_points + 4 * group, x->scales + group, x->sums + group);
+        const size_t columns = group < whole ? kGroup : w->padded_columns - group * kGroup;
+        acc = add_group<0>(acc, dot_runs<kBits, Sum>(&at, kGroup >= kRun ? columns / kRun : 1), last);
     }
     return acc;
 }
@@ -142,12 +159,7 @@ template <int kBits, class Sum, size_t kGroup>
 [[gnu::noinline]] void gemv_rows(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin, size_t row_end) {
     for (size_t row = row_begin; row < row_end; row += kBlockRows) {
         const uint8_t* block = w->blocks + row / kBlockRows * w->block_bytes;
-        float32x4_t acc;
-        if constexpr (kGroup < Codes<kBits>::kRun) {
-            acc = dot_block_half_runs<kBits, Sum>(w, x, block);
-        } else {
-            acc = dot_block<kBits, Sum, kGroup>(w, x, block);
-        }
+        const float32x4_t acc = dot_block<kBits, Sum, kGroup>(w, x, block);
         if (row + kBlockRows <= row_end) {
             vst1q_f32(y + row, acc);
         } else {  // the matrix ends inside the block

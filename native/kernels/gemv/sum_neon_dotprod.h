@@ -11,6 +11,7 @@ namespace awqe {
 namespace {
 
 struct SdotSum {
+    static constexpr size_t kPrefetchBytes = 0;
     int32x4_t lanes;
 
     [[gnu::always_inline]] inline void clear() { lanes = vdupq_n_s32(0); }
