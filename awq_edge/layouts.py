@@ -119,8 +119,19 @@ class Unpacked:
         return weights
 
 
+def header(layout: Layout) -> bytes:
+    """The 64 bytes before the first block."""
+    return _HEADER.pack(MAGIC, LAYOUT_R4K32, layout.n, layout.k, layout.bits, layout.group_size)
+
+
 def pack(codes: Bytes, scales: Halves, zeros: Bytes, bits: int, group_size: int) -> bytes:
-    """Packs one matrix, its 64-byte header included.
+    """Packs one matrix, its 64-byte header included. The arguments are those of pack_blocks()."""
+    layout = Layout(codes.shape[0], codes.shape[1], bits, group_size)
+    return header(layout) + pack_blocks(codes, scales, zeros, bits, group_size)
+
+
+def pack_blocks(codes: Bytes, scales: Halves, zeros: Bytes, bits: int, group_size: int) -> bytes:
+    """Packs rows into blocks without a header; large matrices go 4, 8, 12 … rows at a time.
 
     Args:
         codes: uint8 [n, k], below 2**bits.
@@ -174,8 +185,7 @@ def pack(codes: Bytes, scales: Halves, zeros: Bytes, bits: int, group_size: int)
         high_end = low_end + _plane_bytes(layout, 1)
         blocks[:, low_end:high_end] = _pack_high_plane(padded).reshape(layout.blocks, -1)
 
-    header = _HEADER.pack(MAGIC, LAYOUT_R4K32, n, k, bits, group_size)
-    return header + blocks.tobytes()
+    return blocks.tobytes()
 
 
 def unpack(data: bytes | memoryview | Bytes) -> Unpacked:

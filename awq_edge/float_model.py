@@ -1,0 +1,67 @@
+"""A checkpoint seen through its converter: our tensor names, our Architecture, float32.
+
+Owns the pairing of the two. Refuses to know a family or a file format: ``awq_edge.converters`` and
+``awq_edge.checkpoint`` do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import torch
+
+from awq_edge.architecture import Architecture
+from awq_edge.checkpoint import Checkpoint, open_checkpoint
+from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
+from awq_edge.torch_decoder import layer_tensor_names, tensor_shape
+
+
+class FloatModel:
+    """A float model, read one tensor at a time; calling it makes it a WeightSource."""
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Finds the converter for a checkpoint and checks that no tensor is missing.
+
+        Raises:
+            UnsupportedError: No converter for its family, or something in it is not supported.
+            CheckpointError: A tensor is missing.
+        """
+        self.checkpoint = checkpoint
+        self._converter: Converter = find(checkpoint.config)
+        self.architecture: Architecture = self._converter.architecture(checkpoint.config)
+        for name in self.tensor_names():
+            checkpoint.check(self._converter.checkpoint_name(name), self.shape(name))
+
+    def tensor_names(self) -> list[str]:
+        """Our names of every tensor that the checkpoint must hold."""
+        names = ["token_embd.weight", "output_norm.weight"]
+        if not self.architecture.tied_head:
+            names.append("output.weight")
+        for layer in range(self.architecture.layers):
+            names += [f"blk.{layer}.{name}" for name in layer_tensor_names(self.architecture)]
+        return names
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one of our tensors."""
+        return tensor_shape(self.architecture, name)
+
+    def __call__(self, name: str) -> torch.Tensor:
+        """Reads a tensor by our name, float32."""
+        if name == "rope.inverse_frequencies":
+            return torch.from_numpy(self.architecture.inverse_frequencies())
+        return self.checkpoint.tensor(self._converter.checkpoint_name(name), self.shape(name))
+
+    def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Reads a matrix a block of rows at a time, as ``Checkpoint.row_blocks`` does."""
+        n, k = self.shape(name)
+        return self.checkpoint.row_blocks(self._converter.checkpoint_name(name), (n, k), rows)
+
+    def layer(self, index: int) -> dict[str, torch.Tensor]:
+        """Every tensor of one layer, by its name without ``blk.N.``."""
+        names = layer_tensor_names(self.architecture)
+        return {name: self(f"blk.{index}.{name}") for name in names}
+
+
+def open_float_model(model: str) -> FloatModel:
+    """Opens a directory or a hub id; reads no weights yet."""
+    return FloatModel(open_checkpoint(model))

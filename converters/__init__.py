@@ -1,0 +1,7 @@
+"""One file per model family: their configuration and tensor names in, ours out; no mathematics."""
+
+from __future__ import annotations
+
+from .base import Converter, find, known_model_types
+
+__all__ = ["Converter", "find", "known_model_types"]
