@@ -47,3 +47,11 @@ class InternalError(AwqEdgeError):
 
 class CheckpointError(AwqEdgeError):
     """A Hugging Face checkpoint is incomplete, damaged or of a kind that cannot be converted."""
+
+
+class BuildError(AwqEdgeError):
+    """Compiling for a board failed; the text names the log."""
+
+
+class BoardError(AwqEdgeError):
+    """A board, or the way to it, is not as it must be."""

@@ -1,0 +1,19 @@
+"""Options that the commands about boards share. Owns their names and help texts only."""
+
+from __future__ import annotations
+
+from typing import Annotated, Optional
+
+import typer
+
+Target = Annotated[
+    str,
+    typer.Option("--target", "-t", help="The device: one of those 'awq-edge targets' lists."),
+]
+Pythons = Annotated[
+    Optional[list[str]],
+    typer.Option(
+        "--python",
+        help="Python version on the board, for example 3.11; repeatable; by default the target's.",
+    ),
+]

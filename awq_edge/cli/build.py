@@ -1,0 +1,62 @@
+"""``awq-edge build``: the library and the wheel for a board, built on this machine."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from awq_edge.cli._options import Json, Quiet
+from awq_edge.cli._output import Output, size_text
+from awq_edge.cli._targets import Target
+from awq_edge.profiles import Profile, load_profile
+
+
+def build(
+    target: Target,
+    directory: Annotated[
+        Path, typer.Option("--output", "-o", metavar="DIR", help="Where to put the wheel.")
+    ] = Path("dist"),
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Cross-compile the library for a board and make a wheel that pip installs there."""
+    output = Output(as_json=as_json, quiet=quiet)
+    profile = load_profile(target)
+    library, wheel = build_wheel(profile, directory, output)
+    size = wheel.stat().st_size
+    output.line(f"{wheel} ({size_text(size)})")
+    output.status(f"On the board: pip install {wheel.name}")
+    output.json(
+        {
+            "target": profile.name,
+            "wheel": str(wheel),
+            "library": str(library),
+            "wheel_bytes": size,
+            "library_bytes": library.stat().st_size,
+        }
+    )
+
+
+def build_wheel(profile: Profile, directory: Path, output: Output) -> tuple[Path, Path]:
+    """Builds with a bar; gives the library and the wheel. Shared with the commands that bundle."""
+    from awq_edge.device.library import LibraryBuild
+    from awq_edge.device.wheel import write_wheel
+
+    work = LibraryBuild(profile)
+    if work.is_first:
+        output.status(
+            f"First build for {profile.machine}: the compiler also builds its own C++ library, "
+            "which takes about two minutes; later builds take seconds."
+        )
+    with output.progress(f"Building for {profile.machine}", 1) as bar:
+        seen = 0.0
+
+        def report(done: int, total: int) -> None:
+            nonlocal seen
+            bar.advance(done / total - seen, f"{done} of {total} files")
+            seen = done / total
+
+        library = work.run(report)
+    return library, write_wheel(profile, library, directory)
