@@ -9,6 +9,9 @@ namespace awqe {
 namespace {
 
 const KernelTable* const kTables[] = {
+#if defined(__x86_64__)
+    &kTableAvx512,
+#endif
     &kTableReference,
 };
 constexpr size_t kTableCount = sizeof(kTables) / sizeof(kTables[0]);

@@ -1,0 +1,199 @@
+// The matrix-matrix product with AVX-512 VNNI, one algorithm for every bit width (gemm_ug.h).
+//
+// 32 rows by up to 512 inputs of the matrix are expanded once to bytes in the order that VPDPBUSD
+// wants, four inputs of 16 rows in a register, and then meet every token: 12 at a time, two
+// registers of rows each, 24 sums in registers for a whole group. A row's float sum waits in y from
+// one piece of inputs to the next. Owns this walk; codes_avx512.h says how codes expand. Internal
+// linkage throughout.
+#pragma once
+
+#include <string.h>
+
+#include "native/kernels/codes/codes_avx512.h"
+#include "native/kernels/gemm/gemm_ug.h"
+#include "native/kernels/gemv/gemv_avx512.h"
+
+namespace awqe {
+namespace {
+
+constexpr size_t kTileRows = 32;
+constexpr size_t kTileInputs = 512;  // 16 KB of expanded codes, half of a 32 KB L1 cache
+constexpr size_t kTileGroups = kTileInputs / 32;
+constexpr size_t kRowRegisters = kTileRows / 16;
+
+struct Tile {
+    alignas(64) uint8_t codes[kTileInputs / 4][kTileRows][4];
+    alignas(64) float scales[kTileGroups][kTileRows];
+    alignas(64) int32_t zero_points[kTileGroups][kTileRows];
+};
+
+// Registers of four blocks with a row in each lane and four inputs in each element become registers
+// of four inputs with 16 rows in order. out: a step of the tile every kTileRows * 4 bytes.
+inline void transpose(const __m512i (&blocks)[4], uint8_t* out) {
+    const __m512i ab_low = _mm512_unpacklo_epi32(blocks[0], blocks[1]);
+    const __m512i ab_high = _mm512_unpackhi_epi32(blocks[0], blocks[1]);
+    const __m512i cd_low = _mm512_unpacklo_epi32(blocks[2], blocks[3]);
+    const __m512i cd_high = _mm512_unpackhi_epi32(blocks[2], blocks[3]);
+    const __m512i steps[4] = {
+        _mm512_unpacklo_epi64(ab_low, cd_low), _mm512_unpackhi_epi64(ab_low, cd_low),
+        _mm512_unpacklo_epi64(ab_high, cd_high), _mm512_unpackhi_epi64(ab_high, cd_high)};
+    // Element 4 * row + block so far.
+    const __m512i order = _mm512_setr_epi32(0, 4, 8, 12, 1, 5, 9, 13, 2, 6, 10, 14, 3, 7, 11, 15);
+    for (size_t i = 0; i < 4; ++i) {
+        _mm512_store_si512(out + i * kTileRows * 4, _mm512_permutexvar_epi32(order, steps[i]));
+    }
+}
+
+// Fills the tile with rows [row, row + kTileRows) and inputs [begin, begin + count). Rows past the
+// matrix count as zero.
+template <int kBits>
+inline void expand_tile(const PackedMatrix& w, size_t row, size_t begin, size_t count, Tile* tile) {
+    using Run = Codes<kBits>;
+    const size_t blocks = (w.rows + kBlockRows - 1) / kBlockRows;
+    for (size_t part = 0; part < kRowRegisters; ++part) {
+        const size_t first = row / kBlockRows + part * 4;
+        const uint8_t* block[4];
+        for (size_t b = 0; b < 4; ++b) {
+            // A block past the end stands for rows that are never stored: any block will do.
+            const size_t index = first + b < blocks ? first + b : blocks - 1;
+            block[b] = w.blocks + index * w.block_bytes;
+        }
+        for (size_t run = 0; run < count / Run::kRun; ++run) {
+            const size_t position = begin / Run::kRun + run;
+            __m512i fields[4][Run::kFields];
+            for (size_t b = 0; b < 4; ++b) {
+                Run::expand(block[b] + w.codes_offset + position * Run::kLowBytes,
+                            block[b] + w.high_plane_offset + position * Run::kHighBytes, fields[b]);
+            }
+            for (size_t f = 0; f < Run::kFields; ++f) {
+                const __m512i four[4] = {fields[0][f], fields[1][f], fields[2][f], fields[3][f]};
+                transpose(four, tile->codes[(run * Run::kRun + f * 16) / 4][part * 16]);
+            }
+        }
+        const size_t group_begin = begin / w.group_size;
+        const size_t group_end = (begin + count + w.group_size - 1) / w.group_size;
+        for (size_t group = group_begin; group < group_end && group < w.groups; ++group) {
+            for (size_t b = 0; b < 4; ++b) {
+                int32_t four;
+                memcpy(&four, block[b] + w.zero_points_offset + 4 * group, sizeof(four));
+                _mm_store_si128(
+                    (__m128i*)&tile->zero_points[group - group_begin][part * 16 + b * 4],
+                    _mm_cvtepu8_epi32(_mm_cvtsi32_si128(four)));
+                _mm_store_ps(&tile->scales[group - group_begin][part * 16 + b * 4],
+                             _mm_cvtph_ps(_mm_loadl_epi64((const __m128i*)(block[b] + 8 * group))));
+            }
+        }
+    }
+}
+
+// What one call of multiply_tokens adds, apart from the tokens.
+struct Piece {
+    size_t begin;  // first input; a multiple of the group size
+    size_t count;  // inputs, padding included
+    size_t group_size;
+    size_t groups;                  // that begin in the piece
+    __mmask16 rows[kRowRegisters];  // that exist
+    bool first;                     // y holds nothing yet
+};
+
+// kTokens tokens, from x's row `token` on. y: at the tile's first row of that token.
+template <int kTokens>
+inline void multiply_tokens(const Tile& tile, const Piece& piece, const QuantizedRows& x,
+                            size_t token, float* y, size_t y_stride) {
+    const size_t stride = x.code_stride;
+    const int8_t* codes = x.codes + token * stride + piece.begin;
+    const size_t side = token * x.group_stride + piece.begin / piece.group_size;
+    const uint8_t* step = tile.codes[0][0];
+    for (size_t group = 0; group < piece.groups; ++group) {
+        const size_t inputs_left = piece.count - group * piece.group_size;
+        const size_t steps = (inputs_left < piece.group_size ? inputs_left : piece.group_size) / 4;
+        __m512i sums[kTokens][kRowRegisters];
+#pragma GCC unroll 12
+        for (int t = 0; t < kTokens; ++t) {
+            sums[t][0] = _mm512_setzero_si512();
+            sums[t][1] = _mm512_setzero_si512();
+        }
+        for (size_t i = 0; i < steps; ++i, step += kTileRows * 4, codes += 4) {
+            const __m512i w0 = _mm512_load_si512(step);
+            const __m512i w1 = _mm512_load_si512(step + 64);
+#pragma GCC unroll 12
+            for (int t = 0; t < kTokens; ++t) {
+                int32_t four;
+                memcpy(&four, codes + t * stride, sizeof(four));
+                const __m512i a = _mm512_set1_epi32(four);
+                sums[t][0] = _mm512_dpbusd_epi32(sums[t][0], w0, a);
+                sums[t][1] = _mm512_dpbusd_epi32(sums[t][1], w1, a);
+            }
+        }
+        for (size_t r = 0; r < kRowRegisters; ++r) {
+            const __m512i zeros = _mm512_load_si512(&tile.zero_points[group][r * 16]);
+            const __m512 scales = _mm512_load_ps(&tile.scales[group][r * 16]);
+#pragma GCC unroll 12
+            for (int t = 0; t < kTokens; ++t) {
+                const size_t at = side + t * x.group_stride + group;
+                // zero-point * sum by words: both fit 16 bits, and the upper word of a zero-point
+                // is zero.
+                const __m512i dot =
+                    _mm512_dpwssd_epi32(sums[t][r], zeros, _mm512_set1_epi32(-x.sums[at]));
+                float* out = y + t * y_stride + r * 16;
+                const __m512 acc = piece.first && group == 0
+                                       ? _mm512_setzero_ps()
+                                       : _mm512_maskz_loadu_ps(piece.rows[r], out);
+                const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(x.scales[at]));
+                _mm512_mask_storeu_ps(out, piece.rows[r],
+                                      _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc));
+            }
+        }
+    }
+}
+
+inline __mmask16 first_rows(size_t count) {
+    return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1);
+}
+
+template <int kBits>
+inline void gemm(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y, size_t y_stride,
+                 size_t row_begin, size_t row_end) {
+    alignas(64) Tile tile;
+    for (size_t row = row_begin; row < row_end; row += kTileRows) {
+        const size_t rows = row_end - row < kTileRows ? row_end - row : kTileRows;
+        if (m < 4) {  // expanding would cost more than it saves; the tile's bytes stay in the cache
+            for (size_t token = 0; token < m; ++token) {
+                QuantizedRows one = *x;
+                one.codes += token * x->code_stride;
+                one.scales += token * x->group_stride;
+                one.sums += token * x->group_stride;
+                gemv<kBits>(w, &one, y + token * y_stride, row, row + rows);
+            }
+            continue;
+        }
+        for (size_t begin = 0; begin < w->padded_columns; begin += kTileInputs) {
+            const size_t left = w->padded_columns - begin;
+            Piece piece = {};
+            piece.begin = begin;
+            piece.count = left < kTileInputs ? left : kTileInputs;
+            piece.group_size = w->group_size;
+            // Padding alone makes no group.
+            const size_t group_begin = begin / w->group_size;
+            const size_t groups = (piece.count + w->group_size - 1) / w->group_size;
+            piece.groups = group_begin + groups < w->groups ? groups : w->groups - group_begin;
+            piece.rows[0] = first_rows(rows);
+            piece.rows[1] = first_rows(rows > 16 ? rows - 16 : 0);
+            piece.first = begin == 0;
+            expand_tile<kBits>(*w, row, begin, piece.count, &tile);
+            size_t token = 0;
+            for (; token + 12 <= m; token += 12) {
+                multiply_tokens<12>(tile, piece, *x, token, y + token * y_stride + row, y_stride);
+            }
+            for (; token + 4 <= m; token += 4) {
+                multiply_tokens<4>(tile, piece, *x, token, y + token * y_stride + row, y_stride);
+            }
+            for (; token < m; ++token) {
+                multiply_tokens<1>(tile, piece, *x, token, y + token * y_stride + row, y_stride);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace awqe

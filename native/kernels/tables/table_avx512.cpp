@@ -1,0 +1,37 @@
+// The table `avx512`: AVX-512 F, BW, DQ, VL and VNNI.
+#include <type_traits>
+
+#include "native/kernels/cpu_features.h"
+#include "native/kernels/tables/tables.h"
+
+namespace awqe {
+
+std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_avx512, gemv_s8d_u3g_avx512, gemv_s8d_u4g_avx512,
+    gemv_s8d_u8g_avx512;
+std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_avx512, gemm_s8d_u3g_avx512, gemm_s8d_u4g_avx512,
+    gemm_s8d_u8g_avx512;
+std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_avx512;
+std::remove_pointer_t<RmsNormFunction> rms_norm_f32_avx512;
+std::remove_pointer_t<RopeFunction> rope_f32_avx512;
+std::remove_pointer_t<StoreHalfFunction> store_half_f16_avx512;
+std::remove_pointer_t<AttentionFunction> attention_f16_avx512;
+std::remove_pointer_t<SiluGateFunction> silu_gate_f32_avx512;
+std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
+
+const KernelTable kTableAvx512 = {
+    .name = "avx512",
+    .required = kCpuAvx512Vnni,
+    .gemv = {nullptr, nullptr, gemv_s8d_u2g_avx512, gemv_s8d_u3g_avx512, gemv_s8d_u4g_avx512,
+             nullptr, nullptr, nullptr, gemv_s8d_u8g_avx512},
+    .gemm = {nullptr, nullptr, gemm_s8d_u2g_avx512, gemm_s8d_u3g_avx512, gemm_s8d_u4g_avx512,
+             nullptr, nullptr, nullptr, gemm_s8d_u8g_avx512},
+    .quantize_act = quantize_act_s8d_avx512,
+    .rms_norm = rms_norm_f32_avx512,
+    .rope = rope_f32_avx512,
+    .store_half = store_half_f16_avx512,
+    .attention = attention_f16_avx512,
+    .silu_gate = silu_gate_f32_avx512,
+    .embedding = embedding_ug_reference,
+};
+
+}  // namespace awqe
