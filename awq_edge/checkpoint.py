@@ -1,8 +1,8 @@
 """Reads Hugging Face checkpoints: a local directory or a hub id, safetensors in one file or shards.
 
 Owns finding the files, checking them and reading one tensor at a time; nothing else is ever in
-memory. Refuses pickled weights, quantised checkpoints and names of tensors: ``awq_edge.converters``
-knows those. Every refusal is one sentence.
+memory. Refuses pickled weights, the meaning of quantised ones (``awq_edge.interchange`` knows it)
+and names of tensors: ``awq_edge.converters`` knows those. Every refusal is one sentence.
 """
 
 from __future__ import annotations
@@ -19,7 +19,15 @@ import torch
 
 from awq_edge.errors import CheckpointError, FileUnreadableError
 
-_DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
+_DTYPES = {
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I8": torch.int8,  # integers: parts of quantised matrices
+    "I16": torch.int16,
+    "I32": torch.int32,
+    "I64": torch.int64,
+}
 _MAX_HEADER_BYTES = 100_000_000  # the limit of the safetensors format itself
 _SINGLE_FILE = "model.safetensors"
 _INDEX_FILE = "model.safetensors.index.json"
@@ -76,6 +84,18 @@ class Checkpoint:
             count = min(rows, n - first)
             yield first, self._read(name, entry, first * k, count * k).reshape(count, k)
 
+    def stored(self, name: str) -> torch.Tensor:
+        """Reads one tensor as it stands, integers too.
+
+        Raises:
+            CheckpointError: It is missing, or holds NaN or infinity.
+        """
+        entry = self._entries.get(name)
+        if entry is None:
+            raise CheckpointError(f"The checkpoint {self.directory} has no tensor {name}.")
+        values = self._read(name, entry, 0, math.prod(entry.shape), as_stored=True)
+        return values.reshape(entry.shape)
+
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuses a tensor that is missing or has another shape; reads no weights."""
         self._entry(name, shape)
@@ -96,9 +116,13 @@ class Checkpoint:
                 f"The tensor {name} in {entry.path} is {list(entry.shape)}, "
                 f"but config.json asks for {list(shape)}."
             )
+        if not entry.dtype.is_floating_point:
+            raise CheckpointError(f"The tensor {name} in {entry.path} holds integers, not weights.")
         return entry
 
-    def _read(self, name: str, entry: _Entry, first: int, count: int) -> torch.Tensor:
+    def _read(
+        self, name: str, entry: _Entry, first: int, count: int, *, as_stored: bool = False
+    ) -> torch.Tensor:
         size = entry.dtype.itemsize
         buffer = bytearray(count * size)
         try:
@@ -109,7 +133,9 @@ class Checkpoint:
             raise FileUnreadableError(f"Cannot read {entry.path}: {error.strerror}.") from error
         if read != len(buffer):
             raise CheckpointError(f"{entry.path} became shorter while it was read.")
-        values = torch.frombuffer(buffer, dtype=entry.dtype).float()
+        values = torch.frombuffer(buffer, dtype=entry.dtype)
+        if not as_stored:
+            values = values.float()
         if not bool(torch.isfinite(values).all()):
             raise CheckpointError(
                 f"The tensor {name} in {entry.path} holds NaN or infinite weights; "
@@ -118,11 +144,12 @@ class Checkpoint:
         return values
 
 
-def open_checkpoint(model: str) -> Checkpoint:
+def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
     """Finds and checks a checkpoint; reads no weights.
 
     Args:
         model: A directory, or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
+        quantised: Whether its matrices may be quantised already.
     """
     directory = Path(model).expanduser()
     if not directory.exists():
@@ -132,12 +159,13 @@ def open_checkpoint(model: str) -> Checkpoint:
             f"{directory} is a file; give the directory that holds config.json and the weights."
         )
     config = read_json(directory / "config.json")
-    quantised = config.get("quantization_config")
-    if quantised:
-        method = quantised.get("quant_method", "unknown") if isinstance(quantised, dict) else ""
+    settings = config.get("quantization_config")
+    if settings and not quantised:
+        method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else ""
+        importable = method in ("awq", "compressed-tensors")
         raise CheckpointError(
-            f"{directory} is already quantised ({method or 'unknown'}); "
-            "convert the original float checkpoint instead."
+            f"{directory} is already quantised ({method or 'unknown'}); convert the original float "
+            f"checkpoint instead{', or import this one with --from-awq' if importable else ''}."
         )
     return Checkpoint(directory, config, _index(directory))
 

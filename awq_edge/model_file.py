@@ -12,7 +12,7 @@ import dataclasses
 import errno
 import hashlib
 import os
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union
 
@@ -30,8 +30,17 @@ TRAILING_BYTES = 64  # a full-vector load at the end of the last block stays ins
 _CHECKSUM_KEY = "awq_edge.sha256"
 _CHUNK_BYTES = 1 << 20
 
-# float32 vector, the bytes of a packed matrix, or a file that holds them.
-TensorSource = Union[npt.NDArray[np.float32], bytes, Path]
+
+@dataclasses.dataclass(frozen=True)
+class Streamed:
+    """A packed matrix that is made piece by piece when its place in the file is reached."""
+
+    size_bytes: int
+    pieces: Callable[[], Iterable[bytes]]
+
+
+# float32 vector, the bytes of a packed matrix, or where they come from.
+TensorSource = Union[npt.NDArray[np.float32], bytes, Path, Streamed]
 
 
 def write_model(
@@ -45,8 +54,8 @@ def write_model(
         path: The file to write; an older one is replaced.
         metadata: Everything but the keys that describe the container itself. bool, int (u32), float
             (f32), str, and list of int ([u32]).
-        tensors: Names and sources, in file order: a float32 array becomes F32, bytes and files of
-            bytes become I8.
+        tensors: Names and sources, in file order: a float32 array becomes F32; bytes, a file of
+            bytes and streamed bytes become I8.
 
     Returns:
         The SHA-256 of all tensor bytes, in hexadecimal.
@@ -148,7 +157,7 @@ def _source_bytes(source: TensorSource) -> int:
                 f"A plain tensor is a float32 vector, not {source.dtype} {list(source.shape)}."
             )
         return source.nbytes
-    return len(source)
+    return source.size_bytes if isinstance(source, Streamed) else len(source)
 
 
 def _chunks(source: TensorSource) -> Iterator[bytes]:
@@ -158,6 +167,13 @@ def _chunks(source: TensorSource) -> Iterator[bytes]:
                 yield chunk
     elif isinstance(source, np.ndarray):
         yield source.astype("<f4", copy=False).tobytes()
+    elif isinstance(source, Streamed):
+        written = 0
+        for piece in source.pieces():
+            written += len(piece)
+            yield piece
+        if written != source.size_bytes:
+            raise InternalError(f"A tensor of {source.size_bytes} bytes came with {written}.")
     else:
         yield source
 
