@@ -1,0 +1,136 @@
+"""``convert --from-awq``: a quantised checkpoint becomes a packed file with the same integers.
+
+Owns what goes where in the file, and the widths of what the checkpoint keeps in floats. Refuses
+calibration: no code, scale or zero-point of the checkpoint is touched. Streams: one matrix is in
+memory at a time.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+from awq_edge import __version__, layouts, model_file
+from awq_edge.architecture import MetadataValue
+from awq_edge.hf_tokenizer import read_tokenizer
+from awq_edge.interchange.quantised_checkpoint import QuantisedCheckpoint
+from awq_edge.quantize.grouped import quantise
+from awq_edge.torch_decoder import layer_tensor_names, tensor_shape
+
+# A decoder matrix that the checkpoint keeps in floats was judged too sensitive for its width.
+_FLOAT_MATRIX_BITS = 8
+_ROWS_AT_ONCE = 1024  # of a float matrix; a multiple of the rows of a block
+
+
+@dataclasses.dataclass
+class ImportReport:
+    """What an import did.
+
+    Attributes:
+        format_name: What the checkpoint was.
+        exact: Matrices whose integers were taken over.
+        quantised: Matrices that were floats, with the bits that they got.
+        rounded_scales: Scales that were no fp16 numbers.
+        file_bytes: Size of the packed file.
+    """
+
+    format_name: str
+    exact: list[str] = dataclasses.field(default_factory=list)
+    quantised: dict[str, int] = dataclasses.field(default_factory=dict)
+    rounded_scales: int = 0
+    file_bytes: int = 0
+
+
+def import_checkpoint(
+    source: QuantisedCheckpoint,
+    output: Path,
+    *,
+    embedding_bits: int = 8,
+    head_bits: int = 8,
+    report_progress: Callable[[str], None] | None = None,
+) -> ImportReport:
+    """Writes a packed file, or nothing.
+
+    Args:
+        source: An open quantised checkpoint.
+        output: The file to write; an older one is replaced.
+        embedding_bits: Width of the embedding, if the checkpoint keeps it in floats.
+        head_bits: The same of the head; a tied head is the embedding.
+        report_progress: Called with the name of each tensor once it is written.
+    """
+    report = ImportReport(source.format_name)
+    tensors: list[tuple[str, model_file.TensorSource]] = []
+    widths: dict[str, int] = {}
+
+    def add_matrix(name: str, float_bits: int) -> None:
+        n, k = source.shape(name)
+        exact = source.is_integer(name)
+        bits = source.bits if exact else float_bits
+        layout = layouts.Layout(n, k, bits, source.group_size)
+        widths[name] = bits
+        if exact:
+            report.exact.append(name)
+        else:
+            report.quantised[name] = bits
+
+        def pieces() -> Iterator[bytes]:
+            yield from (
+                _integer_pieces(source, name) if exact else _float_pieces(source, name, layout)
+            )
+            if report_progress is not None:
+                report_progress(name)
+
+        tensors.append((name, model_file.Streamed(layout.total_bytes, pieces)))
+
+    def add_vector(name: str) -> None:
+        tensors.append((name, source.vector(name)))
+
+    architecture = source.architecture
+    add_matrix("token_embd.weight", embedding_bits)
+    for layer in range(architecture.layers):
+        for part in layer_tensor_names(architecture):
+            name = f"blk.{layer}.{part}"
+            if len(tensor_shape(architecture, name)) == 2:
+                add_matrix(name, _FLOAT_MATRIX_BITS)
+            else:
+                add_vector(name)
+    add_vector("output_norm.weight")
+    tensors.append(("rope.inverse_frequencies", architecture.inverse_frequencies()))
+    if not architecture.tied_head:
+        add_matrix("output.weight", head_bits)
+
+    head = "token_embd.weight" if architecture.tied_head else "output.weight"
+    metadata: dict[str, MetadataValue] = {
+        "general.name": source.checkpoint.directory.resolve().name,
+        **architecture.to_metadata(),
+        "awq_edge.quantization.method": "awq",
+        "awq_edge.quantization.bits": source.bits,
+        "awq_edge.quantization.group_size": source.group_size,
+        "awq_edge.quantization.head_bits": widths[head],
+        "awq_edge.quantization.embedding_bits": widths["token_embd.weight"],
+        "awq_edge.quantization.tool_version": __version__,
+    }
+    tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
+    if tokenizer is not None:
+        metadata.update(tokenizer.to_metadata())
+    model_file.write_model(output, metadata, tensors)
+    report.rounded_scales = source.rounded_scales
+    report.file_bytes = output.stat().st_size
+    return report
+
+
+def _integer_pieces(source: QuantisedCheckpoint, name: str) -> Iterator[bytes]:
+    matrix = source.integers(name)
+    yield layouts.pack(matrix.codes, matrix.scales, matrix.zeros, matrix.bits, matrix.group_size)
+
+
+def _float_pieces(
+    source: QuantisedCheckpoint, name: str, layout: layouts.Layout
+) -> Iterator[bytes]:
+    yield layouts.header(layout)
+    for _, rows in source.row_blocks(name, _ROWS_AT_ONCE):
+        part = quantise(rows, layout.bits, layout.group_size, name=name)
+        yield layouts.pack_blocks(
+            part.codes.numpy(), part.scales.numpy(), part.zeros.numpy(), part.bits, part.group_size
+        )

@@ -1,0 +1,228 @@
+"""A quantised Hugging Face checkpoint seen by our tensor names: integers where it holds integers.
+
+Owns reading ``quantization_config`` and deciding, tensor by tensor and by what the file holds, how
+each matrix is stored. The bits themselves belong to ``autoawq.py`` and ``compressed_tensors.py``.
+Refuses to write and to quantise.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from awq_edge.architecture import Architecture
+from awq_edge.checkpoint import Checkpoint, open_checkpoint, read_json
+from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
+from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.interchange import autoawq, compressed_tensors
+from awq_edge.layouts import GROUP_SIZES, Unpacked
+from awq_edge.torch_decoder import tensor_shape
+
+_OLD_SETTINGS = "quant_config.json"  # beside config.json, written by early releases of AutoAWQ
+_KNOWN = "AutoAWQ (gemm, gemv) and compressed-tensors (pack-quantized) checkpoints can be imported"
+
+Halves = npt.NDArray[np.float16]
+
+
+@dataclasses.dataclass(frozen=True)
+class _Packing:
+    """One way to store a matrix."""
+
+    name: str  # for people
+    bits: int
+    group_size: int  # 0: one group per row
+    marker: str  # a matrix is stored this way if this part of it is there
+    read: Callable[[Checkpoint, str, int, int], tuple[Unpacked, int]]
+
+
+class QuantisedCheckpoint:
+    """A checkpoint with integer matrices, read one tensor at a time.
+
+    Attributes:
+        architecture: The decoder.
+        format_name: What the checkpoint is, for people.
+        bits: Of the integer matrices.
+        group_size: Ours: 32, 64 or 128, whatever groups the checkpoint has.
+        rounded_scales: How many scales read so far were no fp16 numbers and had to be rounded.
+    """
+
+    def __init__(self, checkpoint: Checkpoint) -> None:
+        """Reads the settings of an open checkpoint, and no weights.
+
+        Raises:
+            CheckpointError: It is not quantised, or its settings contradict themselves.
+            UnsupportedError: It is quantised in a way that a packed file cannot hold exactly.
+        """
+        self.checkpoint = checkpoint
+        self._converter: Converter = find(checkpoint.config)
+        self.architecture: Architecture = self._converter.architecture(checkpoint.config)
+        self._packing = _find_packing(checkpoint)
+        self.format_name = self._packing.name
+        self.bits = self._packing.bits
+        self.group_size = _our_group_size(self._packing.group_size)
+        self.rounded_scales = 0
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one of our tensors."""
+        return tensor_shape(self.architecture, name)
+
+    def is_integer(self, name: str) -> bool:
+        """Whether the checkpoint holds a matrix (``blk.0.attn_q.weight``) as integers."""
+        return f"{self._base(name)}.{self._packing.marker}" in self.checkpoint
+
+    def integers(self, name: str) -> Unpacked:
+        """Codes, scales and zero-points of a matrix, exactly as stored, in groups of ours."""
+        n, k = self.shape(name)
+        matrix, rounded = self._packing.read(self.checkpoint, self._base(name), n, k)
+        self.rounded_scales += rounded
+        return _regrouped(matrix, k, self.group_size)
+
+    def vector(self, name: str) -> npt.NDArray[np.float32]:
+        """A norm or a bias."""
+        values = self.checkpoint.tensor(self._converter.checkpoint_name(name), self.shape(name))
+        return values.numpy()
+
+    def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """A matrix that is stored in floats, as ``Checkpoint.row_blocks`` gives it."""
+        n, k = self.shape(name)
+        return self.checkpoint.row_blocks(self._converter.checkpoint_name(name), (n, k), rows)
+
+    def _base(self, name: str) -> str:
+        return str(self._converter.checkpoint_name(name)).removesuffix(".weight")
+
+
+def open_quantised(model: str) -> QuantisedCheckpoint:
+    """Opens a directory or a hub id; reads no weights yet."""
+    return QuantisedCheckpoint(open_checkpoint(model, quantised=True))
+
+
+def _find_packing(checkpoint: Checkpoint) -> _Packing:
+    settings = checkpoint.config.get("quantization_config")
+    if settings is None and (checkpoint.directory / _OLD_SETTINGS).is_file():
+        settings = {"quant_method": "awq", **read_json(checkpoint.directory / _OLD_SETTINGS)}
+    if settings is None:
+        raise CheckpointError(
+            f"{checkpoint.directory} is not quantised: its config.json has no quantization_config; "
+            "convert it without --from-awq."
+        )
+    if not isinstance(settings, Mapping):
+        raise CheckpointError(
+            f"quantization_config in {checkpoint.directory}/config.json is no table; {_KNOWN}."
+        )
+    method = settings.get("quant_method")
+    if method == "awq":
+        return _autoawq_packing(settings)
+    if method == "compressed-tensors":
+        return _compressed_tensors_packing(settings)
+    raise UnsupportedError(f"{checkpoint.directory} is quantised with {method!r}; {_KNOWN}.")
+
+
+def _autoawq_packing(settings: Mapping[str, Any]) -> _Packing:
+    bits = settings.get("bits", settings.get("w_bit", autoawq.BITS))
+    group_size = settings.get("group_size", settings.get("q_group_size", 128))
+    # Tools that came later call the version "format".
+    version = str(settings.get("version") or settings.get("format") or "gemm").lower()
+    if bits != autoawq.BITS:
+        raise UnsupportedError(
+            f"quantization_config says {bits!r} bits; AutoAWQ's packings hold {autoawq.BITS}."
+        )
+    if settings.get("zero_point", True) is not True:
+        raise UnsupportedError(
+            "quantization_config says zero_point false; AutoAWQ's packings always hold zero-points."
+        )
+    if isinstance(group_size, bool) or not isinstance(group_size, int):
+        raise CheckpointError(
+            f"quantization_config should have a whole number group_size; it has {group_size!r}."
+        )
+    unpackers = {"gemm": autoawq.unpack_gemm, "gemv": autoawq.unpack_gemv}
+    if version not in unpackers:
+        raise UnsupportedError(f"The AutoAWQ version {version!r} is not supported; {_KNOWN}.")
+    unpack = unpackers[version]
+
+    def read(checkpoint: Checkpoint, base: str, n: int, k: int) -> tuple[Unpacked, int]:
+        scales, rounded = _halves(f"{base}.scales", checkpoint.stored(f"{base}.scales"))
+        words = _integers(checkpoint, f"{base}.qweight"), _integers(checkpoint, f"{base}.qzeros")
+        size = group_size if group_size > 0 else k
+        return unpack(base, n, k, size, *words, scales), rounded
+
+    return _Packing(f"AutoAWQ {version}", bits, max(group_size, 0), "qweight", read)
+
+
+def _compressed_tensors_packing(settings: Mapping[str, Any]) -> _Packing:
+    scheme = compressed_tensors.read_scheme(settings)
+    bits = scheme.bits
+
+    def read(checkpoint: Checkpoint, base: str, n: int, k: int) -> tuple[Unpacked, int]:
+        if f"{base}.weight_g_idx" in checkpoint:
+            raise UnsupportedError(
+                f"The columns of {base} are grouped out of order (act-order); a packed file cannot "
+                "hold that."
+            )
+        size = scheme.group_size or k
+        groups = -(-k // size)
+        packed = _integers(checkpoint, f"{base}.weight_packed")
+        codes = compressed_tensors.unpack_codes(base, packed, n, k, bits)
+        scales, rounded = _halves(f"{base}.weight_scale", checkpoint.stored(f"{base}.weight_scale"))
+        if scales.shape != (n, groups):
+            raise CheckpointError(
+                f"The tensor {base}.weight_scale is {list(scales.shape)}, but config.json asks for "
+                f"{[n, groups]}; the group_size in quantization_config is probably wrong."
+            )
+        if scheme.symmetric:
+            zeros = np.full((n, groups), 1 << (bits - 1), dtype=np.uint8)
+        else:
+            stored = _integers(checkpoint, f"{base}.weight_zero_point")
+            zeros = compressed_tensors.unpack_zeros(base, stored, n, groups, bits)
+        return Unpacked(codes, scales, zeros, bits, size), rounded
+
+    kind = "symmetric" if scheme.symmetric else "asymmetric"
+    name = f"compressed-tensors W{bits}A16 {kind}"
+    return _Packing(name, bits, scheme.group_size, "weight_packed", read)
+
+
+def _integers(checkpoint: Checkpoint, name: str) -> Any:
+    values = checkpoint.stored(name)
+    if values.dtype not in (torch.int32, torch.int8):
+        raise CheckpointError(f"The tensor {name} holds {values.dtype}, not packed integers.")
+    return values.numpy()
+
+
+def _halves(name: str, stored: torch.Tensor) -> tuple[Halves, int]:
+    """Scales as fp16, and how many of them changed."""
+    if not stored.dtype.is_floating_point:
+        raise CheckpointError(f"The tensor {name} holds {stored.dtype}, not scales.")
+    halves = stored.half()
+    if not bool(torch.isfinite(halves).all()):
+        raise UnsupportedError(f"A scale in {name} is too large for fp16.")
+    return halves.numpy(), int((halves.float() != stored.float()).sum())
+
+
+def _our_group_size(group_size: int) -> int:
+    """The largest of our group sizes that divides the checkpoint's; 0 is a whole row."""
+    fitting = [size for size in GROUP_SIZES if group_size % size == 0]
+    if not fitting:
+        raise UnsupportedError(
+            f"The checkpoint has groups of {group_size} inputs, which cannot be cut into groups of "
+            "32, 64 or 128."
+        )
+    return max(fitting)
+
+
+def _regrouped(matrix: Unpacked, k: int, group_size: int) -> Unpacked:
+    """Cuts each group into several with the same scale and zero-point: the same weights."""
+    if matrix.group_size == group_size:
+        return matrix
+    repeats = math.ceil(matrix.group_size / group_size)
+    groups = -(-k // group_size)
+    return dataclasses.replace(
+        matrix,
+        scales=np.ascontiguousarray(np.repeat(matrix.scales, repeats, axis=1)[:, :groups]),
+        zeros=np.ascontiguousarray(np.repeat(matrix.zeros, repeats, axis=1)[:, :groups]),
+        group_size=group_size,
+    )
