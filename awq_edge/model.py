@@ -25,6 +25,7 @@ from typing import TYPE_CHECKING, Any, Union
 
 from awq_edge.errors import (
     ContextFullError,
+    FileInvalidError,
     FileUnreadableError,
     InvalidArgumentError,
     OutOfMemoryError,
@@ -161,8 +162,12 @@ class Model:
         ):
             if value is not None and value < 1:
                 raise InvalidArgumentError(f"{name} is {value}: use 1 or more.")
+        try:
+            native = NativeModel(path)
+        except FileInvalidError as error:
+            raise FileInvalidError(f"{path} is no usable model file: {error}.") from error
         return cls(
-            NativeModel(path),
+            native,
             path,
             threads=threads,
             prefill_threads=threads if prefill_threads is None else prefill_threads,

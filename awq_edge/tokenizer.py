@@ -8,12 +8,8 @@ Importing this module loads nothing heavy; ``tokenizers`` is imported with the f
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from typing import TYPE_CHECKING
 
 from awq_edge.errors import FileInvalidError, InvalidArgumentError, UnsupportedError
-
-if TYPE_CHECKING:
-    from awq_edge._native import Value
 
 # Shown by decoders in the place of bytes that are no complete character.
 _REPLACEMENT = "\N{REPLACEMENT CHARACTER}"
@@ -56,7 +52,7 @@ class Tokenizer:
         self.add_bos_token = add_bos_token and bos_token_id is not None
 
     @classmethod
-    def from_metadata(cls, metadata: Mapping[str, Value]) -> Tokenizer:
+    def from_metadata(cls, metadata: Mapping[str, object]) -> Tokenizer:
         """The tokenizer of a model file.
 
         Args:
@@ -94,8 +90,8 @@ class Tokenizer:
         """
         try:
             ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        except UnicodeEncodeError as error:
-            raise InvalidArgumentError(f"The text is not valid Unicode: {error}.") from error
+        except (TypeError, UnicodeEncodeError) as error:  # which one depends on the release
+            raise InvalidArgumentError("The prompt is not a text of valid Unicode.") from error
         wanted = self.add_bos_token if add_bos is None else add_bos
         if wanted and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
             ids.insert(0, self.bos_token_id)
@@ -115,7 +111,7 @@ class Tokenizer:
         return "" if token is None else self._tokenizer.id_to_token(token) or ""
 
 
-def eos_token_ids(metadata: Mapping[str, Value]) -> tuple[int, ...]:
+def eos_token_ids(metadata: Mapping[str, object]) -> tuple[int, ...]:
     """Every token that ends a turn, by a model file's entries."""
     ids = metadata.get("awq_edge.tokenizer.eos_token_ids", [])
     found = [token for token in ids if isinstance(token, int)] if isinstance(ids, list) else []

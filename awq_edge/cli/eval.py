@@ -61,11 +61,9 @@ def ppl(
     output = Output(as_json=as_json, quiet=quiet)
     content = _read_text(text, first_bytes)
     if model.is_dir():
-        from awq_edge.float_model import FloatModel
-
-        floats = FloatModel.open(model)
+        source, tokenizer = _open_checkpoint(model)
         result, details = (
-            _measure(floats, floats.tokenizer, content, context, chunks, output),
+            _measure(source, tokenizer, content, context, chunks, output),
             {"weights": "float32"},
         )
     else:
@@ -119,6 +117,18 @@ def _measure(
             chunks,
             lambda so_far: bar.advance(1, f"{so_far.value:.3f} ± {so_far.standard_error:.3f}"),
         )
+
+
+def _open_checkpoint(directory: Path) -> "tuple[LogitsSource, Tokenizer]":
+    from awq_edge.checkpoint_logits import CheckpointSource
+    from awq_edge.float_model import open_float_model
+    from awq_edge.hf_tokenizer import read_tokenizer
+    from awq_edge.tokenizer import Tokenizer
+
+    floats = open_float_model(str(directory))
+    stored = read_tokenizer(directory, floats.checkpoint.config)
+    metadata = {} if stored is None else stored.to_metadata()
+    return CheckpointSource(floats), Tokenizer.from_metadata(metadata)
 
 
 def _read_text(path: Path, first_bytes: Optional[int]) -> str:

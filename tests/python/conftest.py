@@ -106,8 +106,8 @@ def broken_file(tmp_path: Path) -> Callable[[str], Path]:
 BAD_FILES = {
     "missing": "No such file",
     "directory": "directory",
-    "empty": "rule 1",
-    "truncated": "rule",
+    "empty": "0 bytes",
+    "truncated": "cut off",
     "wrong magic": "magic",
     "text": "magic",
 }

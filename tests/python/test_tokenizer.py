@@ -26,7 +26,7 @@ def golden_cases(directory: Path) -> list[tuple[str, list[int]]]:
     texts = (directory / "golden.inp").read_text(encoding="utf-8").split(SEPARATOR)
     lines = (directory / "golden.out").read_text(encoding="utf-8").splitlines()
     ids = [[int(number) for number in line.split()] for line in lines]
-    # The last text may end with a line break of the file itself.
+    assert texts.pop() == ""  # every case is followed by a separator
     assert len(texts) == len(ids)
     return list(zip(texts, ids))
 
@@ -36,9 +36,9 @@ def tokenizer_json(assets: Path, name: str) -> str:
     if (directory / "tokenizer.json").is_file():
         return (directory / "tokenizer.json").read_text(encoding="utf-8")
     pytest.importorskip("torch", reason="converting SentencePiece needs the extra [convert]")
-    from awq_edge.hf_tokenizer import load_tokenizer
+    from awq_edge.hf_tokenizer import convert_sentencepiece
 
-    return load_tokenizer(directory).json_text
+    return convert_sentencepiece(directory / "tokenizer.model")
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama2"])
