@@ -61,10 +61,12 @@ inline void expand_tile(const PackedMatrix& w, size_t row, size_t begin, size_t 
         for (size_t run = 0; run < count / Run::kRun; ++run) {
             const size_t position = begin / Run::kRun + run;
             __m512i fields[4][Run::kFields];
+#pragma GCC unroll 4
             for (size_t b = 0; b < 4; ++b) {
                 Run::expand(block[b] + w.codes_offset + position * Run::kLowBytes,
                             block[b] + w.high_plane_offset + position * Run::kHighBytes, fields[b]);
             }
+#pragma GCC unroll 4
             for (size_t f = 0; f < Run::kFields; ++f) {
                 const __m512i four[4] = {fields[0][f], fields[1][f], fields[2][f], fields[3][f]};
                 transpose(four, tile->codes[(run * Run::kRun + f * 16) / 4][part * 16]);
@@ -125,6 +127,7 @@ inline void multiply_tokens(const Tile& tile, const Piece& piece, const Quantize
                 sums[t][1] = _mm512_dpbusd_epi32(sums[t][1], w1, a);
             }
         }
+#pragma GCC unroll 2  // every index of sums is a constant, or it would live in memory
         for (size_t r = 0; r < kRowRegisters; ++r) {
             const __m512i zeros = _mm512_load_si512(&tile.zero_points[group][r * 16]);
             const __m512 scales = _mm512_load_ps(&tile.scales[group][r * 16]);

@@ -37,6 +37,7 @@ inline void add_run(Cursor* at, __m512i (&sums)[2]) {
     }
     __m512i fields[Run::kFields];
     Run::expand(at->low, at->high, fields);
+#pragma GCC unroll 4
     for (int f = 0; f < Run::kFields; ++f) {
         const __m512i x = _mm512_broadcast_i32x4(_mm_load_si128((const __m128i*)(at->x + 16 * f)));
         sums[f / kHalf % 2] = _mm512_dpbusd_epi32(sums[f / kHalf % 2], fields[f], x);
