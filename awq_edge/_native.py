@@ -175,6 +175,61 @@ def read_bandwidth(threads: int, size_bytes: int) -> float:
     return float(result[0])
 
 
+def kernel_tables() -> list[str]:
+    """The kernel tables that this CPU can run, best first; the last one is ``reference``."""
+    ffi, library = _load()
+    names: list[str] = []
+    while True:
+        name = library.awqe_kernels(len(names))
+        if name == ffi.NULL:
+            return names
+        names.append(_text(ffi, name))
+
+
+@dataclass(frozen=True)
+class SelftestResult:
+    """One operation of one kernel table: cases run, and those whose bits were wrong."""
+
+    kernels: str
+    operation: str
+    cases: int
+    differing: int
+
+
+def selftest(report: Callable[[SelftestResult], None]) -> None:
+    """Runs every kernel that this CPU can run against the reference, bit for bit.
+
+    Args:
+        report: called for each operation of each table; may raise, which ends the self-test and
+            comes out of it.
+    """
+    ffi, library = _load()
+    raised: list[BaseException] = []
+
+    def keep(_kind: object, error: BaseException, _traceback: object) -> None:
+        raised.append(error)
+
+    def tell(_user: object, result: Any) -> bool:
+        report(
+            SelftestResult(
+                _text(ffi, result.kernels),
+                _text(ffi, result.operation),
+                int(result.cases),
+                int(result.differing),
+            )
+        )
+        return True
+
+    signature = "bool(void*, const awqe_selftest_result*)"
+    callback = ffi.callback(signature, tell, error=False, onerror=keep)
+    try:
+        _call(library.awqe_selftest, callback, ffi.NULL)
+    except errors.CancelledError:
+        if raised:
+            raise raised[0] from None
+        raise
+
+
 class NativeModel:
     """A mapped and validated file. May be used from several threads at once."""
 

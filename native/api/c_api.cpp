@@ -6,9 +6,12 @@
 
 #include "awq_edge.h"
 #include "native/api/boundary.h"
+#include "native/kernels/cpu_features.h"
+#include "native/kernels/dispatch.h"
 #include "native/runtime/bandwidth.h"
 #include "native/runtime/model.h"
 #include "native/runtime/sampler.h"
+#include "native/runtime/selftest.h"
 #include "native/runtime/session.h"
 
 struct awqe_model {
@@ -277,5 +280,27 @@ awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_
     return awqe::guard(error, [&] {
         awqe::required(bytes_per_second, "bytes_per_second") =
             awqe::measure_read_bandwidth(threads, bytes);
+    });
+}
+
+const char* awqe_kernels(size_t index) {
+    size_t count = 0;
+    const awqe::KernelTable* const* tables = awqe::kernel_tables(&count);
+    const uint32_t features = awqe::cpu_features();
+    for (size_t i = 0; i < count; ++i) {
+        if ((tables[i]->required & ~features) == 0 && index-- == 0) return tables[i]->name;
+    }
+    return nullptr;
+}
+
+awqe_status awqe_selftest(awqe_selftest_report report, void* user, awqe_error* error) {
+    return awqe::guard(error, [&] {
+        awqe::required(report, "report");
+        const bool finished = awqe::selftest([&](const awqe::SelftestResult& result) {
+            const awqe_selftest_result told = {sizeof(told), result.cases, result.differing,
+                                               result.kernels, result.operation};
+            return report(user, &told);
+        });
+        if (!finished) awqe::fail(AWQE_CANCELLED, "the self-test was stopped");
     });
 }

@@ -200,6 +200,28 @@ awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampl
 /// Reads `bytes` of memory with `threads` threads several times and gives the median rate: what decoding can reach at best.
 awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_per_second, awqe_error* error);
 
+// ---- this CPU ----------------------------------------------------------------------------------
+
+/// The index-th kernel table that this CPU can run, best first: 0 is what a session takes, the last
+/// one is "reference". NULL beyond the last.
+const char* awqe_kernels(size_t index);
+
+/// One operation of one kernel table in the self-test.
+typedef struct awqe_selftest_result {
+    uint32_t struct_size;
+    uint32_t cases;
+    uint32_t differing;     ///< Cases whose bits were not those of the reference.
+    const char* kernels;    ///< The table; "reference" itself is compared with recorded results.
+    const char* operation;  ///< For people, for example "matrix-vector, 4 bits".
+} awqe_selftest_result;
+
+/// Called for each operation of each table; returning false ends the self-test with AWQE_CANCELLED.
+typedef bool (*awqe_selftest_report)(void* user, const awqe_selftest_result* result);
+
+/// Runs every kernel that this CPU can run on a grid of shapes, in seconds, and compares its bits.
+/// AWQE_OK says that all was run; `report` is told what differs.
+awqe_status awqe_selftest(awqe_selftest_report report, void* user, awqe_error* error);
+
 /* cffi end */
 
 #if defined(__GNUC__)

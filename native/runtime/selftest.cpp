@@ -1,0 +1,404 @@
+// See selftest.h. A case is one call of one kernel on fixed pseudo-random input; its outcome is a
+// hash over the whole output buffer, so that a write beside the result is a difference too.
+#include "native/runtime/selftest.h"
+
+#include <string.h>
+
+#include <vector>
+
+#include "native/format/layouts.h"
+#include "native/kernels/cpu_features.h"
+#include "native/kernels/dispatch.h"
+
+namespace awqe {
+namespace {
+
+using Hashes = std::vector<uint64_t>;
+
+constexpr uint64_t kHashStart = 0xcbf29ce484222325u;  // FNV-1a, 64 bits
+constexpr uint64_t kHashFactor = 0x100000001b3u;
+
+uint64_t hash_bytes(const void* data, size_t size, uint64_t hash = kHashStart) {
+    const auto* bytes = static_cast<const uint8_t*>(data);
+    for (size_t i = 0; i < size; ++i) hash = (hash ^ bytes[i]) * kHashFactor;
+    return hash;
+}
+
+// The same numbers on every machine and compiler.
+class Random {
+  public:
+    explicit Random(uint64_t seed) : state_(seed * 2 + 1) {}
+    uint32_t bits() {
+        state_ = state_ * 6364136223846793005u + 1442695040888963407u;
+        return static_cast<uint32_t>(state_ >> 32);
+    }
+    uint32_t below(uint32_t end) { return bits() % end; }
+    // -limit ... limit; exact in float for a power of two
+    float real(float limit) { return (static_cast<float>(bits() >> 8) * 0x1p-23f - 1.0f) * limit; }
+
+  private:
+    uint64_t state_;
+};
+
+// `count` elements at a 64-byte boundary between two margins. The fill makes a stray write and a
+// missing one visible in the hash.
+template <class T>
+class Buffer {
+  public:
+    explicit Buffer(size_t count) : count_(count), bytes_(count * sizeof(T) + 3 * kMargin, kFill) {
+        const auto address = reinterpret_cast<uintptr_t>(bytes_.data() + kMargin);
+        begin_ = kMargin + (kMargin - address % kMargin) % kMargin;
+    }
+    T* data() { return reinterpret_cast<T*>(bytes_.data() + begin_); }
+    size_t size() const { return count_; }
+    T& operator[](size_t i) { return data()[i]; }
+    // Of the elements and the margins on both sides.
+    uint64_t hash(uint64_t start = kHashStart) const {
+        return hash_bytes(bytes_.data() + begin_ - kMargin, count_ * sizeof(T) + 2 * kMargin,
+                          start);
+    }
+
+  private:
+    static constexpr size_t kMargin = 64;
+    static constexpr uint8_t kFill = 0x5a;
+    size_t count_;
+    size_t begin_;
+    std::vector<uint8_t> bytes_;
+};
+
+struct Shape {
+    size_t rows;
+    size_t columns;
+};
+
+// Around the block of 4 rows, the tiles of 8 and 16, the 32 and 64 inputs of a block and the
+// groups; then long rows of an odd length and a real one.
+constexpr Shape kShapes[] = {{1, 1},   {4, 32},   {5, 33},   {13, 127},
+                             {8, 129}, {31, 257}, {17, 999}, {16, 2048}};
+constexpr size_t kGroupSizes[] = {32, 64, 128};
+constexpr size_t kTokenCounts[] = {1, 2, 3, 5, 8, 17, 33};
+constexpr size_t kLengths[] = {1, 3, 8, 15, 16, 17, 31, 32, 33, 64, 65, 127, 172, 1031, 2048};
+
+enum class Fill { kRandom, kLargest, kSmallest };
+constexpr Fill kFills[] = {Fill::kRandom, Fill::kLargest, Fill::kSmallest};
+
+// A matrix whose codes are random bytes, or as large or as far below the zero-points as can be: the
+// sums at which a narrow accumulator would overflow.
+class Matrix {
+  public:
+    Matrix(Shape shape, uint32_t bits, size_t group_size, Fill fill, Random& random)
+        : packed(packed_matrix_layout(shape.rows, shape.columns, bits,
+                                      static_cast<uint32_t>(group_size))),
+          blocks_((shape.rows + kBlockRows - 1) / kBlockRows * packed.block_bytes) {
+        for (size_t i = 0; i < blocks_.size(); ++i) {
+            blocks_[i] = static_cast<uint8_t>(fill == Fill::kRandom    ? random.bits() >> 8
+                                              : fill == Fill::kLargest ? 0xff
+                                                                       : 0);
+        }
+        const uint32_t largest = (1u << bits) - 1;
+        for (size_t block = 0; block < blocks_.size(); block += packed.block_bytes) {
+            for (size_t i = 0; i < size_t{packed.groups} * kBlockRows; ++i) {
+                const uint16_t scale = random_scale(random);
+                memcpy(&blocks_[block + 2 * i], &scale, sizeof(scale));
+                blocks_[block + packed.zero_points_offset + i] =
+                    static_cast<uint8_t>(fill == Fill::kRandom    ? random.below(largest + 1)
+                                         : fill == Fill::kLargest ? 0
+                                                                  : largest);
+            }
+        }
+        packed.blocks = blocks_.data();
+    }
+    PackedMatrix packed;
+
+  private:
+    // Ordinary halves, and now and then zero, a subnormal, a negative one or the largest.
+    static uint16_t random_scale(Random& random) {
+        static const uint16_t rare[] = {0, 1, 0x03ff, 0x8001, 0x7bff};
+        if (random.below(10) == 0) return rare[random.below(5)];
+        return static_cast<uint16_t>(0x1c00 + random.below(0x800));
+    }
+    Buffer<uint8_t> blocks_;
+};
+
+// m rows of int8 activations with their scales and sums.
+class Activations {
+  public:
+    Activations(size_t m, size_t k, size_t group_size, bool extreme, Random& random)
+        : codes_(m * round_up(k, 64)),
+          scales_(m * ((k + group_size - 1) / group_size)),
+          sums_(scales_.size()) {
+        const size_t stride = round_up(k, 64);
+        const size_t groups = scales_.size() / m;
+        memset(codes_.data(), 0, codes_.size());
+        for (size_t i = 0; i < sums_.size(); ++i) sums_[i] = 0;
+        for (size_t row = 0; row < m; ++row) {
+            for (size_t i = 0; i < k; ++i) {
+                const auto code = static_cast<int8_t>(
+                    extreme ? 127 : static_cast<int32_t>(random.below(255)) - 127);
+                codes_[row * stride + i] = code;
+                sums_[row * groups + i / group_size] += code;
+            }
+        }
+        for (size_t i = 0; i < scales_.size(); ++i) scales_[i] = random.real(0.125f);
+        rows = {codes_.data(), scales_.data(), sums_.data(), stride, groups};
+    }
+    QuantizedRows rows;
+
+  private:
+    Buffer<int8_t> codes_;
+    Buffer<float> scales_;
+    Buffer<int32_t> sums_;
+};
+
+// Calls visit(matrix, group size, extreme activations?, random) for every matrix of the grid.
+template <class Visit>
+void for_every_matrix(uint32_t bits, Visit visit) {
+    Random random(bits);
+    for (const size_t group_size : kGroupSizes) {
+        for (const Shape shape : kShapes) {
+            for (const Fill fill : kFills) {
+                const Matrix w(shape, bits, group_size, fill, random);
+                visit(w.packed, group_size, fill != Fill::kRandom, random);
+            }
+        }
+    }
+}
+
+template <uint32_t bits>
+Hashes gemv(const KernelTable& table) {
+    Hashes hashes;
+    for_every_matrix(bits,
+                     [&](const PackedMatrix& w, size_t group_size, bool extreme, Random& random) {
+                         const Activations x(1, w.columns, group_size, extreme, random);
+                         Buffer<float> y(w.rows);
+                         table.gemv[bits](&w, &x.rows, y.data(), 0, w.rows);
+                         hashes.push_back(y.hash());
+                         if (w.rows <= kBlockRows) return;
+                         Buffer<float> part(w.rows);
+                         table.gemv[bits](&w, &x.rows, part.data(), kBlockRows, w.rows);
+                         hashes.push_back(part.hash());
+                     });
+    return hashes;
+}
+
+template <uint32_t bits>
+Hashes gemm(const KernelTable& table) {
+    Hashes hashes;
+    size_t turn = 0;
+    for_every_matrix(bits, [&](const PackedMatrix& w, size_t group_size, bool extreme,
+                               Random& random) {
+        const size_t m = kTokenCounts[turn++ % (sizeof(kTokenCounts) / sizeof(kTokenCounts[0]))];
+        const Activations x(m, w.columns, group_size, extreme, random);
+        const size_t stride = w.rows + 3;
+        Buffer<float> y(m * stride);
+        table.gemm[bits](&w, &x.rows, m, y.data(), stride, 0, w.rows);
+        hashes.push_back(y.hash());
+    });
+    return hashes;
+}
+
+Hashes embedding(const KernelTable& table) {
+    Hashes hashes;
+    for (const uint32_t bits : {2u, 3u, 4u, 8u}) {
+        for_every_matrix(bits, [&](const PackedMatrix& w, size_t, bool, Random& random) {
+            Buffer<float> out(w.columns);
+            table.embedding(&w, random.below(static_cast<uint32_t>(w.rows)), out.data());
+            hashes.push_back(out.hash());
+        });
+    }
+    return hashes;
+}
+
+// Floats of every size that occurs and some that should not: zeros, tiny and huge numbers.
+void fill_reals(Buffer<float>& x, Random& random) {
+    static const float limits[] = {1.0f, 32.0f, 0x1p-90f, 0x1p-140f, 0x1p+60f, 0.0f};
+    float limit = 1.0f;
+    for (size_t i = 0; i < x.size(); ++i) {
+        if (i % 32 == 0) limit = limits[random.below(6)];
+        x[i] = random.real(limit);
+    }
+}
+
+Hashes quantize_act(const KernelTable& table) {
+    Hashes hashes;
+    Random random(11);
+    for (const size_t group_size : kGroupSizes) {
+        for (const size_t k : kLengths) {
+            Buffer<float> x(k);
+            fill_reals(x, random);
+            const size_t groups = (k + group_size - 1) / group_size;
+            Buffer<int8_t> codes(2 * round_up(k, 64));
+            Buffer<float> scales(2 * groups);
+            Buffer<int32_t> sums(2 * groups);
+            const QuantizedRows rows = {codes.data(), scales.data(), sums.data(), round_up(k, 64),
+                                        groups};
+            table.quantize_act(x.data(), k, group_size, &rows, 1);
+            hashes.push_back(sums.hash(scales.hash(codes.hash())));
+        }
+    }
+    return hashes;
+}
+
+Hashes rms_norm(const KernelTable& table) {
+    Hashes hashes;
+    Random random(12);
+    for (const size_t n : kLengths) {
+        Buffer<float> x(n);
+        Buffer<float> weight(n);
+        Buffer<float> y(n);
+        for (size_t i = 0; i < n; ++i) x[i] = random.real(8.0f);
+        for (size_t i = 0; i < n; ++i) weight[i] = random.real(2.0f);
+        table.rms_norm(x.data(), weight.data(), n, 1e-5f, y.data());
+        hashes.push_back(y.hash());
+    }
+    return hashes;
+}
+
+Hashes rope(const KernelTable& table) {
+    Hashes hashes;
+    Random random(13);
+    for (const size_t head_size : {2, 8, 30, 64, 128}) {
+        for (const size_t heads : {1, 3, 8}) {
+            const size_t half = head_size / 2;
+            Buffer<float> frequencies(half);
+            Buffer<float> cosines(half);
+            Buffer<float> sines(half);
+            Buffer<float> x(heads * head_size);
+            for (size_t i = 0; i < half; ++i) frequencies[i] = 1.0f / static_cast<float>(1 + i * i);
+            for (size_t i = 0; i < x.size(); ++i) x[i] = random.real(4.0f);
+            rope_angles(random.below(8192), frequencies.data(), half, cosines.data(), sines.data());
+            table.rope(x.data(), heads, head_size, cosines.data(), sines.data());
+            hashes.push_back(sines.hash(cosines.hash(x.hash())));
+        }
+    }
+    return hashes;
+}
+
+Hashes store_half(const KernelTable& table) {
+    Hashes hashes;
+    Random random(14);
+    for (const size_t n : kLengths) {
+        Buffer<float> x(n);
+        Buffer<uint16_t> out(n);
+        for (size_t i = 0; i < n; ++i) x[i] = random.real(i % 7 == 0 ? 0x1p-20f : 65536.0f);
+        table.store_half(x.data(), n, out.data());
+        hashes.push_back(out.hash());
+    }
+    return hashes;
+}
+
+Hashes attention(const KernelTable& table) {
+    Hashes hashes;
+    Random random(15);
+    const size_t ranges[][2] = {{0, 1}, {0, 16}, {0, 65}, {17, 100}, {63, 66}, {100, 200}};
+    for (const auto& range : ranges) {
+        for (const size_t head_size : {2, 8, 30, 64, 128}) {
+            for (const size_t count : {1, 2, 5}) {
+                const size_t stride = head_size + 16;
+                Buffer<float> queries(count * head_size);
+                Buffer<uint16_t> keys(range[1] * stride);
+                Buffer<uint16_t> values(range[1] * stride);
+                Buffer<float> out(count * head_size);
+                for (size_t i = 0; i < queries.size(); ++i) queries[i] = random.real(4.0f);
+                for (size_t i = 0; i < keys.size(); ++i) {
+                    // Halves between 2^-3 and 2, of both signs.
+                    keys[i] = static_cast<uint16_t>(0x3000 + (random.bits() & 0x8fff));
+                    values[i] = static_cast<uint16_t>(0x3000 + (random.bits() & 0x8fff));
+                }
+                table.attention(queries.data(), count, keys.data(), values.data(), stride,
+                                head_size, range[0], range[1], out.data());
+                hashes.push_back(out.hash());
+            }
+        }
+    }
+    return hashes;
+}
+
+Hashes silu_gate(const KernelTable& table) {
+    Hashes hashes;
+    Random random(16);
+    for (const size_t n : kLengths) {
+        Buffer<float> gate(n);
+        Buffer<float> up(n);
+        Buffer<float> out(n);
+        for (size_t i = 0; i < n; ++i) gate[i] = random.real(i % 9 == 0 ? 256.0f : 16.0f);
+        for (size_t i = 0; i < n; ++i) up[i] = random.real(16.0f);
+        table.silu_gate(gate.data(), up.data(), n, out.data());
+        hashes.push_back(out.hash());
+    }
+    return hashes;
+}
+
+struct Operation {
+    const char* name;
+    Hashes (*run)(const KernelTable& table);
+    uint64_t reference_hash;  // over the reference's case hashes; changes only with ARITHMETIC.md
+};
+
+constexpr Operation kOperations[] = {
+    {"matrix-vector, 2 bits", gemv<2>, 0x29bb176b907ab505u},
+    {"matrix-vector, 3 bits", gemv<3>, 0x178e096cf528bbbau},
+    {"matrix-vector, 4 bits", gemv<4>, 0x610e523bf742f067u},
+    {"matrix-vector, 8 bits", gemv<8>, 0x62846766435ed104u},
+    {"matrix-matrix, 2 bits", gemm<2>, 0x2af62af937baea4au},
+    {"matrix-matrix, 3 bits", gemm<3>, 0x5349a8e6f89f00eeu},
+    {"matrix-matrix, 4 bits", gemm<4>, 0x6667b6c9888d54bfu},
+    {"matrix-matrix, 8 bits", gemm<8>, 0xce1a2b6bb44995ddu},
+    {"embedding", embedding, 0x23f1d69f556e770au},
+    {"activation codes", quantize_act, 0xd1dd4b35ae0d2ff9u},
+    {"RMS norm", rms_norm, 0xc7be6589fad5d252u},
+    {"rotary position", rope, 0x1b7359f42d1e5c37u},
+    {"cache in fp16", store_half, 0x96ef4b397ce39747u},
+    {"attention", attention, 0xf8b3fca6a331c69cu},
+    {"gated SiLU", silu_gate, 0xcdeb4590d851cfb4u},
+};
+
+// What every operation of a table gives, in the order of kOperations.
+std::vector<Hashes> outcomes(const KernelTable& table) {
+    std::vector<Hashes> all;
+    for (const Operation& operation : kOperations) all.push_back(operation.run(table));
+    return all;
+}
+
+bool compare(const KernelTable& tested, const std::vector<Hashes>& expected,
+             const SelftestReport& report) {
+    for (size_t which = 0; which < expected.size(); ++which) {
+        const Hashes is = kOperations[which].run(tested);
+        SelftestResult result = {tested.name, kOperations[which].name,
+                                 static_cast<uint32_t>(is.size()), 0};
+        for (size_t i = 0; i < is.size(); ++i) {
+            result.differing += is[i] != expected[which][i] ? 1 : 0;
+        }
+        if (!report(result)) return false;
+    }
+    return true;
+}
+
+}  // namespace
+
+bool selftest_table(const KernelTable& tested, const KernelTable& expected,
+                    const SelftestReport& report) {
+    return compare(tested, outcomes(expected), report);
+}
+
+bool selftest(const SelftestReport& report) {
+    size_t count = 0;
+    const KernelTable* const* tables = kernel_tables(&count);
+    const KernelTable& reference = *tables[count - 1];
+    const std::vector<Hashes> expected = outcomes(reference);
+    for (size_t which = 0; which < expected.size(); ++which) {
+        const Hashes& hashes = expected[which];
+        const uint64_t hash = hash_bytes(hashes.data(), hashes.size() * sizeof(hashes[0]));
+        const auto cases = static_cast<uint32_t>(hashes.size());
+        // One record for all cases: which of them differ is unknown.
+        const uint32_t differing = hash == kOperations[which].reference_hash ? 0 : cases;
+        if (!report({reference.name, kOperations[which].name, cases, differing})) return false;
+    }
+    for (size_t i = 0; i + 1 < count; ++i) {
+        if ((tables[i]->required & ~cpu_features()) != 0) continue;
+        if (!compare(*tables[i], expected, report)) return false;
+    }
+    return true;
+}
+
+}  // namespace awqe
