@@ -1,6 +1,6 @@
 // gemv_ug.h for 4 bits on cores with SDOT. The algorithm stands in gemv_neon.h.
+#include "native/kernels/codes/sums_neon_dotprod.h"
 #include "native/kernels/gemv/gemv_neon.h"
-#include "native/kernels/gemv/sum_neon_dotprod.h"
 
 namespace awqe {
 
