@@ -11,6 +11,10 @@ namespace {
 const KernelTable* const kTables[] = {
 #if defined(__x86_64__)
     &kTableAvx512,
+#elif defined(__aarch64__)
+    &kTableNeonI8mm,
+    &kTableNeonDotprod,
+    &kTableNeon,
 #endif
     &kTableReference,
 };

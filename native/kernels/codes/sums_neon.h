@@ -1,5 +1,5 @@
-// How the products of a group are added for one row, with the multiplications of armv8.0. Owns the bounds of the 16-bit lanes
-// and nothing else. Internal linkage, as in codes_neon.h.
+// How the products of a group are added for one row, with the multiplications of armv8.0. Owns the
+// bounds of the 16-bit lanes and nothing else. Internal linkage, as in codes_neon.h.
 #pragma once
 
 #include <arm_neon.h>
@@ -8,14 +8,16 @@
 namespace awqe {
 namespace {
 
-// How far ahead of the reading a Cortex-A72 is told what comes: the time of a DRAM access at the 4 to 5 GB/s it reads. 0 leaves
-// it to the core; those with SDOT follow a sequential stream by themselves.
+// How far ahead of the reading a Cortex-A72 is told what comes: the time of a DRAM access at the 4
+// to 5 GB/s it reads. 0 leaves it to the core; those with SDOT follow a sequential stream by
+// themselves.
 constexpr size_t kA72PrefetchBytes = 1024;
 
 // A Sum adds 16 products at a time for one row; total() gives the sums of four rows.
 
-// 2, 3 and 4 bits: a group of 128 inputs puts 16 products into each 16-bit lane, at most 16 * 15 * 127 = 30,480, so nothing is
-// widened before the group's end. SMLAL is the only multiplication here: the Cortex-A72 starts one per cycle.
+// 2, 3 and 4 bits: a group of 128 inputs puts 16 products into each 16-bit lane, at most 16 * 15 *
+// 127 = 30,480, so nothing is widened before the group's end. SMLAL is the only multiplication
+// here: the Cortex-A72 starts one per cycle.
 struct Int16Sum {
     static constexpr size_t kPrefetchBytes = kA72PrefetchBytes;
     int16x8_t lanes;

@@ -1,4 +1,5 @@
-// SDOT as a Sum (sums_neon.h): four products into each 32-bit lane. For files built with the dotprod extension only.
+// SDOT as a Sum (sums_neon.h): four products into each 32-bit lane. For files built with the
+// dotprod extension only.
 #pragma once
 
 #ifndef __ARM_FEATURE_DOTPROD
@@ -16,7 +17,9 @@ struct SdotSum {
     int32x4_t lanes;
 
     [[gnu::always_inline]] inline void clear() { lanes = vdupq_n_s32(0); }
-    [[gnu::always_inline]] inline void add(int8x16_t codes, int8x16_t x) { lanes = vdotq_s32(lanes, codes, x); }
+    [[gnu::always_inline]] inline void add(int8x16_t codes, int8x16_t x) {
+        lanes = vdotq_s32(lanes, codes, x);
+    }
     [[gnu::always_inline]] static inline int32x4_t total(const SdotSum (&s)[4]) {
         return vpaddq_s32(vpaddq_s32(s[0].lanes, s[1].lanes), vpaddq_s32(s[2].lanes, s[3].lanes));
     }

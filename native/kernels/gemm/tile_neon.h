@@ -1,5 +1,5 @@
-// The register tile of armv8.0: 4 rows by 4 tokens, products added by a Sum of sums_neon.h. The bytes of the weight tile keep
-// the order of the rows: 16 inputs of row 0, 1, 2, 3.
+// The register tile of armv8.0: 4 rows by 4 tokens, products added by a Sum of sums_neon.h. The
+// bytes of the weight tile keep the order of the rows: 16 inputs of row 0, 1, 2, 3.
 #pragma once
 
 #include "native/kernels/codes/sums_neon.h"
@@ -10,10 +10,12 @@ namespace {
 
 template <class Sum>
 struct NeonTile {
-    static constexpr size_t kTileRows = 32;  // 16 KB of the Cortex-A72's 32 KB, beside 2 KB of activations
+    static constexpr size_t kTileRows =
+        32;  // 16 KB of the Cortex-A72's 32 KB, beside 2 KB of activations
     static constexpr size_t kTokens = 4;
 
-    [[gnu::always_inline]] static inline void store_rows(int8_t* out, int8x16_t r0, int8x16_t r1, int8x16_t r2, int8x16_t r3) {
+    [[gnu::always_inline]] static inline void store_rows(int8_t* out, int8x16_t r0, int8x16_t r1,
+                                                         int8x16_t r2, int8x16_t r3) {
         vst1q_s8(out, r0);
         vst1q_s8(out + 16, r1);
         vst1q_s8(out + 32, r2);
@@ -22,7 +24,8 @@ struct NeonTile {
 
     // Adds the products of 16 inputs, from input k of the tile on.
     template <int kCount>
-    [[gnu::always_inline]] static inline void add_inputs(const int8_t* codes, const Tokens<kCount>& tokens, size_t k,
+    [[gnu::always_inline]] static inline void add_inputs(const int8_t* codes,
+                                                         const Tokens<kCount>& tokens, size_t k,
                                                          Sum (&sums)[kCount][4]) {
         int8x16_t rows[4];
         for (int r = 0; r < 4; ++r) rows[r] = vld1q_s8(codes + 16 * r);
@@ -33,7 +36,8 @@ struct NeonTile {
     }
 
     template <int kCount>
-    [[gnu::noinline]] static void multiply_tokens(const WeightTile<kTileRows>& tile, const TileColumns& at, const QuantizedRows* x,
+    [[gnu::noinline]] static void multiply_tokens(const WeightTile<kTileRows>& tile,
+                                                  const TileColumns& at, const QuantizedRows* x,
                                                   size_t token, const Outputs& outputs) {
         const Tokens<kCount> tokens(x, at, token);
         for (size_t b = 0; b < tile.blocks; ++b) {
@@ -54,7 +58,8 @@ struct NeonTile {
                 const int16x4_t z = vld1_s16(tile.zero_points[b][g]);
                 const float32x4_t scales = vld1q_f32(tile.scales[b][g]);
                 for (int t = 0; t < kCount; ++t) {
-                    const int32x4_t d = vmlal_s16(Sum::total(sums[t]), z, vld1_dup_s16(&tokens.negated_sums[g][t]));
+                    const int32x4_t d =
+                        vmlal_s16(Sum::total(sums[t]), z, vld1_dup_s16(&tokens.negated_sums[g][t]));
                     const float32x4_t scale = vmulq_n_f32(scales, tokens.scales[g][t]);
                     acc[t] = vfmaq_f32(acc[t], vcvtq_f32_s32(d), scale);
                 }
@@ -63,8 +68,9 @@ struct NeonTile {
         }
     }
 
-    static void multiply(const WeightTile<kTileRows>& tile, const TileColumns& at, const QuantizedRows* x, size_t token,
-                         size_t tokens, const Outputs& outputs) {
+    static void multiply(const WeightTile<kTileRows>& tile, const TileColumns& at,
+                         const QuantizedRows* x, size_t token, size_t tokens,
+                         const Outputs& outputs) {
         if (tokens == 4) {
             multiply_tokens<4>(tile, at, x, token, outputs);
         } else if (tokens == 3) {

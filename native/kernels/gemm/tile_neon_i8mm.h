@@ -1,5 +1,6 @@
-// The register tile of SMMLA: 8 rows by 12 tokens, each register a square of 2 tokens by 2 rows. Inside 64 bytes of the weight
-// tile 8 inputs of a row stand beside the same 8 inputs of its neighbour; tokens are put side by side in the same way.
+// The register tile of SMMLA: 8 rows by 12 tokens, each register a square of 2 tokens by 2 rows.
+// Inside 64 bytes of the weight tile 8 inputs of a row stand beside the same 8 inputs of its
+// neighbour; tokens are put side by side in the same way.
 #pragma once
 
 #if !defined(__ARM_FEATURE_MATMUL_INT8)
@@ -12,11 +13,13 @@ namespace awqe {
 namespace {
 
 struct I8mmTile {
-    static constexpr size_t kTileRows = 128;  // 64 KB, in the second-level cache: pairing the tokens is paid for by many rows
+    static constexpr size_t kTileRows =
+        128;  // 64 KB, in the second-level cache: pairing the tokens is paid for by many rows
     static constexpr size_t kTokens = 12;
     static constexpr int kMostPairs = kTokens / 2;
 
-    [[gnu::always_inline]] static inline void store_rows(int8_t* out, int8x16_t r0, int8x16_t r1, int8x16_t r2, int8x16_t r3) {
+    [[gnu::always_inline]] static inline void store_rows(int8_t* out, int8x16_t r0, int8x16_t r1,
+                                                         int8x16_t r2, int8x16_t r3) {
         vst1q_s8(out, first_halves(r0, r1));
         vst1q_s8(out + 16, first_halves(r2, r3));
         vst1q_s8(out + 32, second_halves(r0, r1));
@@ -26,14 +29,15 @@ struct I8mmTile {
     // Up to 12 tokens of a tile's columns, in pairs.
     template <int kPairs>
     struct TokenTile {
-        alignas(64) int8_t codes[kTileColumns / 8][kPairs][16];  // 8 inputs of a token, 8 of its neighbour
-        float scales[kTileGroups][kPairs][4];                    // a, a, b, b
-        int16_t negated_sums[kTileGroups][kPairs][4];            // a, a, b, b; at most 128 * 127
+        alignas(64)
+            int8_t codes[kTileColumns / 8][kPairs][16];  // 8 inputs of a token, 8 of its neighbour
+        float scales[kTileGroups][kPairs][4];            // a, a, b, b
+        int16_t negated_sums[kTileGroups][kPairs][4];    // a, a, b, b; at most 128 * 127
     };
 
     template <int kPairs>
-    [[gnu::noinline]] static void pair_tokens(const TileColumns& at, const QuantizedRows* x, size_t token, size_t tokens,
-                                              TokenTile<kPairs>* out) {
+    [[gnu::noinline]] static void pair_tokens(const TileColumns& at, const QuantizedRows* x,
+                                              size_t token, size_t tokens, TokenTile<kPairs>* out) {
         for (int p = 0; p < kPairs; ++p) {
             // Where there is no token, the last one is computed again and thrown away.
             const size_t last = token + tokens - 1;
@@ -52,21 +56,24 @@ struct I8mmTile {
             const size_t group_a = a * x->group_stride + at.first_group;
             const size_t group_b = b * x->group_stride + at.first_group;
             for (size_t g = 0; g < at.groups; ++g) {
-                vst1q_f32(out->scales[g][p],
-                          vcombine_f32(vld1_dup_f32(x->scales + group_a + g), vld1_dup_f32(x->scales + group_b + g)));
-                const int32x4_t sums =
-                    vcombine_s32(vld1_dup_s32(x->sums + group_a + g), vld1_dup_s32(x->sums + group_b + g));
+                vst1q_f32(out->scales[g][p], vcombine_f32(vld1_dup_f32(x->scales + group_a + g),
+                                                          vld1_dup_f32(x->scales + group_b + g)));
+                const int32x4_t sums = vcombine_s32(vld1_dup_s32(x->sums + group_a + g),
+                                                    vld1_dup_s32(x->sums + group_b + g));
                 vst1_s16(out->negated_sums[g][p], vmovn_s32(vnegq_s32(sums)));
             }
         }
     }
 
-    // One group of kBlocks blocks and kPairs pairs of tokens. The running sums wait in acc, squares like the integer ones,
-    // because the integer tile needs the registers.
+    // One group of kBlocks blocks and kPairs pairs of tokens. The running sums wait in acc, squares
+    // like the integer ones, because the integer tile needs the registers.
     template <int kBlocks, int kPairs>
-    [[gnu::always_inline]] static inline void add_tile_group(const WeightTile<kTileRows>& tile, size_t block, size_t group,
-                                                             const int8_t* codes, size_t columns, const int8_t (*x)[kPairs][16],
-                                                             const TokenTile<kPairs>& tokens, float (*acc)[2 * kBlocks][4]) {
+    [[gnu::always_inline]] static inline void add_tile_group(const WeightTile<kTileRows>& tile,
+                                                             size_t block, size_t group,
+                                                             const int8_t* codes, size_t columns,
+                                                             const int8_t (*x)[kPairs][16],
+                                                             const TokenTile<kPairs>& tokens,
+                                                             float (*acc)[2 * kBlocks][4]) {
         int32x4_t sums[kPairs][2 * kBlocks];
         for (int b = 0; b < kBlocks; ++b) {
             const int32x2_t z = vreinterpret_s32_s16(vld1_s16(tile.zero_points[block + b][group]));
@@ -88,7 +95,8 @@ struct I8mmTile {
                 }
                 for (int p = 0; p < kPairs; ++p) {
                     const int8x16_t pair = vld1q_s8(x[eight][p]);
-                    for (int r = 0; r < 2 * kBlocks; ++r) sums[p][r] = vmmlaq_s32(sums[p][r], pair, w[r]);
+                    for (int r = 0; r < 2 * kBlocks; ++r)
+                        sums[p][r] = vmmlaq_s32(sums[p][r], pair, w[r]);
                 }
             }
             codes += 128;
@@ -104,18 +112,23 @@ struct I8mmTile {
             const float32x4_t x_scales = vld1q_f32(tokens.scales[group][p]);
             for (int r = 0; r < 2 * kBlocks; ++r) {
                 const float32x4_t scale = vmulq_f32(scales[r], x_scales);
-                vst1q_f32(acc[p][r], vfmaq_f32(vld1q_f32(acc[p][r]), vcvtq_f32_s32(sums[p][r]), scale));
+                vst1q_f32(acc[p][r],
+                          vfmaq_f32(vld1q_f32(acc[p][r]), vcvtq_f32_s32(sums[p][r]), scale));
             }
         }
         asm volatile("" ::: "memory");
     }
 
     template <int kBlocks, int kPairs>
-    [[gnu::noinline]] static void multiply_blocks(const WeightTile<kTileRows>& tile, size_t block, const TileColumns& at,
-                                                  const TokenTile<kPairs>& tokens, size_t count, const Outputs& outputs) {
+    [[gnu::noinline]] static void multiply_blocks(const WeightTile<kTileRows>& tile, size_t block,
+                                                  const TileColumns& at,
+                                                  const TokenTile<kPairs>& tokens, size_t count,
+                                                  const Outputs& outputs) {
         float squares[kPairs][2 * kBlocks][4];
-        float(*acc)[2 * kBlocks][4] = squares;
-        asm("" : "+r"(acc));  // an address that the compiler cannot follow: the running sums stay in memory
+        float (*acc)[2 * kBlocks][4] = squares;
+        asm(""
+            : "+r"(acc));  // an address that the compiler cannot follow: the running sums stay in
+                           // memory
         for (int p = 0; p < kPairs; ++p) {
             const size_t a = 2u * p < count ? 2u * p : count - 1;
             const size_t b = a + 1 < count ? a + 1 : a;
@@ -127,7 +140,7 @@ struct I8mmTile {
             }
         }
         const int8_t* codes = tile.codes[block][0];
-        const int8_t(*x)[kPairs][16] = tokens.codes;
+        const int8_t (*x)[kPairs][16] = tokens.codes;
         for (size_t g = 0; g < at.groups; ++g) {
             const size_t columns = at.columns_of(g);
             add_tile_group<kBlocks, kPairs>(tile, block, g, codes, columns, x, tokens, acc);
@@ -139,26 +152,32 @@ struct I8mmTile {
             for (int b = 0; b < kBlocks; ++b) {
                 const float64x2_t left = vreinterpretq_f64_f32(vld1q_f32(acc[p][2 * b]));
                 const float64x2_t right = vreinterpretq_f64_f32(vld1q_f32(acc[p][2 * b + 1]));
-                if (a < count) outputs.store(a, block + b, vreinterpretq_f32_f64(vzip1q_f64(left, right)));
-                if (a + 1 < count) outputs.store(a + 1, block + b, vreinterpretq_f32_f64(vzip2q_f64(left, right)));
+                if (a < count)
+                    outputs.store(a, block + b, vreinterpretq_f32_f64(vzip1q_f64(left, right)));
+                if (a + 1 < count)
+                    outputs.store(a + 1, block + b, vreinterpretq_f32_f64(vzip2q_f64(left, right)));
             }
         }
     }
 
     template <int kPairs>
-    [[gnu::noinline]] static void multiply_pairs(const WeightTile<kTileRows>& tile, const TileColumns& at, const QuantizedRows* x,
-                                                 size_t token, size_t count, const Outputs& outputs) {
+    [[gnu::noinline]] static void multiply_pairs(const WeightTile<kTileRows>& tile,
+                                                 const TileColumns& at, const QuantizedRows* x,
+                                                 size_t token, size_t count,
+                                                 const Outputs& outputs) {
         TokenTile<kPairs> tokens;
         pair_tokens(at, x, token, count, &tokens);
         size_t block = 0;
         for (; block + 2 <= tile.blocks; block += 2) {
             multiply_blocks<2, kPairs>(tile, block, at, tokens, count, outputs);
         }
-        if (block < tile.blocks) multiply_blocks<1, kPairs>(tile, block, at, tokens, count, outputs);
+        if (block < tile.blocks)
+            multiply_blocks<1, kPairs>(tile, block, at, tokens, count, outputs);
     }
 
-    static void multiply(const WeightTile<kTileRows>& tile, const TileColumns& at, const QuantizedRows* x, size_t token,
-                         size_t tokens, const Outputs& outputs) {
+    static void multiply(const WeightTile<kTileRows>& tile, const TileColumns& at,
+                         const QuantizedRows* x, size_t token, size_t tokens,
+                         const Outputs& outputs) {
         if (tokens > 8) {
             multiply_pairs<6>(tile, at, x, token, tokens, outputs);
         } else if (tokens > 4) {
@@ -168,7 +187,7 @@ struct I8mmTile {
         }
     }
 
-   private:
+  private:
     [[gnu::always_inline]] static inline int8x16_t first_halves(int8x16_t a, int8x16_t b) {
         return vreinterpretq_s8_s64(vzip1q_s64(vreinterpretq_s64_s8(a), vreinterpretq_s64_s8(b)));
     }

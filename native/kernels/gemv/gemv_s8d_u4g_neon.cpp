@@ -3,7 +3,8 @@
 
 namespace awqe {
 
-void gemv_s8d_u4g_neon(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin, size_t row_end) {
+void gemv_s8d_u4g_neon(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin,
+                       size_t row_end) {
     gemv<4, Int16Sum>(w, x, y, row_begin, row_end);
 }
 

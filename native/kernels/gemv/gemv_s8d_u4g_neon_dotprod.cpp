@@ -4,7 +4,8 @@
 
 namespace awqe {
 
-void gemv_s8d_u4g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin, size_t row_end) {
+void gemv_s8d_u4g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, float* y,
+                               size_t row_begin, size_t row_end) {
     gemv<4, SdotSum>(w, x, y, row_begin, row_end);
 }
 

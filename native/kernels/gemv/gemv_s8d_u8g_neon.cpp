@@ -3,7 +3,8 @@
 
 namespace awqe {
 
-void gemv_s8d_u8g_neon(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin, size_t row_end) {
+void gemv_s8d_u8g_neon(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin,
+                       size_t row_end) {
     gemv<8, Int32Sum>(w, x, y, row_begin, row_end);
 }
 

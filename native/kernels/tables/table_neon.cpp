@@ -1,0 +1,37 @@
+// The table `neon`: armv8.0, any 64-bit Arm core.
+#include <type_traits>
+
+#include "native/kernels/cpu_features.h"
+#include "native/kernels/tables/tables.h"
+
+namespace awqe {
+
+std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_neon, gemv_s8d_u3g_neon, gemv_s8d_u4g_neon,
+    gemv_s8d_u8g_neon;
+std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_neon, gemm_s8d_u3g_neon, gemm_s8d_u4g_neon,
+    gemm_s8d_u8g_neon;
+std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_neon;
+std::remove_pointer_t<RmsNormFunction> rms_norm_f32_neon;
+std::remove_pointer_t<RopeFunction> rope_f32_neon;
+std::remove_pointer_t<StoreHalfFunction> store_half_f16_neon;
+std::remove_pointer_t<AttentionFunction> attention_f16_neon;
+std::remove_pointer_t<SiluGateFunction> silu_gate_f32_neon;
+std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
+
+const KernelTable kTableNeon = {
+    .name = "neon",
+    .required = kCpuNeon,
+    .gemv = {nullptr, nullptr, gemv_s8d_u2g_neon, gemv_s8d_u3g_neon, gemv_s8d_u4g_neon, nullptr,
+             nullptr, nullptr, gemv_s8d_u8g_neon},
+    .gemm = {nullptr, nullptr, gemm_s8d_u2g_neon, gemm_s8d_u3g_neon, gemm_s8d_u4g_neon, nullptr,
+             nullptr, nullptr, gemm_s8d_u8g_neon},
+    .quantize_act = quantize_act_s8d_neon,
+    .rms_norm = rms_norm_f32_neon,
+    .rope = rope_f32_neon,
+    .store_half = store_half_f16_neon,
+    .attention = attention_f16_neon,
+    .silu_gate = silu_gate_f32_neon,
+    .embedding = embedding_ug_reference,
+};
+
+}  // namespace awqe
