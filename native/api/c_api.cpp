@@ -268,9 +268,9 @@ awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampl
                                 awqe_error* error) {
     awqe::clear(token);
     return awqe::guard(error, [&] {
-        awqe::required(token, "token") =
-            awqe::required(session, "session")
-                .session.sample(awqe::required(sampler, "sampler").sampler);
+        awqe::required(token, "token");
+        *token = awqe::required(session, "session")
+                     .session.sample(awqe::required(sampler, "sampler").sampler);
     });
 }
 
@@ -278,8 +278,8 @@ awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_
                                 awqe_error* error) {
     awqe::clear(bytes_per_second);
     return awqe::guard(error, [&] {
-        awqe::required(bytes_per_second, "bytes_per_second") =
-            awqe::measure_read_bandwidth(threads, bytes);
+        awqe::required(bytes_per_second, "bytes_per_second");
+        *bytes_per_second = awqe::measure_read_bandwidth(threads, bytes);
     });
 }
 

@@ -1,0 +1,506 @@
+// The C API as a caller sees it, on tests/data/tiny.awq.gguf: what is shown, what is refused, and
+// that no exception comes through any function, whichever allocation fails inside.
+#include <atomic>
+#include <cmath>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <new>
+
+#include "awq_edge.h"
+#include "tests/native/support/check.h"
+
+namespace {
+
+// The allocation that fails: 0 none, otherwise counted down.
+std::atomic<long> failing_allocation{0};
+
+void* allocate(size_t size, size_t alignment) {
+    if (failing_allocation > 0 && --failing_allocation == 0) throw std::bad_alloc();
+    void* memory = nullptr;
+    if (posix_memalign(&memory, alignment, size == 0 ? 1 : size) != 0) throw std::bad_alloc();
+    return memory;
+}
+
+}  // namespace
+
+void* operator new(size_t size) { return allocate(size, 2 * sizeof(void*)); }
+void* operator new(size_t size, std::align_val_t alignment) {
+    return allocate(size, static_cast<size_t>(alignment));
+}
+void operator delete(void* memory) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t) noexcept { std::free(memory); }
+void operator delete(void* memory, std::align_val_t) noexcept { std::free(memory); }
+void operator delete(void* memory, size_t, std::align_val_t) noexcept { std::free(memory); }
+
+namespace awqe::test {
+namespace {
+
+constexpr const char* kTiny = AWQE_TEST_DATA "/tiny.awq.gguf";
+constexpr uint32_t kVocabulary = 203;
+constexpr uint32_t kContext = 320;
+
+template <class Structure>
+Structure of_this_version() {
+    Structure s = {};
+    s.struct_size = sizeof(s);
+    return s;
+}
+
+awqe_sampling sampling() {
+    awqe_sampling s = of_this_version<awqe_sampling>();
+    s.temperature = s.top_p = s.repetition_penalty = 1;
+    return s;
+}
+
+// A model, a session with one thread and a sampler, for the length of a test.
+struct Everything {
+    awqe_model* model = nullptr;
+    awqe_session* session = nullptr;
+    awqe_sampler* sampler = nullptr;
+
+    explicit Everything(uint32_t context_length = 0, uint32_t threads = 1) {
+        CHECK_EQUAL(awqe_model_open(kTiny, &model, nullptr), AWQE_OK);
+        awqe_session_options options = of_this_version<awqe_session_options>();
+        options.context_length = context_length;
+        options.threads = options.prefill_threads = threads;
+        CHECK_EQUAL(awqe_session_open(model, &options, &session, nullptr), AWQE_OK);
+        const awqe_sampling s = sampling();
+        CHECK_EQUAL(awqe_sampler_open(&s, &sampler, nullptr), AWQE_OK);
+    }
+    ~Everything() {
+        awqe_sampler_close(sampler);
+        awqe_session_close(session);
+        awqe_model_close(model);
+    }
+};
+
+std::vector<uint32_t> prompt(size_t count) {
+    std::vector<uint32_t> tokens(count);
+    for (size_t i = 0; i < count; ++i) tokens[i] = static_cast<uint32_t>(i * 31 % kVocabulary);
+    return tokens;
+}
+
+void check_error(const awqe_error& error, awqe_status status, const std::string& sentence) {
+    CHECK_EQUAL(error.status, status);
+    if (std::string(error.message).find(sentence) == std::string::npos) {
+        fail(__FILE__, __LINE__, "'" + std::string(error.message) + "' lacks '" + sentence + "'");
+    }
+}
+
+}  // namespace
+
+TEST(version_and_model) {
+    CHECK_EQUAL(awqe_abi_version(), uint32_t{AWQE_ABI_VERSION});
+    CHECK(std::strlen(awqe_version()) > 0);
+    Everything all;
+    awqe_model_info info = of_this_version<awqe_model_info>();
+    CHECK_EQUAL(awqe_model_info_get(all.model, &info, nullptr), AWQE_OK);
+    CHECK_EQUAL(info.layers, 3u);
+    CHECK_EQUAL(info.vocabulary_size, kVocabulary);
+    CHECK_EQUAL(info.context_length, kContext);
+    CHECK_EQUAL(info.feed_forward_size, 150u);
+    CHECK(info.decode_bytes < info.file_bytes && info.decode_bytes > info.file_bytes / 2);
+    CHECK_EQUAL(awqe_model_metadata_count(nullptr), size_t{0});
+    CHECK_EQUAL(awqe_model_tensor_count(nullptr), size_t{0});
+}
+
+TEST(metadata) {
+    Everything all;
+    bool saw_windows = false, saw_name = false, saw_epsilon = false;
+    for (size_t i = 0; i < awqe_model_metadata_count(all.model); ++i) {
+        awqe_metadata entry = of_this_version<awqe_metadata>();
+        CHECK_EQUAL(awqe_model_metadata_at(all.model, i, &entry, nullptr), AWQE_OK);
+        const std::string key = entry.key;
+        if (key == "general.name") {
+            saw_name = true;
+            CHECK_EQUAL(entry.type, AWQE_VALUE_STRING);
+            CHECK_EQUAL(std::string(entry.string_value, entry.count),
+                        "tiny random model for tests");
+        } else if (key == "awq_edge.decoder.norm_epsilon") {
+            saw_epsilon = true;
+            CHECK_EQUAL(entry.type, AWQE_VALUE_REAL);
+            CHECK(std::fabs(entry.real_value - 1e-5) < 1e-9);
+        } else if (key == "awq_edge.decoder.sliding_windows") {
+            saw_windows = true;
+            CHECK_EQUAL(entry.type, AWQE_VALUE_ARRAY);
+            CHECK_EQUAL(entry.element_type, AWQE_VALUE_UNSIGNED);
+            CHECK_EQUAL(entry.count, uint64_t{3});
+            awqe_metadata value = of_this_version<awqe_metadata>();
+            CHECK_EQUAL(awqe_model_metadata_element(all.model, i, 1, &value, nullptr), AWQE_OK);
+            CHECK_EQUAL(value.unsigned_value, uint64_t{37});
+            CHECK(value.key == nullptr);
+            awqe_error error;
+            awqe_model_metadata_element(all.model, i, 3, &value, &error);
+            check_error(error, AWQE_INVALID_ARGUMENT, "element is 3, the array has 3");
+        }
+    }
+    CHECK(saw_windows && saw_name && saw_epsilon);
+    awqe_metadata entry = of_this_version<awqe_metadata>();
+    awqe_error error;
+    awqe_model_metadata_at(all.model, 1000, &entry, &error);
+    check_error(error, AWQE_INVALID_ARGUMENT, "index is 1000");
+    awqe_model_metadata_element(all.model, 0, 0, &entry, &error);
+    check_error(error, AWQE_INVALID_ARGUMENT, "entry 0 is not an array");
+}
+
+TEST(tensors) {
+    Everything all;
+    uint64_t end = 0;
+    for (size_t i = 0; i < awqe_model_tensor_count(all.model); ++i) {
+        awqe_tensor tensor = of_this_version<awqe_tensor>();
+        CHECK_EQUAL(awqe_model_tensor_at(all.model, i, &tensor, nullptr), AWQE_OK);
+        CHECK(tensor.offset % 64 == 0 && tensor.offset >= end && tensor.bytes > 0);
+        end = tensor.offset + tensor.bytes;
+        if (std::string(tensor.name) == "blk.1.ffn_down.weight") {
+            CHECK_EQUAL(tensor.bits, 3u);
+            CHECK_EQUAL(tensor.group_size, 64u);
+            CHECK_EQUAL(tensor.rows, uint64_t{72});
+            CHECK_EQUAL(tensor.columns, uint64_t{150});
+        } else if (std::string(tensor.name) == "blk.1.ffn_down.bias") {
+            CHECK_EQUAL(tensor.bits, 32u);
+            CHECK_EQUAL(tensor.rows, uint64_t{1});
+            CHECK_EQUAL(tensor.columns, uint64_t{72});
+        }
+    }
+    awqe_tensor tensor = of_this_version<awqe_tensor>();
+    CHECK_EQUAL(awqe_model_tensor_at(all.model, 1000, &tensor, nullptr), AWQE_INVALID_ARGUMENT);
+}
+
+TEST(files_that_cannot_be_opened) {
+    awqe_error error;
+    awqe_model* model = reinterpret_cast<awqe_model*>(1);
+    awqe_model_open("/nonexistent/model.awq.gguf", &model, &error);
+    CHECK(model == nullptr);
+    check_error(error, AWQE_FILE_UNREADABLE, "cannot open /nonexistent/model.awq.gguf: ");
+    awqe_model_open("/", &model, &error);
+    check_error(error, AWQE_FILE_UNREADABLE, "not a regular file");
+    awqe_model_open(__FILE__, &model, nullptr);
+    CHECK(model == nullptr);
+    awqe_model_open(nullptr, &model, &error);
+    check_error(error, AWQE_INVALID_ARGUMENT, "path is NULL");
+    awqe_model_open(kTiny, nullptr, &error);
+    check_error(error, AWQE_INVALID_ARGUMENT, "model is NULL");
+}
+
+TEST(null_objects_are_refused) {
+    awqe_error error;
+    const auto check_null = [&](awqe_status status, const char* name) {
+        CHECK_EQUAL(status, AWQE_INVALID_ARGUMENT);
+        check_error(error, AWQE_INVALID_ARGUMENT, std::string(name) + " is NULL");
+    };
+    Everything all;
+    auto info = of_this_version<awqe_model_info>();
+    auto entry = of_this_version<awqe_metadata>();
+    auto tensor = of_this_version<awqe_tensor>();
+    auto memory = of_this_version<awqe_memory>();
+    awqe_session* session = nullptr;
+    awqe_sampler* sampler = nullptr;
+    uint32_t token = 7;
+    double rate = 7;
+    check_null(awqe_model_info_get(nullptr, &info, &error), "model");
+    check_null(awqe_model_info_get(all.model, nullptr, &error), "info");
+    check_null(awqe_model_metadata_at(nullptr, 0, &entry, &error), "model");
+    check_null(awqe_model_metadata_at(all.model, 0, nullptr, &error), "entry");
+    check_null(awqe_model_metadata_element(nullptr, 0, 0, &entry, &error), "model");
+    check_null(awqe_model_metadata_element(all.model, 0, 0, nullptr, &error), "value");
+    check_null(awqe_model_tensor_at(nullptr, 0, &tensor, &error), "model");
+    check_null(awqe_model_tensor_at(all.model, 0, nullptr, &error), "tensor");
+    check_null(awqe_session_memory(nullptr, nullptr, &memory, &error), "model");
+    check_null(awqe_session_memory(all.model, nullptr, nullptr, &error), "memory");
+    check_null(awqe_session_open(nullptr, nullptr, &session, &error), "model");
+    check_null(awqe_session_open(all.model, nullptr, nullptr, &error), "session");
+    check_null(awqe_session_truncate(nullptr, 0, &error), "session");
+    check_null(awqe_session_evaluate(nullptr, &token, 1, AWQE_LOGITS_NONE, nullptr, nullptr,
+                                     nullptr, &error),
+               "session");
+    check_null(awqe_session_evaluate(all.session, nullptr, 1, AWQE_LOGITS_NONE, nullptr, nullptr,
+                                     nullptr, &error),
+               "tokens");
+    check_null(awqe_sampler_open(nullptr, &sampler, &error), "sampling");
+    const awqe_sampling s = sampling();
+    check_null(awqe_sampler_open(&s, nullptr, &error), "sampler");
+    check_null(awqe_session_sample(nullptr, all.sampler, &token, &error), "session");
+    CHECK_EQUAL(token, 0u);
+    check_null(awqe_session_sample(all.session, nullptr, &token, &error), "sampler");
+    check_null(awqe_session_sample(all.session, all.sampler, nullptr, &error), "token");
+    check_null(awqe_read_bandwidth(1, 1 << 20, nullptr, &error), "bytes_per_second");
+    CHECK_EQUAL(awqe_read_bandwidth(1, 0, &rate, &error), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(rate, 0.0);
+    awqe_model_close(nullptr);
+    awqe_session_close(nullptr);
+    awqe_sampler_close(nullptr);
+    CHECK_EQUAL(std::string(awqe_session_kernels(nullptr)), "");
+    CHECK_EQUAL(awqe_session_threads(nullptr, true), 0u);
+    CHECK_EQUAL(awqe_session_position(nullptr), 0u);
+}
+
+TEST(structures_of_another_version_are_refused_and_left_alone) {
+    Everything all;
+    awqe_error error;
+    const auto check_size = [&](awqe_status status, const char* name) {
+        CHECK_EQUAL(status, AWQE_INVALID_ARGUMENT);
+        check_error(error, AWQE_INVALID_ARGUMENT, std::string(name) + ".struct_size is ");
+    };
+    awqe_model_info info = {};
+    info.struct_size = sizeof(info) - 4;
+    info.layers = 77;
+    check_size(awqe_model_info_get(all.model, &info, &error), "info");
+    CHECK_EQUAL(info.layers, 77u);
+    awqe_metadata entry = {};
+    check_size(awqe_model_metadata_at(all.model, 0, &entry, &error), "entry");
+    check_size(awqe_model_metadata_element(all.model, 0, 0, &entry, &error), "value");
+    awqe_tensor tensor = {};
+    check_size(awqe_model_tensor_at(all.model, 0, &tensor, &error), "tensor");
+    awqe_memory memory = {};
+    check_size(awqe_session_memory(all.model, nullptr, &memory, &error), "memory");
+    memory.struct_size = sizeof(memory);
+    awqe_session_options options = {};
+    check_size(awqe_session_memory(all.model, &options, &memory, &error), "options");
+    awqe_session* session = nullptr;
+    check_size(awqe_session_open(all.model, &options, &session, &error), "options");
+    awqe_sampling s = sampling();
+    s.struct_size = 0;
+    awqe_sampler* sampler = nullptr;
+    check_size(awqe_sampler_open(&s, &sampler, &error), "sampling");
+}
+
+TEST(session_options) {
+    Everything all;
+    awqe_error error;
+    awqe_session* session = nullptr;
+    auto options = of_this_version<awqe_session_options>();
+    options.context_length = kContext + 1;
+    awqe_session_open(all.model, &options, &session, &error);
+    CHECK(session == nullptr);
+    check_error(error, AWQE_INVALID_ARGUMENT,
+                "is 321, but the model was trained for 320 positions");
+    options.context_length = 0;
+    options.threads = 1u << 31;
+    awqe_session_open(all.model, &options, &session, &error);
+    check_error(error, AWQE_INVALID_ARGUMENT, "options.threads is 2147483648");
+    setenv("AWQ_EDGE_KERNELS", "abacus", 1);
+    awqe_session_open(all.model, nullptr, &session, &error);
+    check_error(error, AWQE_UNSUPPORTED, "abacus");
+    CHECK(session == nullptr);
+    setenv("AWQ_EDGE_KERNELS", "reference", 1);
+    CHECK_EQUAL(awqe_session_open(all.model, nullptr, &session, &error), AWQE_OK);
+    CHECK_EQUAL(std::string(awqe_session_kernels(session)), "reference");
+    CHECK(awqe_session_threads(session, true) >= 1);
+    awqe_session_close(session);
+    unsetenv("AWQ_EDGE_KERNELS");
+}
+
+TEST(tokens_and_context) {
+    Everything all(10);
+    awqe_error error;
+    const std::vector<uint32_t> tokens = prompt(11);
+    const auto evaluate = [&](const uint32_t* ids, size_t count,
+                              awqe_logits which = AWQE_LOGITS_LAST) {
+        return awqe_session_evaluate(all.session, ids, count, which, nullptr, nullptr, nullptr,
+                                     &error);
+    };
+    uint32_t token = 0;
+    CHECK_EQUAL(awqe_session_sample(all.session, all.sampler, &token, &error),
+                AWQE_INVALID_ARGUMENT);
+    check_error(error, AWQE_INVALID_ARGUMENT, "no logits to sample from");
+    evaluate(tokens.data(), 11);
+    check_error(error, AWQE_CONTEXT_FULL,
+                "the context holds 0 of 10 tokens, there is no room for 11 more");
+    evaluate(tokens.data(), 0);
+    check_error(error, AWQE_INVALID_ARGUMENT, "no tokens");
+    const uint32_t outside[] = {1, kVocabulary};
+    evaluate(outside, 2);
+    check_error(error, AWQE_INVALID_ARGUMENT, "token 1 is 203, the model's vocabulary ends at 202");
+    evaluate(tokens.data(), 1, static_cast<awqe_logits>(3));
+    check_error(error, AWQE_INVALID_ARGUMENT, "which is 3");
+    CHECK_EQUAL(awqe_session_position(all.session), 0u);
+
+    CHECK_EQUAL(evaluate(tokens.data(), 10), AWQE_OK);
+    CHECK_EQUAL(awqe_session_position(all.session), 10u);
+    CHECK_EQUAL(evaluate(tokens.data(), 1), AWQE_CONTEXT_FULL);
+    CHECK_EQUAL(awqe_session_sample(all.session, all.sampler, &token, &error), AWQE_OK);
+    awqe_session_truncate(all.session, 11, &error);
+    check_error(error, AWQE_INVALID_ARGUMENT,
+                "position is 11, but the context holds only 10 tokens");
+    CHECK_EQUAL(awqe_session_truncate(all.session, 10, &error), AWQE_OK);
+    CHECK_EQUAL(awqe_session_sample(all.session, all.sampler, &token, &error), AWQE_OK);
+    CHECK_EQUAL(awqe_session_truncate(all.session, 4, &error), AWQE_OK);
+    CHECK_EQUAL(awqe_session_position(all.session), 4u);
+    CHECK_EQUAL(awqe_session_sample(all.session, all.sampler, &token, &error),
+                AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(evaluate(tokens.data() + 4, 6, AWQE_LOGITS_NONE), AWQE_OK);
+    CHECK_EQUAL(awqe_session_sample(all.session, all.sampler, &token, &error),
+                AWQE_INVALID_ARGUMENT);
+}
+
+TEST(a_truncated_context_goes_on_as_if_never_longer) {
+    Everything straight, detour;
+    const std::vector<uint32_t> tokens = prompt(40);
+    std::vector<uint32_t> other = tokens;
+    for (size_t i = 20; i < 40; ++i) other[i] = 5;
+    std::vector<float> expected(kVocabulary), actual(kVocabulary);
+    const auto evaluate = [](awqe_session* session, const uint32_t* ids, size_t count,
+                             float* logits) {
+        CHECK_EQUAL(awqe_session_evaluate(session, ids, count, AWQE_LOGITS_LAST, logits, nullptr,
+                                          nullptr, nullptr),
+                    AWQE_OK);
+    };
+    evaluate(straight.session, tokens.data(), 40, expected.data());
+    evaluate(detour.session, other.data(), 40, actual.data());
+    CHECK(std::memcmp(actual.data(), expected.data(), kVocabulary * sizeof(float)) != 0);
+    CHECK_EQUAL(awqe_session_truncate(detour.session, 20, nullptr), AWQE_OK);
+    evaluate(detour.session, tokens.data() + 20, 20, actual.data());
+    CHECK(std::memcmp(actual.data(), expected.data(), kVocabulary * sizeof(float)) == 0);
+}
+
+TEST(a_callback_cancels_between_blocks) {
+    Everything all;
+    const std::vector<uint32_t> tokens = prompt(300);
+    struct Calls {
+        std::vector<size_t> done;
+        size_t stop_after;
+    } calls = {{}, 2};
+    const awqe_progress progress = [](void* user, size_t done, size_t total) {
+        auto* const c = static_cast<Calls*>(user);
+        if (total != 300) return false;
+        c->done.push_back(done);
+        return c->done.size() < c->stop_after;
+    };
+    awqe_error error;
+    CHECK_EQUAL(awqe_session_evaluate(all.session, tokens.data(), 300, AWQE_LOGITS_LAST, nullptr,
+                                      progress, &calls, &error),
+                AWQE_CANCELLED);
+    check_error(error, AWQE_CANCELLED, "cancelled after 256 of 300 tokens");
+    CHECK(calls.done == (std::vector<size_t>{128, 256}));
+    CHECK_EQUAL(awqe_session_position(all.session), 256u);
+    uint32_t token = 0;
+    CHECK_EQUAL(awqe_session_sample(all.session, all.sampler, &token, &error),
+                AWQE_INVALID_ARGUMENT);
+
+    // What was kept is a whole context: going on gives what an undisturbed session gives.
+    std::vector<float> resumed(kVocabulary), whole(kVocabulary);
+    CHECK_EQUAL(awqe_session_evaluate(all.session, tokens.data() + 256, 44, AWQE_LOGITS_LAST,
+                                      resumed.data(), nullptr, nullptr, &error),
+                AWQE_OK);
+    Everything fresh;
+    calls = {{}, 100};
+    CHECK_EQUAL(awqe_session_evaluate(fresh.session, tokens.data(), 300, AWQE_LOGITS_LAST,
+                                      whole.data(), progress, &calls, &error),
+                AWQE_OK);
+    CHECK_EQUAL(calls.done.size(), size_t{2});
+    CHECK(std::memcmp(resumed.data(), whole.data(), kVocabulary * sizeof(float)) == 0);
+}
+
+TEST(sampling_reads_a_copy_of_the_last_logits) {
+    Everything all;
+    awqe_sampling greedy = sampling();
+    greedy.temperature = 0;
+    awqe_sampler* sampler = nullptr;
+    CHECK_EQUAL(awqe_sampler_open(&greedy, &sampler, nullptr), AWQE_OK);
+    const std::vector<uint32_t> tokens = prompt(3);
+    std::vector<float> logits(3 * kVocabulary);
+    CHECK_EQUAL(awqe_session_evaluate(all.session, tokens.data(), 3, AWQE_LOGITS_ALL, logits.data(),
+                                      nullptr, nullptr, nullptr),
+                AWQE_OK);
+    uint32_t expected = 0;
+    for (uint32_t i = 1; i < kVocabulary; ++i) {
+        if (logits[2 * kVocabulary + i] > logits[2 * kVocabulary + expected]) expected = i;
+    }
+    std::fill(logits.begin(), logits.end(), 0.0f);
+    uint32_t token = 0;
+    CHECK_EQUAL(awqe_session_sample(all.session, sampler, &token, nullptr), AWQE_OK);
+    CHECK_EQUAL(token, expected);
+    CHECK(expected != 0);  // what the overwritten array would give
+    awqe_sampler_close(sampler);
+}
+
+TEST(announced_memory_is_what_a_session_takes) {
+    awqe_model* model = nullptr;
+    CHECK_EQUAL(awqe_model_open(kTiny, &model, nullptr), AWQE_OK);
+    auto options = of_this_version<awqe_session_options>();
+    options.threads = options.prefill_threads = 1;
+    auto memory = of_this_version<awqe_memory>();
+    CHECK_EQUAL(awqe_session_memory(model, &options, &memory, nullptr), AWQE_OK);
+    // keys and values, 2 bytes, 3 layers, 3 heads of 14, 320 positions
+    CHECK_EQUAL(memory.cache_bytes, uint64_t{2 * 2 * 3 * 3 * 14 * 320});
+    CHECK_EQUAL(memory.weight_bytes, uint64_t{183296});
+    const uint64_t one_thread = memory.scratch_bytes;
+    options.prefill_threads = 5;
+    CHECK_EQUAL(awqe_session_memory(model, &options, &memory, nullptr), AWQE_OK);
+    CHECK(memory.scratch_bytes > one_thread);
+    options.prefill_threads = 1;
+    options.context_length = 16;
+    CHECK_EQUAL(awqe_session_memory(model, &options, &memory, nullptr), AWQE_OK);
+    CHECK(memory.scratch_bytes < one_thread);
+    awqe_model_close(model);
+}
+
+TEST(no_failing_allocation_comes_through) {
+    awqe_session_options options = of_this_version<awqe_session_options>();
+    options.threads = options.prefill_threads = 3;
+    const awqe_sampling s = sampling();
+    // Calls `entry` with its first, second, … allocation failing, until it gets through.
+    const auto exhaust = [](const char* name, auto entry) {
+        for (long failing = 1;; ++failing) {
+            CHECK(failing < 100000);
+            failing_allocation = failing;
+            awqe_error error;
+            const awqe_status status = entry(&error);
+            const bool reached = failing_allocation == 0;
+            failing_allocation = 0;
+            if (!reached) {
+                CHECK_EQUAL(status, AWQE_OK);
+                return failing - 1;
+            }
+            if (status != AWQE_OUT_OF_MEMORY)
+                fail(__FILE__, __LINE__, std::string(name) + ": " + error.message);
+        }
+    };
+    awqe_model* model = nullptr;
+    const long for_model = exhaust("awqe_model_open", [&](awqe_error* error) {
+        const awqe_status status = awqe_model_open(kTiny, &model, error);
+        CHECK_EQUAL(status == AWQE_OK, model != nullptr);
+        return status;
+    });
+    CHECK(for_model > 10);
+    awqe_session* session = nullptr;
+    const long for_session = exhaust("awqe_session_open", [&](awqe_error* error) {
+        const awqe_status status = awqe_session_open(model, &options, &session, error);
+        CHECK_EQUAL(status == AWQE_OK, session != nullptr);
+        return status;
+    });
+    CHECK(for_session >= 5);  // the session, the workers, their threads' states
+    awqe_sampler* sampler = nullptr;
+    CHECK(exhaust("awqe_sampler_open",
+                  [&](awqe_error* error) { return awqe_sampler_open(&s, &sampler, error); }) > 0);
+    const std::vector<uint32_t> tokens = prompt(20);
+    // Evaluating allocates nothing, not even the first time.
+    CHECK_EQUAL(exhaust("awqe_session_evaluate",
+                        [&](awqe_error* error) {
+                            return awqe_session_evaluate(session, tokens.data(), tokens.size(),
+                                                         AWQE_LOGITS_LAST, nullptr, nullptr,
+                                                         nullptr, error);
+                        }),
+                0L);
+    uint32_t token = 0;
+    CHECK(exhaust("awqe_session_sample", [&](awqe_error* error) {
+              return awqe_session_sample(session, sampler, &token, error);
+          }) > 0);
+    CHECK_EQUAL(
+        exhaust("awqe_session_truncate",
+                [&](awqe_error* error) { return awqe_session_truncate(session, 0, error); }),
+        0L);
+    double rate = 0;
+    CHECK(exhaust("awqe_read_bandwidth", [&](awqe_error* error) {
+              return awqe_read_bandwidth(2, 1 << 20, &rate, error);
+          }) > 0);
+    CHECK(rate > 0);
+    awqe_sampler_close(sampler);
+    awqe_session_close(session);
+    awqe_model_close(model);
+}
+
+}  // namespace awqe::test
+
+int main(int argc, char** argv) { return awqe::test::run(argc, argv); }
