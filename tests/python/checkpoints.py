@@ -54,13 +54,13 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
 }
 
 
-def random_model(family: str, seed: int = 0) -> Any:
+def random_model(family: str, seed: int = 0, **sizes: Any) -> Any:
     """A transformers model in float32 with weights that make every term matter."""
     import torch
     import transformers
 
     name, options = FAMILIES[family]
-    config = getattr(transformers, f"{name}Config")(**{**SIZES, **options})
+    config = getattr(transformers, f"{name}Config")(**{**SIZES, **options, **sizes})
     torch.manual_seed(seed)
     model = getattr(transformers, f"{name}ForCausalLM")(config).eval()
     with torch.no_grad():
