@@ -1,0 +1,79 @@
+"""``awq-edge bench``: that it measures what it says. No test looks at a speed."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from conftest import BAD_FILES, STORIES, Command
+
+from awq_edge import Model
+from awq_edge.benchmark import Measurement, measure_decode, measure_prefill
+
+SHORT = ("-p", "16", "-n", "8", "-r", "2")
+
+
+def test_table_names_the_facts(command: Command) -> None:
+    result = command("bench", STORIES, *SHORT, "--threads", 1)
+    assert result.status == 0
+    for word in ("prefill", "decode", "tokens/s", "share of bandwidth", "kernels", "threads"):
+        assert word in result.out
+
+
+def test_json_adds_up(command: Command) -> None:
+    result = command(
+        "bench", STORIES, "-p", 16, "-p", 32, "-n", 8, "-r", 3, "--threads", 1, "--json"
+    )
+    document = json.loads(result.out)
+    rows = document["measurements"]
+    assert [(row["test"], row["tokens"]) for row in rows] == [
+        ("prefill", 16),
+        ("prefill", 32),
+        ("decode", 8),
+    ]
+    assert all(len(row["repetitions"]) == 3 for row in rows)
+    decode = rows[-1]
+    share = decode["tokens_per_second"] * document["decode_bytes"]
+    assert decode["share_of_bandwidth"] == pytest.approx(share / document["read_bytes_per_second"])
+    assert rows[0]["share_of_bandwidth"] is None
+    assert document["threads"] == document["prefill_threads"] == 1
+
+
+def test_forced_kernels_are_the_ones_measured(command: Command) -> None:
+    environment = {"AWQ_EDGE_KERNELS": "reference"}
+    result = command("bench", STORIES, *SHORT, "--json", environment=environment)
+    assert json.loads(result.out)["kernels"] == "reference"
+
+
+def test_every_repetition_reads_all_tokens(stories: Model) -> None:
+    done: list[int] = []
+    with stories.session(threads=1) as session:
+        measure_prefill(session, 20, 2, lambda: done.append(session.position))
+        measure_decode(session, 9, 2, lambda: done.append(session.position))
+    # The first prompt is not timed: it warms up.
+    assert done == [20, 20, 20, 9, 9]
+
+
+def test_mean_and_deviation() -> None:
+    row = Measurement("decode", 1, (1.0, 2.0, 3.0))
+    assert (row.mean, row.deviation) == (2.0, 1.0)
+    assert Measurement("decode", 1, (5.0,)).deviation == 0
+
+
+def test_length_beyond_the_context(command: Command) -> None:
+    command("bench", STORIES, "-p", 600).assert_one_sentence("600", "512")
+
+
+@pytest.mark.parametrize(("fault", "words"), BAD_FILES.items())
+def test_bad_file(
+    command: Command, broken_file: Callable[[str], Path], fault: str, words: str
+) -> None:
+    path = broken_file(fault)
+    command("bench", path).assert_one_sentence(str(path), words)
+
+
+def test_unknown_kernels(command: Command) -> None:
+    result = command("bench", STORIES, environment={"AWQ_EDGE_KERNELS": "abacus"})
+    result.assert_one_sentence("abacus")

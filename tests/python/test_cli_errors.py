@@ -1,0 +1,184 @@
+"""Error text and exit status, whatever went wrong."""
+
+from __future__ import annotations
+
+import errno
+import os
+import subprocess
+import sys
+from collections import namedtuple
+from pathlib import Path
+
+import psutil
+import pytest
+from conftest import ROOT, STORIES, Command
+
+from awq_edge import __version__, errors
+from awq_edge.cli import _errors, _output, main
+
+
+def test_version(command: Command) -> None:
+    result = command("--version")
+    assert (result.status, result.out) == (0, f"awq-edge {__version__}\n")
+
+
+def test_no_command_shows_the_help(command: Command) -> None:
+    result = command()
+    assert result.status == 0
+    for name in ("inspect", "run", "eval", "bench"):
+        assert name in result.out
+
+
+def test_unknown_command(command: Command) -> None:
+    result = command("rnu")
+    assert result.status == 2
+    assert "rnu" in result.err
+    assert "awq-edge --help" in result.err
+
+
+@pytest.mark.parametrize("name", ["inspect", "run", "bench"])
+def test_missing_argument(command: Command, name: str) -> None:
+    result = command(name)
+    assert result.status == 2
+    assert f"awq-edge {name} --help" in result.err
+
+
+@pytest.mark.parametrize("name", [["inspect"], ["run"], ["bench"], ["eval"], ["eval", "ppl"]])
+def test_every_command_explains_itself(command: Command, name: list[str]) -> None:
+    result = command(*name, "--help")
+    assert result.status == 0
+    assert "Usage" in result.out
+
+
+SENTENCES = [
+    (errors.InvalidArgumentError("too small."), "too small."),
+    (errors.FileInvalidError("rule 7 is broken."), "inspect --verify"),
+    (errors.InternalError("oops."), "please report"),
+    (ModuleNotFoundError("no torch", name="torch"), "pip install 'awq-edge[convert]'"),
+    (ModuleNotFoundError("no sub", name="google.protobuf"), "pip install 'awq-edge[convert]'"),
+    (MemoryError(), "out of memory"),
+    (OSError(errno.ENOSPC, "No space left on device", "/x"), "/x: No space left on device."),
+    (ZeroDivisionError("division by zero"), "AWQ_EDGE_DEBUG=1"),
+    (ModuleNotFoundError("no own", name="awq_edge.lost"), "AWQ_EDGE_DEBUG=1"),
+]
+
+
+@pytest.mark.parametrize(("error", "words"), SENTENCES, ids=lambda value: type(value).__name__)
+def test_error_is_a_sentence(
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    error: BaseException,
+    words: str,
+) -> None:
+    monkeypatch.delenv("AWQ_EDGE_DEBUG", raising=False)
+    assert _errors.exit_status(error) == 1
+    printed = capsys.readouterr()
+    assert printed.out == ""
+    assert printed.err.startswith("awq-edge: ")
+    assert words in printed.err
+    assert "Traceback" not in printed.err
+
+
+def test_debugging_shows_the_traceback(command: Command) -> None:
+    environment = {"AWQ_EDGE_DEBUG": "1"}
+    result = command("inspect", "/nonexistent", environment=environment)
+    assert result.status == 1
+    assert "Traceback" in result.err
+    assert "FileUnreadableError" in result.err
+
+
+def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
+    assert _errors.exit_status(KeyboardInterrupt()) == 130
+    assert capsys.readouterr().err == "awq-edge: stopped.\n"
+
+
+def test_not_enough_memory(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    free = namedtuple("free", "available")(100_000)
+    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    arguments = ["awq-edge", "run", str(STORIES), "-p", "Once", "-n", "1"]
+    monkeypatch.setattr("sys.argv", arguments)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 1
+    assert "0.00 GB are free" in capsys.readouterr().err
+    monkeypatch.setattr("sys.argv", [*arguments, "--ignore-memory"])
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 0
+
+
+# ---- printing ------------------------------------------------------------------------------
+
+
+def test_json_mode_prints_nothing_for_people(capsys: pytest.CaptureFixture[str]) -> None:
+    output = _output.Output(as_json=True)
+    output.line("a")
+    output.stream("b")
+    output.fields({"c": 1})
+    output.table(("d",), [("e",)])
+    output.json({"é": 1})
+    assert capsys.readouterr().out == '{\n  "é": 1\n}\n'
+
+
+def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:
+    output = _output.Output(quiet=True)
+    output.status("a")
+    with output.progress("b", 10) as progress:
+        progress.advance(5, "note")
+        progress.line("c")
+    output.warning("hot")
+    printed = capsys.readouterr()
+    assert (printed.out, printed.err) == ("", "warning: hot\n")
+
+
+def test_progress_in_a_pipe_prints_lines(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_output, "_SECONDS_BETWEEN_LINES", 0.0)
+    with _output.Output().progress("Working", 4) as progress:
+        progress.advance(1, "layer 0")
+        progress.line("a line")
+    err = capsys.readouterr().err
+    assert "Working: 25 %" in err
+    assert "layer 0" in err
+    assert "a line\n" in err
+    assert "\x1b" not in err
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(0, "0 B"), (999, "999 B"), (1500, "1.5 kB"), (26_500_000, "26.5 MB"), (5e12, "5000.0 GB")],
+)
+def test_sizes(value: float, text: str) -> None:
+    assert _output.size_text(value) == text
+
+
+@pytest.mark.parametrize(
+    ("value", "text"), [(0.84, "0.8 s"), (125, "2 min 05 s"), (4320, "1 h 12 min")]
+)
+def test_durations(value: float, text: str) -> None:
+    assert _output.duration_text(value) == text
+
+
+# ---- examples ------------------------------------------------------------------------------
+
+
+def test_example_generate_runs() -> None:
+    process = subprocess.run(
+        [sys.executable, str(ROOT / "examples/02_generate.py"), str(STORIES), "Once upon a time"],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=60,
+        env={**os.environ, "PYTHONPATH": str(ROOT)},
+    )
+    assert process.stdout.startswith("Once upon a time, there was")
+    assert "60 tokens, ended by: length" in process.stdout
+    assert "likeliest next" in process.stdout
+
+
+def test_examples_fit_a_screen() -> None:
+    for path in sorted(Path(ROOT / "examples").glob("*.py")):
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 40, path
