@@ -1,7 +1,5 @@
 """Options that the commands about boards share. Owns their names and help texts only."""
 
-from __future__ import annotations
-
 from typing import Annotated, Optional
 
 import typer

@@ -1,6 +1,6 @@
 """``awq-edge build``: the library and the wheel for a board, built on this machine."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
 from pathlib import Path
 from typing import Annotated

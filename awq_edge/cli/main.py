@@ -10,9 +10,13 @@ import typer
 from awq_edge import __version__
 from awq_edge.cli import _errors, _output
 from awq_edge.cli.bench import bench
+from awq_edge.cli.build import build
+from awq_edge.cli.doctor import doctor
 from awq_edge.cli.eval import app as eval_app
 from awq_edge.cli.inspect import inspect
 from awq_edge.cli.run import run
+from awq_edge.cli.selftest import selftest
+from awq_edge.cli.targets import targets
 
 app = typer.Typer(
     name="awq-edge",
@@ -47,6 +51,10 @@ app.command()(inspect)
 app.command()(run)
 app.add_typer(eval_app, name="eval")
 app.command()(bench)
+app.command()(targets)
+app.command()(build)
+app.command()(doctor)
+app.command()(selftest)
 
 
 def main() -> None:

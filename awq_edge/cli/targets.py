@@ -1,6 +1,6 @@
 """``awq-edge targets``: the devices that awq-edge builds for, and what each can run."""
 
-from __future__ import annotations
+# No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
 from dataclasses import asdict
 

@@ -1,0 +1,54 @@
+"""``awq-edge doctor``: whether this machine is well, and whether a model fits on it."""
+
+# No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from awq_edge import __version__
+from awq_edge.cli._options import Context, Json
+from awq_edge.cli._output import Output
+from awq_edge.model import Model
+
+_MARKS = {"ok": "  ok ", "warning": "WARN ", "problem": "STOP "}
+
+
+def doctor(
+    file: Annotated[
+        Optional[Path], typer.Argument(metavar="[FILE]", help="A packed model to fit in.")
+    ] = None,
+    context: Context = None,
+    as_json: Json = False,
+) -> None:
+    """Check this machine: CPU, system, memory, power, heat; and whether FILE fits."""
+    from awq_edge import _native
+    from awq_edge.device.board import read_board
+    from awq_edge.device.doctor import PROBLEM, examine, fit, judge_fit
+
+    output = Output(as_json=as_json)
+    board, kernels = read_board(), _native.kernel_tables()
+    findings = examine(board, kernels)
+    result = None
+    if file is not None:
+        with Model.open(file) as model:
+            result = fit(model, board, context)
+            findings.append(judge_fit(result, model.name))
+    width = max(len(finding.subject) for finding in findings)
+    for finding in findings:
+        output.line(f"{_MARKS[finding.level]} {finding.subject:<{width}}  {finding.text}")
+        if finding.advice:
+            output.line(f"      {'':<{width}}  → {finding.advice}")
+    output.json(
+        {
+            "version": __version__,
+            "board": asdict(board),
+            "kernels": kernels,
+            "findings": [asdict(finding) for finding in findings],
+            **({} if result is None else {"fit": asdict(result)}),
+        }
+    )
+    if any(finding.level == PROBLEM for finding in findings):
+        raise typer.Exit(1)

@@ -1,0 +1,207 @@
+"""What this machine says of itself: /proc, /sys and the Raspberry Pi's firmware.
+
+Owns reading; every value may be missing and is then None. Refuses to judge: ``doctor.py`` does.
+"""
+
+from __future__ import annotations
+
+import os
+import platform
+import shutil
+import struct
+import subprocess
+from dataclasses import dataclass
+from pathlib import Path
+
+# Arm's own cores by the part number in /proc/cpuinfo, as far as boards use them.
+_ARM_PARTS = {
+    0xD03: "Cortex-A53",
+    0xD04: "Cortex-A35",
+    0xD05: "Cortex-A55",
+    0xD07: "Cortex-A57",
+    0xD08: "Cortex-A72",
+    0xD09: "Cortex-A73",
+    0xD0A: "Cortex-A75",
+    0xD0B: "Cortex-A76",
+    0xD0C: "Neoverse-N1",
+    0xD0D: "Cortex-A77",
+    0xD40: "Neoverse-V1",
+    0xD41: "Cortex-A78",
+    0xD42: "Cortex-A78AE",
+    0xD44: "Cortex-X1",
+    0xD46: "Cortex-A510",
+    0xD47: "Cortex-A710",
+    0xD49: "Neoverse-N2",
+}
+_ARM_IMPLEMENTER = 0x41
+
+
+@dataclass(frozen=True)
+class Throttling:
+    """The firmware's word of power and heat, now and at any time since the board started."""
+
+    under_voltage: bool
+    capped: bool
+    throttled: bool
+    soft_limit: bool
+    under_voltage_since_boot: bool
+    capped_since_boot: bool
+    throttled_since_boot: bool
+    soft_limit_since_boot: bool
+
+    @classmethod
+    def from_bits(cls, bits: int) -> Throttling:
+        """From the number that ``vcgencmd get_throttled`` prints."""
+        return cls(*(bool(bits >> bit & 1) for bit in (0, 1, 2, 3, 16, 17, 18, 19)))
+
+
+@dataclass(frozen=True)
+class Board:
+    """One machine at one moment. Sizes in bytes, clocks in MHz, temperatures in degrees Celsius."""
+
+    name: str | None
+    cpu: str | None
+    cores: int
+    machine: str
+    userland_bits: int
+    kernel: str
+    glibc: str | None
+    python: str
+    page_bytes: int
+    memory_total: int | None
+    memory_available: int | None
+    swap_total: int | None
+    swap_used: int | None
+    governor: str | None
+    max_mhz: float | None
+    temperature: float | None
+    throttling: Throttling | None
+
+
+def read_board(root: Path = Path("/")) -> Board:
+    """Reads this machine.
+
+    Args:
+        root: Where /proc and /sys are.
+    """
+    memory = _memory(root)
+    cpufreq = root / "sys/devices/system/cpu/cpu0/cpufreq"
+    khz = _number(cpufreq / "cpuinfo_max_freq")
+    swap_total, swap_free = memory.get("SwapTotal"), memory.get("SwapFree")
+    return Board(
+        name=_name(root),
+        cpu=_cpu(root),
+        cores=_cores(),
+        machine=platform.machine(),
+        userland_bits=8 * struct.calcsize("P"),
+        kernel=platform.release(),
+        glibc=_glibc(),
+        python=platform.python_version(),
+        page_bytes=os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096,
+        memory_total=memory.get("MemTotal"),
+        memory_available=memory.get("MemAvailable"),
+        swap_total=swap_total,
+        swap_used=None if swap_total is None or swap_free is None else swap_total - swap_free,
+        governor=_text(cpufreq / "scaling_governor"),
+        max_mhz=None if khz is None else khz / 1000,
+        temperature=read_temperature(root),
+        throttling=read_throttling(root),
+    )
+
+
+def read_temperature(root: Path = Path("/")) -> float | None:
+    """The hottest thermal zone."""
+    values = [
+        value
+        for path in root.glob("sys/class/thermal/thermal_zone*/temp")
+        if (value := _number(path)) is not None
+    ]
+    return max(values) / 1000 if values else None
+
+
+def read_throttling(root: Path = Path("/")) -> Throttling | None:
+    """What the Raspberry Pi's firmware tells; None on other machines."""
+    text = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
+    if text is None:
+        program = shutil.which("vcgencmd")
+        if program is None:
+            return None
+        try:
+            done = subprocess.run(
+                [program, "get_throttled"], capture_output=True, text=True, timeout=5, check=True
+            )
+        except (OSError, subprocess.SubprocessError):
+            return None
+        text = done.stdout.strip().rpartition("=")[2]
+    try:
+        return Throttling.from_bits(int(text, 16))
+    except ValueError:
+        return None
+
+
+def _name(root: Path) -> str | None:
+    for path in ("proc/device-tree/model", "sys/class/dmi/id/product_name"):
+        text = _text(root / path)
+        if text:
+            return text
+    return None
+
+
+def _cpu(root: Path) -> str | None:
+    """The kinds of cores, most of them first: "4 x Cortex-A76"."""
+    counts: dict[str, int] = {}
+    implementer = 0
+    text = _text(root / "proc/cpuinfo") or ""
+    for line in text.splitlines():
+        key, _, value = (part.strip() for part in line.partition(":"))
+        if key == "model name":
+            counts[value] = counts.get(value, 0) + 1
+        elif key == "CPU implementer":
+            implementer = int(value, 16)
+        elif key == "CPU part" and implementer == _ARM_IMPLEMENTER:
+            part = _ARM_PARTS.get(int(value, 16), f"Arm core {value}")
+            counts[part] = counts.get(part, 0) + 1
+    kinds = sorted(counts.items(), key=lambda item: -item[1])
+    return " + ".join(f"{count} x {kind}" for kind, count in kinds) or None
+
+
+def _cores() -> int:
+    """Cores that this process may use."""
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _glibc() -> str | None:
+    try:
+        text = os.confstr("CS_GNU_LIBC_VERSION")
+    except (AttributeError, OSError, ValueError):
+        return None
+    return text.rpartition(" ")[2] if text else None
+
+
+def _memory(root: Path) -> dict[str, int]:
+    """/proc/meminfo, in bytes."""
+    found = {}
+    for line in (_text(root / "proc/meminfo") or "").splitlines():
+        key, _, value = line.partition(":")
+        words = value.split()
+        if len(words) == 2 and words[1] == "kB":
+            found[key] = int(words[0]) * 1024
+    return found
+
+
+def _text(path: Path) -> str | None:
+    """A small file's text; the NUL that ends a device-tree string is no part of it."""
+    try:
+        return path.read_bytes().decode("utf-8", "replace").strip("\0\n ")
+    except OSError:
+        return None
+
+
+def _number(path: Path) -> float | None:
+    text = _text(path)
+    try:
+        return None if text is None else float(text)
+    except ValueError:
+        return None

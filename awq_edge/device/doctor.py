@@ -1,0 +1,252 @@
+"""Judges a board: what is well, what is not, and one sentence of advice for each.
+
+Owns thresholds and advice. Refuses to change anything and to print.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+from awq_edge.device.board import Board
+
+if TYPE_CHECKING:
+    from awq_edge._native import MemoryNeed
+    from awq_edge.model import Model
+
+OK, WARNING, PROBLEM = "ok", "warning", "problem"
+
+# Raspberry Pi firmware slows the cores down from 80 degrees on and stops them from speeding up at
+# 85; boards without a firmware word are judged by the same figures.
+_HOT, _TOO_HOT = 70.0, 80.0
+# Oldest C library that the library is linked for.
+_GLIBC = (2, 31)
+# What Python with tokenizer and libraries takes beside the session.
+PYTHON_BYTES = 150_000_000
+_SMALLEST_CONTEXT = 128
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One line of the report.
+
+    Attributes:
+        level: "ok", "warning" or "problem".
+        subject: What was looked at, a word or two.
+        text: What was found.
+        advice: What to do, one sentence; empty if nothing.
+    """
+
+    level: str
+    subject: str
+    text: str
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Fit:
+    """Whether a model fits, and at which context.
+
+    Attributes:
+        need: For ``context_length`` tokens.
+        available_bytes: What a session may take.
+        context_length: Tokens that were asked for.
+        largest_context: Most tokens that fit, 0 if even a short context does not.
+    """
+
+    need: MemoryNeed
+    available_bytes: int
+    context_length: int
+    largest_context: int
+
+
+def examine(board: Board, kernels: list[str]) -> list[Finding]:
+    """Everything but the model.
+
+    Args:
+        board: The machine.
+        kernels: Kernel tables that it can run, best first.
+    """
+    return [
+        *_machine(board),
+        _kernels(board, kernels),
+        *_memory(board),
+        *_clock(board),
+        *_power(board),
+    ]
+
+
+def fit(model: Model, board: Board, context_length: int | None) -> Fit:
+    """Compares a model's need with the board's free memory, less what Python takes."""
+    wanted = context_length or model.context_length
+    free = max(0, (board.memory_available or 0) - PYTHON_BYTES)
+    low, high = 0, model.info.context_length
+    while low < high:
+        middle = (low + high + 1) // 2
+        if model.memory(middle).total_bytes <= free:
+            low = middle
+        else:
+            high = middle - 1
+    largest = low if low >= min(_SMALLEST_CONTEXT, model.info.context_length) else 0
+    return Fit(model.memory(wanted), free, wanted, largest)
+
+
+def judge_fit(result: Fit, name: str) -> Finding:
+    """One line about a model."""
+    need = f"{_gb(result.need.total_bytes)} with {result.context_length} tokens of context"
+    free = f"{_gb(result.available_bytes)} free"
+    if result.need.total_bytes <= result.available_bytes:
+        return Finding(
+            OK, "model", f"{name} needs {need}; {free}, enough for {result.largest_context} tokens"
+        )
+    if result.largest_context:
+        return Finding(
+            WARNING,
+            "model",
+            f"{name} needs {need}; {free}",
+            f"Use --context {result.largest_context} or less.",
+        )
+    return Finding(
+        PROBLEM,
+        "model",
+        f"{name} needs {need}; {free}",
+        "Close other programs, or convert the model with fewer bits or take a smaller one.",
+    )
+
+
+def _machine(board: Board) -> Iterator[Finding]:
+    cpu = f"{board.cpu or 'unknown CPU'}, {board.cores} usable cores"
+    yield Finding(OK, "board", f"{board.name or 'unknown board'}; {cpu}")
+    if board.userland_bits == 64:
+        yield Finding(OK, "system", f"64-bit {board.machine}, Linux {board.kernel}")
+    else:
+        yield Finding(
+            PROBLEM,
+            "system",
+            f"{board.userland_bits}-bit programs on a {board.machine} kernel",
+            "Install the 64-bit system: a 64-bit kernel alone is not enough.",
+        )
+    if board.glibc is None:
+        yield Finding(
+            PROBLEM, "C library", "not glibc", "Use a system with glibc, such as Debian or Ubuntu."
+        )
+    else:
+        version = tuple(int(part) for part in board.glibc.split(".")[:2] if part.isdigit())
+        text = f"glibc {board.glibc}, Python {board.python}"
+        if version >= _GLIBC:
+            yield Finding(OK, "C library", text)
+        else:
+            yield Finding(
+                PROBLEM,
+                "C library",
+                text,
+                "Upgrade the system: glibc 2.31 is the oldest that works.",
+            )
+    yield Finding(OK, "page size", f"{board.page_bytes // 1024} KiB")
+
+
+def _kernels(board: Board, kernels: list[str]) -> Finding:
+    chosen, others = kernels[0], ", ".join(kernels[1:])
+    if chosen != "reference":
+        return Finding(OK, "kernels", f"{chosen} (this CPU also runs {others})")
+    return Finding(
+        WARNING,
+        "kernels",
+        "reference, the slow ones",
+        f"Report this CPU ({board.cpu or board.machine}): there should be faster kernels for it.",
+    )
+
+
+def _memory(board: Board) -> Iterator[Finding]:
+    total, available = board.memory_total, board.memory_available
+    if total is None or available is None:
+        yield Finding(WARNING, "memory", "unknown", "Mount /proc, so that memory can be checked.")
+        return
+    text = f"{_gb(available)} free of {_gb(total)}"
+    if available < total / 4:
+        yield Finding(WARNING, "memory", text, "Close other programs before you load a model.")
+    else:
+        yield Finding(OK, "memory", text)
+    if not board.swap_total:
+        yield Finding(OK, "swap", "none: a model that does not fit is refused instead of crawling")
+    elif board.swap_used and board.swap_used > board.swap_total / 4:
+        yield Finding(
+            WARNING,
+            "swap",
+            f"{_gb(board.swap_used)} used of {_gb(board.swap_total)}",
+            "Close other programs: a model that is swapped out takes seconds for each token.",
+        )
+    else:
+        yield Finding(OK, "swap", f"{_gb(board.swap_total)}, {_gb(board.swap_used or 0)} used")
+
+
+def _clock(board: Board) -> Iterator[Finding]:
+    if board.governor is None:
+        return
+    clock = "" if board.max_mhz is None else f", up to {board.max_mhz:.0f} MHz"
+    text = f"{board.governor}{clock}"
+    if board.governor == "powersave":
+        yield Finding(
+            WARNING,
+            "clock",
+            text,
+            "Choose another governor: echo ondemand | sudo tee "
+            "/sys/devices/system/cpu/cpu*/cpufreq/scaling_governor.",
+        )
+    else:
+        yield Finding(OK, "clock", text)
+
+
+def _power(board: Board) -> Iterator[Finding]:
+    if board.temperature is not None:
+        text = f"{board.temperature:.0f} °C"
+        if board.temperature >= _TOO_HOT:
+            yield Finding(
+                PROBLEM, "temperature", text, "Cool the board (heat sink, fan): it slows down now."
+            )
+        elif board.temperature >= _HOT:
+            yield Finding(
+                WARNING,
+                "temperature",
+                text,
+                "Fit a heat sink or a fan: under load it will slow down.",
+            )
+        else:
+            yield Finding(OK, "temperature", text)
+    state = board.throttling
+    if state is None:
+        return
+    if state.under_voltage:
+        yield Finding(
+            PROBLEM,
+            "power",
+            "under-voltage now",
+            "Use the board's own power supply and a short cable.",
+        )
+    elif state.under_voltage_since_boot:
+        yield Finding(
+            WARNING,
+            "power",
+            "under-voltage since the last start",
+            "Use the board's own power supply and a short cable.",
+        )
+    else:
+        yield Finding(OK, "power", "no under-voltage since the last start")
+    if state.throttled or state.capped or state.soft_limit:
+        yield Finding(
+            PROBLEM, "throttling", "slowed down now", "Cool the board, and check its power supply."
+        )
+    elif state.throttled_since_boot or state.capped_since_boot or state.soft_limit_since_boot:
+        yield Finding(
+            WARNING,
+            "throttling",
+            "slowed down since the last start",
+            "Cool the board before you trust a measured speed.",
+        )
+    else:
+        yield Finding(OK, "throttling", "none since the last start")
+
+
+def _gb(size_bytes: float) -> str:
+    return f"{size_bytes / 1e9:.2f} GB"
