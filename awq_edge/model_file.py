@@ -205,6 +205,63 @@ def _sync_directory(directory: Path) -> None:
             os.close(descriptor)
 
 
+class PackedFile:
+    """A model file seen through the ``gguf`` package, one tensor at a time.
+
+    Attributes:
+        path: The file.
+        metadata: All of its entries.
+        architecture: The decoder.
+    """
+
+    def __init__(self, path: Path) -> None:
+        """Opens a file; reads no weights.
+
+        Raises:
+            FileUnreadableError: There is no such file.
+            FileInvalidError: It is no GGUF file, or not one of ours.
+        """
+        from gguf import GGUFReader
+
+        if not path.is_file():
+            raise FileUnreadableError(f"There is no file {path}.")
+        try:
+            reader = GGUFReader(path)
+        except (ValueError, IndexError, KeyError) as error:
+            raise FileInvalidError(f"{path} is not a GGUF file: {error}.") from error
+        self.path = path
+        self.metadata = {key: field.contents() for key, field in reader.fields.items()}
+        if self.metadata.get("general.architecture") != ARCHITECTURE_NAME:
+            raise FileInvalidError(f"{path} is a GGUF file, but not one written by awq-edge.")
+        self._tensors = {tensor.name: tensor for tensor in reader.tensors}
+        self.architecture = Architecture.from_metadata(
+            self.metadata,
+            qkv_bias="blk.0.attn_q.bias" in self._tensors,
+            output_bias="blk.0.attn_output.bias" in self._tensors,
+            feed_forward_bias="blk.0.ffn_down.bias" in self._tensors,
+        )
+
+    def names(self) -> list[str]:
+        """Every tensor, in file order."""
+        return list(self._tensors)
+
+    def is_packed(self, name: str) -> bool:
+        """Whether a tensor is a packed matrix and not a plain vector."""
+        from gguf import GGMLQuantizationType
+
+        return bool(self._tensors[name].tensor_type != GGMLQuantizationType.F32)
+
+    def matrix(self, name: str) -> layouts.Unpacked:
+        """Codes, scales and zero-points of a packed matrix."""
+        return layouts.unpack(np.ascontiguousarray(self._tensors[name].data).view(np.uint8))
+
+    def floats(self, name: str) -> npt.NDArray[np.float32]:
+        """A tensor as the runtime computes with it: a matrix [n, k] or a vector [n]."""
+        if self.is_packed(name):
+            return self.matrix(name).dequantise()
+        return np.array(self._tensors[name].data, dtype=np.float32)
+
+
 @dataclasses.dataclass(frozen=True)
 class DequantisedModel:
     """A packed file as plain weights."""
@@ -216,31 +273,15 @@ class DequantisedModel:
 
 
 def read_dequantised(path: Path) -> DequantisedModel:
-    """Reads a model file through the ``gguf`` package; packed matrices become float32."""
-    from gguf import GGMLQuantizationType, GGUFReader
-
-    if not path.is_file():
-        raise FileUnreadableError(f"There is no file {path}.")
-    try:
-        reader = GGUFReader(path)
-    except (ValueError, IndexError, KeyError) as error:
-        raise FileInvalidError(f"{path} is not a GGUF file: {error}.") from error
-    metadata = {key: field.contents() for key, field in reader.fields.items()}
-    if metadata.get("general.architecture") != ARCHITECTURE_NAME:
-        raise FileInvalidError(f"{path} is a GGUF file, but not one written by awq-edge.")
+    """Reads a whole model file; packed matrices become float32."""
+    file = PackedFile(path)
     tensors: dict[str, npt.NDArray[np.float32]] = {}
     group_sizes: dict[str, int] = {}
-    for tensor in reader.tensors:
-        if tensor.tensor_type == GGMLQuantizationType.F32:
-            tensors[tensor.name] = np.array(tensor.data, dtype=np.float32)
+    for name in file.names():
+        if file.is_packed(name):
+            matrix = file.matrix(name)
+            tensors[name] = matrix.dequantise()
+            group_sizes[name] = matrix.group_size
         else:
-            matrix = layouts.unpack(np.ascontiguousarray(tensor.data).view(np.uint8))
-            tensors[tensor.name] = matrix.dequantise()
-            group_sizes[tensor.name] = matrix.group_size
-    architecture = Architecture.from_metadata(
-        metadata,
-        qkv_bias="blk.0.attn_q.bias" in tensors,
-        output_bias="blk.0.attn_output.bias" in tensors,
-        feed_forward_bias="blk.0.ffn_down.bias" in tensors,
-    )
-    return DequantisedModel(architecture, metadata, tensors, group_sizes)
+            tensors[name] = file.floats(name)
+    return DequantisedModel(file.architecture, file.metadata, tensors, group_sizes)
