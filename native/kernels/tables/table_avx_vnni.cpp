@@ -1,0 +1,37 @@
+// The table `avx_vnni`: products with VPDPBUSD on 256-bit registers, float operations of `avx2`.
+#include <type_traits>
+
+#include "native/kernels/cpu_features.h"
+#include "native/kernels/tables/tables.h"
+
+namespace awqe {
+
+std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_avx_vnni, gemv_s8d_u3g_avx_vnni,
+    gemv_s8d_u4g_avx_vnni, gemv_s8d_u8g_avx_vnni;
+std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_avx_vnni, gemm_s8d_u3g_avx_vnni,
+    gemm_s8d_u4g_avx_vnni, gemm_s8d_u8g_avx_vnni;
+std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_avx2;
+std::remove_pointer_t<RmsNormFunction> rms_norm_f32_avx2;
+std::remove_pointer_t<RopeFunction> rope_f32_avx2;
+std::remove_pointer_t<StoreHalfFunction> store_half_f16_avx2;
+std::remove_pointer_t<AttentionFunction> attention_f16_avx2;
+std::remove_pointer_t<SiluGateFunction> silu_gate_f32_avx2;
+std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
+
+const KernelTable kTableAvxVnni = {
+    .name = "avx_vnni",
+    .required = kCpuAvxVnni,
+    .gemv = {nullptr, nullptr, gemv_s8d_u2g_avx_vnni, gemv_s8d_u3g_avx_vnni, gemv_s8d_u4g_avx_vnni,
+             nullptr, nullptr, nullptr, gemv_s8d_u8g_avx_vnni},
+    .gemm = {nullptr, nullptr, gemm_s8d_u2g_avx_vnni, gemm_s8d_u3g_avx_vnni, gemm_s8d_u4g_avx_vnni,
+             nullptr, nullptr, nullptr, gemm_s8d_u8g_avx_vnni},
+    .quantize_act = quantize_act_s8d_avx2,
+    .rms_norm = rms_norm_f32_avx2,
+    .rope = rope_f32_avx2,
+    .store_half = store_half_f16_avx2,
+    .attention = attention_f16_avx2,
+    .silu_gate = silu_gate_f32_avx2,
+    .embedding = embedding_ug_reference,
+};
+
+}  // namespace awqe
