@@ -188,17 +188,23 @@ def pack_blocks(codes: Bytes, scales: Halves, zeros: Bytes, bits: int, group_siz
     return blocks.tobytes()
 
 
+def read_header(data: bytes) -> Layout:
+    """The inverse of :func:`header`."""
+    if len(data) < HEADER_BYTES:
+        raise FileInvalidError(
+            f"A packed matrix has at least {HEADER_BYTES} bytes, not {len(data)}."
+        )
+    magic, layout_id, n, k, bits, group_size = _HEADER.unpack(data)
+    if magic != MAGIC or layout_id != LAYOUT_R4K32:
+        raise FileInvalidError("A packed matrix begins with AWQE and layout 1; these bytes do not.")
+    return Layout(n, k, bits, group_size)
+
+
 def unpack(data: bytes | memoryview | Bytes) -> Unpacked:
     """The inverse of :func:`pack`. Refuses bytes that are not one whole packed matrix."""
     raw = np.frombuffer(data, dtype=np.uint8)
-    if len(raw) < HEADER_BYTES:
-        raise FileInvalidError(
-            f"A packed matrix has at least {HEADER_BYTES} bytes, not {len(raw)}."
-        )
-    magic, layout_id, n, k, bits, group_size = _HEADER.unpack(raw[:HEADER_BYTES].tobytes())
-    if magic != MAGIC or layout_id != LAYOUT_R4K32:
-        raise FileInvalidError("A packed matrix begins with AWQE and layout 1; these bytes do not.")
-    layout = Layout(n, k, bits, group_size)
+    layout = read_header(raw[:HEADER_BYTES].tobytes())
+    n, k, bits, group_size = layout.n, layout.k, layout.bits, layout.group_size
     if len(raw) != layout.total_bytes:
         raise FileInvalidError(
             f"A packed {n} x {k} matrix takes {layout.total_bytes} bytes, not {len(raw)}."

@@ -251,6 +251,11 @@ class PackedFile:
 
         return bool(self._tensors[name].tensor_type != GGMLQuantizationType.F32)
 
+    def layout(self, name: str) -> layouts.Layout:
+        """Rows, columns, bits and group size of a packed matrix; reads only its header."""
+        data = self._tensors[name].data[: layouts.HEADER_BYTES]
+        return layouts.read_header(np.ascontiguousarray(data).tobytes())
+
     def matrix(self, name: str) -> layouts.Unpacked:
         """Codes, scales and zero-points of a packed matrix."""
         return layouts.unpack(np.ascontiguousarray(self._tensors[name].data).view(np.uint8))

@@ -1,0 +1,169 @@
+"""Writes a packed 4-bit file as an AutoAWQ ``gemm`` directory, as transformers and vLLM load it.
+
+Owns what such a directory holds. The integers are those of the packed file; embedding and head come
+from the float checkpoint where there is one, otherwise from the packed file, rounded to fp16.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from awq_edge.checkpoint import Checkpoint
+from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
+from awq_edge.errors import InvalidArgumentError, UnsupportedError
+from awq_edge.interchange import autoawq, hf_config
+from awq_edge.interchange.safetensors_writer import Announced, write_safetensors
+from awq_edge.model_file import PackedFile, write_error
+from awq_edge.torch_decoder import tensor_shape
+
+_TABLES = ("token_embd.weight", "output.weight")
+_INTEGER_PARTS = ("qweight", "qzeros", "scales")
+
+
+def export_hf_awq(packed: Path, directory: Path, checkpoint: Checkpoint | None = None) -> None:
+    """Writes the directory, or nothing.
+
+    Args:
+        packed: A packed file with 4-bit decoder matrices.
+        directory: Where to write; must not exist, or be empty.
+        checkpoint: The float checkpoint that the file was converted from: its config.json, its
+            tokenizer files, its embedding and its head are taken as they are.
+
+    Raises:
+        UnsupportedError: The format cannot hold this model.
+        InvalidArgumentError: The directory holds something already.
+    """
+    file = PackedFile(packed)
+    if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
+        raise InvalidArgumentError(f"{directory} exists already; choose a new directory.")
+    config = (
+        dict(checkpoint.config)
+        if checkpoint
+        else hf_config.describe(file.architecture, file.metadata)
+    )
+    group_size = _require_gemm(file)
+    partial = directory.with_name(f".{directory.name}.writing")
+    shutil.rmtree(partial, ignore_errors=True)
+    try:
+        partial.mkdir()
+        _write_config(partial, config, group_size)
+        if checkpoint is not None:
+            hf_config.copy_tokenizer(checkpoint.directory, partial)
+        else:
+            hf_config.write_tokenizer(file.metadata, partial)
+        _Weights(file, find(config), checkpoint).write(partial / "model.safetensors")
+        if directory.exists():
+            directory.rmdir()
+        partial.replace(directory)
+    except OSError as error:
+        raise write_error(directory, error) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _require_gemm(file: PackedFile) -> int:
+    """The one group size of all decoder matrices, if the format can hold them."""
+    sizes: set[int] = set()
+    for name in _decoder_matrices(file):
+        n, k = tensor_shape(file.architecture, name)
+        header = file.layout(name)
+        sizes.add(header.group_size)
+        if header.bits != autoawq.BITS:
+            raise UnsupportedError(
+                f"AutoAWQ's format holds {autoawq.BITS}-bit matrices only, and {name} has "
+                f"{header.bits} bits; convert with --bits {autoawq.BITS}."
+            )
+        if n % autoawq.CODES_PER_WORD or k % header.group_size:
+            raise UnsupportedError(
+                f"AutoAWQ's format needs rows in multiples of {autoawq.CODES_PER_WORD} and columns "
+                f"in multiples of the group size; {name} is {n} x {k} in groups of "
+                f"{header.group_size}."
+            )
+    if len(sizes) > 1:
+        raise UnsupportedError(
+            "AutoAWQ's format has one group size for all matrices; this file has "
+            f"{', '.join(map(str, sorted(sizes)))}."
+        )
+    return sizes.pop()
+
+
+def _decoder_matrices(file: PackedFile) -> list[str]:
+    return [name for name in file.names() if name.startswith("blk.") and file.is_packed(name)]
+
+
+def _write_config(directory: Path, config: dict[str, Any], group_size: int) -> None:
+    for key in ("torch_dtype", "dtype"):
+        config.pop(key, None)
+    config["torch_dtype"] = "float16"
+    config["quantization_config"] = {
+        "quant_method": "awq",
+        "bits": autoawq.BITS,
+        "group_size": group_size,
+        "zero_point": True,
+        "version": "gemm",
+        "modules_to_not_convert": None,
+    }
+    text = json.dumps(config, indent=2, ensure_ascii=False) + "\n"
+    (directory / "config.json").write_text(text, encoding="utf-8")
+
+
+class _Weights:
+    """The tensors of the directory, each made when its turn comes."""
+
+    def __init__(
+        self, file: PackedFile, converter: Converter, checkpoint: Checkpoint | None
+    ) -> None:
+        self._file = file
+        self._converter = converter
+        self._checkpoint = checkpoint
+        self._ours = {str(converter.checkpoint_name(name)): name for name in self._kept()}
+        self._unpacked: tuple[str, dict[str, npt.NDArray[Any]]] = ("", {})
+
+    def write(self, path: Path) -> None:
+        """Writes model.safetensors."""
+        write_safetensors(path, self._announced(), self._give)
+
+    def _kept(self) -> list[str]:
+        return [name for name in self._file.names() if name != "rope.inverse_frequencies"]
+
+    def _announced(self) -> Iterator[Announced]:
+        for theirs, ours in self._ours.items():
+            shape = tensor_shape(self._file.architecture, ours)
+            if ours in _TABLES or not self._file.is_packed(ours):
+                yield theirs, "F16", shape
+                continue
+            n, k = shape
+            groups = k // self._file.layout(ours).group_size
+            words = n // autoawq.CODES_PER_WORD
+            base = theirs.removesuffix(".weight")
+            yield f"{base}.qweight", "I32", (k, words)
+            yield f"{base}.qzeros", "I32", (groups, words)
+            yield f"{base}.scales", "F16", (groups, n)
+
+    def _give(self, name: str) -> npt.NDArray[Any]:
+        base, _, part = name.rpartition(".")
+        if part in _INTEGER_PARTS:
+            if self._unpacked[0] != base:
+                matrix = self._file.matrix(self._ours[f"{base}.weight"])
+                self._unpacked = (base, dict(zip(_INTEGER_PARTS, autoawq.pack_gemm(matrix))))
+            return self._unpacked[1][part]
+        ours = self._ours[name]
+        if ours in _TABLES and self._checkpoint is not None:
+            values = self._checkpoint.tensor(name, tensor_shape(self._file.architecture, ours))
+            return _halves(name, values.numpy())
+        return _halves(name, self._file.floats(ours))
+
+
+def _halves(name: str, values: npt.NDArray[np.float32]) -> npt.NDArray[np.float16]:
+    with np.errstate(over="ignore"):
+        halves = values.astype(np.float16)
+    if not np.isfinite(halves).all():
+        raise UnsupportedError(f"The values of {name} are too large for fp16.")
+    return halves

@@ -1,0 +1,148 @@
+"""A config.json and tokenizer files for a packed file, for tools that read Hugging Face models.
+
+Owns the way back from the Architecture record to a family's configuration, and checks it: what is
+written reads as the same record. The way there is ``awq_edge.converters``.
+"""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from awq_edge.architecture import Architecture
+from awq_edge.converters import find  # type: ignore[import-not-found,unused-ignore]
+from awq_edge.errors import AwqEdgeError, UnsupportedError
+
+_CLASSES = {
+    "llama": "LlamaForCausalLM",
+    "mistral": "MistralForCausalLM",
+    "qwen2": "Qwen2ForCausalLM",
+    "qwen3": "Qwen3ForCausalLM",
+}
+
+# Everything beside the weights that a tokenizer or a generation loop may want.
+_COPIED = (
+    "added_tokens.json",
+    "chat_template.jinja",
+    "chat_template.json",
+    "generation_config.json",
+    "merges.txt",
+    "special_tokens_map.json",
+    "tokenizer.json",
+    "tokenizer.model",
+    "tokenizer_config.json",
+    "vocab.json",
+)
+
+
+def copy_tokenizer(source: Path, target: Path) -> None:
+    """Copies the tokenizer of a checkpoint, whatever files it consists of."""
+    for name in _COPIED:
+        if (source / name).is_file():
+            shutil.copyfile(source / name, target / name)
+
+
+def write_tokenizer(metadata: Mapping[str, Any], target: Path) -> None:
+    """Writes the tokenizer of a packed file, if it has one."""
+    text = metadata.get("tokenizer.huggingface.json")
+    if not isinstance(text, str):
+        return
+    from tokenizers import Tokenizer
+    from tokenizers.processors import TemplateProcessing
+
+    tokenizer = Tokenizer.from_str(text)
+    settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
+    for kind in ("bos", "eos"):
+        number = metadata.get(f"tokenizer.ggml.{kind}_token_id")
+        if number is not None:
+            settings[f"{kind}_token"] = tokenizer.id_to_token(number)
+    bos = settings.get("bos_token")
+    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token"):
+        # Our runtime adds it by itself; transformers does what tokenizer.json says.
+        tokenizer.post_processor = TemplateProcessing(
+            single=f"{bos} $A",
+            special_tokens=[(bos, metadata["tokenizer.ggml.bos_token_id"])],
+        )
+    if isinstance(metadata.get("tokenizer.chat_template"), str):
+        settings["chat_template"] = metadata["tokenizer.chat_template"]
+    (target / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    _write_json(target / "tokenizer_config.json", settings)
+
+
+def describe(architecture: Architecture, metadata: Mapping[str, Any]) -> dict[str, Any]:
+    """The config.json of a packed file.
+
+    Raises:
+        UnsupportedError: No family of transformers that we know computes this.
+    """
+    a = architecture
+    model_type = _model_type(a)
+    config: dict[str, Any] = {
+        "architectures": [_CLASSES[model_type]],
+        "model_type": model_type,
+        "hidden_act": "silu",
+        "hidden_size": a.hidden_size,
+        "intermediate_size": a.feed_forward_size,
+        "num_hidden_layers": a.layers,
+        "num_attention_heads": a.heads,
+        "num_key_value_heads": a.kv_heads,
+        "head_dim": a.head_size,
+        "vocab_size": a.vocabulary_size,
+        "max_position_embeddings": a.context_length,
+        "rms_norm_eps": a.norm_epsilon,
+        "rope_theta": a.rope_theta,
+        "tie_word_embeddings": a.tied_head,
+    }
+    scaling = a.rope_scaling
+    if scaling is not None:
+        config["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
+        if scaling.kind == "llama3":
+            config["rope_scaling"].update(
+                low_freq_factor=scaling.low_frequency_factor,
+                high_freq_factor=scaling.high_frequency_factor,
+                original_max_position_embeddings=scaling.original_context_length,
+            )
+    if model_type in ("llama", "qwen3"):
+        config["attention_bias"] = a.qkv_bias
+    if model_type == "llama":
+        config["mlp_bias"] = a.feed_forward_bias
+    if model_type == "mistral":
+        config["sliding_window"] = a.sliding_windows[0]
+    elif any(a.sliding_windows):
+        config["use_sliding_window"] = True
+        config["sliding_window"] = max(a.sliding_windows)
+        config["layer_types"] = [
+            "sliding_attention" if window else "full_attention" for window in a.sliding_windows
+        ]
+    for kind in ("bos", "eos"):
+        if metadata.get(f"tokenizer.ggml.{kind}_token_id") is not None:
+            config[f"{kind}_token_id"] = int(metadata[f"tokenizer.ggml.{kind}_token_id"])
+    _require_same(config, architecture)
+    return config
+
+
+def _model_type(a: Architecture) -> str:
+    if a.qk_norm:
+        return "qwen3"
+    if a.qkv_bias and not a.output_bias:
+        return "qwen2"
+    return "mistral" if any(a.sliding_windows) else "llama"
+
+
+def _require_same(config: Mapping[str, Any], architecture: Architecture) -> None:
+    try:
+        same = find(config).architecture(config) == architecture
+    except AwqEdgeError:
+        same = False
+    if not same:
+        raise UnsupportedError(
+            "No model family of transformers that awq-edge knows describes this decoder, so it "
+            "cannot be exported."
+        )
+
+
+def _write_json(path: Path, value: Mapping[str, Any]) -> None:
+    path.write_text(json.dumps(value, indent=2, ensure_ascii=False) + "\n", encoding="utf-8")
