@@ -13,7 +13,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from awq_edge import Model, Session
+from awq_edge import Model, Session, _native
 
 # FNV-1a, 64 bits, over the little-endian bytes of float32 [250, 512]: the logits after each of 200
 # prompt tokens and of 50 more, each the likeliest (the lowest id on a tie).
@@ -21,11 +21,12 @@ GOLDEN_HASH = 0x0
 PROMPT = [1, *((37 * i * i + 11 * i + 5) % 509 + 3 for i in range(199))]
 DECODED = 50
 
-KERNELS = ("reference", "avx2", "avx512", "neon", "neon_dotprod", "neon_i8mm")
+KERNELS = ("reference", "avx2", "avx_vnni", "avx512", "neon", "neon_dotprod", "neon_i8mm")
 # What /proc/cpuinfo must list for a table to run; names as Linux spells them.
 FEATURES: dict[str, set[str]] = {
     "reference": set(),
     "avx2": {"avx2", "fma", "f16c"},
+    "avx_vnni": {"avx_vnni", "avx2", "fma", "f16c"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx2", "fma", "f16c"},
     "neon": {"asimd"},
     "neon_dotprod": {"asimddp"},
@@ -78,6 +79,10 @@ def test_hash_of_the_logits(golden_logits: NDArray[np.float32]) -> None:
     assert golden_logits.shape == (250, 512)
     assert np.isfinite(golden_logits).all()
     assert fnv1a(golden_logits.astype("<f4").tobytes()) == GOLDEN_HASH
+
+
+def test_library_offers_what_the_cpu_can_run() -> None:
+    assert sorted(_native.kernel_tables()) == sorted(runnable_kernels())
 
 
 def test_fnv1a_is_the_published_function() -> None:
