@@ -1,6 +1,7 @@
 """What is known of each device: loads ``targets/<device>/profile.toml`` into a frozen dataclass.
 
-Owns the meaning of the keys. Refuses to measure: a profile holds published figures and says where each is from.
+Owns the meaning of the keys. Refuses to measure: a profile holds published figures and says where
+each is from.
 """
 
 from __future__ import annotations
@@ -33,6 +34,7 @@ class Profile:
         read_source: Where ``read_gb_s`` is from.
         decode_threads: Threads that saturate the memory; None lets the runtime choose.
         prefill_threads: Threads for reading a prompt; None lets the runtime choose.
+        pythons: Python versions of the systems that the device usually runs.
     """
 
     name: str
@@ -45,6 +47,7 @@ class Profile:
     read_source: str | None
     decode_threads: int | None
     prefill_threads: int | None
+    pythons: tuple[str, ...]
 
     def decode_roofline(self, decode_bytes: int) -> float | None:
         """Tokens per second if memory reads were all that decoding costs.
@@ -95,4 +98,5 @@ def _load(path: Path) -> Profile:
         read_source=memory.get("source"),
         decode_threads=threads.get("decode"),
         prefill_threads=threads.get("prefill"),
+        pythons=tuple(data["pythons"]),
     )

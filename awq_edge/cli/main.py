@@ -11,6 +11,7 @@ from awq_edge import __version__
 from awq_edge.cli import _errors, _output
 from awq_edge.cli.bench import bench
 from awq_edge.cli.build import build
+from awq_edge.cli.bundle import bundle
 from awq_edge.cli.doctor import doctor
 from awq_edge.cli.eval import app as eval_app
 from awq_edge.cli.inspect import inspect
@@ -53,6 +54,7 @@ app.add_typer(eval_app, name="eval")
 app.command()(bench)
 app.command()(targets)
 app.command()(build)
+app.command()(bundle)
 app.command()(doctor)
 app.command()(selftest)
 

@@ -1,0 +1,63 @@
+"""``awq-edge bundle``: a model with everything that a board needs to run it, without network."""
+
+# No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
+
+import tempfile
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from awq_edge.cli._options import Json, ModelFile, Quiet
+from awq_edge.cli._output import Output, size_text
+from awq_edge.cli._targets import Pythons, Target
+from awq_edge.cli.build import build_wheel
+from awq_edge.profiles import load_profile
+
+
+def bundle(
+    file: ModelFile,
+    target: Target,
+    destination: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--output",
+            "-o",
+            metavar="PATH",
+            help="A folder to make, or a .tar or .tar.gz file; by default MODEL-TARGET.tar.",
+        ),
+    ] = None,
+    python: Pythons = None,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Pack FILE, the wheel for a board and all packages it needs; install.sh installs them."""
+    from awq_edge.device.bundle import collect, requirements, write
+
+    output = Output(as_json=as_json, quiet=quiet)
+    profile = load_profile(target)
+    path = destination or Path(f"{file.name.removesuffix('.gguf')}-{target}.tar")
+    pythons = python or profile.pythons
+    requirements(file, profile, pythons)  # refuses a bad model before two minutes of compiling
+    with tempfile.TemporaryDirectory(prefix="awq-edge-") as folder:
+        _, wheel = build_wheel(profile, Path(folder) / "wheel", output)
+        result = collect(file, profile, wheel, pythons, Path(folder) / "bundle", output.status)
+        with output.progress("Writing", result.size_bytes) as bar:
+            write(result, path, bar.advance)
+        size = result.size_bytes
+    output.line(f"{path} ({size_text(size)}), for Python {', '.join(pythons)}")
+    if path.is_dir():
+        output.status(f"On the board, in a copy of {path.name}: sh install.sh")
+    else:
+        output.status(f"On the board: tar -xf {path.name}, and in its folder: sh install.sh")
+    output.json(
+        {
+            "target": profile.name,
+            "path": str(path),
+            "bytes": size,
+            "pythons": list(pythons),
+            "memory_bytes": result.needs.memory_bytes,
+            "disk_bytes": result.needs.disk_bytes,
+            "files": list(result.files),
+        }
+    )

@@ -1,0 +1,230 @@
+"""Puts together everything that a board needs to run a model, so that the board needs no network.
+
+Owns the bundle's layout: install.sh, SHA256SUMS, README.txt, the model, and in ``wheels/`` the
+packages with one list for each Python version. Refuses to copy it anywhere: ``deploy.py`` does.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import shlex
+import shutil
+import tarfile
+import zipfile
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+
+from awq_edge import __version__
+from awq_edge.device.doctor import PYTHON_BYTES
+from awq_edge.device.packages import fetch
+from awq_edge.device.project import runtime_requirements
+from awq_edge.errors import FileUnreadableError, InvalidArgumentError
+from awq_edge.model import Model
+from awq_edge.profiles import Profile
+
+# A conversation of this length must fit before a bundle is installed; longer ones are checked when
+# they are asked for.
+_CONTEXT = 2048
+# Compiled Python files and file system blocks, on top of what the archives hold.
+_DISK_FACTOR = 1.4
+# Packages of one Python version before they have been fetched.
+_PACKAGES_BYTES = 250_000_000
+_COPY_BYTES = 1 << 20
+
+Progress = Callable[[int], None]
+
+_README = """\
+awq-edge {version} with the model {model}, for {title}.
+
+On the board, in this folder:
+
+    sh install.sh
+
+No network, no root and no compiler are needed. 'sh install.sh --check' only looks whether the
+board is fit.
+"""
+
+
+@dataclass(frozen=True)
+class Requirements:
+    """What install.sh compares the board with."""
+
+    model: Path
+    profile: Profile
+    pythons: tuple[str, ...]
+    memory_bytes: int
+    disk_bytes: int
+    context: int
+
+    def script(self) -> str:
+        """install.sh with the values of this bundle."""
+        values = {
+            "VERSION": __version__,
+            "TARGET": self.profile.name,
+            "MACHINE": self.profile.machine,
+            "PYTHONS": " ".join(self.pythons),
+            "MODEL": self.model.name,
+            "CONTEXT": self.context,
+            "MEMORY_KB": -(-self.memory_bytes // 1024),
+            "DISK_KB": -(-self.disk_bytes // 1024),
+        }
+        lines = "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in values.items())
+        template = Path(__file__).with_name("install.sh").read_text(encoding="utf-8")
+        return template.replace("#VALUES#", lines, 1)
+
+
+def requirements(
+    model: Path, profile: Profile, pythons: Iterable[str], packages_bytes: int = _PACKAGES_BYTES
+) -> Requirements:
+    """Opens the model, and so checks it, and works out what a board must have."""
+    if "\n" in model.name or model.name.startswith("-"):
+        raise InvalidArgumentError(f"{model.name!r} cannot be a file name on a board: rename it.")
+    with Model.open(model) as opened:
+        context = min(_CONTEXT, opened.info.context_length)
+        memory = opened.memory(context).total_bytes + PYTHON_BYTES
+    disk = model.stat().st_size + int(packages_bytes * _DISK_FACTOR)
+    return Requirements(model, profile, tuple(pythons), memory, disk, context)
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """Files by their names in the bundle, with their SHA-256; the model stays where it is.
+
+    Attributes:
+        needs: What the board must have.
+        files: Name with "/" in the bundle, file here; in the order in which they are copied.
+        digests: Name in the bundle, 64 hexadecimal digits.
+    """
+
+    needs: Requirements
+    files: Mapping[str, Path]
+    digests: Mapping[str, str]
+
+    @property
+    def size_bytes(self) -> int:
+        """Bytes of all files."""
+        return sum(path.stat().st_size for path in self.files.values())
+
+
+def collect(
+    model: Path,
+    profile: Profile,
+    wheel: Path,
+    pythons: Iterable[str],
+    work: Path,
+    status: Callable[[str], None],
+) -> Bundle:
+    """Fetches the packages and writes everything but the model into ``work``.
+
+    Args:
+        model: The packed model.
+        profile: The target.
+        wheel: awq-edge's own wheel for it.
+        pythons: Python versions that the board may have.
+        work: An empty folder of the caller.
+        status: Told what is being done.
+    """
+    wheels = work / "wheels"
+    wheels.mkdir(parents=True)
+    shutil.copyfile(wheel, wheels / wheel.name)
+    sizes = []
+    versions = tuple(pythons)
+    for python in versions:
+        status(f"Fetching the packages for Python {python} on {profile.machine}")
+        fetched = fetch(
+            [*runtime_requirements(), "pip"], profile.machine, python, work / "fetched" / python
+        )
+        for path in fetched:
+            os.replace(path, wheels / path.name)  # noqa: PTH105  # over one of another version
+        names = sorted([wheel.name, *(path.name for path in fetched)])
+        (wheels / f"{python}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
+        sizes.append(sum(_unpacked_bytes(wheels / name) for name in names))
+    shutil.rmtree(work / "fetched")
+    needs = requirements(model, profile, versions, max(sizes))
+    (work / "install.sh").write_text(needs.script(), encoding="utf-8", newline="\n")
+    text = _README.format(version=__version__, model=model.name, title=profile.title)
+    (work / "README.txt").write_text(text, encoding="utf-8", newline="\n")
+    own = {path.relative_to(work).as_posix(): path for path in work.rglob("*") if path.is_file()}
+    files = {**dict(sorted(own.items())), model.name: model}
+    digests = {name: file_digest(path) for name, path in files.items()}
+    # In the format of sha256sum -c.
+    sums = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
+    (work / "SHA256SUMS").write_text(sums, encoding="utf-8", newline="\n")
+    files = {"SHA256SUMS": work / "SHA256SUMS", **files}
+    digests["SHA256SUMS"] = hashlib.sha256(sums.encode()).hexdigest()
+    return Bundle(needs, files, digests)
+
+
+def write(bundle: Bundle, output: Path, progress: Progress | None = None) -> None:
+    """Writes a folder, or, if the name ends in .tar, .tar.gz or .tgz, one file.
+
+    Args:
+        bundle: What ``collect`` put together.
+        output: Must not exist yet.
+        progress: Called with bytes as they are written.
+
+    Raises:
+        FileUnreadableError: It exists, or cannot be written. Nothing is left of it then.
+    """
+    if output.exists():
+        raise FileUnreadableError(f"{output} exists already: delete it, or choose another name.")
+    partial = output.with_name(f".{output.name}.partial")
+    try:
+        output.parent.mkdir(parents=True, exist_ok=True)
+        if output.name.endswith((".tar", ".tar.gz", ".tgz")):
+            _write_tar(bundle, partial, output.name, progress)
+        else:
+            _write_folder(bundle, partial, progress)
+        os.rename(partial, output)  # noqa: PTH104  # the error names both
+    except OSError as error:
+        raise FileUnreadableError(f"{output} cannot be written: {error.strerror}.") from error
+    finally:
+        if partial.is_dir():
+            shutil.rmtree(partial)
+        else:
+            partial.unlink(missing_ok=True)
+
+
+def file_digest(path: Path) -> str:
+    """SHA-256 of a file, hexadecimal."""
+    digest = hashlib.sha256()
+    with path.open("rb") as source:
+        while part := source.read(_COPY_BYTES):
+            digest.update(part)
+    return digest.hexdigest()
+
+
+def _unpacked_bytes(wheel: Path) -> int:
+    with zipfile.ZipFile(wheel) as archive:
+        return sum(entry.file_size for entry in archive.infolist())
+
+
+def _write_folder(bundle: Bundle, folder: Path, progress: Progress | None) -> None:
+    for name, path in bundle.files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        with path.open("rb") as source, target.open("wb") as sink:
+            while part := source.read(_COPY_BYTES):
+                sink.write(part)
+                if progress is not None:
+                    progress(len(part))
+    (folder / "install.sh").chmod(0o755)
+
+
+def _write_tar(bundle: Bundle, target: Path, name: str, progress: Progress | None) -> None:
+    """Everything in one folder called like the file; no dates, owners or other accidents."""
+    top = name.split(".tar")[0].removesuffix(".tgz")
+    mode = "w" if name.endswith(".tar") else "w:gz"
+    # Weights and wheels hardly shrink: the quickest level.
+    options = {} if mode == "w" else {"compresslevel": 1}
+    with tarfile.open(target, mode, format=tarfile.PAX_FORMAT, **options) as archive:  # type: ignore[call-overload]  # mode decides
+        for entry_name, path in bundle.files.items():
+            entry = tarfile.TarInfo(f"{top}/{entry_name}")
+            entry.size = path.stat().st_size
+            entry.mode = 0o755 if entry_name == "install.sh" else 0o644
+            with path.open("rb") as source:
+                archive.addfile(entry, source)
+            if progress is not None:
+                progress(entry.size)
