@@ -13,7 +13,6 @@ from __future__ import annotations
 
 import functools
 import os
-import secrets
 import threading
 import time
 import weakref
@@ -520,7 +519,7 @@ class Generation:
         model = session.model
         self.session = session
         self.config = config
-        self.seed = secrets.randbits(63) if config.seed is None else config.seed
+        self.seed = _drawn_seed() if config.seed is None else config.seed
         self.prompt_tokens = (
             model.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
         )
@@ -655,3 +654,7 @@ def _require_memory(need: MemoryNeed, context_length: int) -> None:
 
 def _gb(size_bytes: int) -> str:
     return f"{size_bytes / 1e9:.2f} GB"
+
+
+def _drawn_seed() -> int:
+    return int.from_bytes(os.urandom(8), "little") >> 1
