@@ -1,0 +1,574 @@
+"""Converts a checkpoint into a model file, one decoder layer at a time.
+
+Owns the order of the work, the work directory from which an interrupted conversion resumes, and
+the report. Refuses mathematics (``awq_edge.quantize``), file formats (``awq_edge.model_file``,
+``awq_edge.layouts``) and printing (``awq_edge.cli.convert``).
+
+The work directory ``<output>.partial`` holds every finished tensor, the hidden states behind the
+last finished layer and a manifest. It outlives Ctrl-C and a killed process, not an error.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import json
+import math
+import shutil
+import tempfile
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+import torch
+
+from awq_edge import __version__, layouts, model_file, torch_decoder
+from awq_edge.architecture import Architecture, MetadataValue
+from awq_edge.errors import (
+    CheckpointError,
+    FileUnreadableError,
+    InvalidArgumentError,
+    UnsupportedError,
+)
+from awq_edge.float_model import FloatModel, open_float_model
+from awq_edge.hf_tokenizer import StoredTokenizer, read_tokenizer
+from awq_edge.quantize import awq, calibration, grouped
+from awq_edge.torch_decoder import LINEARS, Positions
+
+METHODS = ("awq", "rtn")
+
+# Enough that the exponents hardly depend on which tokens they are (measured on novels-45m).
+_PROBE_TOKENS = 4096
+# Floats in the widest intermediate of one batch: 64 MiB each, whatever the model's size.
+_BATCH_FLOATS = 1 << 24
+# Rows of the embedding and the head that are in memory at once, times columns.
+_ROW_BLOCK_FLOATS = 1 << 23
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a user may choose."""
+
+    method: str = "awq"
+    bits: int = 4
+    group_size: int = 128
+    head_bits: int = 8
+    embedding_bits: int = 8
+    calibration: Path | None = None  # None: the text that ships with the package
+    samples: int = 128
+    sequence_length: int = 512
+    seed: int = 0
+    device: str = "cpu"
+
+    def __post_init__(self) -> None:
+        """Refuses values that can never work."""
+        if self.method not in METHODS:
+            raise InvalidArgumentError(f"The method {self.method!r} is none of awq, rtn.")
+        for name in ("bits", "head_bits", "embedding_bits"):
+            if getattr(self, name) not in layouts.BITS:
+                raise InvalidArgumentError(
+                    f"{name} is {getattr(self, name)}; it must be 2, 3, 4 or 8."
+                )
+        if self.group_size not in layouts.GROUP_SIZES:
+            raise InvalidArgumentError(
+                f"The group size is {self.group_size}; it must be 32, 64 or 128."
+            )
+        if self.samples < 1 or self.sequence_length < 2:
+            raise InvalidArgumentError(
+                "Calibration needs at least 1 sample of at least 2 tokens, "
+                f"not {self.samples} of {self.sequence_length}."
+            )
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """How one layer fared: errors relative to what the layer adds to the residual stream."""
+
+    layer: int
+    error_rtn: float | None  # None without calibration
+    error: float | None
+    choices: dict[str, awq.Choice]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What came out."""
+
+    path: Path
+    architecture: Architecture
+    file_bytes: int
+    linear_bits_per_weight: float  # the decoder's matrices, with their headers and padding
+    file_bits_per_weight: float  # the whole file over every weight of the model
+    decode_bytes: int  # weights read for one token
+    layers: list[LayerReport]
+
+    def cache_bytes(self, positions: int) -> int:
+        """Keys and values of a context, in fp16."""
+        a = self.architecture
+        return 2 * 2 * a.layers * a.kv_heads * a.head_size * positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """What a caller may want to hear while the work goes on."""
+
+    message: Callable[[str], None] = lambda text: None
+    layer_done: Callable[[LayerReport, int, bool], None] = lambda report, layers, resumed: None
+
+
+def convert(
+    model: str,
+    output: Path,
+    options: Options,
+    *,
+    force: bool = False,
+    events: Events | None = None,
+) -> Report:
+    """Converts a model; leaves a whole file or none.
+
+    Args:
+        model: A checkpoint's directory or a hub id.
+        output: The file to write.
+        options: How.
+        force: Replace an existing file.
+        events: Who listens.
+
+    Raises:
+        AwqEdgeError: Something is wrong with the input, the disk or the options.
+        KeyboardInterrupt: As it stands; the work directory stays and the same call resumes.
+    """
+    events = events or Events()
+    _check_output(output, force)
+    device = _device(options.device)
+    source = open_float_model(model)
+    tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
+    blocks, digest = _calibration(source, tokenizer, options)
+    _check_disk(output, source.architecture, options, blocks)
+
+    work = _WorkDirectory(
+        output.with_name(output.name + ".partial"), _key(source, options, digest), events
+    )
+    with work:
+        with torch.inference_mode():
+            _Conversion(source, options, device, work, events).run(blocks)
+        metadata = _metadata(source, tokenizer, options, digest)
+        try:
+            model_file.write_model(output, metadata, work.tensors(source))
+            report = _report(output, source.architecture, work)
+        finally:
+            work.finished()
+    return report
+
+
+class _Conversion:
+    """The work itself, given everything that it needs."""
+
+    def __init__(
+        self,
+        source: FloatModel,
+        options: Options,
+        device: torch.device,
+        work: _WorkDirectory,
+        events: Events,
+    ) -> None:
+        self._source = source
+        self._architecture = source.architecture
+        self._options = options
+        self._device = device
+        self._work = work
+        self._events = events
+        self._quantiser = awq.Quantiser(options.bits, options.group_size)
+
+    def run(self, blocks: torch.Tensor | None) -> None:
+        """Makes every tensor file that is not there yet.
+
+        Args:
+            blocks: Calibration tokens, int64 [b, t]; None for a method that needs none.
+        """
+        a, work = self._architecture, self._work
+        for report in work.layers:
+            self._events.layer_done(report, a.layers, True)
+        hidden = self._embedding_and_head(blocks)
+        positions = None
+        if hidden is not None:
+            frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
+            positions = Positions.first(hidden.shape[1], frequencies)
+        for layer in range(len(work.layers), a.layers):
+            weights = {
+                name: tensor.to(self._device) for name, tensor in self._source.layer(layer).items()
+            }
+            if hidden is None or positions is None:
+                self._store_layer(layer, weights, {})
+                report = LayerReport(layer, None, None, {})
+            else:
+                report = self._calibrated_layer(layer, weights, hidden, positions)
+            work.layer_done(report, hidden)
+            self._events.layer_done(report, a.layers, False)
+
+    def _embedding_and_head(self, blocks: torch.Tensor | None) -> torch.Tensor | None:
+        """Packs both, and gives the hidden states in front of the first unfinished layer."""
+        a, work, options = self._architecture, self._work, self._options
+        tied_bits = max(options.embedding_bits, options.head_bits)
+        embedding_bits = tied_bits if a.tied_head else options.embedding_bits
+        if work.layers:
+            return work.hidden()
+        work.store_vector("output_norm.weight", self._source("output_norm.weight").numpy())
+        frequencies = a.inverse_frequencies()
+        work.store_vector("rope.inverse_frequencies", frequencies)
+        hidden = None
+        if blocks is not None:
+            hidden = torch.empty(*blocks.shape, a.hidden_size)
+        for first, rows in self._packed_rows("token_embd.weight", embedding_bits):
+            if blocks is not None and hidden is not None:
+                inside = (blocks >= first) & (blocks < first + len(rows))
+                hidden[inside] = rows[blocks[inside] - first]
+        if not a.tied_head:
+            for _ in self._packed_rows("output.weight", options.head_bits):
+                pass
+        return hidden
+
+    def _packed_rows(self, name: str, bits: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Packs a matrix in blocks of rows; yields each block as the runtime will see it."""
+        n, k = self._source.shape(name)
+        rows = max(_ROW_BLOCK_FLOATS // k, 1) * layouts.BLOCK_ROWS // layouts.BLOCK_ROWS
+        rows = max(rows // layouts.BLOCK_ROWS, 1) * layouts.BLOCK_ROWS
+        group_size = self._options.group_size
+        with self._work.matrix_file(name) as file:
+            file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
+            for first, block in self._source.row_blocks(name, rows):
+                quantised = grouped.quantise(block, bits, group_size, name=name)
+                file.write(_packed_blocks(quantised))
+                yield first, quantised.dequantise()
+
+    def _calibrated_layer(
+        self,
+        layer: int,
+        weights: awq.Weights,
+        hidden: torch.Tensor,
+        positions: Positions,
+    ) -> LayerReport:
+        """Searches, packs, and replaces ``hidden`` by what the quantised layer gives."""
+        statistics = self._statistics(layer, weights, hidden, positions)
+        count = max(1, min(len(hidden), _PROBE_TOKENS // hidden.shape[1]))
+        chosen = torch.linspace(0, len(hidden) - 1, count).round().long()
+        probe = awq.Probe(self._architecture, layer, hidden[chosen].to(self._device), positions)
+        target = awq.layer_output(probe, weights)
+
+        def rounding(name: str, x: torch.Tensor) -> torch.Tensor:
+            rounded = self._quantiser.round_trip(weights[f"{name}.weight"])
+            return torch_decoder.multiply(x, rounded, weights.get(f"{name}.bias"))
+
+        error_rtn = _relative(awq.layer_change(probe, weights, rounding), target)
+        choices = awq.search_scales(probe, weights, statistics, self._quantiser)
+        limits = {
+            name: awq.clip_limits(
+                weights[f"{name}.weight"],
+                statistics[awq.INPUT_OF[name]].mean_products(),
+                self._quantiser,
+            )
+            for name in LINEARS
+            if name not in awq.NEVER_CLIPPED
+        }
+        self._store_layer(layer, weights, limits)
+        error = _relative(awq.layer_output(probe, weights), target)
+        linear = torch_decoder.plain_linear(weights)
+        for batch in self._batches(hidden):
+            states = hidden[batch].to(self._device)
+            hidden[batch] = torch_decoder.decoder_layer(
+                self._architecture, layer, weights, linear, states, positions
+            ).cpu()
+        return LayerReport(layer, error_rtn, error, choices)
+
+    def _statistics(
+        self, layer: int, weights: awq.Weights, hidden: torch.Tensor, positions: Positions
+    ) -> dict[str, calibration.InputStatistics]:
+        """Of every input of the float layer's matrices, over all calibration tokens."""
+        a = self._architecture
+        statistics = {
+            name: calibration.InputStatistics(
+                weights[f"{name}.weight"].shape[1], self._options.group_size, self._device
+            )
+            for name in sorted(set(awq.INPUT_OF.values()))
+        }
+        plain = torch_decoder.plain_linear(weights)
+
+        def recording(name: str, x: torch.Tensor) -> torch.Tensor:
+            if name in statistics:
+                statistics[name].update(x)
+            if name == "ffn_down":
+                return x[..., : a.hidden_size]  # nobody reads it: spare the largest product
+            return plain(name, x)
+
+        for batch in self._batches(hidden):
+            states = hidden[batch].to(self._device)
+            x = torch_decoder.rms_norm(states, weights["attn_norm.weight"], a.norm_epsilon)
+            states = states + torch_decoder.attention(a, layer, weights, recording, x, positions)
+            x = torch_decoder.rms_norm(states, weights["ffn_norm.weight"], a.norm_epsilon)
+            torch_decoder.feed_forward(recording, x)
+        return statistics
+
+    def _batches(self, hidden: torch.Tensor) -> Iterator[slice]:
+        a = self._architecture
+        widest = max(a.feed_forward_size, a.hidden_size, a.heads * a.head_size)
+        size = max(1, _BATCH_FLOATS // (hidden.shape[1] * widest))
+        for first in range(0, len(hidden), size):
+            yield slice(first, first + size)
+
+    def _store_layer(
+        self, layer: int, weights: awq.Weights, limits: dict[str, torch.Tensor]
+    ) -> None:
+        """Packs every tensor; the weights become those that the runtime will compute with."""
+        options = self._options
+        for name in list(weights):
+            full = f"blk.{layer}.{name}"
+            stem = name.rpartition(".")[0]
+            if name.endswith(".bias") or stem not in LINEARS:
+                self._work.store_vector(full, weights[name].cpu().numpy())
+                continue
+            quantised = grouped.quantise(
+                weights[name], options.bits, options.group_size, limits.get(stem), full
+            )
+            with self._work.matrix_file(full) as file:
+                n, k = quantised.codes.shape
+                file.write(layouts.header(layouts.Layout(n, k, options.bits, options.group_size)))
+                file.write(_packed_blocks(quantised))
+            weights[name] = quantised.dequantise()
+
+
+class _WorkDirectory:
+    """Finished tensors, hidden states and the manifest that says what they belong to."""
+
+    def __init__(self, path: Path, key: str, events: Events) -> None:
+        self._path = path
+        self._key = key
+        self._events = events
+        self._output = path.with_name(path.name[: -len(".partial")])
+        self.layers: list[LayerReport] = []
+
+    def __enter__(self) -> _WorkDirectory:
+        """Takes up what an interrupted conversion left, if it was the same conversion."""
+        manifest = self._read_manifest()
+        if manifest is not None and manifest.get("key") == self._key:
+            self.layers = [_layer_report(entry) for entry in manifest["layers"]]
+            self._events.message(
+                f"Resuming after layer {len(self.layers)} of an interrupted conversion."
+            )
+            return self
+        if self._path.exists():
+            if manifest is None and any(self._path.iterdir()):
+                raise FileUnreadableError(
+                    f"{self._path} is in the way and is not a work directory of awq-edge; "
+                    "move it away or choose another output."
+                )
+            if manifest is not None:
+                self._events.message("An interrupted conversion was another one: starting anew.")
+            shutil.rmtree(self._path)
+        try:
+            self._path.mkdir()
+            self._write_manifest()
+        except OSError as error:
+            raise model_file.write_error(self._output, error) from error
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, _: Any
+    ) -> None:
+        """Keeps the directory after Ctrl-C, clears it after an error; words a failed write."""
+        if kind is None or not issubclass(kind, Exception):
+            return
+        self.finished()
+        if isinstance(error, OSError):
+            raise model_file.write_error(self._output, error) from error
+
+    def finished(self) -> None:
+        """Removes the directory."""
+        shutil.rmtree(self._path, ignore_errors=True)
+
+    @contextlib.contextmanager
+    def matrix_file(self, name: str) -> Iterator[Any]:
+        """A file for the bytes of a packed matrix."""
+        with (self._path / f"{name}.packed").open("wb") as file:
+            yield file
+
+    def store_vector(self, name: str, values: npt.NDArray[np.float32]) -> None:
+        """Keeps a plain tensor."""
+        np.save(self._path / f"{name}.npy", np.ascontiguousarray(values, dtype=np.float32))
+
+    def layer_done(self, report: LayerReport, hidden: torch.Tensor | None) -> None:
+        """Records a finished layer; what came before it is not needed any more."""
+        done = len(self.layers) + 1
+        if hidden is not None:
+            np.save(self._path / f"hidden.{done}.npy", hidden.numpy())
+        self.layers.append(report)
+        self._write_manifest()
+        (self._path / f"hidden.{done - 1}.npy").unlink(missing_ok=True)
+
+    def hidden(self) -> torch.Tensor | None:
+        """The hidden states behind the last finished layer."""
+        path = self._path / f"hidden.{len(self.layers)}.npy"
+        return torch.from_numpy(np.load(path)) if path.exists() else None
+
+    def tensors(self, source: FloatModel) -> Iterator[tuple[str, model_file.TensorSource]]:
+        """Every tensor of the model file, in file order: as a token meets them."""
+        names = [name for name in source.tensor_names() if not name.startswith("output")]
+        names.insert(1, "rope.inverse_frequencies")
+        names += [name for name in source.tensor_names() if name.startswith("output")]
+        for name in names:
+            packed = self._path / f"{name}.packed"
+            yield name, packed if packed.exists() else np.load(self._path / f"{name}.npy")
+
+    def packed_bytes(self, prefix: str) -> int:
+        """Bytes of the packed matrices whose names begin so."""
+        return sum(path.stat().st_size for path in self._path.glob(f"{prefix}*.packed"))
+
+    def _read_manifest(self) -> dict[str, Any] | None:
+        try:
+            manifest = json.loads((self._path / "manifest.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError):
+            return None
+        return manifest if isinstance(manifest, dict) else None
+
+    def _write_manifest(self) -> None:
+        text = json.dumps(
+            {"key": self._key, "layers": [dataclasses.asdict(report) for report in self.layers]}
+        )
+        partial = self._path / "manifest.json.writing"
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(self._path / "manifest.json")
+
+
+def _packed_blocks(quantised: grouped.Quantised) -> bytes:
+    return layouts.pack_blocks(
+        quantised.codes.cpu().numpy(),
+        quantised.scales.cpu().numpy(),
+        quantised.zeros.cpu().numpy(),
+        quantised.bits,
+        quantised.group_size,
+    )
+
+
+def _relative(actual: torch.Tensor, target: torch.Tensor) -> float:
+    """Root of the squared error over the squared target."""
+    return math.sqrt(float((actual - target).square().sum() / target.square().sum()))
+
+
+def _layer_report(entry: dict[str, Any]) -> LayerReport:
+    choices = {name: awq.Choice(**choice) for name, choice in entry["choices"].items()}
+    return LayerReport(entry["layer"], entry["error_rtn"], entry["error"], choices)
+
+
+def _check_output(output: Path, force: bool) -> None:
+    """Refuses an output that could not be written in the end, before any work."""
+    if output.is_dir():
+        raise InvalidArgumentError(f"{output} is a directory; give the name of a file in it.")
+    if output.exists() and not force:
+        raise InvalidArgumentError(f"{output} exists already; add --force to replace it.")
+    if not output.parent.is_dir():
+        raise FileUnreadableError(f"There is no directory {output.parent} to write into.")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise FileUnreadableError(
+            f"Cannot write into the directory {output.parent.resolve()}: {error.strerror}."
+        ) from error
+
+
+def _device(name: str) -> torch.device:
+    if name not in ("cpu", "cuda"):
+        raise InvalidArgumentError(f"The device {name!r} is none of cpu, cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedError(
+            "This PyTorch sees no CUDA device; leave --device out to use the CPU."
+        )
+    return torch.device(name)
+
+
+def _calibration(
+    source: FloatModel, tokenizer: StoredTokenizer | None, options: Options
+) -> tuple[torch.Tensor | None, str | None]:
+    """Calibration tokens [b, t] and the digest of their text; None for a method without any."""
+    if options.method == "rtn":
+        return None, None
+    if tokenizer is None:
+        raise CheckpointError(
+            f"{source.checkpoint.directory} holds neither tokenizer.json nor tokenizer.model, and "
+            "calibration needs one; --method rtn does without."
+        )
+    text = calibration.read_text(options.calibration)
+    length = min(options.sequence_length, source.architecture.context_length)
+    blocks = calibration.token_blocks(tokenizer, text, options.samples, length, options.seed)
+    calibration.check_tokens(blocks, source.architecture.vocabulary_size)
+    return blocks, calibration.text_digest(text)
+
+
+def _check_disk(
+    output: Path, architecture: Architecture, options: Options, blocks: torch.Tensor | None
+) -> None:
+    """Refuses a conversion that would fill the disk in the end."""
+    overhead = 24 / options.group_size
+    tables = architecture.vocabulary_size * architecture.hidden_size
+    packed = (
+        architecture.linear_parameters() * (options.bits + overhead)
+        + tables * (options.embedding_bits + overhead)
+        + (0 if architecture.tied_head else tables * (options.head_bits + overhead))
+    ) / 8
+    hidden = 0 if blocks is None else 2 * 4 * blocks.numel() * architecture.hidden_size
+    needed = 2 * packed + hidden  # the work directory and the file itself
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise FileUnreadableError(
+            f"The disk that holds {output} is too full: the conversion needs "
+            f"{needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free."
+        )
+
+
+def _key(source: FloatModel, options: Options, digest: str | None) -> str:
+    """Changes with anything that changes a tensor."""
+    settings = {**dataclasses.asdict(options), "calibration": digest}
+    identity = [__version__, torch.__version__, source.checkpoint.identity(), settings]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
+
+
+def _metadata(
+    source: FloatModel, tokenizer: StoredTokenizer | None, options: Options, digest: str | None
+) -> dict[str, MetadataValue]:
+    a = source.architecture
+    head_bits = max(options.head_bits, options.embedding_bits) if a.tied_head else options.head_bits
+    metadata: dict[str, MetadataValue] = {
+        "general.name": source.checkpoint.directory.resolve().name,
+        **a.to_metadata(),
+        "awq_edge.quantization.method": options.method,
+        "awq_edge.quantization.bits": options.bits,
+        "awq_edge.quantization.group_size": options.group_size,
+        "awq_edge.quantization.head_bits": head_bits,
+        "awq_edge.quantization.embedding_bits": head_bits
+        if a.tied_head
+        else options.embedding_bits,
+        "awq_edge.quantization.tool_version": __version__,
+    }
+    if digest is not None:
+        metadata["awq_edge.quantization.calibration_sha256"] = digest
+    if tokenizer is not None:
+        metadata.update(tokenizer.to_metadata())
+    return metadata
+
+
+def _report(output: Path, architecture: Architecture, work: _WorkDirectory) -> Report:
+    tables = architecture.vocabulary_size * architecture.hidden_size
+    linears = architecture.linear_parameters()
+    size = output.stat().st_size
+    linear_bytes, embedding_bytes = work.packed_bytes("blk."), work.packed_bytes("token_embd")
+    head_bytes = embedding_bytes if architecture.tied_head else work.packed_bytes("output")
+    return Report(
+        path=output,
+        architecture=architecture,
+        file_bytes=size,
+        linear_bits_per_weight=8 * linear_bytes / linears,
+        file_bits_per_weight=8 * size / (linears + tables * (1 if architecture.tied_head else 2)),
+        decode_bytes=linear_bytes + head_bytes,
+        layers=work.layers,
+    )

@@ -1,0 +1,384 @@
+"""Activation-aware weight quantisation of one decoder layer: the scale search and the clip search.
+
+Owns the search and the folding, for every model that the torch decoder runs. Refuses to round by
+itself: every candidate goes through ``grouped.round_trip``, the quantiser that ships. Method: Lin
+et al., "AWQ: Activation-aware Weight Quantization" (MLSys 2024). What differs from its first
+implementation: statistics in float32, identity always in the grid, plain and duo scaling both
+tried, value-to-output scaled under grouped-query attention too, every fold checked, and the clip
+error summed over all calibration tokens (a quadratic form) instead of a sample of them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator, Mapping
+
+import torch
+import torch.nn.functional as F
+
+from awq_edge import torch_decoder
+from awq_edge.architecture import Architecture
+from awq_edge.errors import InternalError
+from awq_edge.quantize import grouped
+from awq_edge.quantize.calibration import InputStatistics
+from awq_edge.torch_decoder import Positions
+
+# The matrix whose statistics stand for a matrix's input: some share one.
+INPUT_OF = {
+    "attn_q": "attn_q",
+    "attn_k": "attn_q",
+    "attn_v": "attn_q",
+    "attn_output": "attn_output",
+    "ffn_gate": "ffn_gate",
+    "ffn_up": "ffn_gate",
+    "ffn_down": "ffn_down",
+}
+
+# Their error passes through the product of queries and keys, where a group's own error says little.
+NEVER_CLIPPED = frozenset(("attn_q", "attn_k"))
+
+_EXPONENTS = tuple(step / 20 for step in range(20))
+_CLIP_SHARES = tuple(1 - step / 20 for step in range(10))  # of a group's largest magnitude
+_SMALLEST_SCALE = 1e-4
+# A fold multiplies and divides in float32: what it changes is rounding, a few units in 2^-23.
+_FOLD_TOLERANCE = 1e-4
+
+Weights = dict[str, torch.Tensor]
+
+
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What the scale search took for one group of matrices."""
+
+    kind: str  # "none", "plain" or "duo"
+    exponent: float
+    sharing: str = ""  # how query heads that share a value head agreed: "max" or "mean"
+    gain: float = 0.0  # share of the error without scaling that it removed
+
+
+@dataclasses.dataclass(frozen=True)
+class Quantiser:
+    """Bits and group size of a layer's matrices."""
+
+    bits: int
+    group_size: int
+
+    def round_trip(self, weight: torch.Tensor, limits: torch.Tensor | None = None) -> torch.Tensor:
+        """The weight after quantisation, float32 [n, k]."""
+        return grouped.round_trip(weight, self.bits, self.group_size, limits)
+
+
+@dataclasses.dataclass(frozen=True)
+class Probe:
+    """A sample of calibration blocks on which outputs are compared."""
+
+    architecture: Architecture
+    layer: int
+    hidden: torch.Tensor  # float32 [b, t, hidden], the layer's input
+    positions: Positions
+
+    def attention(self, weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
+        """The attention part's output for normed states x."""
+        return torch_decoder.attention(
+            self.architecture,
+            self.layer,
+            weights,
+            torch_decoder.plain_linear(weights),
+            x,
+            self.positions,
+        )
+
+
+def search_scales(
+    probe: Probe,
+    weights: Weights,
+    statistics: Mapping[str, InputStatistics],
+    quantiser: Quantiser,
+) -> dict[str, Choice]:
+    """Finds and folds the scales of a layer's four groups of matrices.
+
+    Args:
+        probe: Blocks to measure on.
+        weights: The layer's float weights; changed in place, its function is not.
+        statistics: Of the layer's float inputs, by the names in ``INPUT_OF``.
+        quantiser: What the weights will be rounded with.
+
+    Returns:
+        What was chosen, by the group's name.
+
+    Raises:
+        InternalError: A fold changed the layer's function.
+    """
+    a = probe.architecture
+    inputs, attention_output, feed_forward_output = _record_inputs(probe, weights)
+    choices: dict[str, Choice] = {}
+
+    def magnitudes(name: str) -> torch.Tensor:
+        return statistics[name].mean_absolute()
+
+    # attn_norm -> q, k, v, measured after attention.
+    names: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")
+
+    def attention_error(rounded: Weights) -> torch.Tensor:
+        return probe.attention({**weights, **rounded}, inputs["attn_q"]) - attention_output
+
+    candidates = _candidates(magnitudes("attn_q"), _stacked(weights, names), quantiser.group_size)
+    choices["qkv"], qkv_scales = _best(candidates, names, weights, quantiser, attention_error)
+
+    # v -> output: one scale per channel of a key-value head.
+    repeats = a.heads // a.kv_heads
+    x = inputs["attn_output"]
+
+    def output_error(rounded: Weights) -> torch.Tensor:
+        return x @ (rounded["attn_output.weight"] - weights["attn_output.weight"]).T
+
+    candidates = _candidates(
+        magnitudes("attn_output"), weights["attn_output.weight"], quantiser.group_size
+    )
+    candidates = _shared_among_heads(candidates, a.kv_heads, repeats, a.head_size)
+    choices["output"], output_scales = _best(
+        candidates, ("attn_output",), weights, quantiser, output_error
+    )
+
+    # ffn_norm -> gate, up, measured after the feed-forward.
+    names = ("ffn_gate", "ffn_up")
+
+    def feed_forward_error(rounded: Weights) -> torch.Tensor:
+        linear = torch_decoder.plain_linear({**weights, **rounded})
+        return torch_decoder.feed_forward(linear, inputs["ffn_gate"]) - feed_forward_output
+
+    candidates = _candidates(magnitudes("ffn_gate"), _stacked(weights, names), quantiser.group_size)
+    choices["gate_up"], gate_scales = _best(
+        candidates, names, weights, quantiser, feed_forward_error
+    )
+
+    # up -> down.
+    y = inputs["ffn_down"]
+
+    def down_error(rounded: Weights) -> torch.Tensor:
+        return y @ (rounded["ffn_down.weight"] - weights["ffn_down.weight"]).T
+
+    candidates = _candidates(
+        magnitudes("ffn_down"), weights["ffn_down.weight"], quantiser.group_size
+    )
+    choices["down"], down_scales = _best(candidates, ("ffn_down",), weights, quantiser, down_error)
+
+    by_value_head = output_scales.reshape(a.kv_heads, repeats, a.head_size)[:, 0].reshape(-1)
+    folds: list[tuple[str, Callable[[], None]]] = [
+        (
+            "qkv",
+            lambda: fold_norm(weights, "attn_norm", ("attn_q", "attn_k", "attn_v"), qkv_scales),
+        ),
+        (
+            "output",
+            lambda: fold_rows(weights, "attn_v", by_value_head, "attn_output", output_scales),
+        ),
+        ("gate_up", lambda: fold_norm(weights, "ffn_norm", ("ffn_gate", "ffn_up"), gate_scales)),
+        ("down", lambda: fold_rows(weights, "ffn_up", down_scales, "ffn_down", down_scales)),
+    ]
+    check = dataclasses.replace(probe, hidden=probe.hidden[:1])
+    before = layer_output(check, weights)
+    for name, fold in folds:
+        fold()
+        check_fold(check, weights, before, name)
+    divisors = {
+        "attn_q": qkv_scales,
+        "attn_output": output_scales,
+        "ffn_gate": gate_scales,
+        "ffn_down": down_scales,
+    }
+    for name, scales in divisors.items():
+        statistics[name].divide_by(scales)
+    return choices
+
+
+def fold_norm(weights: Weights, norm: str, linears: tuple[str, ...], scales: torch.Tensor) -> None:
+    """Divides a norm's outputs by ``scales`` [k] and multiplies its readers' columns by them."""
+    weights[f"{norm}.weight"] = weights[f"{norm}.weight"] / scales
+    for name in linears:
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] * scales
+
+
+def fold_rows(
+    weights: Weights,
+    previous: str,
+    previous_scales: torch.Tensor,
+    linear: str,
+    scales: torch.Tensor,
+) -> None:
+    """Divides a matrix's outputs by ``previous_scales`` and multiplies the reader's columns.
+
+    Legal because nothing but a multiplication by other values lies between the two.
+    """
+    weights[f"{previous}.weight"] = weights[f"{previous}.weight"] / previous_scales[:, None]
+    if f"{previous}.bias" in weights:
+        weights[f"{previous}.bias"] = weights[f"{previous}.bias"] / previous_scales
+    weights[f"{linear}.weight"] = weights[f"{linear}.weight"] * scales
+
+
+def layer_output(probe: Probe, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
+    """What the layer adds to the residual stream, [b, t, hidden]."""
+    linear = torch_decoder.plain_linear(weights)
+    return layer_change(probe, weights, linear)
+
+
+def layer_change(
+    probe: Probe, weights: Mapping[str, torch.Tensor], linear: torch_decoder.Linear
+) -> torch.Tensor:
+    """As :func:`layer_output`, with the multiplication given."""
+    after = torch_decoder.decoder_layer(
+        probe.architecture, probe.layer, weights, linear, probe.hidden, probe.positions
+    )
+    return after - probe.hidden
+
+
+def check_fold(
+    probe: Probe, weights: Mapping[str, torch.Tensor], before: torch.Tensor, group: str
+) -> None:
+    """Refuses to go on after a fold that changed the layer's float output."""
+    difference = float((layer_output(probe, weights) - before).abs().max())
+    if not difference <= _FOLD_TOLERANCE * float(before.abs().max()):
+        raise InternalError(
+            f"Folding the scales of the group {group} changed the output of layer {probe.layer} "
+            f"by {difference:g} where it reaches {float(before.abs().max()):g}."
+        )
+
+
+def clip_limits(weight: torch.Tensor, products: torch.Tensor, quantiser: Quantiser) -> torch.Tensor:
+    """The best clamp of each row and group, [n, groups].
+
+    Minimises the mean square of the group's share of the output, sum over i of x_i * (w - w')_i.
+
+    Args:
+        weight: float32 [n, k], scales folded in.
+        products: Means of x_i * x_j within each group, [groups, g, g], of the folded inputs.
+        quantiser: What the weights will be rounded with.
+    """
+    g = quantiser.group_size
+    largest = grouped.group_maxima(weight, g)
+    best_error = torch.full_like(largest, torch.inf)
+    best_limits = largest
+    padding = (0, -weight.shape[1] % g)
+    for share in _CLIP_SHARES:
+        limits = largest * share
+        difference = F.pad(quantiser.round_trip(weight, limits) - weight, padding)
+        difference = difference.reshape(len(weight), -1, g).transpose(0, 1)  # [groups, n, g]
+        error = ((difference @ products) * difference).sum(dim=2).T
+        better = error < best_error
+        best_error = torch.where(better, error, best_error)
+        best_limits = torch.where(better, limits, best_limits)
+    return best_limits
+
+
+def _record_inputs(
+    probe: Probe, weights: Weights
+) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
+    """What each matrix reads in the float layer, and the outputs of its two parts."""
+    plain = torch_decoder.plain_linear(weights)
+    inputs: dict[str, torch.Tensor] = {}
+
+    def recording(name: str, x: torch.Tensor) -> torch.Tensor:
+        inputs[name] = x
+        return plain(name, x)
+
+    epsilon = probe.architecture.norm_epsilon
+    x = torch_decoder.rms_norm(probe.hidden, weights["attn_norm.weight"], epsilon)
+    attention_output = torch_decoder.attention(
+        probe.architecture, probe.layer, weights, recording, x, probe.positions
+    )
+    x = torch_decoder.rms_norm(probe.hidden + attention_output, weights["ffn_norm.weight"], epsilon)
+    feed_forward_output = torch_decoder.feed_forward(recording, x)
+    flat = {name: x.reshape(-1, x.shape[-1]) for name, x in inputs.items() if name != "attn_q"}
+    flat["attn_q"] = inputs["attn_q"]
+    return flat, attention_output, feed_forward_output.reshape(-1, feed_forward_output.shape[-1])
+
+
+def _stacked(weights: Weights, names: tuple[str, ...]) -> torch.Tensor:
+    """The rows of several matrices that read the same input."""
+    return torch.cat([weights[f"{name}.weight"] for name in names])
+
+
+def _candidates(
+    magnitudes: torch.Tensor, weight: torch.Tensor, group_size: int
+) -> Iterator[tuple[Choice, torch.Tensor]]:
+    """Scales to try, [k] each; identity comes first.
+
+    Inputs that never were anything but zero keep scale 1 and have no say in the others'.
+
+    Args:
+        magnitudes: Mean magnitude of each input, [k].
+        weight: The rows that read it, [n, k].
+        group_size: Inputs per group.
+    """
+    yield Choice("none", 0.0), torch.ones_like(magnitudes)
+    alive = magnitudes > 0
+    if not bool(alive.any()):
+        return
+    x = torch.where(alive, magnitudes / magnitudes[alive].mean(), 1.0)
+    # Mean share of its group's largest magnitude that a column's weights have.
+    k = weight.shape[1]
+    largest = grouped.group_maxima(weight, group_size).repeat_interleave(group_size, dim=1)[:, :k]
+    w = (weight.abs() / (largest + 1e-6)).mean(dim=0)
+    for exponent in _EXPONENTS:
+        plain = x**exponent
+        duo = plain / (w ** (1 - exponent) + 1e-4)
+        for kind, scales in (("plain", plain), ("duo", duo)):
+            if kind == "plain" and exponent == 0.0:
+                continue  # identity again
+            scales = scales.clamp(min=_SMALLEST_SCALE)
+            scales = scales / (scales[alive].max() * scales[alive].min()).sqrt()
+            yield Choice(kind, exponent), torch.where(alive, scales, 1.0)
+
+
+def _shared_among_heads(
+    candidates: Iterator[tuple[Choice, torch.Tensor]], kv_heads: int, repeats: int, head_size: int
+) -> Iterator[tuple[Choice, torch.Tensor]]:
+    """Makes scales equal for query heads that share a value head; both ways of agreeing are tried.
+
+    A row of the value matrix feeds ``repeats`` columns of the output matrix and can be divided by
+    one number only.
+    """
+    for choice, scales in candidates:
+        if repeats == 1 or choice.kind == "none":
+            yield choice, scales
+            continue
+        by_head = scales.reshape(kv_heads, repeats, head_size)
+        largest = by_head.amax(dim=1, keepdim=True)
+        mean = by_head.log().mean(dim=1, keepdim=True).exp()
+        for sharing, shared in (("max", largest), ("mean", mean)):
+            normalised = shared / (shared.max() * shared.min()).sqrt()
+            spread = normalised.expand_as(by_head).reshape(-1)
+            yield dataclasses.replace(choice, sharing=sharing), spread
+
+
+def _best(
+    candidates: Iterator[tuple[Choice, torch.Tensor]],
+    names: tuple[str, ...],
+    weights: Weights,
+    quantiser: Quantiser,
+    output_error: Callable[[Weights], torch.Tensor],
+) -> tuple[Choice, torch.Tensor]:
+    """The candidate of the smallest mean square error of the output; the first one on a tie.
+
+    Args:
+        candidates: Choices and scales [k]; the first is identity.
+        names: The matrices that are rounded.
+        weights: The layer's float weights.
+        quantiser: The quantiser.
+        output_error: The difference of the output for given rounded weights.
+    """
+    best: tuple[Choice, torch.Tensor] | None = None
+    smallest = unscaled = torch.inf
+    for choice, scales in candidates:
+        rounded = {
+            f"{name}.weight": quantiser.round_trip(weights[f"{name}.weight"] * scales) / scales
+            for name in names
+        }
+        error = float(output_error(rounded).square().mean())
+        if best is None:
+            best, smallest, unscaled = (choice, scales), error, error
+        elif error < smallest:
+            best, smallest = (choice, scales), error
+    assert best is not None
+    gain = 1 - smallest / unscaled if unscaled > 0 else 0.0
+    return dataclasses.replace(best[0], gain=gain), best[1]
