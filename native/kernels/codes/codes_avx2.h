@@ -81,21 +81,31 @@ struct Codes<3> {
 
     static inline void expand(const uint8_t* low, const uint8_t* high, size_t pair,
                               __m256i (&fields)[kFields]) {
-        Codes<2>::expand(low, nullptr, pair, fields);
         // Eight bytes of a row, then the same shifted right by four: bit f of every byte belongs to
         // field f.
         const __m256i twice = _mm256_permute4x64_epi64(
             _mm256_castsi128_si256(_mm_load_si128((const __m128i*)(high + 16 * pair))), 0x50);
-        const __m256i h = _mm256_srlv_epi64(twice, _mm256_setr_epi64x(0, 4, 0, 4));
-        fields[0] = or_bit2(fields[0], _mm256_slli_epi16(h, 2));
-        fields[1] = or_bit2(fields[1], _mm256_slli_epi16(h, 1));
-        fields[2] = or_bit2(fields[2], h);
-        fields[3] = or_bit2(fields[3], _mm256_srli_epi16(h, 1));
-    }
-
-  private:
-    static inline __m256i or_bit2(__m256i codes, __m256i bits) {
-        return _mm256_or_si256(codes, _mm256_and_si256(bits, _mm256_set1_epi8(4)));
+        const __m256i h = _mm256_and_si256(_mm256_srlv_epi64(twice, _mm256_setr_epi64x(0, 4, 0, 4)),
+                                           _mm256_set1_epi8(15));
+        // Two fields at a time, in the halves of a byte: a table puts bits 0 and 2 (1 and 3) of its
+        // index at bits 2 and 6.
+        const __m256i table02 =
+            _mm256_setr_epi8(0, 4, 0, 4, 64, 68, 64, 68, 0, 4, 0, 4, 64, 68, 64, 68, 0, 4, 0, 4, 64,
+                             68, 64, 68, 0, 4, 0, 4, 64, 68, 64, 68);
+        const __m256i table13 =
+            _mm256_setr_epi8(0, 0, 4, 4, 0, 0, 4, 4, 64, 64, 68, 68, 64, 64, 68, 68, 0, 0, 4, 4, 0,
+                             0, 4, 4, 64, 64, 68, 68, 64, 64, 68, 68);
+        const __m256i low_bits = _mm256_set1_epi8(0x33);
+        const __m256i v = _mm256_load_si256((const __m256i*)(low + 32 * pair));
+        const __m256i codes02 =
+            _mm256_or_si256(_mm256_and_si256(v, low_bits), _mm256_shuffle_epi8(table02, h));
+        const __m256i codes13 = _mm256_or_si256(_mm256_and_si256(_mm256_srli_epi16(v, 2), low_bits),
+                                                _mm256_shuffle_epi8(table13, h));
+        const __m256i mask = _mm256_set1_epi8(7);
+        fields[0] = _mm256_and_si256(codes02, mask);
+        fields[1] = _mm256_and_si256(codes13, mask);
+        fields[2] = _mm256_and_si256(_mm256_srli_epi16(codes02, 4), mask);
+        fields[3] = _mm256_and_si256(_mm256_srli_epi16(codes13, 4), mask);
     }
 };
 

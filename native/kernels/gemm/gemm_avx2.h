@@ -116,14 +116,51 @@ inline void add_group(__m256i sums, __m256i zero_points, __m256 scales, int32_t 
     memcpy(out, some, rows * sizeof(float));
 }
 
+// Where the reading of the tile and of the activations stands.
+struct Step {
+    const uint8_t* tile;
+    const int8_t* codes;
+};
+
+// Adds `count` steps of four inputs for kTokens tokens.
+template <class Sum, int kTokens>
+inline void add_steps(Step* at, size_t stride, size_t count, Sum (&sums)[kTokens][2]) {
+#pragma GCC unroll 6
+    for (int t = 0; t < kTokens; ++t) {
+        sums[t][0].clear();
+        sums[t][1].clear();
+    }
+    const uint8_t* tile = at->tile;
+    const int8_t* codes = at->codes;
+    const uint8_t* end = tile + count * kTileRows * 4;
+#pragma GCC unroll 1
+    for (; tile != end; tile += kTileRows * 4, codes += 4) {
+        const __m256i w0 = _mm256_load_si256((const __m256i*)tile);
+        const __m256i w1 = _mm256_load_si256((const __m256i*)(tile + 32));
+#pragma GCC unroll 6
+        for (int t = 0; t < kTokens; ++t) {
+            int32_t four;
+            memcpy(&four, codes + t * stride, sizeof(four));
+            const __m256i a = _mm256_set1_epi32(four);
+            sums[t][0].add(w0, a);
+            sums[t][1].add(w1, a);
+        }
+        // The sums are in registers here: GCC otherwise writes them to the stack in every step.
+#pragma GCC unroll 6
+        for (int t = 0; t < kTokens; ++t) {
+            asm("" : "+x"(sums[t][0].lanes), "+x"(sums[t][1].lanes));
+        }
+    }
+    at->tile = tile;
+    at->codes = codes;
+}
+
 // kTokens tokens, from x's row `token` on. y: at the tile's first row of that token.
 template <class Sum, int kTokens>
 inline void multiply_tokens(const Tile& tile, const Piece& piece, const QuantizedRows& x,
                             size_t token, float* y, size_t y_stride) {
-    const size_t stride = x.code_stride;
-    const int8_t* codes = x.codes + token * stride + piece.begin;
+    Step at = {tile.codes[0][0], x.codes + token * x.code_stride + piece.begin};
     const size_t side = token * x.group_stride + piece.begin / piece.group_size;
-    const uint8_t* step = tile.codes[0][0];
     for (size_t group = 0; group < piece.groups; ++group) {
         const size_t inputs_left = piece.count - group * piece.group_size;
         size_t steps = (inputs_left < piece.group_size ? inputs_left : piece.group_size) / 4;
@@ -132,23 +169,7 @@ inline void multiply_tokens(const Tile& tile, const Piece& piece, const Quantize
             const size_t some = steps < Sum::kSteps ? steps : Sum::kSteps;
             steps -= some;
             Sum sums[kTokens][2];
-#pragma GCC unroll 6
-            for (int t = 0; t < kTokens; ++t) {
-                sums[t][0].clear();
-                sums[t][1].clear();
-            }
-            for (size_t i = 0; i < some; ++i, step += kTileRows * 4, codes += 4) {
-                const __m256i w0 = _mm256_load_si256((const __m256i*)step);
-                const __m256i w1 = _mm256_load_si256((const __m256i*)(step + 32));
-#pragma GCC unroll 6
-                for (int t = 0; t < kTokens; ++t) {
-                    int32_t four;
-                    memcpy(&four, codes + t * stride, sizeof(four));
-                    const __m256i a = _mm256_set1_epi32(four);
-                    sums[t][0].add(w0, a);
-                    sums[t][1].add(w1, a);
-                }
-            }
+            add_steps<Sum, kTokens>(&at, x.code_stride, some, sums);
 #pragma GCC unroll 6
             for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
@@ -164,8 +185,8 @@ inline void multiply_tokens(const Tile& tile, const Piece& piece, const Quantize
             const __m256 scales = _mm256_load_ps(&tile.scales[group][r * 8]);
             const size_t rows = piece.rows - r * 8 < 8 ? piece.rows - r * 8 : 8;
             for (int t = 0; t < kTokens; ++t) {
-                const size_t at = side + t * x.group_stride + group;
-                add_group(totals[t][r], zeros, scales, x.sums[at], x.scales[at],
+                const size_t i = side + t * x.group_stride + group;
+                add_group(totals[t][r], zeros, scales, x.sums[i], x.scales[i],
                           piece.first && group == 0, y + t * y_stride + r * 8, rows);
             }
         }

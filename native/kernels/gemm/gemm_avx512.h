@@ -126,6 +126,9 @@ inline void multiply_tokens(const Tile& tile, const Piece& piece, const Quantize
                 sums[t][0] = _mm512_dpbusd_epi32(sums[t][0], w0, a);
                 sums[t][1] = _mm512_dpbusd_epi32(sums[t][1], w1, a);
             }
+            // The sums are in registers here: GCC otherwise writes them to the stack in every step.
+#pragma GCC unroll 12
+            for (int t = 0; t < kTokens; ++t) asm("" : "+v"(sums[t][0]), "+v"(sums[t][1]));
         }
 #pragma GCC unroll 2  // every index of sums is a constant, or it would live in memory
         for (size_t r = 0; r < kRowRegisters; ++r) {
