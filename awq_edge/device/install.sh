@@ -117,7 +117,8 @@ check_disk() {
   folder="$prefix"
   while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
   [ -w "$folder" ] || fail "$folder cannot be written: choose another place with --prefix DIR."
-  disk_free=$(df -Pk "$folder" | awk 'NR == 2 { print $4 }')
+  # device, blocks, used, available, ...: fields at the end of the line, for a name may hold blanks
+  disk_free=$(df -Pk "$folder" | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p')
   [ "$disk_free" -ge "$DISK_KB" ] ||
     fail "the installation needs $(megabytes "$DISK_KB") of disk in $folder, and $(megabytes "$disk_free") are free: delete something, or choose another place with --prefix DIR."
 }
