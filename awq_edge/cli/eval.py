@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
+from awq_edge.cli._evaluated import open_evaluated, read_text
 from awq_edge.cli._options import IgnoreMemory, Json, PrefillThreads, Quiet, Threads
 from awq_edge.cli._output import Output
-from awq_edge.errors import FileUnreadableError, InvalidArgumentError
-from awq_edge.model import Model
+from awq_edge.cli.eval_kld import kld
 
 if TYPE_CHECKING:
     from awq_edge.perplexity import LogitsSource, Perplexity
@@ -59,28 +59,16 @@ def ppl(
 ) -> None:
     """Measure perplexity, by the protocol of llama.cpp's perplexity tool."""
     output = Output(as_json=as_json, quiet=quiet)
-    content = _read_text(text, first_bytes)
-    if model.is_dir():
-        source, tokenizer = _open_checkpoint(model)
-        result, details = (
-            _measure(source, tokenizer, content, context, chunks, output),
-            {"weights": "float32"},
-        )
-    else:
-        from awq_edge.perplexity import SessionSource
-
-        with Model.open(
-            model,
-            threads=threads,
-            prefill_threads=prefill_threads,
-            context_length=context,
-            check_memory=not ignore_memory,
-        ) as packed:
-            session = packed.session()
-            result = _measure(
-                SessionSource(session), packed.tokenizer, content, context, chunks, output
-            )
-            details = {"weights": "packed", "kernels": session.kernels}
+    content = read_text(text, first_bytes)
+    with open_evaluated(
+        model,
+        context=context,
+        threads=threads,
+        prefill_threads=prefill_threads,
+        check_memory=not ignore_memory,
+    ) as opened:
+        result = _measure(opened.source, opened.tokenizer, content, context, chunks, output)
+        details = opened.details
     output.line(
         f"perplexity {result.value:.4f} ± {result.standard_error:.4f} "
         f"({result.chunks} chunks of {context} tokens, {result.tokens} scored)"
@@ -119,30 +107,4 @@ def _measure(
         )
 
 
-def _open_checkpoint(directory: Path) -> "tuple[LogitsSource, Tokenizer]":
-    from awq_edge.checkpoint_logits import CheckpointSource
-    from awq_edge.float_model import open_float_model
-    from awq_edge.hf_tokenizer import read_tokenizer
-    from awq_edge.tokenizer import Tokenizer
-
-    floats = open_float_model(str(directory))
-    stored = read_tokenizer(directory, floats.checkpoint.config)
-    metadata = {} if stored is None else stored.to_metadata()
-    return CheckpointSource(floats), Tokenizer.from_metadata(metadata)
-
-
-def _read_text(path: Path, first_bytes: Optional[int]) -> str:
-    try:
-        with path.open("rb") as file:
-            content = file.read() if first_bytes is None else file.read(first_bytes)
-    except OSError as error:
-        raise FileUnreadableError(f"{path}: {error.strerror}.") from error
-    try:
-        return content.decode("utf-8")
-    except UnicodeDecodeError as error:
-        # A character that --bytes cut in two is no fault of the text.
-        if first_bytes is not None and error.end == len(content) and len(content) - error.start < 4:
-            return content[: error.start].decode("utf-8")
-        raise InvalidArgumentError(
-            f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv."
-        ) from error
+app.command()(kld)

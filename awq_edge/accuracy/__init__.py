@@ -1,0 +1,1 @@
+"""How near a quantised model is to its float model: distributions, and tasks."""

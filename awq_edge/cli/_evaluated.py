@@ -1,0 +1,97 @@
+"""What the commands below ``awq-edge eval`` share: a model to measure, packed or in floats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from awq_edge.errors import FileUnreadableError, InvalidArgumentError
+from awq_edge.model import Model
+
+if TYPE_CHECKING:
+    from awq_edge.perplexity import LogitsSource
+    from awq_edge.tokenizer import Tokenizer
+
+
+@dataclass(frozen=True)
+class Evaluated:
+    """An open model.
+
+    Attributes:
+        source: Gives its logits.
+        tokenizer: Its own.
+        details: What to say about it in a JSON document.
+    """
+
+    source: LogitsSource
+    tokenizer: Tokenizer
+    details: dict[str, str]
+
+
+@contextmanager
+def open_evaluated(
+    path: Path,
+    *,
+    context: int,
+    threads: int | None = None,
+    prefill_threads: int | None = None,
+    check_memory: bool = True,
+) -> Iterator[Evaluated]:
+    """Opens a packed file or a float checkpoint while the block runs.
+
+    Args:
+        path: A packed file, or a Hugging Face directory.
+        context: Tokens that are fed at most.
+        threads: Threads while decoding.
+        prefill_threads: Threads while reading.
+        check_memory: Refuse what the free memory cannot hold.
+    """
+    if path.is_dir():
+        source, tokenizer = _open_checkpoint(path)
+        yield Evaluated(source, tokenizer, {"weights": "float32"})
+        return
+    from awq_edge.perplexity import SessionSource
+
+    with Model.open(
+        path,
+        threads=threads,
+        prefill_threads=prefill_threads,
+        context_length=context,
+        check_memory=check_memory,
+    ) as packed:
+        session = packed.session()
+        details = {"weights": "packed", "kernels": session.kernels}
+        yield Evaluated(SessionSource(session), packed.tokenizer, details)
+
+
+def read_text(path: Path, first_bytes: int | None) -> str:
+    """A UTF-8 text, or its beginning."""
+    try:
+        with path.open("rb") as file:
+            content = file.read() if first_bytes is None else file.read(first_bytes)
+    except OSError as error:
+        raise FileUnreadableError(f"{path}: {error.strerror}.") from error
+    try:
+        return content.decode("utf-8")
+    except UnicodeDecodeError as error:
+        # A character that --bytes cut in two is no fault of the text.
+        if first_bytes is not None and error.end == len(content) and len(content) - error.start < 4:
+            return content[: error.start].decode("utf-8")
+        raise InvalidArgumentError(
+            f"{path} is not UTF-8 (byte {error.start}): convert it, for example with iconv."
+        ) from error
+
+
+def _open_checkpoint(directory: Path) -> tuple[LogitsSource, Tokenizer]:
+    from awq_edge.checkpoint_logits import CheckpointSource
+    from awq_edge.float_model import open_float_model
+    from awq_edge.hf_tokenizer import read_tokenizer
+    from awq_edge.tokenizer import Tokenizer
+
+    floats = open_float_model(str(directory))
+    stored = read_tokenizer(directory, floats.checkpoint.config)
+    metadata = {} if stored is None else stored.to_metadata()
+    return CheckpointSource(floats), Tokenizer.from_metadata(metadata)
