@@ -40,6 +40,7 @@ NEVER_CLIPPED = frozenset(("attn_q", "attn_k"))
 _EXPONENTS = tuple(step / 20 for step in range(20))
 _CLIP_SHARES = tuple(1 - step / 20 for step in range(10))  # of a group's largest magnitude
 _SMALLEST_SCALE = 1e-4
+_FEED_FORWARD_TOKENS = 2048
 # A fold multiplies and divides in float32: what it changes is rounding, a few units in 2^-23.
 _FOLD_TOLERANCE = 1e-4
 
@@ -111,6 +112,8 @@ def search_scales(
     """
     a = probe.architecture
     inputs, attention_output, feed_forward_output = _record_inputs(probe, weights)
+    # The feed-forward has no context, so tokens apart from each other tell more than neighbours.
+    stride = max(1, len(feed_forward_output) // _FEED_FORWARD_TOKENS)
     choices: dict[str, Choice] = {}
 
     def magnitudes(name: str) -> torch.Tensor:
@@ -119,18 +122,20 @@ def search_scales(
     # attn_norm -> q, k, v, measured after attention.
     names: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")
 
-    def attention_error(rounded: Weights) -> torch.Tensor:
-        return probe.attention({**weights, **rounded}, inputs["attn_q"]) - attention_output
+    def attention_error(rounded: Weights) -> float:
+        output = probe.attention({**weights, **rounded}, inputs["attn_q"])
+        return float((output - attention_output).square().mean())
 
     candidates = _candidates(magnitudes("attn_q"), _stacked(weights, names), quantiser.group_size)
     choices["qkv"], qkv_scales = _best(candidates, names, weights, quantiser, attention_error)
 
     # v -> output: one scale per channel of a key-value head.
     repeats = a.heads // a.kv_heads
-    x = inputs["attn_output"]
+    output_products = _products(inputs["attn_output"])
 
-    def output_error(rounded: Weights) -> torch.Tensor:
-        return x @ (rounded["attn_output.weight"] - weights["attn_output.weight"]).T
+    def output_error(rounded: Weights) -> float:
+        difference = rounded["attn_output.weight"] - weights["attn_output.weight"]
+        return _quadratic(difference, output_products)
 
     candidates = _candidates(
         magnitudes("attn_output"), weights["attn_output.weight"], quantiser.group_size
@@ -143,9 +148,11 @@ def search_scales(
     # ffn_norm -> gate, up, measured after the feed-forward.
     names = ("ffn_gate", "ffn_up")
 
-    def feed_forward_error(rounded: Weights) -> torch.Tensor:
+    x, target = inputs["ffn_gate"][::stride], feed_forward_output[::stride]
+
+    def feed_forward_error(rounded: Weights) -> float:
         linear = torch_decoder.plain_linear({**weights, **rounded})
-        return torch_decoder.feed_forward(linear, inputs["ffn_gate"]) - feed_forward_output
+        return float((torch_decoder.feed_forward(linear, x) - target).square().mean())
 
     candidates = _candidates(magnitudes("ffn_gate"), _stacked(weights, names), quantiser.group_size)
     choices["gate_up"], gate_scales = _best(
@@ -153,10 +160,11 @@ def search_scales(
     )
 
     # up -> down.
-    y = inputs["ffn_down"]
+    down_products = _products(inputs["ffn_down"])
 
-    def down_error(rounded: Weights) -> torch.Tensor:
-        return y @ (rounded["ffn_down.weight"] - weights["ffn_down.weight"]).T
+    def down_error(rounded: Weights) -> float:
+        difference = rounded["ffn_down.weight"] - weights["ffn_down.weight"]
+        return _quadratic(difference, down_products)
 
     candidates = _candidates(
         magnitudes("ffn_down"), weights["ffn_down.weight"], quantiser.group_size
@@ -293,6 +301,16 @@ def _record_inputs(
     return flat, attention_output, feed_forward_output.reshape(-1, feed_forward_output.shape[-1])
 
 
+def _products(x: torch.Tensor) -> torch.Tensor:
+    """Sums of x_i * x_j over tokens, [k, k] for x [tokens, k]."""
+    return torch_decoder.multiply(x.T, x.T, None)
+
+
+def _quadratic(difference: torch.Tensor, products: torch.Tensor) -> float:
+    """The squared error of an output, summed over tokens, for a difference of weights [n, k]."""
+    return float((torch_decoder.multiply(difference, products, None) * difference).sum())
+
+
 def _stacked(weights: Weights, names: tuple[str, ...]) -> torch.Tensor:
     """The rows of several matrices that read the same input."""
     return torch.cat([weights[f"{name}.weight"] for name in names])
@@ -356,7 +374,7 @@ def _best(
     names: tuple[str, ...],
     weights: Weights,
     quantiser: Quantiser,
-    output_error: Callable[[Weights], torch.Tensor],
+    output_error: Callable[[Weights], float],
 ) -> tuple[Choice, torch.Tensor]:
     """The candidate of the smallest mean square error of the output; the first one on a tie.
 
@@ -365,7 +383,8 @@ def _best(
         names: The matrices that are rounded.
         weights: The layer's float weights.
         quantiser: The quantiser.
-        output_error: The difference of the output for given rounded weights.
+        output_error: The mean square error of the output for given rounded weights, or anything
+            in proportion to it.
     """
     best: tuple[Choice, torch.Tensor] | None = None
     smallest = unscaled = torch.inf
@@ -374,7 +393,7 @@ def _best(
             f"{name}.weight": quantiser.round_trip(weights[f"{name}.weight"] * scales) / scales
             for name in names
         }
-        error = float(output_error(rounded).square().mean())
+        error = output_error(rounded)
         if best is None:
             best, smallest, unscaled = (choice, scales), error, error
         elif error < smallest:

@@ -117,7 +117,7 @@ def _clamped(weight: torch.Tensor, group_size: int, limits: torch.Tensor | None)
 def _quantise_groups(
     groups: torch.Tensor, bits: int
 ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """Codes, rounded scales and zero-points of [n, groups, g], all as float32; the last two [.., 1].
+    """Codes [n, groups, g], rounded scales and zero-points [n, groups, 1], all as float32.
 
     All arithmetic is float32 on integers below 256 and on fp16 values, so ``codes - zeros`` is
     exact.
