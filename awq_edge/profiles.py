@@ -35,6 +35,7 @@ class Profile:
         decode_threads: Threads that saturate the memory; None lets the runtime choose.
         prefill_threads: Threads for reading a prompt; None lets the runtime choose.
         pythons: Python versions of the systems that the device usually runs.
+        boards: How the device begins its own name in /proc/device-tree/model; empty if it varies.
     """
 
     name: str
@@ -48,6 +49,7 @@ class Profile:
     decode_threads: int | None
     prefill_threads: int | None
     pythons: tuple[str, ...]
+    boards: tuple[str, ...]
 
     def decode_roofline(self, decode_bytes: int) -> float | None:
         """Tokens per second if memory reads were all that decoding costs.
@@ -99,4 +101,5 @@ def _load(path: Path) -> Profile:
         decode_threads=threads.get("decode"),
         prefill_threads=threads.get("prefill"),
         pythons=tuple(data["pythons"]),
+        boards=tuple(data.get("boards", ())),
     )

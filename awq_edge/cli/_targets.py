@@ -1,5 +1,6 @@
 """Options that the commands about boards share. Owns their names and help texts only."""
 
+from pathlib import Path
 from typing import Annotated, Optional
 
 import typer
@@ -13,5 +14,11 @@ Pythons = Annotated[
     typer.Option(
         "--python",
         help="Python version on the board, for example 3.11; repeatable; by default the target's.",
+    ),
+]
+Wheel = Annotated[
+    Optional[Path],
+    typer.Option(
+        "--wheel", metavar="WHEEL", help="One that 'awq-edge build' made; else it is built."
     ),
 ]

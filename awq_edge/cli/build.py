@@ -3,13 +3,14 @@
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Optional
 
 import typer
 
 from awq_edge.cli._options import Json, Quiet
 from awq_edge.cli._output import Output, size_text
 from awq_edge.cli._targets import Target
+from awq_edge.errors import FileUnreadableError, InvalidArgumentError
 from awq_edge.profiles import Profile, load_profile
 
 
@@ -40,7 +41,7 @@ def build(
 
 
 def build_wheel(profile: Profile, directory: Path, output: Output) -> tuple[Path, Path]:
-    """Builds with a bar; gives the library and the wheel. Shared with the commands that bundle."""
+    """Builds with a bar; gives the library and the wheel."""
     from awq_edge.device.library import LibraryBuild
     from awq_edge.device.wheel import write_wheel
 
@@ -60,3 +61,18 @@ def build_wheel(profile: Profile, directory: Path, output: Output) -> tuple[Path
 
         library = work.run(report)
     return library, write_wheel(profile, library, directory)
+
+
+def wheel_for(profile: Profile, given: Optional[Path], directory: Path, output: Output) -> Path:
+    """The wheel that the user named, if it suits the target, otherwise a new one."""
+    from awq_edge.device.wheel import wheel_name
+
+    if given is None:
+        return build_wheel(profile, directory, output)[1]
+    if given.name != wheel_name(profile):
+        raise InvalidArgumentError(
+            f"{given} is not the wheel for {profile.name}: that is called {wheel_name(profile)}."
+        )
+    if not given.is_file():
+        raise FileUnreadableError(f"{given} does not exist: 'awq-edge build' makes it.")
+    return given

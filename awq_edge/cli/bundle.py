@@ -10,8 +10,8 @@ import typer
 
 from awq_edge.cli._options import Json, ModelFile, Quiet
 from awq_edge.cli._output import Output, size_text
-from awq_edge.cli._targets import Pythons, Target
-from awq_edge.cli.build import build_wheel
+from awq_edge.cli._targets import Pythons, Target, Wheel
+from awq_edge.cli.build import wheel_for
 from awq_edge.profiles import load_profile
 
 
@@ -28,6 +28,7 @@ def bundle(
         ),
     ] = None,
     python: Pythons = None,
+    wheel: Wheel = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -40,8 +41,8 @@ def bundle(
     pythons = python or profile.pythons
     requirements(file, profile, pythons)  # refuses a bad model before two minutes of compiling
     with tempfile.TemporaryDirectory(prefix="awq-edge-") as folder:
-        _, wheel = build_wheel(profile, Path(folder) / "wheel", output)
-        result = collect(file, profile, wheel, pythons, Path(folder) / "bundle", output.status)
+        own = wheel_for(profile, wheel, Path(folder) / "wheel", output)
+        result = collect(file, profile, own, pythons, Path(folder) / "bundle", output.status)
         with output.progress("Writing", result.size_bytes) as bar:
             write(result, path, bar.advance)
         size = result.size_bytes

@@ -12,6 +12,7 @@ from awq_edge.cli import _errors, _output
 from awq_edge.cli.bench import bench
 from awq_edge.cli.build import build
 from awq_edge.cli.bundle import bundle
+from awq_edge.cli.deploy import deploy
 from awq_edge.cli.doctor import doctor
 from awq_edge.cli.eval import app as eval_app
 from awq_edge.cli.inspect import inspect
@@ -55,6 +56,7 @@ app.command()(bench)
 app.command()(targets)
 app.command()(build)
 app.command()(bundle)
+app.command()(deploy)
 app.command()(doctor)
 app.command()(selftest)
 
