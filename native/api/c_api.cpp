@@ -1,6 +1,7 @@
 // Every function of awq_edge.h: clears what it will fill in, then calls into the runtime under
 // guard(), which lets no exception through. (The functions cannot be called noexcept here: C knows
 // no such word for their declarations.) Holds no logic.
+#include <cinttypes>
 #include <cstdlib>
 #include <memory>
 
@@ -177,8 +178,8 @@ awqe_status awqe_model_metadata_element(const awqe_model* model, size_t index, s
             awqe::fail(AWQE_INVALID_ARGUMENT, "entry %zu is not an array", index);
         }
         if (element >= found.value.count) {
-            awqe::fail(AWQE_INVALID_ARGUMENT, "element is %zu, the array has %llu", element,
-                       static_cast<unsigned long long>(found.value.count));
+            awqe::fail(AWQE_INVALID_ARGUMENT, "element is %zu, the array has %" PRIu64, element,
+                       found.value.count);
         }
         awqe::fill(*value, found.element(element));
     });
@@ -227,7 +228,7 @@ awqe_status awqe_session_open(const awqe_model* model, const awqe_session_option
 void awqe_session_close(awqe_session* session) { delete session; }
 
 const char* awqe_session_kernels(const awqe_session* session) {
-    return session == nullptr ? "" : session->session.kernels();
+    return session == nullptr ?: session->session.kernels();
 }
 
 uint32_t awqe_session_threads(const awqe_session* session, bool prefill) {

@@ -4,6 +4,7 @@
 
 #include <algorithm>
 #include <bit>
+#include <cinttypes>
 #include <cstring>
 #include <type_traits>
 
@@ -107,9 +108,8 @@ class Cursor {
     std::string read_name() {
         const uint64_t length = read<uint64_t>();
         if (length == 0 || length > kMaxNameBytes) {
-            fail(AWQE_FILE_INVALID, "%s%.64s has %llu bytes, allowed are 1 to %llu", kind_,
-                 std::string(what_).c_str(), static_cast<unsigned long long>(length),
-                 static_cast<unsigned long long>(kMaxNameBytes));
+            fail(AWQE_FILE_INVALID, "%s%.64s has %" PRIu64 " bytes, allowed are 1 to %" PRIu64,
+                 kind_, std::string(what_).c_str(), length, kMaxNameBytes);
         }
         const uint8_t* bytes = take(length);
         for (uint64_t i = 0; i < length; ++i) {
@@ -145,8 +145,8 @@ uint64_t read_string_length(Cursor& cursor, const std::string& key) {
     const uint64_t length = cursor.read<uint64_t>();
     if (length > kMaxStringBytes) {
         fail(AWQE_FILE_INVALID,
-             "key %.64s holds a string of %llu bytes, at most 64 MiB are allowed", key.c_str(),
-             static_cast<unsigned long long>(length));
+             "key %.64s holds a string of %" PRIu64 " bytes, at most 64 MiB are allowed",
+             key.c_str(), length);
     }
     return length;
 }
@@ -171,9 +171,8 @@ void read_array(Cursor& cursor, Entry& entry) {
     value.count = cursor.read<uint64_t>();
     if (value.count > kMaxArrayElements) {
         fail(AWQE_FILE_INVALID,
-             "key %.64s holds an array of %llu elements, at most %llu are allowed",
-             entry.key.c_str(), static_cast<unsigned long long>(value.count),
-             static_cast<unsigned long long>(kMaxArrayElements));
+             "key %.64s holds an array of %" PRIu64 " elements, at most %" PRIu64 " are allowed",
+             entry.key.c_str(), value.count, kMaxArrayElements);
     }
     if (value.element_type != ValueType::kString) {
         // At most 2^24 elements of 8 bytes: the product cannot overflow.
@@ -244,8 +243,9 @@ Tensor read_tensor(Cursor& cursor) {
     }
     tensor.offset = cursor.read<uint64_t>();
     if (tensor.offset % kAlignment != 0) {
-        fail(AWQE_FILE_INVALID, "tensor %.64s lies at offset %llu, which is not a multiple of 64",
-             name, static_cast<unsigned long long>(tensor.offset));
+        fail(AWQE_FILE_INVALID,
+             "tensor %.64s lies at offset %" PRIu64 ", which is not a multiple of 64", name,
+             tensor.offset);
     }
     return tensor;
 }
@@ -254,8 +254,8 @@ Tensor read_tensor(Cursor& cursor) {
 PackedMatrix read_packed_matrix(const Tensor& tensor, const uint8_t* bytes) {
     const char* name = tensor.name.c_str();
     if (tensor.bytes < kMatrixHeader) {
-        fail(AWQE_FILE_INVALID, "matrix %.64s has %llu bytes, its header alone needs 64", name,
-             static_cast<unsigned long long>(tensor.bytes));
+        fail(AWQE_FILE_INVALID, "matrix %.64s has %" PRIu64 " bytes, its header alone needs 64",
+             name, tensor.bytes);
     }
     if (std::memcmp(bytes, "AWQE", 4) != 0) {
         fail(AWQE_FILE_INVALID, "matrix %.64s does not begin with the magic AWQE", name);
@@ -269,12 +269,12 @@ PackedMatrix read_packed_matrix(const Tensor& tensor, const uint8_t* bytes) {
     const uint32_t bits = read_as<uint32_t>(bytes + 24);
     const uint32_t group_size = read_as<uint32_t>(bytes + 28);
     if (rows == 0 || rows > kMaxRows) {
-        fail(AWQE_FILE_INVALID, "matrix %.64s has %llu rows, allowed are 1 to %u", name,
-             static_cast<unsigned long long>(rows), kMaxRows);
+        fail(AWQE_FILE_INVALID, "matrix %.64s has %" PRIu64 " rows, allowed are 1 to %u", name,
+             rows, kMaxRows);
     }
     if (columns == 0 || columns > kMaxColumns) {
-        fail(AWQE_FILE_INVALID, "matrix %.64s has %llu columns, allowed are 1 to %u", name,
-             static_cast<unsigned long long>(columns), kMaxColumns);
+        fail(AWQE_FILE_INVALID, "matrix %.64s has %" PRIu64 " columns, allowed are 1 to %u", name,
+             columns, kMaxColumns);
     }
     if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
         fail(AWQE_FILE_INVALID, "matrix %.64s has %u bits, allowed are 2, 3, 4 and 8", name, bits);
@@ -291,10 +291,10 @@ PackedMatrix read_packed_matrix(const Tensor& tensor, const uint8_t* bytes) {
     }
     PackedMatrix matrix = packed_matrix_layout(rows, columns, bits, group_size);
     if (packed_matrix_bytes(matrix) != tensor.bytes) {
-        fail(AWQE_FILE_INVALID, "matrix %.64s has %llu bytes, its %llu x %llu codes need %llu",
-             name, static_cast<unsigned long long>(tensor.bytes),
-             static_cast<unsigned long long>(rows), static_cast<unsigned long long>(columns),
-             static_cast<unsigned long long>(packed_matrix_bytes(matrix)));
+        fail(AWQE_FILE_INVALID,
+             "matrix %.64s has %" PRIu64 " bytes, its %" PRIu64 " x %" PRIu64
+             " codes need %" PRIu64,
+             name, tensor.bytes, rows, columns, packed_matrix_bytes(matrix));
     }
     matrix.blocks = bytes + kMatrixHeader;
     return matrix;
@@ -351,8 +351,9 @@ void check_kind(const GgufFile& file) {
     const uint64_t format = need("awq_edge.format_version", ValueType::kUint32).as_unsigned();
     if (format != 1) {
         fail(AWQE_UNSUPPORTED,
-             "awq_edge.format_version is %llu, this runtime reads 1: update it or convert again",
-             static_cast<unsigned long long>(format));
+             "awq_edge.format_version is %" PRIu64
+             ", this runtime reads 1: update it or convert again",
+             format);
     }
     const std::string layout(need("awq_edge.layout", ValueType::kString).as_string());
     if (layout != "r4k32") {
@@ -362,8 +363,7 @@ void check_kind(const GgufFile& file) {
     }
     const uint64_t alignment = need("general.alignment", ValueType::kUint32).as_unsigned();
     if (alignment != kAlignment) {
-        fail(AWQE_FILE_INVALID, "general.alignment is %llu, it must be 64",
-             static_cast<unsigned long long>(alignment));
+        fail(AWQE_FILE_INVALID, "general.alignment is %" PRIu64 ", it must be 64", alignment);
     }
 }
 
@@ -466,14 +466,13 @@ GgufFile::GgufFile(const uint8_t* bytes, size_t size) : size_(size) {
     const uint64_t entry_count = cursor.read<uint64_t>();
     if (entry_count > kMaxEntries) {
         fail(AWQE_FILE_INVALID,
-             "the file announces %llu metadata entries, at most %llu are allowed",
-             static_cast<unsigned long long>(entry_count),
-             static_cast<unsigned long long>(kMaxEntries));
+             "the file announces %" PRIu64 " metadata entries, at most %" PRIu64 " are allowed",
+             entry_count, kMaxEntries);
     }
     if (tensor_count > kMaxTensors) {
-        fail(AWQE_FILE_INVALID, "the file announces %llu tensors, at most %llu are allowed",
-             static_cast<unsigned long long>(tensor_count),
-             static_cast<unsigned long long>(kMaxTensors));
+        fail(AWQE_FILE_INVALID,
+             "the file announces %" PRIu64 " tensors, at most %" PRIu64 " are allowed",
+             tensor_count, kMaxTensors);
     }
     for (uint64_t i = 0; i < entry_count; ++i) entries_.push_back(read_entry(cursor));
     entries_by_key_ = index_by_name(entries_, "key", key_of);

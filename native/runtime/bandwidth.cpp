@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <array>
 #include <chrono>
+#include <cinttypes>
 #include <vector>
 
 #include "native/api/failure.h"
@@ -43,8 +44,8 @@ double measure_read_bandwidth(unsigned threads, uint64_t bytes) {
         fail(AWQE_INVALID_ARGUMENT, "threads is %u, allowed are 0 to %u", threads, kMostThreads);
     }
     if (bytes < kStepBytes || bytes > (uint64_t{1} << 40)) {
-        fail(AWQE_INVALID_ARGUMENT, "bytes is %llu, allowed are %llu to 2^40",
-             static_cast<unsigned long long>(bytes), static_cast<unsigned long long>(kStepBytes));
+        fail(AWQE_INVALID_ARGUMENT, "bytes is %" PRIu64 ", allowed are %" PRIu64 " to 2^40", bytes,
+             kStepBytes);
     }
     const PageRegion region(bytes, PageSize::kHuge);
     uint64_t* const words = reinterpret_cast<uint64_t*>(region.data());

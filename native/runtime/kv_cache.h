@@ -16,7 +16,8 @@ namespace awqe {
 class KvCache {
   public:
     KvCache(const Architecture& a, size_t positions)
-        : kv_heads_(a.kv_heads),
+        : layers_(a.layers),
+          kv_heads_(a.kv_heads),
           head_size_(a.head_size),
           positions_(positions),
           pages_(bytes(a, positions), PageSize::kSmall) {}
@@ -27,13 +28,11 @@ class KvCache {
 
     // half [positions, head_size]
     uint16_t* keys(size_t layer, size_t head) const { return stream(layer, head); }
-    uint16_t* values(size_t layer, size_t head) const {
-        return stream(layer, head) + pages_.size() / 2 / sizeof(uint16_t);
-    }
-    size_t positions() const { return positions_; }
+    uint16_t* values(size_t layer, size_t head) const { return stream(layers_ + layer, head); }
     size_t stride() const { return head_size_; }  // halves from one position to the next
 
   private:
+    size_t layers_;
     size_t kv_heads_;
     size_t head_size_;
     size_t positions_;

@@ -2,6 +2,7 @@
 // in comments are the rules of FORMAT.md section 4.
 #include "native/runtime/model.h"
 
+#include <cinttypes>
 #include <cmath>
 #include <string>
 
@@ -44,8 +45,7 @@ const Entry& need_u32_array(const GgufFile& file, const char* key) {
 uint32_t need_size(const GgufFile& file, const char* key, uint32_t most) {
     const uint64_t value = need_entry(file, key, ValueType::kUint32).value.as_unsigned();
     if (value == 0 || value > most) {
-        fail(AWQE_FILE_INVALID, "key %s is %llu, allowed are 1 to %u", key,
-             static_cast<unsigned long long>(value), most);
+        fail(AWQE_FILE_INVALID, "key %s is %" PRIu64 ", allowed are 1 to %u", key, value, most);
     }
     return static_cast<uint32_t>(value);
 }
@@ -75,8 +75,8 @@ std::vector<uint32_t> read_sliding_windows(const GgufFile& file, uint32_t layers
     constexpr const char* kKey = "awq_edge.decoder.sliding_windows";
     const Entry& entry = need_u32_array(file, kKey);
     if (entry.value.count != layers) {
-        fail(AWQE_FILE_INVALID, "key %s has %llu elements for %u layers", kKey,
-             static_cast<unsigned long long>(entry.value.count), layers);
+        fail(AWQE_FILE_INVALID, "key %s has %" PRIu64 " elements for %u layers", kKey,
+             entry.value.count, layers);
     }
     std::vector<uint32_t> windows(layers);
     for (uint32_t i = 0; i < layers; ++i) {
@@ -133,11 +133,13 @@ Architecture read_architecture(const GgufFile& file) {
         fail(AWQE_FILE_INVALID, "key awq_edge.decoder.head_size is %u, it must be even",
              a.head_size);
     }
-    if (uint64_t{a.heads} * a.head_size > kMaxColumns) {
+    const uint64_t query_size = uint64_t{a.heads} * a.head_size;
+    if (query_size > kMaxColumns) {
         fail(AWQE_FILE_INVALID,
-             "awq_edge.decoder.heads times awq_edge.decoder.head_size is %llu, at most %u is "
+             "awq_edge.decoder.heads times awq_edge.decoder.head_size is %" PRIu64
+             ", at most %u is "
              "allowed",
-             static_cast<unsigned long long>(uint64_t{a.heads} * a.head_size), kMaxColumns);
+             query_size, kMaxColumns);
     }
     const std::string activation(
         need_entry(file, "awq_edge.decoder.activation", ValueType::kString).value.as_string());
@@ -161,14 +163,13 @@ const Tensor& need_tensor(const GgufFile& file, const std::string& name) {
 const float* need_vector(const GgufFile& file, const std::string& name, uint64_t size) {
     const Tensor& tensor = need_tensor(file, name);
     if (tensor.packed || tensor.elements != size) {
-        fail(AWQE_FILE_INVALID, "tensor %s is %s[%llu], it must be F32[%llu]", name.c_str(),
-             tensor.packed ? "I8" : "F32", static_cast<unsigned long long>(tensor.elements),
-             static_cast<unsigned long long>(size));
+        fail(AWQE_FILE_INVALID, "tensor %s is %s[%" PRIu64 "], it must be F32[%" PRIu64 "]",
+             name.c_str(), tensor.packed ? "I8" : "F32", tensor.elements, size);
     }
     for (uint64_t i = 0; i < size; ++i) {
         if (!std::isfinite(tensor.floats[i])) {
-            fail(AWQE_FILE_INVALID, "tensor %s holds a number that is not finite, at index %llu",
-                 name.c_str(), static_cast<unsigned long long>(i));
+            fail(AWQE_FILE_INVALID,
+                 "tensor %s holds a number that is not finite, at index %" PRIu64, name.c_str(), i);
         }
     }
     return tensor.floats;
@@ -181,10 +182,9 @@ PackedMatrix need_matrix(const GgufFile& file, const std::string& name, uint64_t
         fail(AWQE_FILE_INVALID, "tensor %s is F32, it must be a packed matrix", name.c_str());
     }
     if (tensor.matrix.rows != rows || tensor.matrix.columns != columns) {
-        fail(AWQE_FILE_INVALID, "matrix %s is [%llu, %llu], it must be [%llu, %llu]", name.c_str(),
-             static_cast<unsigned long long>(tensor.matrix.rows),
-             static_cast<unsigned long long>(tensor.matrix.columns),
-             static_cast<unsigned long long>(rows), static_cast<unsigned long long>(columns));
+        fail(AWQE_FILE_INVALID,
+             "matrix %s is [%" PRIu64 ", %" PRIu64 "], it must be [%" PRIu64 ", %" PRIu64 "]",
+             name.c_str(), tensor.matrix.rows, tensor.matrix.columns, rows, columns);
     }
     return tensor.matrix;
 }
