@@ -179,6 +179,30 @@ def test_example_generate_runs() -> None:
     assert "likeliest next" in process.stdout
 
 
+def test_example_convert_runs(tmp_path: Path) -> None:
+    pytest.importorskip("torch", reason="needs the extra [convert]")
+    binaries = Path(sys.executable).parent
+    if not (binaries / "awq-edge").is_file():
+        pytest.skip("the command awq-edge is not installed beside this Python")
+    process = subprocess.run(
+        [
+            sys.executable,
+            str(ROOT / "examples/01_convert.py"),
+            str(ROOT / "examples/novels-7m"),
+            str(tmp_path / "model.awq.gguf"),
+            "--method",
+            "rtn",
+        ],
+        capture_output=True,
+        text=True,
+        check=True,
+        timeout=300,
+        env={**os.environ, "PATH": f"{binaries}{os.pathsep}{os.environ['PATH']}"},
+    )
+    assert "weights in" in process.stdout
+    assert (tmp_path / "model.awq.gguf").is_file()
+
+
 def test_examples_fit_a_screen() -> None:
     for path in sorted(Path(ROOT / "examples").glob("*.py")):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 40, path
