@@ -228,7 +228,7 @@ awqe_status awqe_session_open(const awqe_model* model, const awqe_session_option
 void awqe_session_close(awqe_session* session) { delete session; }
 
 const char* awqe_session_kernels(const awqe_session* session) {
-    return session == nullptr ?: session->session.kernels();
+    return session == nullptr ? "" : session->session.kernels();
 }
 
 uint32_t awqe_session_threads(const awqe_session* session, bool prefill) {
