@@ -10,8 +10,9 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from conftest import ROOT
 
-from awq_edge import Model, _native, errors
+from awq_edge import Model, __version__, _native, errors
 
 
 def test_declarations_are_the_text_between_the_markers() -> None:
@@ -34,8 +35,10 @@ def test_every_status_has_its_exception() -> None:
     assert found == expected
 
 
-def test_library_reports_its_release() -> None:
-    assert re.fullmatch(r"\d+\.\d+\.\d+", _native.library_version())
+def test_library_and_package_are_one_release() -> None:
+    pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    assert _native.library_version() == __version__
+    assert f'version = "{__version__}"' in pyproject
 
 
 def test_library_exports_what_the_header_declares() -> None:
