@@ -34,7 +34,7 @@ ARCHITECTURE = Architecture(
     tied_head=False,
 )
 
-# (bits, group size) of each packed matrix of a layer. Matrices that share an input share a group size.
+# (bits, group size) of each packed matrix. Matrices that share an input share a group size.
 LAYERS = (
     {
         "attn_q": (4, 32),
@@ -66,9 +66,7 @@ LAYERS = (
 )
 
 
-def random_matrix(
-    random: np.random.Generator, n: int, k: int, bits: int, group_size: int
-) -> bytes:
+def random_matrix(random: np.random.Generator, n: int, k: int, bits: int, group_size: int) -> bytes:
     """A packed [n, k] whose weights have a standard deviation near 1 / sqrt(k)."""
     groups = -(-k // group_size)
     codes = random.integers(0, 1 << bits, (n, k), dtype=np.uint8)
