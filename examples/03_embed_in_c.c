@@ -1,5 +1,5 @@
-/* Generates token ids from a model file, in plain C99. Text needs a tokenizer, which the host language brings along; here the
- * prompt is a list of ids:
+/* Generates token ids from a model file, in plain C99. Text needs a tokenizer, which the host
+ * language brings along; here the prompt is a list of ids:
  *
  *     cc -std=c99 -I native/include examples/03_embed_in_c.c -L BUILD -lawq_edge -o embed
  *     ./embed model.awq.gguf 20 1 450 4996
