@@ -61,6 +61,24 @@ TEST(far_from_zero_the_gate_is_open_or_shut) {
     }
 }
 
+TEST(every_table_has_the_same_exponential_over_a_fine_grid) {
+    // So fine that a coefficient off in its last place shows.
+    constexpr size_t kCount = 50001;
+    GuardedBuffer<float> gate(kCount);
+    GuardedBuffer<float> up(kCount);
+    for (size_t i = 0; i < kCount; ++i) {
+        gate[i] = -89.0f + static_cast<float>(i) * (178.0f / kCount);
+        up[i] = 1.0f;
+    }
+    GuardedBuffer<float> expected(kCount);
+    reference_table().silu_gate(gate.data(), up.data(), kCount, expected.data());
+    for (const KernelTable* table : runnable_tables()) {
+        GuardedBuffer<float> out(kCount);
+        table->silu_gate(gate.data(), up.data(), kCount, out.data());
+        check_same_bits(out.data(), expected.data(), kCount, table->name);
+    }
+}
+
 TEST(every_table_gives_the_bits_of_the_reference) {
     for (const KernelTable* table : runnable_tables()) {
         for (const size_t n : vector_lengths()) {
