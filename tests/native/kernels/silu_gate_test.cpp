@@ -62,7 +62,7 @@ TEST(far_from_zero_the_gate_is_open_or_shut) {
 }
 
 TEST(every_table_has_the_same_exponential_over_a_fine_grid) {
-    // So fine that a coefficient off in its last place shows.
+    // The whole range of the exponential and both ends, where it is clamped.
     constexpr size_t kCount = 50001;
     GuardedBuffer<float> gate(kCount);
     GuardedBuffer<float> up(kCount);
