@@ -13,10 +13,23 @@ import traceback
 
 from awq_edge import errors
 
-# Packages of the extra [convert]: absent on a device, and rightly so.
-_CONVERT_PACKAGES = frozenset(
-    ("gguf", "google", "huggingface_hub", "safetensors", "sentencepiece", "torch", "transformers")
-)
+# Packages of the extras: absent on a device, and rightly so.
+_EXTRA_OF = {
+    **dict.fromkeys(
+        (
+            "gguf",
+            "google",
+            "huggingface_hub",
+            "safetensors",
+            "sentencepiece",
+            "torch",
+            "transformers",
+        ),
+        "convert",
+    ),
+    **dict.fromkeys(("datasets", "lm_eval"), "eval"),
+    "matplotlib": "analyze",
+}
 
 # What to do next, where the sentence itself cannot know.
 _NEXT_STEPS: tuple[tuple[type[errors.AwqEdgeError], str], ...] = (
@@ -69,10 +82,10 @@ def _sentence(error: BaseException) -> str:
         return str(error)
     if isinstance(error, ModuleNotFoundError):
         package = (error.name or "").split(".")[0]
-        if package in _CONVERT_PACKAGES:
+        if package in _EXTRA_OF:
             return (
                 f"this needs the package {package!r}, which belongs on a workstation: "
-                "run pip install 'awq-edge[convert]'."
+                f"run pip install 'awq-edge[{_EXTRA_OF[package]}]'."
             )
     if isinstance(error, MemoryError):
         return "out of memory: close other programs, or use a smaller --context or a smaller model."

@@ -12,6 +12,9 @@ from awq_edge.errors import FileUnreadableError, InvalidArgumentError
 from awq_edge.model import Model
 
 if TYPE_CHECKING:
+    from awq_edge.accuracy.task_models import TaskModel
+    from awq_edge.architecture import MetadataValue
+    from awq_edge.float_model import FloatModel
     from awq_edge.perplexity import LogitsSource
     from awq_edge.tokenizer import Tokenizer
 
@@ -50,7 +53,7 @@ def open_evaluated(
         check_memory: Refuse what the free memory cannot hold.
     """
     if path.is_dir():
-        source, tokenizer = _open_checkpoint(path)
+        source, tokenizer, _, _ = _open_checkpoint(path)
         yield Evaluated(source, tokenizer, {"weights": "float32"})
         return
     from awq_edge.perplexity import SessionSource
@@ -65,6 +68,33 @@ def open_evaluated(
         session = packed.session()
         details = {"weights": "packed", "kernels": session.kernels}
         yield Evaluated(SessionSource(session), packed.tokenizer, details)
+
+
+@contextmanager
+def open_task_model(
+    path: Path,
+    *,
+    context: int | None = None,
+    threads: int | None = None,
+    prefill_threads: int | None = None,
+    check_memory: bool = True,
+) -> Iterator[TaskModel]:
+    """As :func:`open_evaluated`, for tasks: with continuations and chat prompts."""
+    from awq_edge.accuracy.task_models import FloatTaskModel, PackedTaskModel
+
+    if path.is_dir():
+        source, tokenizer, floats, metadata = _open_checkpoint(path)
+        longest = floats.architecture.context_length
+        yield FloatTaskModel(source, tokenizer, min(context or longest, longest), metadata)
+        return
+    with Model.open(
+        path,
+        threads=threads,
+        prefill_threads=prefill_threads,
+        context_length=context,
+        check_memory=check_memory,
+    ) as packed:
+        yield PackedTaskModel(packed)
 
 
 def read_text(path: Path, first_bytes: int | None) -> str:
@@ -85,7 +115,9 @@ def read_text(path: Path, first_bytes: int | None) -> str:
         ) from error
 
 
-def _open_checkpoint(directory: Path) -> tuple[LogitsSource, Tokenizer]:
+def _open_checkpoint(
+    directory: Path,
+) -> tuple[LogitsSource, Tokenizer, FloatModel, dict[str, MetadataValue]]:
     from awq_edge.checkpoint_logits import CheckpointSource
     from awq_edge.float_model import open_float_model
     from awq_edge.hf_tokenizer import read_tokenizer
@@ -94,4 +126,4 @@ def _open_checkpoint(directory: Path) -> tuple[LogitsSource, Tokenizer]:
     floats = open_float_model(str(directory))
     stored = read_tokenizer(directory, floats.checkpoint.config)
     metadata = {} if stored is None else stored.to_metadata()
-    return CheckpointSource(floats), Tokenizer.from_metadata(metadata)
+    return CheckpointSource(floats), Tokenizer.from_metadata(metadata), floats, metadata

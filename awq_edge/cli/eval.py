@@ -11,6 +11,7 @@ from awq_edge.cli._evaluated import open_evaluated, read_text
 from awq_edge.cli._options import IgnoreMemory, Json, PrefillThreads, Quiet, Threads
 from awq_edge.cli._output import Output
 from awq_edge.cli.eval_kld import kld
+from awq_edge.cli.eval_tasks import tasks
 
 if TYPE_CHECKING:
     from awq_edge.perplexity import LogitsSource, Perplexity
@@ -108,3 +109,4 @@ def _measure(
 
 
 app.command()(kld)
+app.command()(tasks)

@@ -1,0 +1,90 @@
+"""``awq-edge eval tasks``: problems with answers, through lm-evaluation-harness."""
+
+# No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
+
+from dataclasses import asdict
+from pathlib import Path
+from typing import Annotated, Any, Optional
+
+import typer
+
+from awq_edge.cli._evaluated import open_task_model
+from awq_edge.cli._options import IgnoreMemory, Json, PrefillThreads, Quiet, Threads
+from awq_edge.cli._output import Output
+
+
+def tasks(
+    model: Annotated[
+        Path,
+        typer.Argument(
+            metavar="MODEL", help="A packed file, or a Hugging Face directory in floats."
+        ),
+    ],
+    names: Annotated[
+        str,
+        typer.Option(
+            "--tasks",
+            metavar="NAME,…",
+            help="gsm8k, mbpp and humaneval from --data, or any task of lm-evaluation-harness.",
+        ),
+    ],
+    data: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="DIR",
+            help="Folder with gsm8k_test.jsonl, mbpp.jsonl, HumanEval.jsonl (or .gz).",
+        ),
+    ] = None,
+    limit: Annotated[
+        Optional[int], typer.Option(min=1, help="At most this many problems of each task.")
+    ] = None,
+    context: Annotated[
+        Optional[int],
+        typer.Option(
+            min=8, help="Tokens of prompt and answer; by default the model's, up to 4096."
+        ),
+    ] = None,
+    chat: Annotated[
+        bool, typer.Option("--chat", help="Put prompts into the model's chat template.")
+    ] = False,
+    threads: Threads = None,
+    prefill_threads: PrefillThreads = None,
+    ignore_memory: IgnoreMemory = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Measure problems solved. Generated code runs without a network and within limits."""
+    from awq_edge.accuracy.tasks import run_tasks
+
+    output = Output(as_json=as_json, quiet=quiet)
+    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    settings: dict[str, Any] = {
+        "context": context,
+        "threads": threads,
+        "prefill_threads": prefill_threads,
+        "check_memory": not ignore_memory,
+    }
+    with open_task_model(model, **settings) as opened, output.progress("Tasks", 1.0) as bar:
+        results = run_tasks(
+            opened,
+            model.name,
+            wanted,
+            data=data,
+            limit=limit,
+            chat=chat,
+            advance=bar.advance,
+        )
+    output.table(
+        ("task", "metric", "value", "±", "problems"),
+        [
+            (
+                result.task,
+                result.metric,
+                f"{result.value:.4f}",
+                "" if result.standard_error is None else f"{result.standard_error:.4f}",
+                result.problems,
+            )
+            for result in results
+        ],
+    )
+    output.json({"model": str(model), "results": [asdict(result) for result in results]})
