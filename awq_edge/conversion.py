@@ -116,7 +116,9 @@ class Events:
     """What a caller may want to hear while the work goes on."""
 
     message: Callable[[str], None] = lambda text: None
-    layer_done: Callable[[LayerReport, int, bool], None] = lambda report, layers, resumed: None
+    layer_done: Callable[[LayerReport, int], None] = lambda report, layers: None
+    # A layer's weights with their scales folded in, before anything is rounded.
+    layer_scaled: Callable[[int, awq.Weights], None] = lambda layer, weights: None
 
 
 def convert(
@@ -141,7 +143,7 @@ def convert(
         KeyboardInterrupt: As it stands; the work directory stays and the same call resumes.
     """
     events = events or Events()
-    _check_output(output, force)
+    check_output(output, force)
     device = _device(options.device)
     source = open_float_model(model)
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
@@ -190,7 +192,7 @@ class _Conversion:
         """
         a, work = self._architecture, self._work
         for report in work.layers:
-            self._events.layer_done(report, a.layers, True)
+            self._events.layer_done(report, a.layers)
         hidden = self._embedding_and_head(blocks)
         positions = None
         if hidden is not None:
@@ -206,7 +208,7 @@ class _Conversion:
             else:
                 report = self._calibrated_layer(layer, weights, hidden, positions)
             work.layer_done(report, hidden)
-            self._events.layer_done(report, a.layers, False)
+            self._events.layer_done(report, a.layers)
 
     def _embedding_and_head(self, blocks: torch.Tensor | None) -> torch.Tensor | None:
         """Packs both, and gives the hidden states in front of the first unfinished layer."""
@@ -233,8 +235,7 @@ class _Conversion:
     def _packed_rows(self, name: str, bits: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Packs a matrix in blocks of rows; yields each block as the runtime will see it."""
         n, k = self._source.shape(name)
-        rows = max(_ROW_BLOCK_FLOATS // k, 1) * layouts.BLOCK_ROWS // layouts.BLOCK_ROWS
-        rows = max(rows // layouts.BLOCK_ROWS, 1) * layouts.BLOCK_ROWS
+        rows = max(_ROW_BLOCK_FLOATS // k // layouts.BLOCK_ROWS, 1) * layouts.BLOCK_ROWS
         group_size = self._options.group_size
         with self._work.matrix_file(name) as file:
             file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
@@ -321,6 +322,7 @@ class _Conversion:
         self, layer: int, weights: awq.Weights, limits: dict[str, torch.Tensor]
     ) -> None:
         """Packs every tensor; the weights become those that the runtime will compute with."""
+        self._events.layer_scaled(layer, weights)
         options = self._options
         for name in list(weights):
             full = f"blk.{layer}.{name}"
@@ -460,7 +462,7 @@ def _layer_report(entry: dict[str, Any]) -> LayerReport:
     return LayerReport(entry["layer"], entry["error_rtn"], entry["error"], choices)
 
 
-def _check_output(output: Path, force: bool) -> None:
+def check_output(output: Path, force: bool) -> None:
     """Refuses an output that could not be written in the end, before any work."""
     if output.is_dir():
         raise InvalidArgumentError(f"{output} is a directory; give the name of a file in it.")

@@ -12,9 +12,11 @@ from awq_edge.cli import _errors, _output
 from awq_edge.cli.bench import bench
 from awq_edge.cli.build import build
 from awq_edge.cli.bundle import bundle
+from awq_edge.cli.convert import convert
 from awq_edge.cli.deploy import deploy
 from awq_edge.cli.doctor import doctor
 from awq_edge.cli.eval import app as eval_app
+from awq_edge.cli.export import export
 from awq_edge.cli.inspect import inspect
 from awq_edge.cli.run import run
 from awq_edge.cli.selftest import selftest
@@ -49,10 +51,12 @@ def _root(
         print(context.get_help(), end="")
 
 
+app.command()(convert)
 app.command()(inspect)
 app.command()(run)
 app.add_typer(eval_app, name="eval")
 app.command()(bench)
+app.command()(export)
 app.command()(targets)
 app.command()(build)
 app.command()(bundle)

@@ -1,0 +1,160 @@
+"""Import and export as ``awq-edge convert`` and ``awq-edge export`` offer them.
+
+Owns the names of the formats and what is printed. Heavy imports come late.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from awq_edge.cli._output import Output, size_text
+from awq_edge.errors import FileUnreadableError, InvalidArgumentError
+
+if TYPE_CHECKING:
+    from awq_edge.interchange.importer import ImportReport
+
+EXPORT_KINDS = ("hf-awq", "gguf")
+
+
+def check_export(kind: str, path: Path) -> None:
+    """Refuses an export that could not be written in the end, before any work."""
+    if kind not in EXPORT_KINDS:
+        raise InvalidArgumentError(
+            f"There is no export {kind!r}: hf-awq writes an AutoAWQ directory, gguf a stock "
+            "llama.cpp file."
+        )
+    if path.exists():
+        raise InvalidArgumentError(f"{path} exists already; choose another name for the export.")
+    if not path.parent.is_dir():
+        raise FileUnreadableError(f"There is no directory {path.parent} to write into.")
+
+
+def export_packed(packed: Path, kind: str, path: Path, output: Output) -> None:
+    """Exports what a packed file holds."""
+    check_export(kind, path)
+    if kind == "hf-awq":
+        from awq_edge.interchange.export_hf_awq import export_hf_awq
+
+        export_hf_awq(packed, path)
+    else:
+        from awq_edge.interchange.export_gguf import write_gguf
+        from awq_edge.model_file import PackedFile
+
+        file = PackedFile(packed)
+        write_gguf(path, file.architecture, file.metadata, file.floats)
+    _report(kind, path, output)
+
+
+class ConversionExport:
+    """An export that belongs to a conversion: it also has the float checkpoint at hand."""
+
+    def __init__(self, kind: str, path: Path) -> None:
+        """Checks what can be checked before the conversion."""
+        check_export(kind, path)
+        self._kind = kind
+        self._path = path
+        self._scaled: Any = None
+        if kind == "gguf":
+            from awq_edge.interchange.scaled_weights import ScaledWeights
+
+            self._scaled = ScaledWeights(path.with_name(path.name + ".partial"))
+
+    @property
+    def layer_scaled(self) -> Callable[[int, Any], None]:
+        """For ``conversion.Events``: keeps a layer's scaled weights if this export needs them."""
+        return self._scaled.keep if self._scaled is not None else lambda layer, weights: None
+
+    def write(self, model: str, packed: Path, output: Output) -> None:
+        """Writes the export of a finished conversion.
+
+        Args:
+            model: The checkpoint that was converted.
+            packed: The file that came out.
+            output: Prints.
+        """
+        from awq_edge.float_model import open_float_model
+
+        source = open_float_model(model)
+        if self._kind == "hf-awq":
+            from awq_edge.interchange.export_hf_awq import export_hf_awq
+
+            export_hf_awq(packed, self._path, source.checkpoint)
+        else:
+            from awq_edge.interchange.export_gguf import write_gguf
+            from awq_edge.model_file import PackedFile
+
+            self._scaled.complete(source)
+            metadata = PackedFile(packed).metadata
+            write_gguf(self._path, source.architecture, metadata, self._scaled)
+            self._scaled.remove()
+        _report(self._kind, self._path, output)
+
+
+def import_quantised(
+    model: str,
+    packed: Path,
+    *,
+    embedding_bits: int,
+    head_bits: int,
+    force: bool,
+    output: Output,
+) -> ImportReport:
+    """``convert --from-awq``.
+
+    Args:
+        model: A directory or a hub id of a quantised checkpoint.
+        packed: The file to write.
+        embedding_bits: Width of an embedding that the checkpoint keeps in floats.
+        head_bits: The same of the head.
+        force: Replace an existing file.
+        output: Prints.
+    """
+    from awq_edge.conversion import check_output
+    from awq_edge.interchange.importer import import_checkpoint
+    from awq_edge.interchange.quantised_checkpoint import open_quantised
+
+    check_output(packed, force)
+    source = open_quantised(model)
+    a = source.architecture
+    matrices = 7 * a.layers + (1 if a.tied_head else 2)
+    with output.progress("Importing", matrices) as bar:
+        report = import_checkpoint(
+            source,
+            packed,
+            embedding_bits=embedding_bits,
+            head_bits=head_bits,
+            report_progress=lambda name: bar.advance(1, name),
+        )
+    widths = [f"{name} at {bits} bits" for name, bits in report.quantised.items()]
+    fields = {
+        "checkpoint": f"{report.format_name}, groups of {source.group_size}",
+        "taken over": f"{len(report.exact)} matrices, every code, scale and zero-point",
+        "rounded here": ", ".join(widths) or "nothing",
+        "file": f"{packed}, {size_text(report.file_bytes)}",
+    }
+    output.fields(fields)
+    if report.rounded_scales:
+        output.warning(
+            f"{report.rounded_scales} scales of the checkpoint are no fp16 numbers and were "
+            "rounded."
+        )
+    output.json(
+        {
+            "file": str(packed),
+            "format": report.format_name,
+            "group_size": source.group_size,
+            "exact_matrices": len(report.exact),
+            "rounded_matrices": report.quantised,
+            "rounded_scales": report.rounded_scales,
+            "file_bytes": report.file_bytes,
+        }
+    )
+    return report
+
+
+def _report(kind: str, path: Path, output: Output) -> None:
+    files = [path] if path.is_file() else sorted(path.iterdir())
+    size = sum(file.stat().st_size for file in files)
+    output.line(f"exported  {path}, {size_text(size)} ({kind})")

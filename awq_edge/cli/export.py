@@ -1,0 +1,32 @@
+"""``awq-edge export``: a packed file for tools that do not read it."""
+
+# No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from awq_edge.cli._interchange import export_packed
+from awq_edge.cli._options import Json, ModelFile, Quiet
+from awq_edge.cli._output import Output
+
+
+def export(
+    file: ModelFile,
+    kind: Annotated[
+        str,
+        typer.Argument(
+            metavar="KIND",
+            help="hf-awq: an AutoAWQ directory for transformers and vLLM (4 bits only). "
+            "gguf: a stock llama.cpp file of the same weights as F16.",
+        ),
+    ],
+    path: Annotated[Path, typer.Argument(metavar="PATH", help="Directory or file to write.")],
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Write a packed model as an AutoAWQ directory or a stock llama.cpp file."""
+    output = Output(as_json=as_json, quiet=quiet)
+    export_packed(file, kind, path, output)
+    output.json({"file": str(file), "kind": kind, "exported": str(path)})
