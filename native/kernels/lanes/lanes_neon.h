@@ -33,25 +33,51 @@ struct IntLanes {
 [[maybe_unused]] inline void store(float* p, Lanes v) {
     for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, v.q[i]);
 }
+// The first n of four. Written out: a call of memcpy in a loop, even one never reached, would cost
+// every register that the loop keeps.
+[[maybe_unused]] inline float32x4_t load_four_first(const float* p, size_t n) {
+    if (n >= 4) return vld1q_f32(p);
+    float32x2_t low = vdup_n_f32(0.0f);
+    float32x2_t high = low;
+    if (n >= 2) low = vld1_f32(p);
+    if (n == 1) low = vld1_lane_f32(p, low, 0);
+    if (n == 3) high = vld1_lane_f32(p + 2, high, 0);
+    return vcombine_f32(low, high);
+}
+[[maybe_unused]] inline void store_four_first(float* p, size_t n, float32x4_t v) {
+    if (n >= 4) return vst1q_f32(p, v);
+    if (n >= 2) vst1_f32(p, vget_low_f32(v));
+    if (n == 1) vst1q_lane_f32(p, v, 0);
+    if (n == 3) vst1q_lane_f32(p + 2, v, 2);
+}
 [[maybe_unused]] inline Lanes load_first(const float* p, size_t n) {
-    float all[16] = {};
-    memcpy(all, p, n * sizeof(float));
-    return load(all);
+    Lanes v;
+    for (size_t i = 0; i < 4; ++i) v.q[i] = load_four_first(p + 4 * i, n > 4 * i ? n - 4 * i : 0);
+    return v;
 }
 [[maybe_unused]] inline void store_first(float* p, size_t n, Lanes v) {
-    float all[16];
-    store(all, v);
-    memcpy(p, all, n * sizeof(float));
+    for (size_t i = 0; i < 4; ++i) store_four_first(p + 4 * i, n > 4 * i ? n - 4 * i : 0, v.q[i]);
 }
 [[maybe_unused]] inline Lanes load_half(const uint16_t* p) {
     Lanes v;
     for (int i = 0; i < 4; ++i) v.q[i] = vcvt_f32_f16(vreinterpret_f16_u16(vld1_u16(p + 4 * i)));
     return v;
 }
+[[maybe_unused]] inline uint16x4_t load_four_halves_first(const uint16_t* p, size_t n) {
+    if (n >= 4) return vld1_u16(p);
+    uint16x4_t v = vdup_n_u16(0);
+    if (n >= 1) v = vld1_lane_u16(p, v, 0);
+    if (n >= 2) v = vld1_lane_u16(p + 1, v, 1);
+    if (n >= 3) v = vld1_lane_u16(p + 2, v, 2);
+    return v;
+}
 [[maybe_unused]] inline Lanes load_half_first(const uint16_t* p, size_t n) {
-    uint16_t all[16] = {};
-    memcpy(all, p, n * sizeof(uint16_t));
-    return load_half(all);
+    Lanes v;
+    for (size_t i = 0; i < 4; ++i) {
+        const uint16x4_t four = load_four_halves_first(p + 4 * i, n > 4 * i ? n - 4 * i : 0);
+        v.q[i] = vcvt_f32_f16(vreinterpret_f16_u16(four));
+    }
+    return v;
 }
 // The conversion rounds by the mode in FPCR, which the library leaves at nearest even.
 [[maybe_unused]] inline void store_half(uint16_t* p, Lanes v) {
