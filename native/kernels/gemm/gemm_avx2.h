@@ -2,9 +2,9 @@
 // VPMADDUBSW and VPDPBUSD (gemm_ug.h).
 //
 // 16 rows by up to 512 inputs of the matrix are expanded once to bytes, four inputs of 8 rows in a
-// register, and then meet every token, kTokens at a time: 2 * kTokens sums in registers. A row's
-// float sum waits in y from one piece of inputs to the next. Owns this walk; codes_avx2.h says how
-// codes expand. Internal linkage throughout.
+// register, and then meet up to 192 tokens, kTokens at a time: 2 * kTokens sums in registers. The
+// float sums of the 192 tokens wait side by side from one piece of inputs to the next. Owns this
+// walk; codes_avx2.h says how codes expand. Internal linkage throughout.
 #pragma once
 
 #include <string.h>
@@ -19,6 +19,7 @@ namespace {
 constexpr size_t kTileRows = 16;
 constexpr size_t kTileInputs = 512;  // 8 KB of expanded codes, a quarter of a 32 KB L1 cache
 constexpr size_t kTileGroups = kTileInputs / 32;
+constexpr size_t kTileTokens = 192;  // as in gemm_avx512.h
 
 struct Tile {
     alignas(32) uint8_t codes[kTileInputs / 4][kTileRows][4];
@@ -94,26 +95,16 @@ struct Piece {
     size_t count;  // inputs, padding included
     size_t group_size;
     size_t groups;  // that begin in the piece
-    size_t rows;    // that are stored
-    bool first;     // y holds nothing yet
 };
 
-// The float step of gemv_ug.h for 8 rows and one token. out: float [rows], rows <= 8.
+// The float step of gemv_ug.h for 8 rows and one token. y: float [8]
 inline void add_group(__m256i sums, __m256i zero_points, __m256 scales, int32_t x_sum,
-                      float x_scale, bool first, float* out, size_t rows) {
+                      float x_scale, float* y) {
     // zero-point * sum by words: both fit 16 bits, and the upper word of a zero-point is zero.
     const __m256i dot =
         _mm256_sub_epi32(sums, _mm256_madd_epi16(zero_points, _mm256_set1_epi32(x_sum)));
     const __m256 scale = _mm256_mul_ps(scales, _mm256_set1_ps(x_scale));
-    if (rows == 8) {
-        const __m256 acc = first ? _mm256_setzero_ps() : _mm256_loadu_ps(out);
-        _mm256_storeu_ps(out, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, acc));
-        return;
-    }
-    float some[8] = {};
-    if (!first) memcpy(some, out, rows * sizeof(float));
-    _mm256_storeu_ps(some, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, _mm256_loadu_ps(some)));
-    memcpy(out, some, rows * sizeof(float));
+    _mm256_store_ps(y, _mm256_fmadd_ps(_mm256_cvtepi32_ps(dot), scale, _mm256_load_ps(y)));
 }
 
 // Where the reading of the tile and of the activations stands.
@@ -155,17 +146,19 @@ inline void add_steps(Step* at, size_t stride, size_t count, Sum (&sums)[kTokens
     at->codes = codes;
 }
 
-// kTokens tokens, from x's row `token` on. y: at the tile's first row of that token.
+// kTokens tokens, from x's row `token` on. y: float [kTokens, kTileRows], zero before the first
+// piece.
 template <class Sum, int kTokens>
 inline void multiply_tokens(const Tile& tile, const Piece& piece, const QuantizedRows& x,
-                            size_t token, float* y, size_t y_stride) {
+                            size_t token, float* y) {
     Step at = {tile.codes[0][0], x.codes + token * x.code_stride + piece.begin};
     const size_t side = token * x.group_stride + piece.begin / piece.group_size;
     for (size_t group = 0; group < piece.groups; ++group) {
         const size_t inputs_left = piece.count - group * piece.group_size;
         size_t steps = (inputs_left < piece.group_size ? inputs_left : piece.group_size) / 4;
-        alignas(32) __m256i totals[kTokens][2];
-        for (bool again = false; steps != 0; again = true) {
+        __m256i totals[kTokens][2];
+        for (int t = 0; t < kTokens; ++t) totals[t][0] = totals[t][1] = _mm256_setzero_si256();
+        while (steps != 0) {
             const size_t some = steps < Sum::kSteps ? steps : Sum::kSteps;
             steps -= some;
             Sum sums[kTokens][2];
@@ -174,22 +167,57 @@ inline void multiply_tokens(const Tile& tile, const Piece& piece, const Quantize
             for (int t = 0; t < kTokens; ++t) {
 #pragma GCC unroll 2
                 for (int r = 0; r < 2; ++r) {
-                    const __m256i wide = sums[t][r].wide();
-                    totals[t][r] = again ? _mm256_add_epi32(totals[t][r], wide) : wide;
+                    totals[t][r] = _mm256_add_epi32(totals[t][r], sums[t][r].wide());
                 }
             }
         }
-        for (size_t r = 0; r < 2 && r * 8 < piece.rows; ++r) {
+        for (size_t r = 0; r < 2; ++r) {
             const __m256i zeros =
                 _mm256_load_si256((const __m256i*)&tile.zero_points[group][r * 8]);
             const __m256 scales = _mm256_load_ps(&tile.scales[group][r * 8]);
-            const size_t rows = piece.rows - r * 8 < 8 ? piece.rows - r * 8 : 8;
             for (int t = 0; t < kTokens; ++t) {
                 const size_t i = side + t * x.group_stride + group;
                 add_group(totals[t][r], zeros, scales, x.sums[i], x.scales[i],
-                          piece.first && group == 0, y + t * y_stride + r * 8, rows);
+                          y + t * kTileRows + r * 8);
             }
         }
+    }
+}
+
+// Tokens [token, token + count), count <= kTileTokens, of the tile's rows. sums: [count, kTileRows]
+template <class Sum, int kTokens>
+inline void multiply_piece(const Tile& tile, const Piece& piece, const QuantizedRows& x,
+                           size_t token, size_t count, float (*sums)[kTileRows]) {
+    size_t t = 0;
+    for (; t + kTokens <= count; t += kTokens) {
+        multiply_tokens<Sum, kTokens>(tile, piece, x, token + t, sums[t]);
+    }
+    for (; t + 2 <= count; t += 2) multiply_tokens<Sum, 2>(tile, piece, x, token + t, sums[t]);
+    for (; t < count; ++t) multiply_tokens<Sum, 1>(tile, piece, x, token + t, sums[t]);
+}
+
+// Rows [row, row + rows), rows <= kTileRows, of tokens [token, token + count).
+template <int kBits, class Sum, int kTokens>
+inline void multiply_tile(const PackedMatrix& w, const QuantizedRows& x, size_t token, size_t count,
+                          float* y, size_t y_stride, size_t row, size_t rows) {
+    Tile tile;
+    alignas(32) float sums[kTileTokens][kTileRows];
+    memset(sums, 0, count * sizeof(sums[0]));
+    for (size_t begin = 0; begin < w.padded_columns; begin += kTileInputs) {
+        const size_t left = w.padded_columns - begin;
+        Piece piece = {};
+        piece.begin = begin;
+        piece.count = left < kTileInputs ? left : kTileInputs;
+        piece.group_size = w.group_size;
+        // Padding alone makes no group.
+        const size_t group_begin = begin / w.group_size;
+        const size_t groups = (piece.count + w.group_size - 1) / w.group_size;
+        piece.groups = group_begin + groups < w.groups ? groups : w.groups - group_begin;
+        expand_tile<kBits>(w, row, begin, piece.count, &tile);
+        multiply_piece<Sum, kTokens>(tile, piece, x, token, count, sums);
+    }
+    for (size_t t = 0; t < count; ++t) {
+        memcpy(y + (token + t) * y_stride + row, sums[t], rows * sizeof(float));
     }
 }
 
@@ -197,44 +225,21 @@ inline void multiply_tokens(const Tile& tile, const Piece& piece, const Quantize
 template <int kBits, class Sum, int kTokens>
 inline void gemm(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y, size_t y_stride,
                  size_t row_begin, size_t row_end) {
-    Tile tile;
-    for (size_t row = row_begin; row < row_end; row += kTileRows) {
-        const size_t rows = row_end - row < kTileRows ? row_end - row : kTileRows;
-        if (m < 4) {  // expanding would cost more than it saves; the tile's bytes stay in the cache
-            for (size_t token = 0; token < m; ++token) {
+    for (size_t token = 0; token < m; token += kTileTokens) {
+        const size_t count = m - token < kTileTokens ? m - token : kTileTokens;
+        for (size_t row = row_begin; row < row_end; row += kTileRows) {
+            const size_t rows = row_end - row < kTileRows ? row_end - row : kTileRows;
+            if (count >= 4) {
+                multiply_tile<kBits, Sum, kTokens>(*w, *x, token, count, y, y_stride, row, rows);
+                continue;
+            }
+            // Expanding would cost more than it saves; the rows' bytes stay in the cache.
+            for (size_t t = token; t < token + count; ++t) {
                 QuantizedRows one = *x;
-                one.codes += token * x->code_stride;
-                one.scales += token * x->group_stride;
-                one.sums += token * x->group_stride;
-                gemv<kBits, Sum>(w, &one, y + token * y_stride, row, row + rows);
-            }
-            continue;
-        }
-        for (size_t begin = 0; begin < w->padded_columns; begin += kTileInputs) {
-            const size_t left = w->padded_columns - begin;
-            Piece piece = {};
-            piece.begin = begin;
-            piece.count = left < kTileInputs ? left : kTileInputs;
-            piece.group_size = w->group_size;
-            // Padding alone makes no group.
-            const size_t group_begin = begin / w->group_size;
-            const size_t groups = (piece.count + w->group_size - 1) / w->group_size;
-            piece.groups = group_begin + groups < w->groups ? groups : w->groups - group_begin;
-            piece.rows = rows;
-            piece.first = begin == 0;
-            expand_tile<kBits>(*w, row, begin, piece.count, &tile);
-            size_t token = 0;
-            for (; token + kTokens <= m; token += kTokens) {
-                multiply_tokens<Sum, kTokens>(tile, piece, *x, token, y + token * y_stride + row,
-                                              y_stride);
-            }
-            for (; token + 2 <= m; token += 2) {
-                multiply_tokens<Sum, 2>(tile, piece, *x, token, y + token * y_stride + row,
-                                        y_stride);
-            }
-            for (; token < m; ++token) {
-                multiply_tokens<Sum, 1>(tile, piece, *x, token, y + token * y_stride + row,
-                                        y_stride);
+                one.codes += t * x->code_stride;
+                one.scales += t * x->group_stride;
+                one.sums += t * x->group_stride;
+                gemv<kBits, Sum>(w, &one, y + t * y_stride, row, row + rows);
             }
         }
     }

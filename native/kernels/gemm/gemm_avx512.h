@@ -1,10 +1,10 @@
 // The matrix-matrix product with AVX-512 VNNI, one algorithm for every bit width (gemm_ug.h).
 //
 // 32 rows by up to 512 inputs of the matrix are expanded once to bytes in the order that VPDPBUSD
-// wants, four inputs of 16 rows in a register, and then meet every token: 12 at a time, two
-// registers of rows each, 24 sums in registers for a whole group. A row's float sum waits in y from
-// one piece of inputs to the next. Owns this walk; codes_avx512.h says how codes expand. Internal
-// linkage throughout.
+// wants, four inputs of 16 rows in a register, and then meet up to 192 tokens: 12 at a time, two
+// registers of rows each, 24 sums in registers for a whole group. The float sums of the 192 tokens
+// wait side by side from one piece of inputs to the next, and so do the tokens' codes, in the L2
+// cache. Owns this walk; codes_avx512.h says how codes expand. Internal linkage throughout.
 #pragma once
 
 #include <string.h>
@@ -20,6 +20,7 @@ constexpr size_t kTileRows = 32;
 constexpr size_t kTileInputs = 512;  // 16 KB of expanded codes, half of a 32 KB L1 cache
 constexpr size_t kTileGroups = kTileInputs / 32;
 constexpr size_t kRowRegisters = kTileRows / 16;
+constexpr size_t kTileTokens = 192;  // 384 KB of codes at 2048 inputs; expanding costs 2 % of them
 
 struct Tile {
     alignas(64) uint8_t codes[kTileInputs / 4][kTileRows][4];
@@ -93,15 +94,14 @@ struct Piece {
     size_t begin;  // first input; a multiple of the group size
     size_t count;  // inputs, padding included
     size_t group_size;
-    size_t groups;                  // that begin in the piece
-    __mmask16 rows[kRowRegisters];  // that exist
-    bool first;                     // y holds nothing yet
+    size_t groups;  // that begin in the piece
 };
 
-// kTokens tokens, from x's row `token` on. y: at the tile's first row of that token.
+// kTokens tokens, from x's row `token` on. y: float [kTokens, kTileRows], zero before the first
+// piece.
 template <int kTokens>
 inline void multiply_tokens(const Tile& tile, const Piece& piece, const QuantizedRows& x,
-                            size_t token, float* y, size_t y_stride) {
+                            size_t token, float* y) {
     const size_t stride = x.code_stride;
     const int8_t* codes = x.codes + token * stride + piece.begin;
     const size_t side = token * x.group_stride + piece.begin / piece.group_size;
@@ -141,61 +141,67 @@ inline void multiply_tokens(const Tile& tile, const Piece& piece, const Quantize
                 // is zero.
                 const __m512i dot =
                     _mm512_dpwssd_epi32(sums[t][r], zeros, _mm512_set1_epi32(-x.sums[at]));
-                float* out = y + t * y_stride + r * 16;
-                const __m512 acc = piece.first && group == 0
-                                       ? _mm512_setzero_ps()
-                                       : _mm512_maskz_loadu_ps(piece.rows[r], out);
                 const __m512 scale = _mm512_mul_ps(scales, _mm512_set1_ps(x.scales[at]));
-                _mm512_mask_storeu_ps(out, piece.rows[r],
-                                      _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, acc));
+                float* out = y + t * kTileRows + r * 16;
+                _mm512_store_ps(
+                    out, _mm512_fmadd_ps(_mm512_cvtepi32_ps(dot), scale, _mm512_load_ps(out)));
             }
         }
     }
 }
 
-inline __mmask16 first_rows(size_t count) {
-    return count >= 16 ? (__mmask16)0xffff : (__mmask16)((1u << count) - 1);
+// Tokens [token, token + count), count <= kTileTokens, of the tile's rows. sums: [count, kTileRows]
+inline void multiply_piece(const Tile& tile, const Piece& piece, const QuantizedRows& x,
+                           size_t token, size_t count, float (*sums)[kTileRows]) {
+    size_t t = 0;
+    for (; t + 12 <= count; t += 12) multiply_tokens<12>(tile, piece, x, token + t, sums[t]);
+    for (; t + 4 <= count; t += 4) multiply_tokens<4>(tile, piece, x, token + t, sums[t]);
+    for (; t < count; ++t) multiply_tokens<1>(tile, piece, x, token + t, sums[t]);
+}
+
+// Rows [row, row + rows), rows <= kTileRows, of tokens [token, token + count).
+template <int kBits>
+inline void multiply_tile(const PackedMatrix& w, const QuantizedRows& x, size_t token, size_t count,
+                          float* y, size_t y_stride, size_t row, size_t rows) {
+    Tile tile;
+    alignas(64) float sums[kTileTokens][kTileRows];
+    memset(sums, 0, count * sizeof(sums[0]));
+    for (size_t begin = 0; begin < w.padded_columns; begin += kTileInputs) {
+        const size_t left = w.padded_columns - begin;
+        Piece piece = {};
+        piece.begin = begin;
+        piece.count = left < kTileInputs ? left : kTileInputs;
+        piece.group_size = w.group_size;
+        // Padding alone makes no group.
+        const size_t group_begin = begin / w.group_size;
+        const size_t groups = (piece.count + w.group_size - 1) / w.group_size;
+        piece.groups = group_begin + groups < w.groups ? groups : w.groups - group_begin;
+        expand_tile<kBits>(w, row, begin, piece.count, &tile);
+        multiply_piece(tile, piece, x, token, count, sums);
+    }
+    for (size_t t = 0; t < count; ++t) {
+        memcpy(y + (token + t) * y_stride + row, sums[t], rows * sizeof(float));
+    }
 }
 
 template <int kBits>
 inline void gemm(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y, size_t y_stride,
                  size_t row_begin, size_t row_end) {
-    alignas(64) Tile tile;
-    for (size_t row = row_begin; row < row_end; row += kTileRows) {
-        const size_t rows = row_end - row < kTileRows ? row_end - row : kTileRows;
-        if (m < 4) {  // expanding would cost more than it saves; the tile's bytes stay in the cache
-            for (size_t token = 0; token < m; ++token) {
+    for (size_t token = 0; token < m; token += kTileTokens) {
+        const size_t count = m - token < kTileTokens ? m - token : kTileTokens;
+        for (size_t row = row_begin; row < row_end; row += kTileRows) {
+            const size_t rows = row_end - row < kTileRows ? row_end - row : kTileRows;
+            if (count >= 4) {
+                multiply_tile<kBits>(*w, *x, token, count, y, y_stride, row, rows);
+                continue;
+            }
+            // Expanding would cost more than it saves; the rows' bytes stay in the cache.
+            for (size_t t = token; t < token + count; ++t) {
                 QuantizedRows one = *x;
-                one.codes += token * x->code_stride;
-                one.scales += token * x->group_stride;
-                one.sums += token * x->group_stride;
-                gemv<kBits>(w, &one, y + token * y_stride, row, row + rows);
-            }
-            continue;
-        }
-        for (size_t begin = 0; begin < w->padded_columns; begin += kTileInputs) {
-            const size_t left = w->padded_columns - begin;
-            Piece piece = {};
-            piece.begin = begin;
-            piece.count = left < kTileInputs ? left : kTileInputs;
-            piece.group_size = w->group_size;
-            // Padding alone makes no group.
-            const size_t group_begin = begin / w->group_size;
-            const size_t groups = (piece.count + w->group_size - 1) / w->group_size;
-            piece.groups = group_begin + groups < w->groups ? groups : w->groups - group_begin;
-            piece.rows[0] = first_rows(rows);
-            piece.rows[1] = first_rows(rows > 16 ? rows - 16 : 0);
-            piece.first = begin == 0;
-            expand_tile<kBits>(*w, row, begin, piece.count, &tile);
-            size_t token = 0;
-            for (; token + 12 <= m; token += 12) {
-                multiply_tokens<12>(tile, piece, *x, token, y + token * y_stride + row, y_stride);
-            }
-            for (; token + 4 <= m; token += 4) {
-                multiply_tokens<4>(tile, piece, *x, token, y + token * y_stride + row, y_stride);
-            }
-            for (; token < m; ++token) {
-                multiply_tokens<1>(tile, piece, *x, token, y + token * y_stride + row, y_stride);
+                one.codes += t * x->code_stride;
+                one.scales += t * x->group_stride;
+                one.sums += t * x->group_stride;
+                gemv<kBits>(w, &one, y + t * y_stride, row, row + rows);
             }
         }
     }

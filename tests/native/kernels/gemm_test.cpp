@@ -48,8 +48,24 @@ TEST(every_table_gives_the_bits_of_the_matrix_vector_product) {
             for (const MatrixShape shape : matrix_shapes()) {
                 const TestMatrix w(shape.rows, shape.columns, bits, group_size, Fill::kRandom,
                                    ++seed);
-                check_tables(w, bits, TestActivations(3, shape.columns, group_size, false, ++seed));
+                check_tables(w, bits, TestActivations(5, shape.columns, group_size, false, ++seed));
             }
+        }
+    }
+}
+
+TEST(pieces_of_a_long_row_and_of_a_long_prompt_fit_together) {
+    uint64_t seed = 1;
+    for (const int bits : bit_widths()) {
+        for (const size_t group_size : group_sizes()) {
+            for (const size_t columns : {480, 511, 512, 513, 640, 1023, 1025, 1100}) {
+                const TestMatrix w(17, columns, bits, group_size, Fill::kRandom, ++seed);
+                check_tables(w, bits, TestActivations(13, columns, group_size, false, ++seed));
+            }
+        }
+        for (const size_t m : {191, 192, 193, 195, 196, 389}) {
+            const TestMatrix w(5, 40, bits, 32, Fill::kRandom, ++seed);
+            check_tables(w, bits, TestActivations(m, 40, 32, false, ++seed));
         }
     }
 }
