@@ -1,0 +1,185 @@
+"""``awq-edge convert``: from a Hugging Face checkpoint to one packed file, with a report."""
+
+# No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
+
+import time
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any, Optional
+
+import typer
+
+from awq_edge.cli._options import Json, Quiet
+from awq_edge.cli._output import Output, Progress, duration_text, size_text
+
+if TYPE_CHECKING:
+    from awq_edge.conversion import LayerReport, Report
+
+# The context whose keys and values the table of boards counts.
+_CONTEXT = 2048
+
+
+def convert(
+    model: Annotated[
+        str, typer.Argument(metavar="MODEL", help="A checkpoint's directory, or a hub id.")
+    ],
+    output: Annotated[
+        Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")
+    ],
+    method: Annotated[str, typer.Option(help="awq, or rtn: rounding to nearest.")] = "awq",
+    bits: Annotated[int, typer.Option(help="Bits of the decoder's weights: 2, 3, 4 or 8.")] = 4,
+    group_size: Annotated[
+        Optional[int],
+        typer.Option(help="Inputs that share a scale: 32, 64 or 128; 64 at 2 bits, else 128."),
+    ] = None,
+    head_bits: Annotated[int, typer.Option(help="Bits of the head.")] = 8,
+    embedding_bits: Annotated[
+        int, typer.Option(help="Bits of the embedding; a tied head takes the larger of the two.")
+    ] = 8,
+    calibration: Annotated[
+        Optional[Path],
+        typer.Option(help="Text to calibrate on; by default some pages of novels."),
+    ] = None,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration blocks.")] = 128,
+    sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a block.")] = 512,
+    seed: Annotated[int, typer.Option(help="Which blocks are drawn from a long text.")] = 0,
+    device: Annotated[str, typer.Option(help="Where calibration runs: cpu or cuda.")] = "cpu",
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
+    as_json: Json = False,
+    quiet: Quiet = False,
+) -> None:
+    """Calibrate a checkpoint and write one packed file. Run again to resume after Ctrl-C."""
+    out = Output(as_json=as_json, quiet=quiet)
+    out.status(f"Reading {model} …")
+    from awq_edge import conversion
+
+    options = conversion.Options(
+        method=method,
+        bits=bits,
+        group_size=group_size if group_size is not None else (64 if bits == 2 else 128),
+        head_bits=head_bits,
+        embedding_bits=embedding_bits,
+        calibration=calibration,
+        samples=samples,
+        sequence_length=sequence_length,
+        seed=seed,
+        device=device,
+    )
+    started = time.monotonic()
+    listener = _Listener()
+    try:
+        with out.progress("Converting", 1.0) as bar:
+            listener.bar = bar
+            events = conversion.Events(message=bar.line, layer_done=listener.layer_done)
+            report = conversion.convert(model, output, options, force=force, events=events)
+    except KeyboardInterrupt:
+        if listener.done:
+            out.status(
+                f"Interrupted after layer {listener.done} of {listener.layers}; "
+                "the same command continues there."
+            )
+        raise
+    _print_report(out, report, time.monotonic() - started)
+
+
+class _Listener:
+    """Moves the progress bar from layer to layer."""
+
+    def __init__(self) -> None:
+        self.bar: Optional[Progress] = None
+        self.done = 0
+        self.layers = 0
+
+    def layer_done(self, report: "LayerReport", layers: int) -> None:
+        """Hears of a finished layer, or of one that an earlier run finished."""
+        self.done, self.layers = report.layer + 1, layers
+        note = f"layer {self.done}/{layers}"
+        if report.error is not None and report.error_rtn is not None:
+            note += f", error {report.error_rtn:.4f} → {report.error:.4f}"
+        if self.bar is not None:
+            self.bar.advance(1 / layers, note)
+
+
+def _print_report(out: Output, report: "Report", seconds: float) -> None:
+    boards = _boards(report)
+    if out.as_json:
+        out.json(_document(report, seconds, boards))
+        return
+    if any(layer.error is not None for layer in report.layers):
+        groups = list(report.layers[0].choices)
+        rows = [
+            [layer.layer, f"{layer.error_rtn:.4f}", f"{layer.error:.4f}"]
+            + [_choice_text(layer.choices[group]) for group in groups]
+            for layer in report.layers
+        ]
+        out.table(["layer", "error, rounded", "calibrated", *groups], rows)
+        out.line("Errors are relative to what a layer adds; exponents: p plain, d duo, 1 unscaled.")
+    context = min(_CONTEXT, report.architecture.context_length)
+    out.table(
+        ["device", "RAM", "needed", "tokens/s, at most"],
+        [
+            [
+                board["title"],
+                "/".join(f"{size}" for size in board["ram_gib"]) + " GiB"
+                if board["ram_gib"]
+                else "",
+                size_text(board["needed_bytes"]) + ("" if board["fits"] else ", does not fit"),
+                f"{board['roofline']:.0f}" if board["roofline"] else "unknown",
+            ]
+            for board in boards
+        ],
+    )
+    out.line(
+        f"Needed: weights and the keys and values of {context} tokens. At most: what the memory's "
+        "read rate allows."
+    )
+    out.fields(
+        {
+            "file": f"{report.path}, {size_text(report.file_bytes)}",
+            "bits per weight": f"{report.linear_bits_per_weight:.2f} in the decoder's matrices, "
+            f"{report.file_bits_per_weight:.2f} over the whole file",
+            "time": duration_text(seconds),
+        },
+        "Written",
+    )
+
+
+def _choice_text(choice: Any) -> str:
+    if choice.kind == "none":
+        return "1"
+    return f"{choice.kind[0]} {choice.exponent:.2f}"
+
+
+def _boards(report: "Report") -> list[dict[str, Any]]:
+    """What every known device needs and can reach at best."""
+    from awq_edge.profiles import load_profiles
+
+    context = min(_CONTEXT, report.architecture.context_length)
+    needed = report.file_bytes + report.cache_bytes(context)
+    return [
+        {
+            "name": profile.name,
+            "title": profile.title,
+            "ram_gib": list(profile.ram_gib),
+            "needed_bytes": needed,
+            "fits": not profile.ram_gib or needed < max(profile.ram_gib) * 2**30,
+            "roofline": profile.decode_roofline(report.decode_bytes),
+        }
+        for profile in load_profiles()
+    ]
+
+
+def _document(report: "Report", seconds: float, boards: list[dict[str, Any]]) -> dict[str, Any]:
+    import dataclasses
+
+    return {
+        "file": str(report.path),
+        "file_bytes": report.file_bytes,
+        "bits_per_weight": {
+            "linears": report.linear_bits_per_weight,
+            "file": report.file_bits_per_weight,
+        },
+        "decode_bytes": report.decode_bytes,
+        "seconds": seconds,
+        "layers": [dataclasses.asdict(layer) for layer in report.layers],
+        "devices": boards,
+    }
