@@ -1,5 +1,7 @@
 // The C API as a caller sees it, on tests/data/tiny.awq.gguf: what is shown, what is refused, and
 // that no exception comes through any function, whichever allocation fails inside.
+#include <unistd.h>
+
 #include <atomic>
 #include <cmath>
 #include <cstdio>
@@ -79,6 +81,17 @@ std::vector<uint32_t> prompt(size_t count) {
     std::vector<uint32_t> tokens(count);
     for (size_t i = 0; i < count; ++i) tokens[i] = static_cast<uint32_t>(i * 31 % kVocabulary);
     return tokens;
+}
+
+// Everything this process has mapped.
+uint64_t address_space_bytes() {
+    unsigned long long pages = 0;
+    std::FILE* const file = std::fopen("/proc/self/statm", "r");
+    CHECK(file != nullptr);
+    const int read = std::fscanf(file, "%llu", &pages);
+    std::fclose(file);
+    CHECK_EQUAL(read, 1);
+    return pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
 void check_error(const awqe_error& error, awqe_status status, const std::string& sentence) {
@@ -433,6 +446,21 @@ TEST(announced_memory_is_what_a_session_takes) {
     options.context_length = 16;
     CHECK_EQUAL(awqe_session_memory(model, &options, &memory, nullptr), AWQE_OK);
     CHECK(memory.scratch_bytes < one_thread);
+
+    // The address space grows by just that, in whole pages. The first session lets the heap grow.
+    options.context_length = 0;
+    CHECK_EQUAL(awqe_session_memory(model, &options, &memory, nullptr), AWQE_OK);
+    awqe_session* session = nullptr;
+    uint64_t before = 0, after = 0;
+    for (int round = 0; round < 2; ++round) {
+        before = address_space_bytes();
+        CHECK_EQUAL(awqe_session_open(model, &options, &session, nullptr), AWQE_OK);
+        after = address_space_bytes();
+        awqe_session_close(session);
+    }
+    const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    CHECK_EQUAL(after - before, (memory.cache_bytes + page - 1) / page * page +
+                                    (memory.scratch_bytes + page - 1) / page * page);
     awqe_model_close(model);
 }
 
