@@ -184,10 +184,10 @@ def test_kernels_stay_within_their_instruction_counts(
         )
         return float(instructions) / rows / columns / (tokens[0] if tokens else 1)
 
-    # A Cortex-A72 reads a 4-bit weight in 0.27 cycles from its memory; llama.cpp's kernel without
-    # SDOT takes one instruction per weight.
-    assert 0.2 < per_product("neon", "gemv") <= 0.28
-    assert 0.1 < per_product("neon_dotprod", "gemv") <= 0.20
+    # Just above what they are. The lower limits are what the multiplications alone take: less
+    # would mean that something was not counted.
+    assert 1 / 8 < per_product("neon", "gemv") <= 0.28
+    assert 1 / 16 < per_product("neon_dotprod", "gemv") <= 0.20
     tokens = 512
     with_sdot = per_product("neon_dotprod", "gemm", tokens)
     assert 1 / 16 < with_sdot <= 0.12
