@@ -25,7 +25,7 @@ def test_version(command: Command) -> None:
 def test_no_command_shows_the_help(command: Command) -> None:
     result = command()
     assert result.status == 0
-    for name in ("inspect", "run", "eval", "bench"):
+    for name in ("convert", "inspect", "run", "eval", "bench"):
         assert name in result.out
 
 
@@ -36,14 +36,16 @@ def test_unknown_command(command: Command) -> None:
     assert "awq-edge --help" in result.err
 
 
-@pytest.mark.parametrize("name", ["inspect", "run", "bench"])
+@pytest.mark.parametrize("name", ["convert", "inspect", "run", "bench"])
 def test_missing_argument(command: Command, name: str) -> None:
     result = command(name)
     assert result.status == 2
     assert f"awq-edge {name} --help" in result.err
 
 
-@pytest.mark.parametrize("name", [["inspect"], ["run"], ["bench"], ["eval"], ["eval", "ppl"]])
+@pytest.mark.parametrize(
+    "name", [["convert"], ["inspect"], ["run"], ["bench"], ["eval"], ["eval", "ppl"]]
+)
 def test_every_command_explains_itself(command: Command, name: list[str]) -> None:
     result = command(*name, "--help")
     assert result.status == 0
