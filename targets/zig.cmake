@@ -47,8 +47,11 @@ foreach(_language C CXX)
 endforeach()
 
 # A library for a device is linked without symbols; a build with tests keeps them, because the instruction audit reads them.
+# CMake's own trial programs link in the same way: zig would build its C++ library once more for them.
 # The build machine's own strip does not know the target's format.
+list(APPEND CMAKE_TRY_COMPILE_PLATFORM_VARIABLES AWQE_BUILD_TESTS)
 if(NOT AWQE_BUILD_TESTS)
+  set(CMAKE_EXE_LINKER_FLAGS_INIT "-s")
   set(CMAKE_SHARED_LINKER_FLAGS_INIT "-s")
 endif()
 set(CMAKE_STRIP
