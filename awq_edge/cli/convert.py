@@ -3,11 +3,13 @@
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
 import time
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
+from awq_edge.cli._interchange import ConversionExport, export_packed, import_quantised
 from awq_edge.cli._options import Json, Quiet
 from awq_edge.cli._output import Output, Progress, duration_text, size_text
 
@@ -43,6 +45,23 @@ def convert(
     sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a block.")] = 512,
     seed: Annotated[int, typer.Option(help="Which blocks are drawn from a long text.")] = 0,
     device: Annotated[str, typer.Option(help="Where calibration runs: cpu or cuda.")] = "cpu",
+    from_awq: Annotated[
+        bool,
+        typer.Option(
+            "--from-awq",
+            help="MODEL is quantised already (AutoAWQ gemm or gemv, compressed-tensors): take over "
+            "its codes, scales and zero-points; nothing is calibrated.",
+        ),
+    ] = False,
+    export: Annotated[
+        Optional[tuple[str, Path]],
+        typer.Option(
+            "--export",
+            metavar="KIND PATH",
+            help="Also write an AutoAWQ directory (hf-awq DIR) or a stock llama.cpp file of the "
+            "scaled weights (gguf FILE).",
+        ),
+    ] = None,
     force: Annotated[bool, typer.Option("--force", help="Replace an existing file.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -50,6 +69,19 @@ def convert(
     """Calibrate a checkpoint and write one packed file. Run again to resume after Ctrl-C."""
     out = Output(as_json=as_json, quiet=quiet)
     out.status(f"Reading {model} …")
+    exporting = ConversionExport(*export) if export is not None else None
+    if from_awq:
+        import_quantised(
+            model,
+            output,
+            embedding_bits=embedding_bits,
+            head_bits=head_bits,
+            force=force,
+            output=out,
+        )
+        if export is not None:
+            export_packed(output, *export, out)
+        return
     from awq_edge import conversion
 
     options = conversion.Options(
@@ -70,6 +102,8 @@ def convert(
         with out.progress("Converting", 1.0) as bar:
             listener.bar = bar
             events = conversion.Events(message=bar.line, layer_done=listener.layer_done)
+            if exporting is not None:
+                events = replace(events, layer_scaled=exporting.layer_scaled)
             report = conversion.convert(model, output, options, force=force, events=events)
     except KeyboardInterrupt:
         if listener.done:
@@ -79,6 +113,8 @@ def convert(
             )
         raise
     _print_report(out, report, time.monotonic() - started)
+    if exporting is not None:
+        exporting.write(model, output, out)
 
 
 class _Listener:
