@@ -91,4 +91,5 @@ def _replacing(target: Path) -> Iterator[Path]:
     except OSError as error:
         raise FileUnreadableError(f"{target} cannot be written: {error.strerror}.") from error
     finally:
-        partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()

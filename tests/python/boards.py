@@ -102,6 +102,7 @@ def arm_root() -> Path:
             (unpacked / name).symlink_to(f"usr/{name}")
         for name in ("dev", "proc", "mnt", "tmp", "home/pi"):
             (unpacked / name).mkdir(parents=True)
+        (unpacked / "tmp").chmod(0o1777)
         for package in packages:
             with subprocess.Popen(
                 ["dpkg", "--fsys-tarfile", str(package)], stdout=subprocess.PIPE

@@ -1,0 +1,192 @@
+"""``awq-edge build``: what the wheel holds, that it is reproducible, and what a person reads."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import pytest
+from boards import ROOT, WORK, arm_wheel
+from conftest import Command
+
+from awq_edge import __version__
+from awq_edge.device import library, sources, wheel
+from awq_edge.device.library import LibraryBuild, find_tools
+from awq_edge.device.project import metadata_files, runtime_requirements
+from awq_edge.errors import BuildError, UnsupportedError
+from awq_edge.profiles import load_profile
+
+PI = load_profile("rpi4b")
+
+
+@pytest.fixture
+def stand_in(tmp_path: Path) -> Path:
+    """A file that stands for a library, for tests that look at the wheel alone."""
+    path = tmp_path / "stand-in.so"
+    path.write_bytes(b"\x7fELF stand-in")
+    return path
+
+
+def test_the_wheel_is_called_after_what_it_needs(stand_in: Path, tmp_path: Path) -> None:
+    made = wheel.write_wheel(PI, stand_in, tmp_path / "dist")
+    assert made.name == f"awq_edge-{__version__}-py3-none-manylinux_2_31_aarch64.whl"
+    with zipfile.ZipFile(made) as archive:
+        text = archive.read(f"awq_edge-{__version__}.dist-info/WHEEL").decode()
+    assert "Tag: py3-none-manylinux_2_31_aarch64\n" in text
+    assert "Root-Is-Purelib: false\n" in text
+
+
+def test_the_wheel_holds_the_package_and_what_it_is_built_from(
+    stand_in: Path, tmp_path: Path
+) -> None:
+    made = wheel.write_wheel(PI, stand_in, tmp_path)
+    with zipfile.ZipFile(made) as archive:
+        names = set(archive.namelist())
+    for name in (
+        "awq_edge/__init__.py",
+        "awq_edge/libawq_edge.so",
+        "awq_edge/include/awq_edge.h",
+        "awq_edge/device/install.sh",
+        "awq_edge/converters/__init__.py",
+        "awq_edge/targets/zig.cmake",
+        "awq_edge/targets/rpi4b/toolchain.cmake",
+        "awq_edge/targets/rpi4b/profile.toml",
+        "awq_edge/native_source/CMakeLists.txt",
+        "awq_edge/native_source/native/api/c_api.cpp",
+        "awq_edge/native_source/native/api/exports.map",
+        f"awq_edge-{__version__}.dist-info/licenses/LICENSE",
+    ):
+        assert name in names
+    assert not [name for name in names if "__pycache__" in name or name.startswith("tests/")]
+    # Every source that CMake names is there.
+    cmake = (ROOT / "CMakeLists.txt").read_text("utf-8").split()
+    listed = [word.rstrip(")") for word in cmake if word.startswith("native/") and ".cpp" in word]
+    assert len(listed) > 30
+    for word in listed:
+        assert f"awq_edge/native_source/{word}" in names
+
+
+def test_the_record_has_every_file_with_its_checksum(stand_in: Path, tmp_path: Path) -> None:
+    made = wheel.write_wheel(PI, stand_in, tmp_path)
+    with zipfile.ZipFile(made) as archive:
+        record = f"awq_edge-{__version__}.dist-info/RECORD"
+        lines = [line.split(",") for line in archive.read(record).decode().splitlines()]
+        assert sorted(name for name, _, _ in lines) == sorted(archive.namelist())
+        for name, checksum, size in lines:
+            if name == record:
+                assert (checksum, size) == ("", "")
+                continue
+            data = archive.read(name)
+            digest = base64.urlsafe_b64encode(hashlib.sha256(data).digest()).rstrip(b"=").decode()
+            assert (checksum, size) == (f"sha256={digest}", str(len(data)))
+
+
+def test_the_same_files_give_the_same_bytes(stand_in: Path, tmp_path: Path) -> None:
+    first = wheel.write_wheel(PI, stand_in, tmp_path / "one").read_bytes()
+    assert wheel.write_wheel(PI, stand_in, tmp_path / "two").read_bytes() == first
+
+
+def test_pip_takes_the_wheel_for_a_board(stand_in: Path, tmp_path: Path) -> None:
+    made = wheel.write_wheel(PI, stand_in, tmp_path)
+    command = [
+        *(sys.executable, "-m", "pip", "install", "--quiet", "--no-deps", "--no-index"),
+        *("--target", str(tmp_path / "site"), "--platform", "manylinux_2_31_aarch64"),
+        *("--python-version", "3.9", "--only-binary", ":all:", str(made)),
+    ]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "site/awq_edge/libawq_edge.so").is_file()
+
+
+def test_an_unwritable_place_leaves_nothing(command: Command, tmp_path: Path) -> None:
+    (tmp_path / "dist").write_text("a file, not a folder")
+    with pytest.raises(OSError, match="cannot be written"):
+        wheel.write_wheel(PI, tmp_path / "dist", tmp_path / "dist")
+    assert [path.name for path in tmp_path.iterdir()] == ["dist"]
+
+
+def test_the_metadata_tells_what_a_device_needs_and_no_more() -> None:
+    text = metadata_files()["METADATA"].decode()
+    assert f"Version: {__version__}\n" in text
+    assert 'Requires-Dist: torch>=2.4; extra == "convert"\n' in text
+    names = {requirement.split(">")[0] for requirement in runtime_requirements()}
+    assert "numpy" in names
+    assert not {"torch", "transformers", "cmake", "pytest"} & names
+
+
+@pytest.mark.parametrize("missing", ["cmake", "ninja", "ziglang"])
+def test_a_missing_tool_is_one_sentence_with_the_command(
+    missing: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    real = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name: None if name == missing else real(name)
+    )
+    monkeypatch.setenv("PATH", "/nowhere")
+    with pytest.raises(UnsupportedError, match=rf"{missing}.*pip install 'awq-edge\[build\]'"):
+        find_tools()
+
+
+def test_a_failed_build_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "CMakeLists.txt").write_text(
+        'cmake_minimum_required(VERSION 3.22)\nmessage(FATAL_ERROR "no")\n'
+    )
+    monkeypatch.setattr(library, "native_source_directory", lambda: tmp_path)
+    monkeypatch.setenv("AWQ_EDGE_CACHE", str(tmp_path / "cache"))
+    build = LibraryBuild(PI)
+    assert build.is_first
+    with pytest.raises(BuildError, match=r"aarch64 failed.*CMake Error.*build\.log"):
+        build.run()
+    assert "CMake Error at CMakeLists.txt:2" in build.log.read_text()
+
+
+def test_a_package_without_sources_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(sources, "is_checkout", lambda: False)
+    with pytest.raises(UnsupportedError, match="native sources"):
+        sources.native_source_directory()
+
+
+def test_a_second_build_does_nothing_and_gives_the_same_wheel(
+    command: Command, tmp_path: Path
+) -> None:
+    """The command itself, over the build that the other tests have made."""
+    first = arm_wheel()
+    result = command(
+        *("build", "--target", "rpi5", "-o", tmp_path, "--json"),
+        environment={"AWQ_EDGE_CACHE": str(WORK / "cache")},
+    )
+    assert result.status == 0, result.err
+    assert "First build" not in result.err
+    document = json.loads(result.out)
+    # Another Arm board, the same wheel.
+    assert Path(document["wheel"]).read_bytes() == first.read_bytes()
+    assert 100_000 < document["library_bytes"] < 1_500_000
+
+
+def test_an_installed_wheel_builds_the_same_wheel_without_the_checkout(tmp_path: Path) -> None:
+    """Another folder, another cache, an installation instead of a checkout: the same bytes."""
+    made = arm_wheel()
+    site = tmp_path / "site"
+    with zipfile.ZipFile(made) as archive:
+        archive.extractall(site)
+    done = subprocess.run(
+        [sys.executable, "-P", "-m", "awq_edge.cli.main", "build", "-t", "rpi4b", "-o", "dist"]
+        if sys.version_info >= (3, 11)
+        else [sys.executable, "-m", "awq_edge.cli.main", "build", "-t", "rpi4b", "-o", "dist"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": str(site), "AWQ_EDGE_CACHE": str(tmp_path / "cache")},
+        capture_output=True,
+        text=True,
+        timeout=600,
+        check=False,
+    )
+    assert done.returncode == 0, done.stderr
+    assert "about two minutes" in done.stderr
+    assert (tmp_path / "dist" / made.name).read_bytes() == made.read_bytes()
