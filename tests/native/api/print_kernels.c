@@ -1,5 +1,5 @@
-/* Prints the kernel tables that this CPU can run, best first, one a line: what the emulated tests compare with what a CPU is
- * known to have. */
+/* Prints the kernel tables that this CPU can run, best first, one a line: what the emulated tests
+ * compare with what a CPU is known to have. */
 #include <stdio.h>
 
 #include "awq_edge.h"
