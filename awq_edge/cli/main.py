@@ -9,6 +9,7 @@ import typer
 
 from awq_edge import __version__
 from awq_edge.cli import _errors, _output
+from awq_edge.cli.analyze import analyze
 from awq_edge.cli.bench import bench
 from awq_edge.cli.build import build
 from awq_edge.cli.bundle import bundle
@@ -57,6 +58,7 @@ app.command()(run)
 app.add_typer(eval_app, name="eval")
 app.command()(bench)
 app.command()(export)
+app.command()(analyze)
 app.command()(targets)
 app.command()(build)
 app.command()(bundle)

@@ -1,0 +1,187 @@
+"""The model under analysis: its weights in memory, a text to calibrate on and one to judge by.
+
+Owns perplexity of any set of weights, and one pass over the float model that collects what its
+matrices read. Refuses to change weights: the experiments do.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+
+from awq_edge import torch_decoder
+from awq_edge.errors import InvalidArgumentError
+from awq_edge.float_model import FloatModel
+from awq_edge.hf_tokenizer import StoredTokenizer
+from awq_edge.perplexity import Perplexity, cut_chunks, measure
+from awq_edge.quantize import calibration
+from awq_edge.torch_decoder import Positions
+
+# Matrices that read one input; the first stands for them.
+READERS: dict[str, tuple[str, ...]] = {
+    "attn_q": ("attn_q", "attn_k", "attn_v"),
+    "attn_output": ("attn_output",),
+    "ffn_gate": ("ffn_gate", "ffn_up"),
+    "ffn_down": ("ffn_down",),
+}
+
+# Share of a text that is kept for judging when no other text is given.
+_HELD_OUT = 0.2
+
+Weights = Mapping[str, torch.Tensor]
+
+
+@dataclass(frozen=True)
+class InputSums:
+    """What the readers of one input saw, summed over all calibration tokens.
+
+    Attributes:
+        mean_absolute: Mean magnitude of each channel, [k].
+        products: Means of x_i * x_j, [k, k].
+    """
+
+    mean_absolute: torch.Tensor
+    products: torch.Tensor
+
+
+@dataclass(frozen=True)
+class Settings:
+    """How thoroughly to look.
+
+    Attributes:
+        bits: Of the rounded weights.
+        group_size: Inputs that share a scale.
+        samples: Calibration blocks.
+        sequence_length: Tokens of a block.
+        context: Tokens of a chunk of the judged text.
+        chunks: How many of them.
+        seed: Draws calibration blocks and random channels.
+    """
+
+    bits: int = 3
+    group_size: int = 128
+    samples: int = 32
+    sequence_length: int = 256
+    context: int = 256
+    chunks: int = 16
+    seed: int = 0
+
+
+class Subject:
+    """A float model whose weights are all in memory."""
+
+    def __init__(
+        self,
+        model: FloatModel,
+        tokenizer: StoredTokenizer,
+        settings: Settings,
+        calibration_text: str,
+        judged_text: str,
+    ) -> None:
+        """Reads the weights and cuts both texts.
+
+        Raises:
+            InvalidArgumentError: A text is shorter than one block or chunk.
+        """
+        self.architecture = model.architecture
+        self.settings = settings
+        names = [*model.tensor_names(), "rope.inverse_frequencies"]
+        self.weights = {name: model(name) for name in names}
+        longest = self.architecture.context_length
+        bos = tokenizer.bos_id if tokenizer.add_bos else None
+        tokens = tokenizer.encode(judged_text)
+        if bos is not None:
+            tokens = [bos, *tokens]
+        context = min(settings.context, longest)
+        self.chunks = cut_chunks(tokens, context, bos_token_id=bos, limit=settings.chunks)
+        length = min(settings.sequence_length, longest)
+        if len(tokenizer.encode(calibration_text)) < length:
+            raise InvalidArgumentError(
+                f"The calibration text is shorter than one block of {length} tokens: use a longer "
+                "text or shorter blocks."
+            )
+        self.blocks = calibration.token_blocks(
+            tokenizer, calibration_text, settings.samples, length, settings.seed
+        )
+        calibration.check_tokens(self.blocks, self.architecture.vocabulary_size)
+
+    def perplexity(self, weights: Weights | None = None) -> Perplexity:
+        """Of the judged text, with the model's own weights or with others of the same names."""
+        return measure(_Source(weights or self.weights, self), self.chunks)
+
+    def layers(
+        self, advance: Callable[[], None] = lambda: None
+    ) -> Iterator[tuple[int, dict[str, InputSums]]]:
+        """Sums for every layer's inputs (the keys of READERS), one layer at a time."""
+        a = self.architecture
+        hidden = self.weights["token_embd.weight"][self.blocks]
+        positions = Positions.first(hidden.shape[1], self.weights["rope.inverse_frequencies"])
+        for layer in range(a.layers):
+            weights = self.layer(layer)
+            sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+            with torch.inference_mode():
+                for block in range(len(hidden)):
+                    linear = _recording(torch_decoder.plain_linear(weights), sums)
+                    hidden[block : block + 1] = torch_decoder.decoder_layer(
+                        a, layer, weights, linear, hidden[block : block + 1], positions
+                    )
+            count = hidden.shape[0] * hidden.shape[1]
+            yield (
+                layer,
+                {
+                    name: InputSums(total / count, gram / count)
+                    for name, (total, gram) in sums.items()
+                },
+            )
+            advance()
+
+    def layer(self, index: int) -> dict[str, torch.Tensor]:
+        """The tensors of one layer, without ``blk.N.``."""
+        prefix = f"blk.{index}."
+        return {
+            name[len(prefix) :]: tensor
+            for name, tensor in self.weights.items()
+            if name.startswith(prefix)
+        }
+
+
+def divide_text(text: str) -> tuple[str, str]:
+    """A part to calibrate on and a later part to judge by, which do not overlap."""
+    cut = round(len(text) * (1 - _HELD_OUT))
+    return text[:cut], text[cut:]
+
+
+class _Source:
+    """A ``LogitsSource`` over weights in memory."""
+
+    def __init__(self, weights: Weights, subject: Subject) -> None:
+        self._weights = weights
+        self._architecture = subject.architecture
+
+    def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
+        """See ``awq_edge.perplexity.LogitsSource``."""
+        logits = torch_decoder.logits(
+            self._weights.__getitem__, self._architecture, torch.tensor([tokens])
+        )
+        yield logits[0, first:].numpy()
+
+
+def _recording(
+    linear: torch_decoder.Linear, sums: dict[str, tuple[torch.Tensor, torch.Tensor]]
+) -> torch_decoder.Linear:
+    """Multiplies, and adds what the first reader of each input sees to ``sums``."""
+
+    def multiply(name: str, x: torch.Tensor) -> torch.Tensor:
+        if name in READERS:
+            flat = x.reshape(-1, x.shape[-1])
+            total, gram = flat.abs().sum(dim=0), flat.T @ flat
+            if name in sums:
+                total, gram = total + sums[name][0], gram + sums[name][1]
+            sums[name] = (total, gram)
+        return linear(name, x)
+
+    return multiply
