@@ -15,6 +15,7 @@ transformers = pytest.importorskip("transformers")
 
 import quantised_checkpoints as made  # noqa: E402  (after the checks for torch and transformers)
 from checkpoints import FAMILIES, LLAMA3_ROPE, assets, random_model, save  # noqa: E402
+from conftest import STORIES, Command  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from awq_edge import conversion, layouts, torch_decoder  # noqa: E402
@@ -140,8 +141,7 @@ def test_transformers_loads_an_export_by_its_own_awq_path(tmp_path: Path) -> Non
 
 def test_the_tokenizer_comes_along(tmp_path: Path) -> None:
     source = assets("models", "stories260k")
-    packed = Path(__file__).resolve().parents[1] / "data/stories260k.awq.gguf"
-    file = PackedFile(packed)
+    file = PackedFile(STORIES)
     from awq_edge.interchange import hf_config
 
     hf_config.write_tokenizer(file.metadata, tmp_path)
@@ -273,6 +273,70 @@ def test_llama_cpp_reads_texts_like_the_tokenizer(name: str, tmp_path: Path) -> 
             continue  # llama.cpp takes it for the token, tokenizers for text
         got = model.tokenize(case.encode(), add_bos=False, special=False)
         assert got == tokenizer.encode(case, add_special_tokens=False).ids, case
+
+
+def test_a_conversion_exports_its_scaled_weights(command: Command, tmp_path: Path) -> None:
+    """Scaled weights compute what the original ones do, and are not the original ones."""
+    llama_cpp = pytest.importorskip("llama_cpp")
+    directory = assets("models", "stories260k")
+    path = tmp_path / "scaled.gguf"
+    result = command(
+        "convert", directory, "-o", tmp_path / "model.awq.gguf", "--samples", 4,
+        "--sequence-length", 64, "--export", "gguf", path, "--quiet",
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    assert sorted(entry.name for entry in tmp_path.iterdir()) == ["model.awq.gguf", "scaled.gguf"]
+    source = open_float_model(str(directory))
+    tokens = [1, *range(300, 340)]
+    model = llama_cpp.Llama(str(path), n_ctx=64, n_threads=1, logits_all=True, verbose=False)
+    model.eval(tokens)
+    got = np.array(model.scores[: len(tokens)])
+    expected = torch_decoder.logits(source, source.architecture, torch.tensor([tokens]))[0].numpy()
+    assert np.abs(got - expected).max() < 5e-3 * np.abs(expected).max()
+    from gguf import GGUFReader
+
+    norms = {
+        tensor.name: tensor.data for tensor in GGUFReader(path).tensors if "norm" in tensor.name
+    }
+    changed = [name for name in norms if not np.allclose(norms[name], source(name).numpy())]
+    assert len(changed) >= 5
+
+
+def test_scaled_weights_that_were_not_kept_are_missed(tmp_path: Path) -> None:
+    from awq_edge.errors import FileUnreadableError
+    from awq_edge.interchange.scaled_weights import ScaledWeights
+
+    source = open_float_model(str(save(random_model("llama", **SIZES), tmp_path / "source")))
+    scaled = ScaledWeights(tmp_path / "scaled.partial")
+    scaled.keep(1, source.layer(1))
+    with pytest.raises(FileUnreadableError, match="layer 0"):
+        scaled.complete(source)
+    scaled.keep(0, source.layer(0))
+    scaled.complete(source)
+    name = "blk.1.ffn_up.weight"
+    np.testing.assert_array_equal(scaled(name), source(name).half().float().numpy())
+    scaled.remove()
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("{stories}", "hf-awq", "{new}"), "multiples"),
+        (("{stories}", "onnx", "{new}"), "no export 'onnx'"),
+        (("{stories}", "gguf", "{old}"), "exists already"),
+        (("{stories}", "gguf", "{new}/below"), "no directory"),
+        (("{new}", "gguf", "{new}2"), "no file"),
+        (("{old}", "gguf", "{new}"), "not a GGUF file"),
+    ],
+)
+def test_the_export_command_refuses_in_one_sentence(
+    arguments: tuple[str, ...], words: str, command: Command, tmp_path: Path
+) -> None:
+    places = {"stories": STORIES, "new": tmp_path / "new", "old": tmp_path / "old"}
+    places["old"].write_text("mine, and long enough to hold a header " * 10)
+    command("export", *(text.format(**places) for text in arguments)).assert_one_sentence(words)
+    assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
 
 
 def test_unknown_ways_to_cut_texts_are_refused(tmp_path: Path) -> None:

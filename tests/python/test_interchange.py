@@ -14,6 +14,7 @@ pytest.importorskip("transformers")
 
 import quantised_checkpoints as made  # noqa: E402  (after the checks for torch and transformers)
 from checkpoints import edit_config  # noqa: E402
+from conftest import Command  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from awq_edge.errors import AwqEdgeError, CheckpointError, UnsupportedError  # noqa: E402
@@ -322,3 +323,50 @@ def test_act_order_is_refused(tmp_path: Path) -> None:
     made.write(tmp_path, made.compressed_settings(4, 64, False), pack)
     with pytest.raises(UnsupportedError, match="act-order"):
         imported(tmp_path)
+
+
+# ---- the command --------------------------------------------------------------------------------
+
+
+def test_the_command_imports_and_exports_again(command: Command, tmp_path: Path) -> None:
+    source, packed = tmp_path / "source", tmp_path / "model.awq.gguf"
+    source.mkdir()
+    truth = made.write_gemm(source)
+    result = command(
+        "convert", "--from-awq", source, "-o", packed, "--export", "hf-awq", tmp_path / "again",
+        "--json",
+    )  # fmt: skip
+    assert result.status == 0, result.err
+    assert json.loads(result.out)["exact_matrices"] == 14
+    assert_exact(read_dequantised(packed), truth)
+    before, after = (
+        load_file(directory / "model.safetensors") for directory in (source, tmp_path / "again")
+    )
+    name = "model.layers.0.mlp.up_proj.qweight"
+    assert torch.equal(before[name], after[name])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "words"),
+    [
+        (("--from-awq", "{float}", "-o", "{new}"), "without --from-awq"),
+        (("{quantised}", "-o", "{new}"), "--from-awq"),
+        (("--from-awq", "{quantised}", "-o", "{float}/config.json"), "--force"),
+        (("--from-awq", "{quantised}", "-o", "{new}/below"), "no directory"),
+        (("{float}", "-o", "{new}", "--export", "onnx", "{new}2"), "no export 'onnx'"),
+        (("{float}", "-o", "{new}", "--export", "gguf", "{float}"), "exists already"),
+    ],
+)
+def test_the_command_refuses_in_one_sentence(
+    arguments: tuple[str, ...], words: str, command: Command, tmp_path: Path
+) -> None:
+    places = {name: tmp_path / name for name in ("float", "quantised", "new")}
+    for name in ("float", "quantised"):
+        places[name].mkdir()
+    made.write_gemm(places["quantised"])
+    made.random_model("llama").save_pretrained(places["float"], safe_serialization=True)
+    config = (places["float"] / "config.json").read_bytes()
+    result = command("convert", *(text.format(**places) for text in arguments), "--quiet")
+    result.assert_one_sentence(words)
+    assert (places["float"] / "config.json").read_bytes() == config
+    assert not list(tmp_path.glob("new*"))
