@@ -68,7 +68,6 @@ def convert(
 ) -> None:
     """Calibrate a checkpoint and write one packed file. Run again to resume after Ctrl-C."""
     out = Output(as_json=as_json, quiet=quiet)
-    out.status(f"Reading {model} …")
     exporting = ConversionExport(*export) if export is not None else None
     if from_awq:
         import_quantised(
