@@ -137,16 +137,16 @@ def kernel_counts(plugin: Path) -> list[Count]:
         instructions = count_kernel(plugin, table, kernel, *n)
         counts.append(Count(table, operation, unit, instructions / units))
 
+    weights = ROWS * COLUMNS
     for table in ("neon", "neon_dotprod"):  # neon_i8mm takes the gemv of neon_dotprod
         for bits in (4, 3, 2, 8):
             name = f"gemv_s8d_u{bits}g, groups of {GROUP}"
-            shape = (bits, GROUP, ROWS, COLUMNS)
-            add(table, name, "weight", ROWS * COLUMNS, "gemv", *shape)
+            add(table, name, "weight", weights, "gemv", bits, GROUP, ROWS, COLUMNS)
     for table in CPUS:
         for bits in (4, 3, 2, 8):
             name = f"gemm_s8d_u{bits}g, {TOKENS} tokens"
-            shape = (bits, GROUP, ROWS, COLUMNS, TOKENS)
-            add(table, name, "product", ROWS * COLUMNS * TOKENS, "gemm", *shape)
+            units = weights * TOKENS
+            add(table, name, "product", units, "gemm", bits, GROUP, ROWS, COLUMNS, TOKENS)
     heads, size, positions = 8, 64, 512
     add("neon", "quantize_act_s8d", "input", COLUMNS, "quantize_act", GROUP, COLUMNS)
     add("neon", "rms_norm_f32", "input", COLUMNS, "rms_norm", COLUMNS)
