@@ -179,7 +179,7 @@ def token_counts(plugin: Path, directory: Path) -> list[Count]:
         more = count(plugin, CPUS[table], "token_loop", model, 3)
         token = (more - few) / 2
         name = "a token of tinyllama-1.1b, 2 layers, head at 8 bits"
-        counts.append(Count(table, name, "million", token / 1e6))
+        counts.append(Count(table, name, "token, in millions", token / 1e6))
         counts.append(Count(table, name, "weight", token / weights))
     return counts
 
