@@ -75,7 +75,9 @@ def deploy(
             bar.advance(sum(have.values()))
             steps.copy(remote, bundle, facts.prefix, have, bar.advance)
         output.status("Installing and testing on the board")
-        output.status(steps.install(remote, facts.prefix, options).rstrip())
+        for line in steps.install(remote, facts.prefix, options).splitlines():
+            if not line.startswith("Done."):  # told at the end, after the report
+                output.status(line)
         report = steps.first_run(remote, facts.prefix, file.name)
     _tell_report(output, profile, report)
     program = f"{facts.prefix}/current/bin/awq-edge"
@@ -113,7 +115,11 @@ def _tell_report(output: Output, profile: Profile, report: dict[str, Any]) -> No
         "prompt": f"{report['prefill_tokens_per_second']:.1f} tokens/s",
         "kernels": f"{report['kernels']}, {report['threads']} threads",
         "peak memory": f"{size_text(report['peak_rss_bytes'])}, the mapped model included",
-        "temperature": "unknown" if after is None else f"{before:.0f} °C, then {after:.0f} °C",
+        "temperature": (
+            f"{before:.0f} °C, then {after:.0f} °C"
+            if before is not None and after is not None
+            else "unknown"
+        ),
         "throttling": _throttling(*report["throttling"]),
     }
     output.fields(fields)

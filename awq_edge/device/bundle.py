@@ -6,6 +6,7 @@ packages with one list for each Python version. Refuses to copy it anywhere: ``d
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shlex
@@ -183,8 +184,8 @@ def write(bundle: Bundle, output: Path, progress: Progress | None = None) -> Non
     finally:
         if partial.is_dir():
             shutil.rmtree(partial)
-        else:
-            partial.unlink(missing_ok=True)
+        with contextlib.suppress(OSError):
+            partial.unlink()
 
 
 def file_digest(path: Path) -> str:

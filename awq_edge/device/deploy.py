@@ -18,8 +18,8 @@ from awq_edge.profiles import Profile, load_profiles
 
 # Pythons that the packages exist for; the board's own is chosen from these.
 SUPPORTED_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
-# Exit statuses of _RECEIVE.
-_NOT_WRITTEN, _WRONG_SUM = 21, 22
+# An exit status of _RECEIVE.
+_WRONG_SUM = 22
 
 _IDENTIFY = r"""
 uname -m
@@ -49,8 +49,11 @@ while read -r sum size name; do
 done
 """
 
-# $1: the file, $2: its checksum. Appends the input to what has arrived before.
+# $1: the file, $2: its checksum, $3: its size. Appends the input to what has arrived before. Part
+# of a file is kept for the next try; all of it with a wrong checksum is not.
 _RECEIVE = r"""
+LC_ALL=C
+export LC_ALL
 part="$1.$2.part"
 cat >>"$part" || { rm -f "$part"; exit 21; }
 if [ "$(sha256sum <"$part" | cut -c 1-64)" = "$2" ]; then mv -f "$part" "$1"; exit 0; fi

@@ -94,8 +94,8 @@ def fit(model: Model, board: Board, context_length: int | None) -> Fit:
 
 def judge_fit(result: Fit, name: str) -> Finding:
     """One line about a model."""
-    need = f"{_gb(result.need.total_bytes)} with {result.context_length} tokens of context"
-    free = f"{_gb(result.available_bytes)} free"
+    need = f"{_size_text(result.need.total_bytes)} with {result.context_length} tokens of context"
+    free = f"{_size_text(result.available_bytes)} free"
     if result.need.total_bytes <= result.available_bytes:
         return Finding(
             OK, "model", f"{name} needs {need}; {free}, enough for {result.largest_context} tokens"
@@ -163,7 +163,7 @@ def _memory(board: Board) -> Iterator[Finding]:
     if total is None or available is None:
         yield Finding(WARNING, "memory", "unknown", "Mount /proc, so that memory can be checked.")
         return
-    text = f"{_gb(available)} free of {_gb(total)}"
+    text = f"{_size_text(available)} free of {_size_text(total)}"
     if available < total / 4:
         yield Finding(WARNING, "memory", text, "Close other programs before you load a model.")
     else:
@@ -174,11 +174,13 @@ def _memory(board: Board) -> Iterator[Finding]:
         yield Finding(
             WARNING,
             "swap",
-            f"{_gb(board.swap_used)} used of {_gb(board.swap_total)}",
+            f"{_size_text(board.swap_used)} used of {_size_text(board.swap_total)}",
             "Close other programs: a model that is swapped out takes seconds for each token.",
         )
     else:
-        yield Finding(OK, "swap", f"{_gb(board.swap_total)}, {_gb(board.swap_used or 0)} used")
+        yield Finding(
+            OK, "swap", f"{_size_text(board.swap_total)}, {_size_text(board.swap_used or 0)} used"
+        )
 
 
 def _clock(board: Board) -> Iterator[Finding]:
@@ -248,5 +250,6 @@ def _power(board: Board) -> Iterator[Finding]:
         yield Finding(OK, "throttling", "none since the last start")
 
 
-def _gb(size_bytes: float) -> str:
-    return f"{size_bytes / 1e9:.2f} GB"
+def _size_text(size_bytes: float) -> str:
+    """Megabytes for what is small."""
+    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"

@@ -1,0 +1,204 @@
+"""``awq-edge bundle``: the set of packages is complete for the board, and the bundle is whole.
+
+The packages here are made up and lie in a folder, so that no index is asked. Real ones are used in
+test_emulated_board.py.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import subprocess
+import tarfile
+import zipfile
+from pathlib import Path
+
+import pytest
+from boards import STORIES
+from conftest import Command
+
+from awq_edge.device import bundle as bundle_module
+from awq_edge.device.bundle import Bundle, collect, requirements, write
+from awq_edge.device.packages import fetch
+from awq_edge.device.wheel import wheel_name
+from awq_edge.errors import BuildError, FileUnreadableError, InvalidArgumentError
+from awq_edge.profiles import load_profile
+
+PI = load_profile("rpi4b")
+
+
+@pytest.fixture
+def index(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """The only place where pip looks."""
+    folder = tmp_path / "index"
+    folder.mkdir()
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(folder))
+    for name in ("PIP_INDEX_URL", "PIP_EXTRA_INDEX_URL", "PIP_CONSTRAINT"):
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    return folder
+
+
+def _package(
+    folder: Path, name: str, *needs: str, version: str = "1.0", tag: str = "py3-none-any"
+) -> None:
+    info = f"{name}-{version}.dist-info"
+    lines = "".join(f"Requires-Dist: {need}\n" for need in needs)
+    with zipfile.ZipFile(folder / f"{name}-{version}-{tag}.whl", "w") as archive:
+        archive.writestr(
+            f"{info}/METADATA",
+            f"Metadata-Version: 2.1\nName: {name}\nVersion: {version}\n"
+            f"Provides-Extra: more\n{lines}",
+        )
+        archive.writestr(f"{info}/WHEEL", f"Wheel-Version: 1.0\nTag: {tag}\n")
+        archive.writestr(f"{info}/RECORD", "")
+
+
+def _names(paths: list[Path]) -> list[str]:
+    return [path.name.split("-")[0] for path in paths]
+
+
+def test_markers_are_those_of_the_board_not_of_this_machine(index: Path, tmp_path: Path) -> None:
+    _package(
+        index,
+        "top",
+        "for_old_pythons; python_version < '3.10'",
+        "for_arm; platform_machine == 'aarch64'",
+        "for_pcs; platform_machine == 'x86_64'",
+        "for_windows; sys_platform == 'win32'",
+        "with_more[more]",
+    )
+    _package(index, "with_more", "extra_part; extra == 'more'", "never; extra == 'other'")
+    for name in ("for_old_pythons", "for_arm", "for_pcs", "for_windows", "extra_part", "never"):
+        _package(index, name)
+    common = ["extra_part", "for_arm", "top", "with_more"]
+    assert _names(fetch(["top"], "aarch64", "3.12", tmp_path / "a")) == common
+    old = fetch(["top>=1"], "aarch64", "3.9", tmp_path / "b")
+    assert _names(old) == ["extra_part", "for_arm", "for_old_pythons", "top", "with_more"]
+    pc = fetch(["top; python_version >= '3'"], "x86_64", "3.12", tmp_path / "c")
+    assert _names(pc) == ["extra_part", "for_pcs", "top", "with_more"]
+
+
+def test_wheels_for_the_boards_cpu_and_c_library_are_taken(index: Path, tmp_path: Path) -> None:
+    for tag in (
+        "cp311-cp311-manylinux_2_17_x86_64",
+        "cp311-cp311-manylinux_2_28_aarch64",
+        "cp312-cp312-manylinux_2_28_aarch64",
+        "cp39-abi3-manylinux2014_aarch64",
+    ):
+        _package(index, "native", tag=tag)
+    _package(index, "native", tag="cp311-cp311-manylinux_2_36_aarch64", version="2.0")
+    (wheel,) = fetch(["native"], "aarch64", "3.11", tmp_path / "a")
+    assert wheel.name == "native-1.0-cp311-cp311-manylinux_2_28_aarch64.whl"
+    (wheel,) = fetch(["native"], "aarch64", "3.13", tmp_path / "b")
+    assert wheel.name == "native-1.0-cp39-abi3-manylinux2014_aarch64.whl"
+
+
+def test_a_missing_package_is_one_sentence(index: Path, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"Python 3\.12 on aarch64.*absent.*--python"):
+        fetch(["absent"], "aarch64", "3.12", tmp_path)
+    _package(index, "top", "absent; platform_machine == 'aarch64'")
+    with pytest.raises(BuildError, match="absent"):
+        fetch(["top"], "aarch64", "3.12", tmp_path)
+
+
+@pytest.fixture
+def made(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
+    """A bundle for two Pythons, with made-up packages."""
+    _package(index, "numpy")
+    _package(index, "pip")
+    _package(index, "tomli")
+    monkeypatch.setattr(
+        bundle_module, "runtime_requirements", lambda: ["numpy", "tomli; python_version < '3.11'"]
+    )
+    own = tmp_path / wheel_name(PI)
+    with zipfile.ZipFile(own, "w") as archive:
+        archive.writestr("awq_edge/__init__.py", "")
+    return collect(STORIES, PI, own, ["3.9", "3.11"], tmp_path / "work", lambda _: None)
+
+
+def test_every_python_has_a_list_of_its_own(made: Bundle) -> None:
+    own = wheel_name(PI)
+    numpy, pip, tomli = (f"{name}-1.0-py3-none-any.whl" for name in ("numpy", "pip", "tomli"))
+    lists = {v: made.files[f"wheels/{v}.txt"].read_text().split() for v in ("3.9", "3.11")}
+    assert lists == {"3.9": [own, numpy, pip, tomli], "3.11": [own, numpy, pip]}
+    assert {f"wheels/{name}" for name in (own, numpy, pip, tomli)} < set(made.files)
+    assert made.files[STORIES.name] == STORIES  # not copied
+
+
+def test_a_folder_is_whole_and_verifies(made: Bundle, tmp_path: Path) -> None:
+    written = 0
+
+    def count(size: int) -> None:
+        nonlocal written
+        written += size
+
+    folder = tmp_path / "new" / "bundle"
+    write(made, folder, count)
+    assert written == made.size_bytes
+    names = {str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file()}
+    assert names == set(made.files)
+    done = subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=folder, check=False)
+    assert done.returncode == 0
+    assert (folder / "install.sh").stat().st_mode & 0o111
+    script = (folder / "install.sh").read_text()
+    for line in ("MACHINE=aarch64", "PYTHONS='3.9 3.11'", f"MODEL={STORIES.name}", "CONTEXT=512"):
+        assert f"\n{line}\n" in script
+
+
+@pytest.mark.parametrize("name", ["pi.tar", "pi.tar.gz", "pi.tgz"])
+def test_an_archive_has_the_same_bytes_each_time(name: str, made: Bundle, tmp_path: Path) -> None:
+    for folder in ("one", "two"):
+        write(made, tmp_path / folder / name)
+    first = (tmp_path / "one" / name).read_bytes()
+    assert name.endswith("gz") or first == (tmp_path / "two" / name).read_bytes()
+    with tarfile.open(tmp_path / "one" / name) as archive:
+        assert {entry.name for entry in archive} == {f"pi/{file}" for file in made.files}
+        model = archive.extractfile(f"pi/{STORIES.name}")
+        assert model is not None
+        digest = hashlib.sha256(model.read()).hexdigest()
+    assert digest == made.digests[STORIES.name]
+
+
+def test_what_exists_is_not_overwritten_and_a_failure_leaves_nothing(
+    made: Bundle, tmp_path: Path
+) -> None:
+    (tmp_path / "mine").mkdir()
+    with pytest.raises(FileUnreadableError, match="exists already"):
+        write(made, tmp_path / "mine")
+    (tmp_path / "file").write_text("")
+    with pytest.raises(FileUnreadableError, match="cannot be written"):
+        write(made, tmp_path / "file" / "bundle")
+    made.files["README.txt"].unlink()
+    before = sorted(path.name for path in tmp_path.iterdir())
+    with pytest.raises(FileUnreadableError):
+        write(made, tmp_path / "bundle")
+    assert sorted(path.name for path in tmp_path.iterdir()) == before
+
+
+def test_the_needs_come_from_the_model() -> None:
+    needs = requirements(STORIES, PI, ["3.11"], packages_bytes=0)
+    assert needs.context == 512
+    assert needs.disk_bytes == STORIES.stat().st_size
+    assert needs.memory_bytes > STORIES.stat().st_size
+
+
+def test_a_name_that_no_shell_could_hold_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="rename"):
+        requirements(tmp_path / "-rf", PI, ["3.11"])
+
+
+def test_a_bad_file_is_refused_before_anything_is_built(command: Command, tmp_path: Path) -> None:
+    path = tmp_path / "a.gguf"
+    path.write_text("no model" * 40)
+    result = command("bundle", path, "--target", "rpi4b", "-o", tmp_path / "out")
+    result.assert_one_sentence("magic")
+    assert "First build" not in result.err
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_wheel_for_another_target_is_refused(command: Command, tmp_path: Path) -> None:
+    wheel = tmp_path / wheel_name(load_profile("x86_64-linux"))
+    arguments = ("bundle", STORIES, "-t", "rpi4b", "-o", tmp_path / "out", "--wheel")
+    command(*arguments, wheel).assert_one_sentence("not the wheel for rpi4b", "aarch64")
+    command(*arguments, tmp_path / wheel_name(PI)).assert_one_sentence("does not exist")

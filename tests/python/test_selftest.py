@@ -1,0 +1,70 @@
+"""``awq-edge selftest``: passes here, and says so when a kernel is wrong.
+
+That a wrong kernel is found is shown in tests/native/runtime/selftest_test.cpp.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+
+import pytest
+from conftest import Command
+from typer.testing import CliRunner
+
+from awq_edge import _native
+from awq_edge._native import SelftestResult
+from awq_edge.cli.main import app
+
+
+def test_every_kernel_of_this_cpu_passes(command: Command) -> None:
+    result = command("selftest", "--json")
+    assert result.status == 0, result.err
+    document = json.loads(result.out)
+    assert document["passed"] is True
+    assert document["kernels"] == _native.kernel_tables()
+    # As many operations for every table, and more than a few cases of each.
+    operations = {r["operation"] for r in document["results"]}
+    assert len(document["results"]) == len(operations) * len(document["kernels"])
+    assert all(r["cases"] >= 15 and r["differing"] == 0 for r in document["results"])
+
+
+def test_the_report_is_short(command: Command) -> None:
+    lines = command("selftest").out.splitlines()
+    assert [line.split(":")[0] for line in lines] == [
+        "reference",
+        *_native.kernel_tables()[:-1],
+    ]
+    assert all(line.endswith("the same bits") for line in lines)
+
+
+@pytest.mark.parametrize("as_json", [False, True])
+def test_wrong_bits_are_told_and_end_with_one(
+    as_json: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def wrong(report: Callable[[SelftestResult], None]) -> None:
+        report(SelftestResult("reference", "attention", 90, 0))
+        report(SelftestResult("neon", "attention", 90, 2))
+
+    monkeypatch.setattr(_native, "selftest", wrong)
+    monkeypatch.setattr(_native, "kernel_tables", lambda: ["neon", "reference"])
+    result = CliRunner().invoke(app, ["selftest", *(["--json"] if as_json else [])])
+    assert result.exit_code == 1
+    if as_json:
+        assert '"passed": false' in result.output
+    else:
+        assert "reference: 1 operations, 90 cases, the same bits" in result.output
+        assert "neon: 1 operations, 90 cases, 2 of them DIFFER" in result.output
+        assert "neon, attention: 2 cases differ" in result.output
+
+
+def test_a_report_that_raises_ends_the_selftest() -> None:
+    told = []
+
+    def stop(result: SelftestResult) -> None:
+        told.append(result)
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        _native.selftest(stop)
+    assert len(told) == 1
