@@ -35,10 +35,10 @@ from awq_edge.errors import (
 )
 from awq_edge.float_model import FloatModel, open_float_model
 from awq_edge.hf_tokenizer import StoredTokenizer, read_tokenizer
-from awq_edge.quantize import awq, calibration, grouped
+from awq_edge.quantize import awq, calibration, gptq, grids, grouped, methods, scales, staged
 from awq_edge.torch_decoder import LINEARS, Positions
 
-METHODS = ("awq", "rtn")
+METHODS = methods.METHODS
 
 # Enough that the exponents hardly depend on which tokens they are (measured on novels-45m).
 _PROBE_TOKENS = 4096
@@ -52,7 +52,7 @@ _ROW_BLOCK_FLOATS = 1 << 23
 class Options:
     """What a user may choose."""
 
-    method: str = "awq"
+    method: str = "auto"
     bits: int = 4
     group_size: int = 128
     head_bits: int = 8
@@ -66,7 +66,9 @@ class Options:
     def __post_init__(self) -> None:
         """Refuses values that can never work."""
         if self.method not in METHODS:
-            raise InvalidArgumentError(f"The method {self.method!r} is none of awq, rtn.")
+            raise InvalidArgumentError(
+                f"The method {self.method!r} is none of {', '.join(METHODS)}."
+            )
         for name in ("bits", "head_bits", "embedding_bits"):
             if getattr(self, name) not in layouts.BITS:
                 raise InvalidArgumentError(
@@ -183,6 +185,7 @@ class _Conversion:
         self._work = work
         self._events = events
         self._quantiser = awq.Quantiser(options.bits, options.group_size)
+        self._plan = methods.plan(options.method, options.bits)
 
     def run(self, blocks: torch.Tensor | None) -> None:
         """Makes every tensor file that is not there yet.
@@ -252,7 +255,7 @@ class _Conversion:
         positions: Positions,
     ) -> LayerReport:
         """Searches, packs, and replaces ``hidden`` by what the quantised layer gives."""
-        statistics = self._statistics(layer, weights, hidden, positions)
+        plan = self._plan
         count = max(1, min(len(hidden), _PROBE_TOKENS // hidden.shape[1]))
         chosen = torch.linspace(0, len(hidden) - 1, count).round().long()
         probe = awq.Probe(self._architecture, layer, hidden[chosen].to(self._device), positions)
@@ -263,25 +266,99 @@ class _Conversion:
             return torch_decoder.multiply(x, rounded, weights.get(f"{name}.bias"))
 
         error_rtn = _relative(awq.layer_change(probe, weights, rounding), target)
-        choices = awq.search_scales(probe, weights, statistics, self._quantiser)
-        limits = {
-            name: awq.clip_limits(
-                weights[f"{name}.weight"],
-                statistics[awq.INPUT_OF[name]].mean_products(),
-                self._quantiser,
-            )
-            for name in LINEARS
-            if name not in awq.NEVER_CLIPPED
-        }
-        self._store_layer(layer, weights, limits)
+        choices: dict[str, awq.Choice] = {}
+        limits: dict[str, torch.Tensor] = {}
+        if plan.scales == "outputs":
+            statistics = self._statistics(layer, weights, hidden, positions)
+            choices = awq.search_scales(probe, weights, statistics, self._quantiser)
+            limits = {
+                name: awq.clip_limits(
+                    weights[f"{name}.weight"],
+                    statistics[awq.INPUT_OF[name]].mean_products(),
+                    self._quantiser,
+                )
+                for name in LINEARS
+                if plan.clipped and name not in awq.NEVER_CLIPPED
+            }
+        elif plan.scales == "pivots":
+            quantisers = dict.fromkeys(LINEARS, self._quantiser)
+            choices = scales.search_and_fold(probe, weights, quantisers)
+        if plan.compensated:
+            self._compensate_layer(layer, weights, limits, hidden, positions)
+        else:
+            self._store_layer(layer, weights, limits)
+            linear = torch_decoder.plain_linear(weights)
+            for batch in self._batches(hidden):
+                states = hidden[batch].to(self._device)
+                hidden[batch] = torch_decoder.decoder_layer(
+                    self._architecture, layer, weights, linear, states, positions
+                ).cpu()
         error = _relative(awq.layer_output(probe, weights), target)
-        linear = torch_decoder.plain_linear(weights)
-        for batch in self._batches(hidden):
-            states = hidden[batch].to(self._device)
-            hidden[batch] = torch_decoder.decoder_layer(
-                self._architecture, layer, weights, linear, states, positions
-            ).cpu()
         return LayerReport(layer, error_rtn, error, choices)
+
+    def _compensate_layer(
+        self,
+        layer: int,
+        weights: awq.Weights,
+        limits: dict[str, torch.Tensor],
+        hidden: torch.Tensor,
+        positions: Positions,
+    ) -> None:
+        """Rounds stage by stage, packs, and replaces ``hidden``; ``weights`` become the rounded."""
+        self._events.layer_scaled(layer, weights)
+        self._store_vectors(layer, weights)
+
+        def round_matrices(
+            names: tuple[str, ...], products: torch.Tensor
+        ) -> dict[str, torch.Tensor]:
+            hessian = gptq.Hessian.of(products)
+            costs = hessian.conditional()
+            return {
+                f"{name}.weight": self._compensate(
+                    f"blk.{layer}.{name}.weight",
+                    weights[f"{name}.weight"],
+                    hessian,
+                    costs,
+                    limits.get(name),
+                )
+                for name in names
+            }
+
+        stages = staged.StagedLayer(
+            self._architecture,
+            layer,
+            weights,
+            positions,
+            round_matrices,
+            calibration.Products.means,
+        )
+        stages.run(hidden, self._batches(hidden))
+
+    def _compensate(
+        self,
+        name: str,
+        weight: torch.Tensor,
+        hessian: gptq.Hessian,
+        costs: torch.Tensor,
+        limits: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Packs a matrix with GPTQ; gives the weights that the runtime will compute with."""
+        bits, group_size, plan = self._options.bits, self._options.group_size, self._plan
+
+        def choose_grid(part: torch.Tensor, rows: slice) -> grids.Grid:
+            if plan.shares:
+                return grids.best(part, costs, bits, group_size, plan.shares)
+            within = None if limits is None else limits[rows]
+            return grids.spanning(part, bits, group_size, within, name)
+
+        n, k = weight.shape
+        rounded = torch.empty_like(weight)
+        with self._work.matrix_file(name) as file:
+            file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
+            for rows, quantised in gptq.quantise(weight, hessian, choose_grid, plan.rounds):
+                file.write(_packed_blocks(quantised))
+                rounded[rows] = quantised.dequantise()
+        return rounded
 
     def _statistics(
         self, layer: int, weights: awq.Weights, hidden: torch.Tensor, positions: Positions
@@ -323,21 +400,24 @@ class _Conversion:
     ) -> None:
         """Packs every tensor; the weights become those that the runtime will compute with."""
         self._events.layer_scaled(layer, weights)
+        self._store_vectors(layer, weights)
         options = self._options
-        for name in list(weights):
-            full = f"blk.{layer}.{name}"
-            stem = name.rpartition(".")[0]
-            if name.endswith(".bias") or stem not in LINEARS:
-                self._work.store_vector(full, weights[name].cpu().numpy())
-                continue
+        for stem in LINEARS:
+            full = f"blk.{layer}.{stem}.weight"
             quantised = grouped.quantise(
-                weights[name], options.bits, options.group_size, limits.get(stem), full
+                weights[f"{stem}.weight"], options.bits, options.group_size, limits.get(stem), full
             )
             with self._work.matrix_file(full) as file:
                 n, k = quantised.codes.shape
                 file.write(layouts.header(layouts.Layout(n, k, options.bits, options.group_size)))
                 file.write(_packed_blocks(quantised))
-            weights[name] = quantised.dequantise()
+            weights[f"{stem}.weight"] = quantised.dequantise()
+
+    def _store_vectors(self, layer: int, weights: awq.Weights) -> None:
+        """Keeps norms and biases."""
+        for name, values in weights.items():
+            if values.dim() == 1:
+                self._work.store_vector(f"blk.{layer}.{name}", values.cpu().numpy())
 
 
 class _WorkDirectory:
@@ -493,7 +573,7 @@ def _calibration(
     source: FloatModel, tokenizer: StoredTokenizer | None, options: Options
 ) -> tuple[torch.Tensor | None, str | None]:
     """Calibration tokens [b, t] and the digest of their text; None for a method without any."""
-    if options.method == "rtn":
+    if not methods.plan(options.method, options.bits).calibrated:
         return None, None
     if tokenizer is None:
         raise CheckpointError(

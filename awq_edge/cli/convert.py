@@ -27,7 +27,10 @@ def convert(
     output: Annotated[
         Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")
     ],
-    method: Annotated[str, typer.Option(help="awq, or rtn: rounding to nearest.")] = "awq",
+    method: Annotated[
+        str,
+        typer.Option(help="auto (the most accurate), awq, awq+gptq, gptq, or rtn: to nearest."),
+    ] = "auto",
     bits: Annotated[int, typer.Option(help="Bits of the decoder's weights: 2, 3, 4 or 8.")] = 4,
     group_size: Annotated[
         Optional[int],

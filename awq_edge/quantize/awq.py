@@ -51,10 +51,11 @@ Weights = dict[str, torch.Tensor]
 class Choice:
     """What the scale search took for one group of matrices."""
 
-    kind: str  # "none", "plain" or "duo"
+    kind: str  # "none", "plain", "duo" or "pivots"
     exponent: float
     sharing: str = ""  # how query heads that share a value head agreed: "max" or "mean"
     gain: float = 0.0  # share of the error without scaling that it removed
+    weight_exponent: float = 0.0  # of the weights' magnitudes, for "pivots"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -171,24 +172,11 @@ def search_scales(
     )
     choices["down"], down_scales = _best(candidates, ("ffn_down",), weights, quantiser, down_error)
 
-    by_value_head = output_scales.reshape(a.kv_heads, repeats, a.head_size)[:, 0].reshape(-1)
-    folds: list[tuple[str, Callable[[], None]]] = [
-        (
-            "qkv",
-            lambda: fold_norm(weights, "attn_norm", ("attn_q", "attn_k", "attn_v"), qkv_scales),
-        ),
-        (
-            "output",
-            lambda: fold_rows(weights, "attn_v", by_value_head, "attn_output", output_scales),
-        ),
-        ("gate_up", lambda: fold_norm(weights, "ffn_norm", ("ffn_gate", "ffn_up"), gate_scales)),
-        ("down", lambda: fold_rows(weights, "ffn_up", down_scales, "ffn_down", down_scales)),
-    ]
-    check = dataclasses.replace(probe, hidden=probe.hidden[:1])
-    before = layer_output(check, weights)
-    for name, fold in folds:
-        fold()
-        check_fold(check, weights, before, name)
+    fold_all(
+        probe,
+        weights,
+        {"qkv": qkv_scales, "output": output_scales, "gate_up": gate_scales, "down": down_scales},
+    )
     divisors = {
         "attn_q": qkv_scales,
         "attn_output": output_scales,
@@ -198,6 +186,40 @@ def search_scales(
     for name, scales in divisors.items():
         statistics[name].divide_by(scales)
     return choices
+
+
+def fold_all(probe: Probe, weights: Weights, scales: Mapping[str, torch.Tensor]) -> None:
+    """Folds the scales of a layer's four groups, and checks after each that nothing changed.
+
+    Args:
+        probe: Its first block is what the outputs are compared on.
+        weights: The layer's float weights; changed in place.
+        scales: By "qkv", "output", "gate_up" and "down"; those of "output" are equal for query
+            heads that share a value head.
+
+    Raises:
+        InternalError: A fold changed the layer's function.
+    """
+    a = probe.architecture
+    output = scales["output"]
+    by_value_head = output.reshape(a.kv_heads, a.heads // a.kv_heads, a.head_size)[:, 0].reshape(-1)
+    folds: list[tuple[str, Callable[[], None]]] = [
+        (
+            "qkv",
+            lambda: fold_norm(weights, "attn_norm", ("attn_q", "attn_k", "attn_v"), scales["qkv"]),
+        ),
+        ("output", lambda: fold_rows(weights, "attn_v", by_value_head, "attn_output", output)),
+        (
+            "gate_up",
+            lambda: fold_norm(weights, "ffn_norm", ("ffn_gate", "ffn_up"), scales["gate_up"]),
+        ),
+        ("down", lambda: fold_rows(weights, "ffn_up", scales["down"], "ffn_down", scales["down"])),
+    ]
+    check = dataclasses.replace(probe, hidden=probe.hidden[:1])
+    before = layer_output(check, weights)
+    for name, fold in folds:
+        fold()
+        check_fold(check, weights, before, name)
 
 
 def fold_norm(weights: Weights, norm: str, linears: tuple[str, ...], scales: torch.Tensor) -> None:
@@ -276,6 +298,11 @@ def clip_limits(weight: torch.Tensor, products: torch.Tensor, quantiser: Quantis
         best_error = torch.where(better, error, best_error)
         best_limits = torch.where(better, limits, best_limits)
     return best_limits
+
+
+def record_inputs(probe: Probe, weights: Weights) -> dict[str, torch.Tensor]:
+    """What each matrix reads in the float layer, by the names in ``INPUT_OF``."""
+    return _record_inputs(probe, weights)[0]
 
 
 def _record_inputs(

@@ -13,6 +13,7 @@ from pathlib import Path
 import torch
 import torch.nn.functional as F
 
+from awq_edge import torch_decoder
 from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
 from awq_edge.hf_tokenizer import StoredTokenizer
 
@@ -130,3 +131,22 @@ class InputStatistics:
     def mean_products(self) -> torch.Tensor:
         """Means of x_i * x_j within each group, [groups, g, g]; zero beyond a short last group."""
         return self._products / max(self._tokens, 1)
+
+
+class Products:
+    """Sums of x_i * x_j over every token that a matrix reads, in float64."""
+
+    def __init__(self, k: int, device: torch.device) -> None:
+        """Starts with no tokens, for inputs of width k."""
+        self.sums = torch.zeros(k, k, dtype=torch.float64, device=device)
+        self.tokens = 0
+
+    def add(self, x: torch.Tensor) -> None:
+        """Adds tokens, float32 [.., k]."""
+        x = x.reshape(-1, x.shape[-1])
+        self.sums += torch_decoder.multiply(x.T, x.T, None)
+        self.tokens += len(x)
+
+    def means(self) -> torch.Tensor:
+        """float64 [k, k]."""
+        return self.sums / max(self.tokens, 1)

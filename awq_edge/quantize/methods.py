@@ -1,0 +1,50 @@
+"""The methods behind one interface: what each of them does to a layer at a width.
+
+Owns the names that a user may give and what they stand for; ``auto`` stands for what measures best
+(``benchmarks/quality.md``). Refuses to do any of it: ``awq_edge.conversion`` follows the plan.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+from awq_edge.errors import InvalidArgumentError
+
+METHODS = ("auto", "awq", "awq+gptq", "gptq", "rtn")
+
+# Parts of the widest scale that are tried. Fewer levels gain from clipping more.
+_SHARES = {
+    8: (1.0,),
+    4: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7),
+    3: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7),
+    2: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5),
+}
+# Rounds of moving single codes and refitting scales after GPTQ.
+_ROUNDS = {8: 0, 4: 1, 3: 2, 2: 3}
+
+
+@dataclasses.dataclass(frozen=True)
+class Plan:
+    """What is done to a layer."""
+
+    calibrated: bool = True
+    scales: str = "none"  # none; outputs: as AWQ searches them; pivots: for compensation
+    clipped: bool = False  # the clip search of AWQ
+    compensated: bool = False  # GPTQ
+    shares: tuple[float, ...] = ()  # grids to choose from; none: the widest, or the clipped one
+    rounds: int = 0
+
+
+def plan(method: str, bits: int) -> Plan:
+    """What a method means at a width."""
+    if method == "rtn":
+        return Plan(calibrated=False)
+    if method == "awq":
+        return Plan(scales="outputs", clipped=True)
+    if method == "gptq":
+        return Plan(compensated=True)
+    if method == "awq+gptq":
+        return Plan(scales="outputs", clipped=True, compensated=True)
+    if method == "auto":
+        return Plan(scales="pivots", compensated=True, shares=_SHARES[bits], rounds=_ROUNDS[bits])
+    raise InvalidArgumentError(f"The method {method!r} is none of {', '.join(METHODS)}.")

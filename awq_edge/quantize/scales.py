@@ -1,0 +1,107 @@
+"""The scale search for matrices that are rounded with error compensation.
+
+Owns the choice of one scale per input, folded into what comes before, as in ``awq.py``. What an
+input's error costs is not how large the input is, but what is left of it when the later inputs make
+up for the error: the pivots of the Hessian's factor say that, and no output is computed.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+
+import torch
+
+from awq_edge.quantize import awq, grouped
+from awq_edge.quantize.awq import Choice, Probe, Quantiser, Weights
+from awq_edge.quantize.calibration import Products
+from awq_edge.quantize.gptq import Hessian
+
+_COST_EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
+_WEIGHT_EXPONENTS = (0.0, 0.25, 0.5, 0.75)
+_ROWS = 512  # a sample of rows is enough to compare scales
+
+
+def search_and_fold(
+    probe: Probe, weights: Weights, quantisers: Mapping[str, Quantiser]
+) -> dict[str, Choice]:
+    """Finds and folds the scales of a layer's four groups of matrices.
+
+    Args:
+        probe: Blocks whose float inputs stand for all.
+        weights: The layer's float weights; changed in place, its function is not.
+        quantisers: What each matrix will be rounded with, by its name.
+
+    Returns:
+        What was chosen, by the group's name.
+
+    Raises:
+        InternalError: A fold changed the layer's function.
+    """
+    a = probe.architecture
+    inputs = awq.record_inputs(probe, weights)
+    repeats = a.heads // a.kv_heads
+
+    def found(
+        names: tuple[str, ...], heads: tuple[int, int] | None = None
+    ) -> tuple[Choice, torch.Tensor]:
+        weight = torch.cat([weights[f"{name}.weight"] for name in names])
+        products = Products(weight.shape[1], weight.device)
+        products.add(inputs[awq.INPUT_OF[names[0]]])
+        return search(weight, Hessian.of(products.means()), quantisers[names[0]], heads)
+
+    qkv, qkv_scales = found(("attn_q", "attn_k", "attn_v"))
+    output, output_scales = found(("attn_output",), (a.kv_heads, repeats))
+    gate_up, gate_scales = found(("ffn_gate", "ffn_up"))
+    down, down_scales = found(("ffn_down",))
+    awq.fold_all(
+        probe,
+        weights,
+        {"qkv": qkv_scales, "output": output_scales, "gate_up": gate_scales, "down": down_scales},
+    )
+    return {"qkv": qkv, "output": output, "gate_up": gate_up, "down": down}
+
+
+def search(
+    weight: torch.Tensor,
+    hessian: Hessian,
+    quantiser: Quantiser,
+    heads: tuple[int, int] | None = None,
+) -> tuple[Choice, torch.Tensor]:
+    """The scales [k] of the smallest error, identity if none is better.
+
+    Args:
+        weight: The rows that read the input, float32 [n, k].
+        hessian: Of the float input.
+        quantiser: Bits and groups.
+        heads: Key-value heads, and query heads for each: their inputs then share scales.
+    """
+    costs = hessian.conditional()
+    n, k = weight.shape
+    g = quantiser.group_size
+    largest = grouped.group_maxima(weight, g).repeat_interleave(g, dim=1)[:, :k]
+    size = (weight.abs() / (largest + 1e-6)).mean(dim=0)
+    alive = size > 0
+    x = (costs / costs.mean()).sqrt()
+    sample = weight[torch.linspace(0, n - 1, min(n, _ROWS), device=weight.device).round().long()]
+    best = Choice("none", 0.0)
+    best_scales = torch.ones_like(x)
+    smallest = unscaled = torch.inf
+    for exponent in _COST_EXPONENTS:
+        for share in _WEIGHT_EXPONENTS:
+            scales = x**exponent / (size.clamp(min=1e-4) ** share)
+            if heads is not None:
+                by_head = scales.reshape(heads[0], heads[1], -1)
+                by_head = by_head.log().mean(dim=1, keepdim=True).exp().expand_as(by_head)
+                scales = by_head.reshape(-1)
+            scales = torch.where(alive, scales, 1.0)
+            scales = scales / (scales.max() * scales.min()).sqrt()
+            error = (quantiser.round_trip(sample * scales) / scales - sample).square()
+            total = float((error.sum(dim=0) * costs).sum())
+            if exponent == 0.0 and share == 0.0:
+                smallest = unscaled = total
+            elif total < smallest:
+                smallest, best_scales = total, scales
+                best = Choice("pivots", exponent, weight_exponent=share)
+    gain = 1 - smallest / unscaled if unscaled > 0 else 0.0
+    return dataclasses.replace(best, gain=gain), best_scales
