@@ -192,7 +192,7 @@ class Architecture:
         """Radians per position of each pair of a head, float32 [head_size / 2], scaling included.
 
         Computed in float64 and rounded once, so that every workstation writes the same file; within
-        two units in the last place of what transformers computes in float32.
+        a millionth of what transformers computes in float32, a rounding at every step.
         """
         exponents = np.arange(0, self.head_size, 2, dtype=np.float64) / self.head_size
         frequencies = 1.0 / np.float64(self.rope_theta) ** exponents

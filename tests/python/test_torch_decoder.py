@@ -83,7 +83,8 @@ def test_rotary_frequencies_equal_transformers(kind: str, head_size: int) -> Non
         rope_scaling=scaling,
     ).inverse_frequencies()
     assert ours.dtype == np.float32
-    np.testing.assert_allclose(ours, rotary.inv_freq.numpy(), rtol=1e-6)  # theirs is rounded after every step
+    # Theirs is rounded to float32 after every step.
+    np.testing.assert_allclose(ours, rotary.inv_freq.numpy(), rtol=1e-6)
 
 
 @pytest.mark.parametrize("group_size", [32, 64, 128])
