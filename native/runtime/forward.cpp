@@ -38,8 +38,7 @@ struct Step {
     const float* sines(size_t t) const { return buffers.sines + (first + t) * a.head_size / 2; }
 };
 
-// ---- inputs of a matrix
-// ---------------------------------------------------------------------------------------------
+// ---- inputs of a matrix -------------------------------------------------------------------------
 
 // The buffer's memory as rows of k inputs in groups of g, beginning at `row`.
 QuantizedRows rows_of(const QuantizedRows& buffer, size_t row, size_t k, size_t g) {
@@ -75,8 +74,10 @@ QuantizedRows norm_and_quantize(const Step& step, const float* norm_weight, size
     });
 }
 
-// ---- products
-// -------------------------------------------------------------------------------------------------------
+// ---- products -----------------------------------------------------------------------------------
+
+// Blocks of rows that one thread takes at a time: for many tokens the 32 rows of a register tile.
+size_t grain_of(const Step& step) { return step.m == 1 ? 1 : 8; }
 
 // y[t][n] = W x[t] + bias, for the blocks of rows [first_block, end_block). y: float [m, y_stride]
 void multiply(const Step& step, const Linear& linear, const QuantizedRows& x, float* y,
@@ -104,7 +105,7 @@ void multiply_all(const Step& step, std::initializer_list<Product> products,
                   const QuantizedRows& x) {
     size_t total = 0;
     for (const Product& p : products) total += blocks_of(p.linear.weight);
-    step.team.share(total, 1, [&](size_t begin, size_t end) {
+    step.team.share(total, grain_of(step), [&](size_t begin, size_t end) {
         for (const Product& p : products) {
             const size_t blocks = blocks_of(p.linear.weight);
             if (begin < blocks && begin < end) {
@@ -120,7 +121,8 @@ void multiply_all(const Step& step, std::initializer_list<Product> products,
 // residual[t] += W x[t] + bias: whoever computes a row also adds it.
 void multiply_and_add(const Step& step, const Linear& linear, const QuantizedRows& x) {
     const size_t hidden = step.a.hidden_size;
-    step.team.share(blocks_of(linear.weight), 1, [&](size_t begin, size_t end) {
+    const size_t blocks = blocks_of(linear.weight);
+    step.team.share(blocks, grain_of(step), [&](size_t begin, size_t end) {
         multiply(step, linear, x, step.projected(0), hidden, begin, end);
         const size_t first_row = begin * kBlockRows;
         const size_t end_row = std::min<size_t>(end * kBlockRows, hidden);
@@ -132,8 +134,7 @@ void multiply_and_add(const Step& step, const Linear& linear, const QuantizedRow
     });
 }
 
-// ---- attention
-// ------------------------------------------------------------------------------------------------------
+// ---- attention ----------------------------------------------------------------------------------
 
 // Norm and rotation of token t's query heads that belong to key-value head h, and of its key; key
 // and value into the cache.
@@ -216,15 +217,14 @@ void attention(Step& step, const LayerWeights& w, size_t layer, KvCache& cache, 
     multiply_and_add(step, w.attention_output, attended);
 }
 
-// ---- feed-forward
-// ---------------------------------------------------------------------------------------------------
+// ---- feed-forward -------------------------------------------------------------------------------
 
 // residual += W_down (silu(W_gate x) * W_up x), x = norm(residual)
 void feed_forward(const Step& step, const LayerWeights& w) {
     const size_t width = step.a.feed_forward_size;
     const QuantizedRows x =
         norm_and_quantize(step, w.feed_forward_norm, w.gate.weight.group_size);  // int8 [m, hidden]
-    step.team.share(blocks_of(w.gate.weight), 1, [&](size_t begin, size_t end) {
+    step.team.share(blocks_of(w.gate.weight), grain_of(step), [&](size_t begin, size_t end) {
         multiply(step, w.gate, x, step.gate(0), width, begin, end);
         multiply(step, w.up, x, step.up(0), width, begin, end);
         const size_t first = begin * kBlockRows;
@@ -239,8 +239,7 @@ void feed_forward(const Step& step, const LayerWeights& w) {
     multiply_and_add(step, w.down, gated);
 }
 
-// ---- first and last step
-// --------------------------------------------------------------------------------------------
+// ---- first and last step ------------------------------------------------------------------------
 
 // residual = embedding of the tokens; angles of their positions, for all layers.
 void embed(const Step& step, const uint32_t* tokens) {
@@ -262,8 +261,7 @@ void head(const Step& step, float* logits) {
     multiply_all(step, {{w, logits}}, x);
 }
 
-// ---- memory
-// ---------------------------------------------------------------------------------------------------------
+// ---- memory -------------------------------------------------------------------------------------
 
 // The widest input and the most groups of any matrix.
 struct InputSizes {

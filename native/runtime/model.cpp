@@ -16,8 +16,7 @@ constexpr uint32_t kMaxPosition = 1u << 24;  // up to there a position is exact 
 constexpr uint32_t kMaxVocabulary = 1u << 24;
 constexpr uint32_t kMaxHeadSize = 256;
 
-// ---- rule 7: keys
-// ---------------------------------------------------------------------------------------------------
+// ---- rule 7: keys -------------------------------------------------------------------------------
 
 const Entry& need_entry(const GgufFile& file, const char* key, ValueType type) {
     const Entry* entry = file.find_entry(key);
@@ -150,8 +149,7 @@ Architecture read_architecture(const GgufFile& file) {
     return a;
 }
 
-// ---- rule 11: tensors
-// -----------------------------------------------------------------------------------------------
+// ---- rule 11: tensors ---------------------------------------------------------------------------
 
 const Tensor& need_tensor(const GgufFile& file, const std::string& name) {
     const Tensor* tensor = file.find_tensor(name);

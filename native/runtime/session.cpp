@@ -20,7 +20,7 @@ unsigned thread_count(uint32_t asked, const char* name) {
         fail(AWQE_INVALID_ARGUMENT, "options.%s is %u, allowed are 0 to %u", name, asked,
              kMaxThreads);
     }
-    return asked == 0 ? available_cpus() : asked;
+    return asked == 0 ? default_threads() : asked;
 }
 
 const KernelTable* choose(const char* name) {

@@ -1,7 +1,7 @@
 // Starting, waiting and the barrier; see thread_pool.h.
 #include "native/runtime/thread_pool.h"
 
-#include <sched.h>
+#include <pthread.h>
 
 #include <system_error>
 
@@ -14,7 +14,7 @@ namespace {
 // a timer tick.
 constexpr int kSpins = 2000;
 
-// Ranges per member in share(): a member that another program slows down leaves its last ones to
+// Ranges of a member's part in share(): one that another program slows down leaves its last ones to
 // the others.
 constexpr size_t kRangesPerMember = 4;
 
@@ -27,19 +27,29 @@ inline void relax() {
 #endif
 }
 
+// Moves the calling thread to the fast cores for a while, where there are slow ones.
+class OnFastCores {
+  public:
+    explicit OnFastCores(const FastCpus& cpus) {
+        moved_ = cpus.differ &&
+                 pthread_getaffinity_np(pthread_self(), sizeof(before_), &before_) == 0 &&
+                 pthread_setaffinity_np(pthread_self(), sizeof(cpus.set), &cpus.set) == 0;
+    }
+    ~OnFastCores() {
+        if (moved_) pthread_setaffinity_np(pthread_self(), sizeof(before_), &before_);
+    }
+    OnFastCores(const OnFastCores&) = delete;
+    OnFastCores& operator=(const OnFastCores&) = delete;
+
+  private:
+    cpu_set_t before_;
+    bool moved_;
+};
+
 }  // namespace
 
-unsigned available_cpus() {
-    cpu_set_t set;
-    CPU_ZERO(&set);
-    if (sched_getaffinity(0, sizeof(set), &set) == 0 && CPU_COUNT(&set) > 0) {
-        return static_cast<unsigned>(CPU_COUNT(&set));
-    }
-    const unsigned count = std::thread::hardware_concurrency();
-    return count > 0 ? count : 1;
-}
-
-ThreadPool::ThreadPool(unsigned size) : spins_(size <= available_cpus() ? kSpins : 0) {
+ThreadPool::ThreadPool(unsigned size)
+    : cpus_(fast_cpus()), spins_(size <= available_cpus() ? kSpins : 0), cursors_(size) {
     // With more threads than CPUs, whoever spins keeps the one it waits for from running: then all
     // sleep at once.
     for (unsigned i = 1; i < size; ++i) workers_.push_back(std::make_unique<Worker>());
@@ -76,13 +86,14 @@ void ThreadPool::run_erased(unsigned members, Call call, const void* context) {
     call_ = call;
     context_ = context;
     members_ = members;
-    next_.store(0, std::memory_order_relaxed);
+    begin_share();
     unfinished_.value.store(members - 1, std::memory_order_relaxed);
     for (unsigned i = 1; i < members; ++i) {
         Signal& start = workers_[i - 1]->start;
         start.value.fetch_add(1, std::memory_order_release);
         start.value.notify_one();
     }
+    const OnFastCores on_fast_cores(cpus_);
     Team team(*this, 0);
     call(context, team);
     for (;;) {
@@ -92,7 +103,13 @@ void ThreadPool::run_erased(unsigned members, Call call, const void* context) {
     }
 }
 
+// Nothing is handed out yet.
+void ThreadPool::begin_share() {
+    for (unsigned i = 0; i < members_; ++i) cursors_[i].value.store(0, std::memory_order_relaxed);
+}
+
 void ThreadPool::work(unsigned index, const std::atomic<uint32_t>& start) {
+    if (cpus_.differ) pthread_setaffinity_np(pthread_self(), sizeof(cpus_.set), &cpus_.set);
     for (uint32_t seen = 0;; ++seen) {
         wait_while(start, seen);
         if (stopping_) return;
@@ -127,7 +144,7 @@ void Team::barrier() {
     const uint32_t phase = pool_.phase_.value.load(std::memory_order_relaxed);
     if (pool_.arrived_.value.fetch_add(1, std::memory_order_acq_rel) + 1 == size()) {
         pool_.arrived_.value.store(0, std::memory_order_relaxed);
-        pool_.next_.store(0, std::memory_order_relaxed);
+        pool_.begin_share();
         pool_.phase_.value.store(phase + 1, std::memory_order_release);
         pool_.phase_.value.notify_all();
     } else {

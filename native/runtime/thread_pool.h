@@ -1,7 +1,8 @@
 // A team of threads that runs one function together. The caller is one of the team; the others wait
-// for it, first spinning for some microseconds, then asleep, so that an idle pool costs nothing.
-// Nothing is allocated per run. Owns threads and waiting. What is computed never depends on who
-// computes it: share() hands out ranges in any order.
+// for it, first spinning for some microseconds, then asleep, so that an idle pool costs nothing. On
+// a machine with fast and slow cores all of them run on the fast ones. Nothing is allocated per
+// run. Owns threads and waiting. What is computed never depends on who computes it: share() hands
+// out ranges in any order.
 #pragma once
 
 #include <atomic>
@@ -11,10 +12,9 @@
 #include <thread>
 #include <vector>
 
-namespace awqe {
+#include "native/runtime/cpus.h"
 
-// CPUs that this process may use.
-unsigned available_cpus();
+namespace awqe {
 
 class Team;
 
@@ -51,12 +51,19 @@ class ThreadPool {
         Signal start;  // grows by one per run
         std::thread thread;
     };
+    // How much of a member's part of the items has been handed out, on its own cache line.
+    struct alignas(64) Cursor {
+        std::atomic<size_t> value{0};
+    };
 
     void run_erased(unsigned members, Call call, const void* context);
     void work(unsigned index, const std::atomic<uint32_t>& start);
     void stop();
     void wait_while(const std::atomic<uint32_t>& word, uint32_t value) const;
 
+    void begin_share();
+
+    const FastCpus cpus_;
     std::vector<std::unique_ptr<Worker>> workers_;
     int spins_;  // looks at a word before sleeping
     bool stopping_ = false;
@@ -65,10 +72,10 @@ class ThreadPool {
     Call call_ = nullptr;
     const void* context_ = nullptr;
     unsigned members_ = 1;
-    Signal unfinished_;  // members other than the caller that are still in the body
-    Signal phase_;       // barriers passed
-    Signal arrived_;     // members waiting at the barrier
-    alignas(64) std::atomic<size_t> next_{0};  // first item that share() has not handed out
+    Signal unfinished_;            // members other than the caller that are still in the body
+    Signal phase_;                 // barriers passed
+    Signal arrived_;               // members waiting at the barrier
+    std::vector<Cursor> cursors_;  // [size]: of the current share()
 };
 
 // One thread's place in a run.
@@ -78,8 +85,9 @@ class Team {
     unsigned size() const { return pool_.members_; }
 
     // Divides the items [0, total) over the team: body(begin, end) is called for ranges that begin
-    // at multiples of `grain`. Every member must call it, and none returns before all items are
-    // done.
+    // at multiples of `grain`. Every member has a part of its own, neighbouring items, so that it
+    // reads one stream of memory; whoever is through with it helps the others. Every member must
+    // call this, and none returns before all items are done.
     template <class Body>
     void share(size_t total, size_t grain, Body&& body) {
         if (size() == 1) {
@@ -87,10 +95,18 @@ class Team {
             return;
         }
         const size_t step = share_step(total, grain);
-        for (;;) {
-            const size_t begin = pool_.next_.fetch_add(step, std::memory_order_relaxed);
-            if (begin >= total) break;
-            body(begin, begin + step < total ? begin + step : total);
+        for (unsigned i = 0; i < size(); ++i) {
+            const unsigned owner = (index_ + i) % size();
+            const size_t end = part_begin(owner + 1, total, grain);
+            const size_t length = end - part_begin(owner, total, grain);
+            std::atomic<size_t>& cursor = pool_.cursors_[owner].value;
+            // Looks before it takes: a part that is done is only read, by everybody.
+            while (cursor.load(std::memory_order_relaxed) < length) {
+                const size_t taken = cursor.fetch_add(step, std::memory_order_relaxed);
+                if (taken >= length) break;
+                const size_t begin = end - length + taken;
+                body(begin, begin + step < end ? begin + step : end);
+            }
         }
         barrier();
     }
@@ -100,6 +116,11 @@ class Team {
     Team(ThreadPool& pool, unsigned index) : pool_(pool), index_(index) {}
 
     size_t share_step(size_t total, size_t grain) const;
+    // The first item of a member's part.
+    size_t part_begin(unsigned member, size_t total, size_t grain) const {
+        const size_t begin = (total + grain - 1) / grain * member / size() * grain;
+        return begin < total ? begin : total;
+    }
     void barrier();
 
     ThreadPool& pool_;
