@@ -229,7 +229,7 @@ def test_the_command_tells_of_this_machine(command: Command) -> None:
 def test_the_report_is_readable(command: Command) -> None:
     out = command("doctor", STORIES).out
     for subject in ("board", "system", "C library", "page size", "kernels", "memory", "model"):
-        assert any(line[5:].startswith(subject) for line in out.splitlines()), subject
+        assert any(line[4:].strip().startswith(subject) for line in out.splitlines()), subject
 
 
 def test_a_bad_file_is_one_sentence(command: Command, tmp_path: Path) -> None:
