@@ -61,7 +61,7 @@ class Profile:
 
 
 def targets_directory() -> Path:
-    """The folder with one folder per device: in the installed package, or in a checkout beside it."""
+    """The folder with a folder per device: in the installed package, or beside it in a checkout."""
     package = Path(__file__).parent
     installed = package / "targets"
     return installed if installed.is_dir() else package.parent / "targets"

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import pytest
+
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.profiles import load_profile, load_profiles, targets_directory
 
@@ -11,7 +12,9 @@ DEVICES = ["aarch64-generic", "jetson-orin", "rpi4b", "rpi5", "x86_64-linux"]
 
 def test_every_folder_is_a_device_with_a_toolchain_and_a_profile() -> None:
     folders = sorted(
-        p.name for p in targets_directory().iterdir() if p.is_dir() and (p / "profile.toml").exists()
+        p.name
+        for p in targets_directory().iterdir()
+        if p.is_dir() and (p / "profile.toml").exists()
     )
     assert folders == DEVICES == [profile.name for profile in load_profiles()]
     for name in folders:
