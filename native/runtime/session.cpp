@@ -2,8 +2,10 @@
 // single token as a block of one.
 #include "native/runtime/session.h"
 
+#include <sys/resource.h>
+
 #include <algorithm>
-#include <cstring>
+#include <chrono>
 #include <string>
 
 #include "native/api/failure.h"
@@ -21,6 +23,12 @@ unsigned thread_count(uint32_t asked, const char* name) {
              kMaxThreads);
     }
     return asked == 0 ? default_threads() : asked;
+}
+
+// How often the system has taken the core from this thread before it was willing to give it up.
+long interruptions() {
+    rusage usage = {};
+    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
 }
 
 const KernelTable* choose(const char* name) {
@@ -68,7 +76,8 @@ Session::Session(const Model& model, const SessionPlan& plan, const char* kernel
       cache_(model.architecture(), plan.positions),
       scratch_pages_(scratch_bytes(model, plan), PageSize::kSmall),
       scratch_(model, plan, Arena(scratch_pages_)),
-      pool_(std::max(plan.threads, plan.prefill_threads)) {
+      pool_(std::max(plan.threads, plan.prefill_threads)),
+      decode_team_(plan.threads) {
     model.expect_use();
 }
 
@@ -87,6 +96,21 @@ void Session::check_tokens(const uint32_t* tokens, size_t count) const {
     }
 }
 
+void Session::run(const Block& block) {
+    const auto body = [&](Team& team) {
+        forward(model_, *kernels_, block, cache_, scratch_.activations, team);
+    };
+    if (block.count > 1) {
+        pool_.run(plan_.prefill_threads, body);
+        return;
+    }
+    const long before = interruptions();
+    const auto start = std::chrono::steady_clock::now();
+    pool_.run(decode_team_.members(), body);
+    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
+    decode_team_.record(seconds.count(), interruptions() - before);
+}
+
 void Session::evaluate(const uint32_t* tokens, size_t count, awqe_logits which, float* logits,
                        awqe_progress progress, void* user) {
     if (count == 0) fail(AWQE_INVALID_ARGUMENT, "there are no tokens to evaluate");
@@ -97,7 +121,6 @@ void Session::evaluate(const uint32_t* tokens, size_t count, awqe_logits which, 
     has_logits_ = false;
     const size_t vocabulary = model_.architecture().vocabulary_size;
     const bool all = which == AWQE_LOGITS_ALL && logits != nullptr;
-    const unsigned members = count == 1 ? plan_.threads : plan_.prefill_threads;
     for (size_t done = 0; done < count;) {
         if (done > 0 && progress != nullptr && !progress(user, done, count)) {
             fail(AWQE_CANCELLED, "cancelled after %zu of %zu tokens", done, count);
@@ -109,9 +132,7 @@ void Session::evaluate(const uint32_t* tokens, size_t count, awqe_logits which, 
         const bool last = done + block.count == count;
         block.wanted = all ? block.count : last && which != AWQE_LOGITS_NONE ? 1 : 0;
         block.logits = all ? logits + done * vocabulary : scratch_.logits;
-        pool_.run(members, [&](Team& team) {
-            forward(model_, *kernels_, block, cache_, scratch_.activations, team);
-        });
+        run(block);
         std::copy_n(block.tokens, block.count, scratch_.tokens + position_);
         position_ += block.count;
         done += block.count;

@@ -12,6 +12,7 @@
 #include "native/runtime/kv_cache.h"
 #include "native/runtime/model.h"
 #include "native/runtime/sampler.h"
+#include "native/runtime/team_size.h"
 #include "native/runtime/thread_pool.h"
 
 namespace awqe {
@@ -57,6 +58,7 @@ class Session {
     };
 
     void check_tokens(const uint32_t* tokens, size_t count) const;
+    void run(const Block& block);
 
     const Model& model_;
     const SessionPlan plan_;
@@ -65,6 +67,7 @@ class Session {
     PageRegion scratch_pages_;
     Scratch scratch_;
     ThreadPool pool_;
+    TeamSize decode_team_;
     size_t position_ = 0;
     bool has_logits_ = false;
 };
