@@ -17,7 +17,7 @@ import json
 import math
 import shutil
 import tempfile
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -35,7 +35,18 @@ from awq_edge.errors import (
 )
 from awq_edge.float_model import FloatModel, open_float_model
 from awq_edge.hf_tokenizer import StoredTokenizer, read_tokenizer
-from awq_edge.quantize import awq, calibration, gptq, grids, grouped, methods, scales, staged
+from awq_edge.quantize import (
+    awq,
+    budget,
+    calibration,
+    gptq,
+    grids,
+    grouped,
+    methods,
+    scales,
+    sensitivity,
+    staged,
+)
 from awq_edge.torch_decoder import LINEARS, Positions
 
 METHODS = methods.METHODS
@@ -53,10 +64,11 @@ class Options:
     """What a user may choose."""
 
     method: str = "auto"
-    bits: int = 4
+    bits: float = 4  # of the decoder's matrices; a fraction mixes widths
     group_size: int = 128
     head_bits: int = 8
     embedding_bits: int = 8
+    size: int | None = None  # bytes of the whole file; then no width above counts
     calibration: Path | None = None  # None: the text that ships with the package
     samples: int = 128
     sequence_length: int = 512
@@ -69,11 +81,21 @@ class Options:
             raise InvalidArgumentError(
                 f"The method {self.method!r} is none of {', '.join(METHODS)}."
             )
-        for name in ("bits", "head_bits", "embedding_bits"):
+        for name in ("head_bits", "embedding_bits"):
             if getattr(self, name) not in layouts.BITS:
                 raise InvalidArgumentError(
                     f"{name} is {getattr(self, name)}; it must be 2, 3, 4 or 8."
                 )
+        if not (self.bits in layouts.BITS or (2 < self.bits < 8 and self.bits % 1 != 0)):
+            raise InvalidArgumentError(
+                f"bits is {self.bits:g}; it must be 2, 3, 4 or 8, or a fraction between 2 and 8 "
+                "that widths are mixed to."
+            )
+        if self.mixed and self.method not in methods.MIXING:
+            raise InvalidArgumentError(
+                f"The method {self.method} knows one width for all matrices; use "
+                f"{' or '.join(methods.MIXING)} with a size or a fraction of bits."
+            )
         if self.group_size not in layouts.GROUP_SIZES:
             raise InvalidArgumentError(
                 f"The group size is {self.group_size}; it must be 32, 64 or 128."
@@ -83,6 +105,11 @@ class Options:
                 "Calibration needs at least 1 sample of at least 2 tokens, "
                 f"not {self.samples} of {self.sequence_length}."
             )
+
+    @property
+    def mixed(self) -> bool:
+        """Whether matrices get widths of their own."""
+        return self.size is not None or self.bits not in layouts.BITS
 
 
 @dataclasses.dataclass(frozen=True)
@@ -151,14 +178,16 @@ def convert(
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
     blocks, digest = _calibration(source, tokenizer, options)
     _check_disk(output, source.architecture, options, blocks)
+    plain = _metadata(source, tokenizer, options, digest)
+    widths = _widths(source, options, blocks, device, _container_bytes(source, plain), events)
 
     work = _WorkDirectory(
         output.with_name(output.name + ".partial"), _key(source, options, digest), events
     )
     with work:
         with torch.inference_mode():
-            _Conversion(source, options, device, work, events).run(blocks)
-        metadata = _metadata(source, tokenizer, options, digest)
+            _Conversion(source, options, widths, device, work, events).run(blocks)
+        metadata = {**plain, **_width_metadata(widths)}
         try:
             model_file.write_model(output, metadata, work.tensors(source))
             report = _report(output, source.architecture, work)
@@ -174,6 +203,7 @@ class _Conversion:
         self,
         source: FloatModel,
         options: Options,
+        widths: Mapping[str, awq.Quantiser],
         device: torch.device,
         work: _WorkDirectory,
         events: Events,
@@ -184,8 +214,7 @@ class _Conversion:
         self._device = device
         self._work = work
         self._events = events
-        self._quantiser = awq.Quantiser(options.bits, options.group_size)
-        self._plan = methods.plan(options.method, options.bits)
+        self._widths = widths
 
     def run(self, blocks: torch.Tensor | None) -> None:
         """Makes every tensor file that is not there yet.
@@ -196,7 +225,7 @@ class _Conversion:
         a, work = self._architecture, self._work
         for report in work.layers:
             self._events.layer_done(report, a.layers)
-        hidden = self._embedding_and_head(blocks)
+        hidden = self._embedding(blocks)
         positions = None
         if hidden is not None:
             frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
@@ -212,12 +241,18 @@ class _Conversion:
                 report = self._calibrated_layer(layer, weights, hidden, positions)
             work.layer_done(report, hidden)
             self._events.layer_done(report, a.layers)
+        if not a.tied_head:
+            self._head(hidden)
 
-    def _embedding_and_head(self, blocks: torch.Tensor | None) -> torch.Tensor | None:
-        """Packs both, and gives the hidden states in front of the first unfinished layer."""
-        a, work, options = self._architecture, self._work, self._options
-        tied_bits = max(options.embedding_bits, options.head_bits)
-        embedding_bits = tied_bits if a.tied_head else options.embedding_bits
+    def _plan(self, bits: int) -> methods.Plan:
+        return methods.plan(self._options.method, bits)
+
+    def _layer_quantisers(self, layer: int) -> dict[str, awq.Quantiser]:
+        return {name: self._widths[f"blk.{layer}.{name}.weight"] for name in LINEARS}
+
+    def _embedding(self, blocks: torch.Tensor | None) -> torch.Tensor | None:
+        """Packs it, and gives the hidden states in front of the first unfinished layer."""
+        a, work = self._architecture, self._work
         if work.layers:
             return work.hidden()
         work.store_vector("output_norm.weight", self._source("output_norm.weight").numpy())
@@ -226,24 +261,47 @@ class _Conversion:
         hidden = None
         if blocks is not None:
             hidden = torch.empty(*blocks.shape, a.hidden_size)
-        for first, rows in self._packed_rows("token_embd.weight", embedding_bits):
+        for first, rows in self._packed_rows("token_embd.weight"):
             if blocks is not None and hidden is not None:
                 inside = (blocks >= first) & (blocks < first + len(rows))
                 hidden[inside] = rows[blocks[inside] - first]
-        if not a.tied_head:
-            for _ in self._packed_rows("output.weight", options.head_bits):
-                pass
         return hidden
 
-    def _packed_rows(self, name: str, bits: int) -> Iterator[tuple[int, torch.Tensor]]:
+    def _head(self, hidden: torch.Tensor | None) -> None:
+        """Packs the head, for the states that it will read if the method compensates."""
+        name = "output.weight"
+        a, quantiser = self._architecture, self._widths[name]
+        if hidden is None or quantiser.bits == 8 or not self._plan(quantiser.bits).compensated:
+            for _ in self._packed_rows(name):
+                pass
+            return
+        norm = self._source("output_norm.weight").to(self._device)
+        products = calibration.Products(a.hidden_size, self._device)
+        for batch in self._batches(hidden):
+            states = hidden[batch].to(self._device)
+            products.add(torch_decoder.rms_norm(states, norm, a.norm_epsilon))
+        hessian = gptq.Hessian.of(products.means())
+        rows = self._rows_at_once(a.hidden_size)
+        blocks = (block.to(self._device) for _, block in self._source.row_blocks(name, rows))
+        for _ in self._compensated_rows(name, blocks, hessian, {}):
+            pass
+
+    def _rows_at_once(self, k: int) -> int:
+        return max(_ROW_BLOCK_FLOATS // k // layouts.BLOCK_ROWS, 1) * layouts.BLOCK_ROWS
+
+    def _packed_rows(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         """Packs a matrix in blocks of rows; yields each block as the runtime will see it."""
         n, k = self._source.shape(name)
-        rows = max(_ROW_BLOCK_FLOATS // k // layouts.BLOCK_ROWS, 1) * layouts.BLOCK_ROWS
-        group_size = self._options.group_size
+        bits, group_size = self._widths[name].bits, self._widths[name].group_size
+        shares = self._plan(bits).shares
         with self._work.matrix_file(name) as file:
             file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
-            for first, block in self._source.row_blocks(name, rows):
-                quantised = grouped.quantise(block, bits, group_size, name=name)
+            for first, block in self._source.row_blocks(name, self._rows_at_once(k)):
+                if bits < 8 and shares:
+                    grid = grids.best(block, torch.ones(k), bits, group_size, shares)
+                    quantised = grid.rounded(block)
+                else:
+                    quantised = grouped.quantise(block, bits, group_size, name=name)
                 file.write(_packed_blocks(quantised))
                 yield first, quantised.dequantise()
 
@@ -255,14 +313,15 @@ class _Conversion:
         positions: Positions,
     ) -> LayerReport:
         """Searches, packs, and replaces ``hidden`` by what the quantised layer gives."""
-        plan = self._plan
+        quantisers = self._layer_quantisers(layer)
+        plan = self._plan(quantisers[LINEARS[0]].bits)
         count = max(1, min(len(hidden), _PROBE_TOKENS // hidden.shape[1]))
         chosen = torch.linspace(0, len(hidden) - 1, count).round().long()
         probe = awq.Probe(self._architecture, layer, hidden[chosen].to(self._device), positions)
         target = awq.layer_output(probe, weights)
 
         def rounding(name: str, x: torch.Tensor) -> torch.Tensor:
-            rounded = self._quantiser.round_trip(weights[f"{name}.weight"])
+            rounded = quantisers[name].round_trip(weights[f"{name}.weight"])
             return torch_decoder.multiply(x, rounded, weights.get(f"{name}.bias"))
 
         error_rtn = _relative(awq.layer_change(probe, weights, rounding), target)
@@ -270,18 +329,17 @@ class _Conversion:
         limits: dict[str, torch.Tensor] = {}
         if plan.scales == "outputs":
             statistics = self._statistics(layer, weights, hidden, positions)
-            choices = awq.search_scales(probe, weights, statistics, self._quantiser)
+            choices = awq.search_scales(probe, weights, statistics, quantisers[LINEARS[0]])
             limits = {
                 name: awq.clip_limits(
                     weights[f"{name}.weight"],
                     statistics[awq.INPUT_OF[name]].mean_products(),
-                    self._quantiser,
+                    quantisers[name],
                 )
                 for name in LINEARS
                 if plan.clipped and name not in awq.NEVER_CLIPPED
             }
         elif plan.scales == "pivots":
-            quantisers = dict.fromkeys(LINEARS, self._quantiser)
             choices = scales.search_and_fold(probe, weights, quantisers)
         if plan.compensated:
             self._compensate_layer(layer, weights, limits, hidden, positions)
@@ -312,17 +370,14 @@ class _Conversion:
             names: tuple[str, ...], products: torch.Tensor
         ) -> dict[str, torch.Tensor]:
             hessian = gptq.Hessian.of(products)
-            costs = hessian.conditional()
-            return {
-                f"{name}.weight": self._compensate(
-                    f"blk.{layer}.{name}.weight",
-                    weights[f"{name}.weight"],
-                    hessian,
-                    costs,
-                    limits.get(name),
+            rounded = {}
+            for name in names:
+                full = f"blk.{layer}.{name}.weight"
+                parts = self._compensated_rows(
+                    full, [weights[f"{name}.weight"]], hessian, {full: limits.get(name)}
                 )
-                for name in names
-            }
+                rounded[f"{name}.weight"] = torch.cat(list(parts))
+            return rounded
 
         stages = staged.StagedLayer(
             self._architecture,
@@ -334,40 +389,49 @@ class _Conversion:
         )
         stages.run(hidden, self._batches(hidden))
 
-    def _compensate(
+    def _compensated_rows(
         self,
         name: str,
-        weight: torch.Tensor,
+        blocks: Iterable[torch.Tensor],
         hessian: gptq.Hessian,
-        costs: torch.Tensor,
-        limits: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Packs a matrix with GPTQ; gives the weights that the runtime will compute with."""
-        bits, group_size, plan = self._options.bits, self._options.group_size, self._plan
+        limits: Mapping[str, torch.Tensor | None],
+    ) -> Iterator[torch.Tensor]:
+        """Packs a matrix with GPTQ; yields its rows as the runtime will see them.
+
+        Args:
+            name: The matrix.
+            blocks: Its float rows, multiples of 4 at a time.
+            hessian: Of its input.
+            limits: Clip limits of whole matrices.
+        """
+        bits, group_size = self._widths[name].bits, self._widths[name].group_size
+        plan, within = self._plan(bits), limits.get(name)
+        costs = hessian.conditional()
 
         def choose_grid(part: torch.Tensor, rows: slice) -> grids.Grid:
             if plan.shares:
                 return grids.best(part, costs, bits, group_size, plan.shares)
-            within = None if limits is None else limits[rows]
-            return grids.spanning(part, bits, group_size, within, name)
+            return grids.spanning(
+                part, bits, group_size, None if within is None else within[rows], name
+            )
 
-        n, k = weight.shape
-        rounded = torch.empty_like(weight)
+        n, k = self._source.shape(name)
         with self._work.matrix_file(name) as file:
             file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
-            for rows, quantised in gptq.quantise(weight, hessian, choose_grid, plan.rounds):
-                file.write(_packed_blocks(quantised))
-                rounded[rows] = quantised.dequantise()
-        return rounded
+            for block in blocks:
+                for _, quantised in gptq.quantise(block, hessian, choose_grid, plan.rounds):
+                    file.write(_packed_blocks(quantised))
+                    yield quantised.dequantise()
 
     def _statistics(
         self, layer: int, weights: awq.Weights, hidden: torch.Tensor, positions: Positions
     ) -> dict[str, calibration.InputStatistics]:
         """Of every input of the float layer's matrices, over all calibration tokens."""
         a = self._architecture
+        group_size = self._layer_quantisers(layer)[LINEARS[0]].group_size
         statistics = {
             name: calibration.InputStatistics(
-                weights[f"{name}.weight"].shape[1], self._options.group_size, self._device
+                weights[f"{name}.weight"].shape[1], group_size, self._device
             )
             for name in sorted(set(awq.INPUT_OF.values()))
         }
@@ -401,15 +465,15 @@ class _Conversion:
         """Packs every tensor; the weights become those that the runtime will compute with."""
         self._events.layer_scaled(layer, weights)
         self._store_vectors(layer, weights)
-        options = self._options
-        for stem in LINEARS:
+        for stem, quantiser in self._layer_quantisers(layer).items():
             full = f"blk.{layer}.{stem}.weight"
+            bits, group_size = quantiser.bits, quantiser.group_size
             quantised = grouped.quantise(
-                weights[f"{stem}.weight"], options.bits, options.group_size, limits.get(stem), full
+                weights[f"{stem}.weight"], bits, group_size, limits.get(stem), full
             )
             with self._work.matrix_file(full) as file:
                 n, k = quantised.codes.shape
-                file.write(layouts.header(layouts.Layout(n, k, options.bits, options.group_size)))
+                file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
                 file.write(_packed_blocks(quantised))
             weights[f"{stem}.weight"] = quantised.dequantise()
 
@@ -573,7 +637,7 @@ def _calibration(
     source: FloatModel, tokenizer: StoredTokenizer | None, options: Options
 ) -> tuple[torch.Tensor | None, str | None]:
     """Calibration tokens [b, t] and the digest of their text; None for a method without any."""
-    if not methods.plan(options.method, options.bits).calibrated:
+    if not methods.plan(options.method, 4).calibrated:
         return None, None
     if tokenizer is None:
         raise CheckpointError(
@@ -615,21 +679,99 @@ def _key(source: FloatModel, options: Options, digest: str | None) -> str:
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
+def _widths(
+    source: FloatModel,
+    options: Options,
+    blocks: torch.Tensor | None,
+    device: torch.device,
+    container_bytes: int,
+    events: Events,
+) -> dict[str, awq.Quantiser]:
+    """Bits and group size of every packed matrix, by name."""
+    a = source.architecture
+    names = [name for name in source.tensor_names() if len(source.shape(name)) == 2]
+    tables = {"token_embd.weight": options.embedding_bits, "output.weight": options.head_bits}
+    if a.tied_head:
+        tables = {"token_embd.weight": max(tables.values())}
+    # Two bits need smaller groups to be of use.
+    groups = {bits: options.group_size for bits in layouts.BITS}
+    if options.mixed:
+        groups[2] = min(64, options.group_size)
+    if not options.mixed:
+        chosen = {name: tables.get(name, int(options.bits)) for name in names}
+        return {name: awq.Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
+
+    sizes = {
+        name: {
+            bits: layouts.Layout(n, k, bits, group).total_bytes for bits, group in groups.items()
+        }
+        for name in names
+        for n, k in [source.shape(name)]
+    }
+    if options.size is not None:
+        fixed: dict[str, int] = {}
+        smallest = container_bytes + sum(min(by_bits.values()) for by_bits in sizes.values())
+        if options.size < smallest:
+            raise InvalidArgumentError(
+                f"No file of {options.size} bytes can hold {source.checkpoint.directory.name}: the "
+                f"smallest possible one has {smallest} bytes ({smallest / 1e6:.1f} MB)."
+            )
+    else:
+        fixed = tables
+    assert blocks is not None
+    events.message("Measuring what every width of every matrix costs in accuracy …")
+    harms = sensitivity.measure(source, blocks, groups, device)
+    if options.size is None:
+        # Codes alone count: a width of 3.5 bits means the same whatever the group size.
+        for name in names:
+            n, k = source.shape(name)
+            sizes[name] = {bits: n * k * bits // 8 for bits in groups}
+        total = int(a.linear_parameters() * options.bits / 8)
+    else:
+        total = options.size - container_bytes
+    items = [budget.Item(name, sizes[name], harms[name]) for name in names if name not in fixed]
+    chosen = {**fixed, **budget.solve(items, total)}
+    return {name: awq.Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
+
+
+def _container_bytes(source: FloatModel, metadata: Mapping[str, MetadataValue]) -> int:
+    """At most so many bytes of the file are no packed matrix."""
+    described = sum(
+        len(str(key)) + (len(value.encode()) if isinstance(value, str) else 16) + 32
+        if not isinstance(value, list)
+        else len(str(key)) + 4 * len(value) + 32
+        for key, value in metadata.items()
+    )
+    names = source.tensor_names()
+    tensors = sum(len(name) + 64 + model_file.ALIGNMENT for name in [*names, "rope" * 8])
+    vectors = sum(
+        4 * math.prod(source.shape(name)) for name in names if len(source.shape(name)) == 1
+    )
+    frequencies = 4 * source.architecture.head_size
+    return described + tensors + vectors + frequencies + 1024 + model_file.TRAILING_BYTES
+
+
+def _width_metadata(widths: Mapping[str, awq.Quantiser]) -> dict[str, MetadataValue]:
+    """The widths as asked for, or what came nearest to them; each matrix's header decides."""
+    linears = [quantiser for name, quantiser in widths.items() if name.startswith("blk.")]
+    embedding = widths["token_embd.weight"]
+    head = widths.get("output.weight", embedding)
+    return {
+        "awq_edge.quantization.bits": round(sum(q.bits for q in linears) / len(linears)),
+        "awq_edge.quantization.group_size": max(q.group_size for q in linears),
+        "awq_edge.quantization.head_bits": head.bits,
+        "awq_edge.quantization.embedding_bits": embedding.bits,
+    }
+
+
 def _metadata(
     source: FloatModel, tokenizer: StoredTokenizer | None, options: Options, digest: str | None
 ) -> dict[str, MetadataValue]:
-    a = source.architecture
-    head_bits = max(options.head_bits, options.embedding_bits) if a.tied_head else options.head_bits
+    """What the file says of itself, widths apart."""
     metadata: dict[str, MetadataValue] = {
         "general.name": source.checkpoint.directory.resolve().name,
-        **a.to_metadata(),
+        **source.architecture.to_metadata(),
         "awq_edge.quantization.method": options.method,
-        "awq_edge.quantization.bits": options.bits,
-        "awq_edge.quantization.group_size": options.group_size,
-        "awq_edge.quantization.head_bits": head_bits,
-        "awq_edge.quantization.embedding_bits": head_bits
-        if a.tied_head
-        else options.embedding_bits,
         "awq_edge.quantization.tool_version": __version__,
     }
     if digest is not None:

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
+import re
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -12,6 +13,7 @@ import typer
 from awq_edge.cli._interchange import ConversionExport, export_packed, import_quantised
 from awq_edge.cli._options import Json, Quiet
 from awq_edge.cli._output import Output, Progress, duration_text, size_text
+from awq_edge.errors import InvalidArgumentError
 
 if TYPE_CHECKING:
     from awq_edge.conversion import LayerReport, Report
@@ -31,7 +33,13 @@ def convert(
         str,
         typer.Option(help="auto (the most accurate), awq, awq+gptq, gptq, or rtn: to nearest."),
     ] = "auto",
-    bits: Annotated[int, typer.Option(help="Bits of the decoder's weights: 2, 3, 4 or 8.")] = 4,
+    bits: Annotated[
+        float,
+        typer.Option(
+            help="Bits of the decoder's weights: 2, 3, 4 or 8, or a mean such as 3.5 that widths "
+            "are mixed to."
+        ),
+    ] = 4,
     group_size: Annotated[
         Optional[int],
         typer.Option(help="Inputs that share a scale: 32, 64 or 128; 64 at 2 bits, else 128."),
@@ -40,6 +48,14 @@ def convert(
     embedding_bits: Annotated[
         int, typer.Option(help="Bits of the embedding; a tied head takes the larger of the two.")
     ] = 8,
+    size: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="BYTES",
+            help="Size of the file, such as 600MB: chooses all widths, the head's and the "
+            "embedding's too.",
+        ),
+    ] = None,
     calibration: Annotated[
         Optional[Path],
         typer.Option(help="Text to calibrate on; by default some pages of novels."),
@@ -92,6 +108,7 @@ def convert(
         group_size=group_size if group_size is not None else (64 if bits == 2 else 128),
         head_bits=head_bits,
         embedding_bits=embedding_bits,
+        size=_bytes(size) if size is not None else None,
         calibration=calibration,
         samples=samples,
         sequence_length=sequence_length,
@@ -117,6 +134,18 @@ def convert(
     _print_report(out, report, time.monotonic() - started)
     if exporting is not None:
         exporting.write(model, output, out)
+
+
+def _bytes(text: str) -> int:
+    """600MB, 1.5GB, 700MiB or a plain number, in bytes."""
+    units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kMG]B|[MG]iB)", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise InvalidArgumentError(
+            f"The size {text!r} is no number of bytes; write it as 600MB, 1.5GB or 700MiB."
+        )
+    unit = {name.lower(): factor for name, factor in units.items()}[match[2].lower()]
+    return int(float(match[1]) * unit)
 
 
 class _Listener:

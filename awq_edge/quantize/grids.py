@@ -31,6 +31,17 @@ class Grid:
         """Scales and zero-points, [groups, n] each."""
         return self.scales.T.contiguous(), self.zeros.T.contiguous()
 
+    def rounded(self, weight: torch.Tensor) -> grouped.Quantised:
+        """A weight [n, k] rounded to nearest on the grid."""
+        k = weight.shape[1]
+        scales, zeros = (
+            values.repeat_interleave(self.group_size, dim=1)[:, :k]
+            for values in (self.scales, self.zeros)
+        )
+        divisors = torch.where(scales == 0, torch.inf, scales)
+        codes = torch.round(weight / divisors).add_(zeros).clamp_(0.0, self.largest_code)
+        return self.with_codes(codes)
+
     def with_codes(self, codes: torch.Tensor) -> grouped.Quantised:
         """The finished matrix for codes [n, k]."""
         return grouped.Quantised(

@@ -11,6 +11,8 @@ import dataclasses
 from awq_edge.errors import InvalidArgumentError
 
 METHODS = ("auto", "awq", "awq+gptq", "gptq", "rtn")
+# Those that can give every matrix a width of its own.
+MIXING = ("auto", "gptq")
 
 # Parts of the widest scale that are tried. Fewer levels gain from clipping more.
 _SHARES = {
