@@ -75,13 +75,14 @@ class SshBoard:
             pytest.skip("sshd is not installed (Debian: openssh-server)")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where the server confines itself
-        command = f'HOME={self.home} PATH={self.stubs}:$PATH exec sh -c "$SSH_ORIGINAL_COMMAND"'
+        command = f"cd {self.home}; HOME={self.home} PATH={self.stubs}:$PATH"
         (self.folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host\n"
             f"AuthorizedKeysFile {self.folder}/authorized\nPidFile none\nStrictModes no\n"
             "UsePAM no\n"
             "PasswordAuthentication no\nKbdInteractiveAuthentication no\n"
-            f"PermitRootLogin prohibit-password\nForceCommand {command}\n"
+            f"PermitRootLogin prohibit-password\nForceCommand {command} "
+            'exec sh -c "$SSH_ORIGINAL_COMMAND"\n'
         )
         log = (self.folder / "log").open("wb")
         self.server = subprocess.Popen(
