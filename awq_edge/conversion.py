@@ -39,6 +39,7 @@ from awq_edge.quantize import (
     awq,
     budget,
     calibration,
+    distributed,
     gptq,
     grids,
     grouped,
@@ -181,19 +182,31 @@ def convert(
     plain = _metadata(source, tokenizer, options, digest)
     widths = _widths(source, options, blocks, device, _container_bytes(source, plain), events)
 
-    work = _WorkDirectory(
-        output.with_name(output.name + ".partial"), _key(source, options, digest), events
-    )
-    with work:
-        with torch.inference_mode():
-            _Conversion(source, options, widths, device, work, events).run(blocks)
-        metadata = {**plain, **_width_metadata(widths)}
+    with distributed.joined(device) as processes:
+        path, written = output.with_name(output.name + ".partial"), output
+        if processes.count > 1:
+            # Interrupted work of several processes is not resumed: it may lie on several hosts.
+            shutil.rmtree(path, ignore_errors=processes.rank > 0 or not path.exists())
+        if processes.rank > 0:
+            path = Path(tempfile.mkdtemp(prefix="awq-edge-")) / "work.partial"
+            written = path.with_name("model")
+        work = _WorkDirectory(path, _key(source, options, digest), events)
         try:
-            model_file.write_model(output, metadata, work.tensors(source))
-            report = _report(output, source.architecture, work)
+            with work:
+                with torch.inference_mode():
+                    _Conversion(source, options, widths, device, work, events, processes).run(
+                        blocks
+                    )
+                metadata = {**plain, **_width_metadata(widths)}
+                try:
+                    model_file.write_model(written, metadata, work.tensors(source))
+                    report = _report(written, source.architecture, work)
+                finally:
+                    work.finished()
         finally:
-            work.finished()
-    return report
+            if processes.rank > 0:
+                shutil.rmtree(path.parent, ignore_errors=True)
+    return dataclasses.replace(report, path=output)
 
 
 class _Conversion:
@@ -207,6 +220,7 @@ class _Conversion:
         device: torch.device,
         work: _WorkDirectory,
         events: Events,
+        processes: distributed.Processes,
     ) -> None:
         self._source = source
         self._architecture = source.architecture
@@ -215,6 +229,8 @@ class _Conversion:
         self._work = work
         self._events = events
         self._widths = widths
+        self._processes = processes
+        self._blocks = 0  # of calibration, over all processes
 
     def run(self, blocks: torch.Tensor | None) -> None:
         """Makes every tensor file that is not there yet.
@@ -223,6 +239,9 @@ class _Conversion:
             blocks: Calibration tokens, int64 [b, t]; None for a method that needs none.
         """
         a, work = self._architecture, self._work
+        if blocks is not None:
+            self._blocks = len(blocks)
+            blocks = blocks[self._processes.blocks(len(blocks))]
         for report in work.layers:
             self._events.layer_done(report, a.layers)
         hidden = self._embedding(blocks)
@@ -276,11 +295,14 @@ class _Conversion:
                 pass
             return
         norm = self._source("output_norm.weight").to(self._device)
-        products = calibration.Products(a.hidden_size, self._device)
-        for batch in self._batches(hidden):
-            states = hidden[batch].to(self._device)
-            products.add(torch_decoder.rms_norm(states, norm, a.norm_epsilon))
-        hessian = gptq.Hessian.of(products.means())
+        parts = {}
+        for segment, batches in self._segments(hidden).items():
+            parts[segment] = calibration.Products(a.hidden_size, self._device)
+            for batch in batches:
+                states = hidden[batch].to(self._device)
+                parts[segment].add(torch_decoder.rms_norm(states, norm, a.norm_epsilon))
+        empty = calibration.Products(a.hidden_size, self._device)
+        hessian = gptq.Hessian.of(self._processes.means(parts, empty))
         rows = self._rows_at_once(a.hidden_size)
         blocks = (block.to(self._device) for _, block in self._source.row_blocks(name, rows))
         for _ in self._compensated_rows(name, blocks, hessian, {}):
@@ -314,10 +336,11 @@ class _Conversion:
     ) -> LayerReport:
         """Searches, packs, and replaces ``hidden`` by what the quantised layer gives."""
         quantisers = self._layer_quantisers(layer)
-        plan = self._plan(quantisers[LINEARS[0]].bits)
-        count = max(1, min(len(hidden), _PROBE_TOKENS // hidden.shape[1]))
-        chosen = torch.linspace(0, len(hidden) - 1, count).round().long()
-        probe = awq.Probe(self._architecture, layer, hidden[chosen].to(self._device), positions)
+        plan = self._plan(min(quantiser.bits for quantiser in quantisers.values()))
+        count = max(1, min(self._blocks, _PROBE_TOKENS // hidden.shape[1]))
+        chosen = torch.linspace(0, self._blocks - 1, count).round().long().tolist()
+        sample = self._processes.gathered(hidden, chosen, self._blocks).to(self._device)
+        probe = awq.Probe(self._architecture, layer, sample, positions)
         target = awq.layer_output(probe, weights)
 
         def rounding(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -385,9 +408,9 @@ class _Conversion:
             weights,
             positions,
             round_matrices,
-            calibration.Products.means,
+            self._processes.means,
         )
-        stages.run(hidden, self._batches(hidden))
+        stages.run(hidden, self._segments(hidden))
 
     def _compensated_rows(
         self,
@@ -429,35 +452,61 @@ class _Conversion:
         """Of every input of the float layer's matrices, over all calibration tokens."""
         a = self._architecture
         group_size = self._layer_quantisers(layer)[LINEARS[0]].group_size
-        statistics = {
-            name: calibration.InputStatistics(
-                weights[f"{name}.weight"].shape[1], group_size, self._device
-            )
-            for name in sorted(set(awq.INPUT_OF.values()))
-        }
+
+        def empty() -> dict[str, calibration.InputStatistics]:
+            return {
+                name: calibration.InputStatistics(
+                    weights[f"{name}.weight"].shape[1], group_size, self._device
+                )
+                for name in sorted(set(awq.INPUT_OF.values()))
+            }
+
         plain = torch_decoder.plain_linear(weights)
+        parts = {}
+        for segment, batches in self._segments(hidden).items():
+            statistics = parts[segment] = empty()
 
-        def recording(name: str, x: torch.Tensor) -> torch.Tensor:
-            if name in statistics:
-                statistics[name].update(x)
-            if name == "ffn_down":
-                return x[..., : a.hidden_size]  # nobody reads it: spare the largest product
-            return plain(name, x)
+            def recording(
+                name: str,
+                x: torch.Tensor,
+                statistics: dict[str, calibration.InputStatistics] = statistics,
+            ) -> torch.Tensor:
+                if name in statistics:
+                    statistics[name].update(x)
+                if name == "ffn_down":
+                    return x[..., : a.hidden_size]  # nobody reads it: spare the largest product
+                return plain(name, x)
 
-        for batch in self._batches(hidden):
-            states = hidden[batch].to(self._device)
-            x = torch_decoder.rms_norm(states, weights["attn_norm.weight"], a.norm_epsilon)
-            states = states + torch_decoder.attention(a, layer, weights, recording, x, positions)
-            x = torch_decoder.rms_norm(states, weights["ffn_norm.weight"], a.norm_epsilon)
-            torch_decoder.feed_forward(recording, x)
-        return statistics
+            for batch in batches:
+                states = hidden[batch].to(self._device)
+                x = torch_decoder.rms_norm(states, weights["attn_norm.weight"], a.norm_epsilon)
+                mixed = torch_decoder.attention(a, layer, weights, recording, x, positions)
+                states = states + mixed
+                x = torch_decoder.rms_norm(states, weights["ffn_norm.weight"], a.norm_epsilon)
+                torch_decoder.feed_forward(recording, x)
+        return {
+            name: whole.merged(
+                {segment: part[name] for segment, part in parts.items()}, self._processes.total
+            )
+            for name, whole in empty().items()
+        }
 
-    def _batches(self, hidden: torch.Tensor) -> Iterator[slice]:
+    def _segments(self, hidden: torch.Tensor) -> dict[int, list[slice]]:
+        """Batches of this process's blocks, by segment."""
         a = self._architecture
         widest = max(a.feed_forward_size, a.hidden_size, a.heads * a.head_size)
         size = max(1, _BATCH_FLOATS // (hidden.shape[1] * widest))
-        for first in range(0, len(hidden), size):
-            yield slice(first, first + size)
+        begin = self._processes.blocks(self._blocks).start
+        return {
+            segment: [
+                slice(first - begin, min(first + size, part.stop) - begin)
+                for first in range(part.start, part.stop, size)
+            ]
+            for segment, part in self._processes.segments(self._blocks)
+        }
+
+    def _batches(self, hidden: torch.Tensor) -> list[slice]:
+        return [batch for batches in self._segments(hidden).values() for batch in batches]
 
     def _store_layer(
         self, layer: int, weights: awq.Weights, limits: dict[str, torch.Tensor]

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
+import os
 import re
 import time
 from dataclasses import replace
@@ -131,7 +132,8 @@ def convert(
                 "the same command continues there."
             )
         raise
-    _print_report(out, report, time.monotonic() - started)
+    if int(os.environ.get("RANK", "0")) == 0:
+        _print_report(out, report, time.monotonic() - started)
     if exporting is not None:
         exporting.write(model, output, out)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -124,6 +125,22 @@ class InputStatistics:
         by_group = padded.reshape(-1, self._group_size)
         self._products /= by_group.unsqueeze(2) * by_group.unsqueeze(1)
 
+    def merged(
+        self,
+        parts: Mapping[int, InputStatistics],
+        total: Callable[[dict[int, torch.Tensor], torch.Tensor], torch.Tensor],
+    ) -> InputStatistics:
+        """The statistics of all parts, by segment; this one is empty and keeps what it is of."""
+        whole = InputStatistics(self._k, self._group_size, self._absolute.device)
+        whole._absolute = total({s: part._absolute for s, part in parts.items()}, self._absolute)
+        whole._products = total({s: part._products for s, part in parts.items()}, self._products)
+        counts = {
+            s: torch.tensor([part._tokens], dtype=torch.float64, device=self._absolute.device)
+            for s, part in parts.items()
+        }
+        whole._tokens = int(total(counts, whole._absolute.new_zeros(1, dtype=torch.float64)))
+        return whole
+
     def mean_absolute(self) -> torch.Tensor:
         """The mean magnitude of each input, [k]."""
         return self._absolute / max(self._tokens, 1)
@@ -148,5 +165,5 @@ class Products:
         self.tokens += len(x)
 
     def means(self) -> torch.Tensor:
-        """float64 [k, k]."""
+        """Over the tokens so far, float64 [k, k]."""
         return self.sums / max(self.tokens, 1)

@@ -23,6 +23,8 @@ _SHARES = {
 }
 # Rounds of moving single codes and refitting scales after GPTQ.
 _ROUNDS = {8: 0, 4: 1, 3: 2, 2: 3}
+# Where scales beside a searched grid measured better than the grid alone.
+_SCALED = (4, 8)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -48,5 +50,10 @@ def plan(method: str, bits: int) -> Plan:
     if method == "awq+gptq":
         return Plan(scales="outputs", clipped=True, compensated=True)
     if method == "auto":
-        return Plan(scales="pivots", compensated=True, shares=_SHARES[bits], rounds=_ROUNDS[bits])
+        return Plan(
+            scales="pivots" if bits in _SCALED else "none",
+            compensated=True,
+            shares=_SHARES[bits],
+            rounds=_ROUNDS[bits],
+        )
     raise InvalidArgumentError(f"The method {method!r} is none of {', '.join(METHODS)}.")

@@ -7,7 +7,7 @@ made. Refuses files, grids and methods: it asks its caller to round each stage's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 
@@ -38,7 +38,7 @@ class StagedLayer:
         weights: dict[str, torch.Tensor],
         positions: Positions,
         round_matrices: RoundMatrices,
-        sum_up: Callable[[Products], torch.Tensor],
+        means: Callable[[dict[int, Products], Products], torch.Tensor],
     ) -> None:
         """Takes the layer.
 
@@ -48,59 +48,71 @@ class StagedLayer:
             weights: Its tensors; a matrix is replaced as soon as it is rounded.
             positions: Rotations.
             round_matrices: Rounds a stage.
-            sum_up: Gives the means of a stage's products, over all processes.
+            means: Of the products of all segments, by segment; the last argument is an empty one.
         """
         self._architecture = architecture
         self._layer = layer
         self._weights = weights
         self._positions = positions
         self._round_matrices = round_matrices
-        self._sum_up = sum_up
+        self._means = means
         self._linear = torch_decoder.plain_linear(weights)  # follows the replacements
 
-    def run(self, hidden: torch.Tensor, batches: Iterable[slice]) -> None:
+    def run(self, hidden: torch.Tensor, segments: Mapping[int, Sequence[slice]]) -> None:
         """Rounds the layer and replaces the hidden states by its output.
 
         Args:
             hidden: float32 [b, t, hidden], in the CPU's memory; what the layers before gave.
-            batches: Blocks that go together, of all of ``hidden``.
+            segments: Blocks that go together, by the segment whose sums they belong to.
         """
+        device = self._weights["attn_norm.weight"].device
+        slices = [batch for batches in segments.values() for batch in batches]
+
+        def states(batch: slice) -> torch.Tensor:
+            return hidden[batch].to(device)
+
+        self._round(STAGES[0], segments, lambda b: self._norm("attn_norm", states(b)))
+        self._attention_output(hidden, segments)
+        self._round(STAGES[2], segments, lambda b: self._norm("ffn_norm", states(b)))
+        self._round(STAGES[3], segments, lambda b: self._gated(states(b)))
+        for batch in slices:
+            hidden[batch] += self._linear("ffn_down", self._gated(states(batch))).cpu()
+
+    def _attention_output(
+        self, hidden: torch.Tensor, segments: Mapping[int, Sequence[slice]]
+    ) -> None:
+        """The second stage; adds the attention's output to the hidden states."""
         a = self._architecture
         device = self._weights["attn_norm.weight"].device
-        slices = list(batches)
+        kept = torch.empty(*hidden.shape[:2], a.heads * a.head_size)
 
-        products = Products(a.hidden_size, device)
-        for batch in slices:
-            products.add(self._norm("attn_norm", hidden[batch].to(device)))
-        self._finish(STAGES[0], products)
-
-        width = a.heads * a.head_size
-        products = Products(width, device)
-        mixed = torch.empty(*hidden.shape[:2], width)  # what the output matrix reads
-        for batch in slices:
+        def mix(batch: slice) -> torch.Tensor:
             x = self._mixed(self._norm("attn_norm", hidden[batch].to(device)))
-            products.add(x)
-            mixed[batch] = x.cpu()
-        self._finish(STAGES[1], products)
-        for batch in slices:
-            hidden[batch] += self._linear("attn_output", mixed[batch].to(device)).cpu()
-        del mixed
+            kept[batch] = x.cpu()
+            return x
 
-        products = Products(a.hidden_size, device)
-        for batch in slices:
-            products.add(self._norm("ffn_norm", hidden[batch].to(device)))
-        self._finish(STAGES[2], products)
+        self._round(STAGES[1], segments, mix)
+        for batches in segments.values():
+            for batch in batches:
+                hidden[batch] += self._linear("attn_output", kept[batch].to(device)).cpu()
 
-        products = Products(a.feed_forward_size, device)
-        for batch in slices:
-            products.add(self._gated(hidden[batch].to(device)))
-        self._finish(STAGES[3], products)
-        for batch in slices:
-            x = self._gated(hidden[batch].to(device))
-            hidden[batch] += self._linear("ffn_down", x).cpu()
-
-    def _finish(self, names: tuple[str, ...], products: Products) -> None:
-        self._weights.update(self._round_matrices(names, self._sum_up(products)))
+    def _round(
+        self,
+        names: tuple[str, ...],
+        segments: Mapping[int, Sequence[slice]],
+        inputs: Callable[[slice], torch.Tensor],
+    ) -> None:
+        """Rounds a stage for the inputs that its matrices read from every batch."""
+        weight = self._weights[f"{names[0]}.weight"]
+        k = weight.shape[1]
+        parts = {}
+        for segment, batches in segments.items():
+            parts[segment] = Products(k, weight.device)
+            for batch in batches:
+                parts[segment].add(inputs(batch))
+        means = self._means(parts, Products(k, weight.device))
+        del parts
+        self._weights.update(self._round_matrices(names, means))
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         epsilon = self._architecture.norm_epsilon

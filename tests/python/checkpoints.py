@@ -80,6 +80,18 @@ def save(model: Any, directory: Path, **options: Any) -> Path:
     return directory
 
 
+def save_tokenizer(directory: Path) -> None:
+    """Writes a tokenizer of single characters that fits every vocabulary here."""
+    import tokenizers
+
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
+    vocabulary |= {chr(code): code - 29 for code in range(32, 127)}
+    model = tokenizers.models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>")
+    tokenizers.Tokenizer(model).save(str(directory / "tokenizer.json"))
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+
+
 def edit_config(directory: Path, **changes: Any) -> None:
     """Changes entries of config.json; None removes one."""
     path = directory / "config.json"

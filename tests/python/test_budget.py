@@ -1,17 +1,15 @@
-"""Widths for a byte budget: the solver against all combinations, and whole conversions to a size."""
+"""Widths for a byte budget: the solver against all combinations; conversions to a size."""
 
 from __future__ import annotations
 
 import itertools
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 
 torch = pytest.importorskip("torch")
-tokenizers = pytest.importorskip("tokenizers")
+pytest.importorskip("tokenizers")
 pytest.importorskip("gguf")
 
 import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
@@ -82,14 +80,7 @@ def test_a_width_that_is_larger_and_no_better_is_not_taken() -> None:
 def checkpoint(tmp_path: Path) -> Path:
     directory = tmp_path / "checkpoint"
     checkpoints.save(checkpoints.random_model("llama"), directory)
-    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2}
-    vocabulary |= {chr(code): code - 29 for code in range(32, 127)}
-    tokenizer = tokenizers.Tokenizer(
-        tokenizers.models.BPE(vocab=vocabulary, merges=[], unk_token="<unk>")
-    )
-    tokenizer.save(str(directory / "tokenizer.json"))
-    settings = {"bos_token": "<s>", "eos_token": "</s>", "add_bos_token": True}
-    (directory / "tokenizer_config.json").write_text(json.dumps(settings))
+    checkpoints.save_tokenizer(directory)
     return directory
 
 
