@@ -37,7 +37,7 @@ $(VENV)/.installed: $(NATIVE) $(VENV)/.torch
 	@touch $@
 
 $(VENV)/.dev: $(VENV)/.installed
-	$(BIN)/python -m pip install --quiet --editable ".[convert,dev]"
+	$(BIN)/python -m pip install --quiet --editable ".[convert,build,eval,analyze,dev]"
 	@touch $@
 
 setup: $(VENV)/.dev
