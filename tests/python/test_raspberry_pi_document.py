@@ -1,8 +1,8 @@
 """docs/raspberry-pi.md: every command of it is run, in order.
 
 The board is a real ssh server on the loopback (ssh_board.py) and this machine stands for it, so
-three things are put in place of what the page says: the host, a small checkpoint instead of one
-from the hub, and this machine's own wheel instead of one for Arm.
+three things are put in place of what the page says: the host, a small checkpoint and a short
+calibration, and this machine's own wheel instead of one for Arm.
 """
 
 from __future__ import annotations
@@ -96,6 +96,8 @@ def _on_the_workstation(
     line = line.replace("pi@raspberrypi.local", "board")
     line = line.replace("meta-llama/Llama-3.2-1B-Instruct", str(assets / "models/stories260k"))
     line = line.replace("--target rpi4b", f"--target x86_64-linux --python {HERE} --wheel {wheel}")
+    if "convert" in line:
+        line = f"{line} --samples 8"
     if "deploy" in line:
         line = f"{line} --wheel {wheel}"
     return subprocess.run(
