@@ -75,6 +75,7 @@ class Options:
     sequence_length: int = 512
     seed: int = 0
     device: str = "cpu"
+    without: tuple[str, ...] = ()  # parts of the method that are left out
 
     def __post_init__(self) -> None:
         """Refuses values that can never work."""
@@ -82,6 +83,11 @@ class Options:
             raise InvalidArgumentError(
                 f"The method {self.method!r} is none of {', '.join(METHODS)}."
             )
+        for part in self.without:
+            if part not in methods.PARTS:
+                raise InvalidArgumentError(
+                    f"{part!r} is no part of a method; parts are {', '.join(methods.PARTS)}."
+                )
         for name in ("head_bits", "embedding_bits"):
             if getattr(self, name) not in layouts.BITS:
                 raise InvalidArgumentError(
@@ -264,7 +270,7 @@ class _Conversion:
             self._head(hidden)
 
     def _plan(self, bits: int) -> methods.Plan:
-        return methods.plan(self._options.method, bits)
+        return methods.plan(self._options.method, bits, self._options.without)
 
     def _layer_quantisers(self, layer: int) -> dict[str, awq.Quantiser]:
         return {name: self._widths[f"blk.{layer}.{name}.weight"] for name in LINEARS}
@@ -350,9 +356,11 @@ class _Conversion:
         error_rtn = _relative(awq.layer_change(probe, weights, rounding), target)
         choices: dict[str, awq.Choice] = {}
         limits: dict[str, torch.Tensor] = {}
-        if plan.scales == "outputs":
+        if plan.scales == "outputs" or plan.clipped:
             statistics = self._statistics(layer, weights, hidden, positions)
-            choices = awq.search_scales(probe, weights, statistics, quantisers[LINEARS[0]])
+            if plan.scales == "outputs":
+                quantiser = quantisers[LINEARS[0]]
+                choices = awq.search_scales(probe, weights, statistics, quantiser)
             limits = {
                 name: awq.clip_limits(
                     weights[f"{name}.weight"],
@@ -362,7 +370,7 @@ class _Conversion:
                 for name in LINEARS
                 if plan.clipped and name not in awq.NEVER_CLIPPED
             }
-        elif plan.scales == "pivots":
+        if plan.scales == "pivots":
             choices = scales.search_and_fold(probe, weights, quantisers)
         if plan.compensated:
             self._compensate_layer(layer, weights, limits, hidden, positions)

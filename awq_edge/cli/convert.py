@@ -65,6 +65,13 @@ def convert(
     sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a block.")] = 512,
     seed: Annotated[int, typer.Option(help="Which blocks are drawn from a long text.")] = 0,
     device: Annotated[str, typer.Option(help="Where calibration runs: cpu or cuda.")] = "cpu",
+    without: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            help="Leave a part of the method out, to see what it is worth: scales, clip, grid or "
+            "refinement."
+        ),
+    ] = None,
     from_awq: Annotated[
         bool,
         typer.Option(
@@ -115,6 +122,7 @@ def convert(
         sequence_length=sequence_length,
         seed=seed,
         device=device,
+        without=tuple(without or ()),
     )
     started = time.monotonic()
     listener = _Listener()

@@ -13,6 +13,8 @@ from awq_edge.errors import InvalidArgumentError
 METHODS = ("auto", "awq", "awq+gptq", "gptq", "rtn")
 # Those that can give every matrix a width of its own.
 MIXING = ("auto", "gptq")
+# Parts of a method that can be left out, to see what each is worth.
+PARTS = ("scales", "clip", "grid", "refinement")
 
 # Parts of the widest scale that are tried. Fewer levels gain from clipping more.
 _SHARES = {
@@ -39,8 +41,19 @@ class Plan:
     rounds: int = 0
 
 
-def plan(method: str, bits: int) -> Plan:
-    """What a method means at a width."""
+def plan(method: str, bits: int, without: tuple[str, ...] = ()) -> Plan:
+    """What a method means at a width, some of its parts left out."""
+    whole = _plan(method, bits)
+    return dataclasses.replace(
+        whole,
+        scales="none" if "scales" in without else whole.scales,
+        clipped=whole.clipped and "clip" not in without,
+        shares=() if "grid" in without else whole.shares,
+        rounds=0 if "refinement" in without else whole.rounds,
+    )
+
+
+def _plan(method: str, bits: int) -> Plan:
     if method == "rtn":
         return Plan(calibrated=False)
     if method == "awq":

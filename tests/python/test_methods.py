@@ -1,0 +1,94 @@
+"""What each method does, seen in whole conversions of a model with uneven activations."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tokenizers")
+pytest.importorskip("gguf")
+
+import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
+
+from awq_edge import model_file, torch_decoder  # noqa: E402
+from awq_edge.conversion import Options, Report, convert  # noqa: E402
+from awq_edge.errors import InvalidArgumentError  # noqa: E402
+from awq_edge.float_model import open_float_model  # noqa: E402
+from awq_edge.quantize import methods  # noqa: E402
+
+CALIBRATED = [method for method in methods.METHODS if method != "rtn"]
+
+
+@pytest.fixture(scope="module")
+def checkpoint(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    directory = tmp_path_factory.mktemp("model") / "checkpoint"
+    checkpoints.save(checkpoints.random_model("llama"), directory)
+    checkpoints.save_tokenizer(directory)
+    return directory
+
+
+def converted(checkpoint: Path, output: Path, method: str, bits: float, **options: int) -> Report:
+    settings = {"samples": 24, "sequence_length": 48, "group_size": 32, **options}
+    return convert(str(checkpoint), output, Options(method=method, bits=bits, **settings))
+
+
+def logit_error(checkpoint: Path, output: Path) -> float:
+    """Of the packed model, relative to the float model's logits."""
+    floats = open_float_model(str(checkpoint))
+    packed = model_file.read_dequantised(output)
+    tensors = {name: torch.from_numpy(values) for name, values in packed.tensors.items()}
+    tokens = torch.arange(3, 90).reshape(1, -1)
+    exact = torch_decoder.logits(floats, floats.architecture, tokens)
+    ours = torch_decoder.logits(tensors.__getitem__, packed.architecture, tokens)
+    return float((ours - exact).norm() / exact.norm())
+
+
+@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("method", CALIBRATED)
+def test_every_method_works_at_every_width(
+    tmp_path: Path, checkpoint: Path, method: str, bits: int
+) -> None:
+    report = converted(checkpoint, tmp_path / "m", method, bits, samples=4)
+    for layer in report.layers:
+        assert layer.error is not None and layer.error_rtn is not None
+        assert layer.error < 1.1 * layer.error_rtn
+
+
+@pytest.mark.parametrize("group_size", [32, 64, 128])
+def test_every_group_size_works(tmp_path: Path, checkpoint: Path, group_size: int) -> None:
+    report = converted(checkpoint, tmp_path / "m", "auto", 4, samples=4, group_size=group_size)
+    assert all(layer.error < layer.error_rtn for layer in report.layers)  # type: ignore[operator]
+
+
+@pytest.mark.parametrize("bits", [2, 3])
+def test_auto_is_the_most_accurate(tmp_path: Path, checkpoint: Path, bits: int) -> None:
+    """By what the layers give on calibration text, which is what every method minimises."""
+    errors = {}
+    for method in CALIBRATED:
+        report = converted(checkpoint, tmp_path / method, method, bits)
+        errors[method] = sum(layer.error or 0.0 for layer in report.layers)
+    assert min(errors, key=errors.__getitem__) == "auto", errors
+    assert errors["gptq"] < errors["awq"]
+
+
+def test_a_compensated_head_gives_better_logits(tmp_path: Path, checkpoint: Path) -> None:
+    errors = {}
+    for method in ("awq", "auto"):
+        converted(checkpoint, tmp_path / method, method, 8, head_bits=2)
+        errors[method] = logit_error(checkpoint, tmp_path / method)
+    assert errors["auto"] < 0.95 * errors["awq"], errors
+
+
+@pytest.mark.parametrize("part", methods.PARTS)
+def test_a_part_can_be_left_out(part: str) -> None:
+    method = "awq+gptq" if part == "clip" else "auto"
+    assert methods.plan(method, 4, (part,)) != methods.plan(method, 4)
+
+
+def test_unknown_names_are_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="none of auto, awq"):
+        Options(method="best")
+    with pytest.raises(InvalidArgumentError, match="no part of a method"):
+        Options(without=("everything",))
