@@ -22,6 +22,9 @@ LIBRARY_NAME = "libawq_edge.so"
 HEADER_NAME = "awq_edge.h"
 _BEGIN, _END = "/* cffi begin */", "/* cffi end */"
 
+# How keys and values may be kept: the names of awqe_kv_type, in the order of the enum.
+KV_TYPES = ("fp16", "int8")
+
 # One exception per awqe_status, in the order of the enum; 0 is success.
 _EXCEPTIONS: tuple[type[errors.AwqEdgeError], ...] = (
     errors.InvalidArgumentError,
@@ -175,6 +178,15 @@ def read_bandwidth(threads: int, size_bytes: int) -> float:
     return float(result[0])
 
 
+def kv_type_number(name: str) -> int:
+    """The awqe_kv_type of a name."""
+    if name not in KV_TYPES:
+        raise errors.InvalidArgumentError(
+            f"There is no cache of type '{name}': use one of {', '.join(KV_TYPES)}."
+        )
+    return KV_TYPES.index(name)
+
+
 def kernel_tables() -> list[str]:
     """The kernel tables that this CPU can run, best first; the last one is ``reference``."""
     ffi, library = _load()
@@ -296,11 +308,18 @@ class NativeModel:
             )
         return tensors
 
-    def memory(self, context_length: int) -> MemoryNeed:
+    def measure_threads(self) -> int:
+        """Threads with which this machine decodes best; takes some tenths of a second."""
+        ffi, library = _load()
+        threads = ffi.new("uint32_t*")
+        _call(library.awqe_model_measure_threads, self.pointer, threads)
+        return int(threads[0])
+
+    def memory(self, context_length: int, kv_type: str = "fp16") -> MemoryNeed:
         """What a session with this context would need; allocates nothing."""
         _, library = _load()
         need = _structure("awqe_memory")
-        options = _session_options(context_length, 0, 0)
+        options = _session_options(context_length, 0, 0, kv_type)
         _call(library.awqe_session_memory, self.pointer, options, need)
         return MemoryNeed(int(need.weight_bytes), int(need.cache_bytes), int(need.scratch_bytes))
 
@@ -338,14 +357,20 @@ class NativeSession:
     """One conversation. May be used from one thread at a time."""
 
     def __init__(
-        self, model: NativeModel, *, context_length: int, threads: int, prefill_threads: int
+        self,
+        model: NativeModel,
+        *,
+        context_length: int,
+        threads: int,
+        prefill_threads: int,
+        kv_type: str = "fp16",
     ) -> None:
         """Allocates the cache; zero threads let the library choose."""
         ffi, library = _load()
         self._model = model  # keeps the mapping alive
         self._vocabulary_size = model.info().vocabulary_size
         pointer = ffi.new("awqe_session**")
-        options = _session_options(context_length, threads, prefill_threads)
+        options = _session_options(context_length, threads, prefill_threads, kv_type)
         _call(library.awqe_session_open, model.pointer, options, pointer)
         self.pointer = ffi.gc(pointer[0], library.awqe_session_close)
         self.kernels = _text(ffi, library.awqe_session_kernels(self.pointer))
@@ -364,6 +389,12 @@ class NativeSession:
         """Tokens in the context."""
         _, library = _load()
         return int(library.awqe_session_position(self.pointer))
+
+    @property
+    def earliest(self) -> int:
+        """The lowest position, apart from 0, that ``truncate`` can go back to."""
+        _, library = _load()
+        return int(library.awqe_session_earliest(self.pointer))
 
     def truncate(self, position: int) -> None:
         """Forgets every token from ``position`` on."""
@@ -431,8 +462,9 @@ class NativeSession:
         return int(token[0])
 
 
-def _session_options(context_length: int, threads: int, prefill_threads: int) -> Any:
+def _session_options(context_length: int, threads: int, prefill_threads: int, kv_type: str) -> Any:
     options = _structure("awqe_session_options")
+    options.kv_type = kv_type_number(kv_type)
     try:
         options.context_length = context_length
         options.threads = threads

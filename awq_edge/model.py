@@ -22,6 +22,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Union
 
+from awq_edge import thread_counts
 from awq_edge.errors import (
     ContextFullError,
     FileInvalidError,
@@ -108,6 +109,7 @@ class Model:
         threads: int | None,
         prefill_threads: int | None,
         context_length: int | None,
+        kv: str,
         check_memory: bool,
     ) -> None:
         """Takes over an open file; ``Model.open`` is the way to get a model."""
@@ -116,6 +118,7 @@ class Model:
         self._threads = threads
         self._prefill_threads = prefill_threads
         self._context_length = context_length
+        self._kv = kv
         self._check_memory = check_memory
         self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
         self._lock = threading.Lock()
@@ -130,23 +133,28 @@ class Model:
         threads: int | None = None,
         prefill_threads: int | None = None,
         context_length: int | None = None,
+        kv: str = "fp16",
         check_memory: bool = True,
     ) -> Model:
         """Opens a file that ``awq-edge convert`` wrote.
 
         Args:
             path: The file.
-            threads: Threads while decoding; None lets the library choose.
-            prefill_threads: Threads while reading a prompt; None takes ``threads``.
+            threads: Threads while decoding; None takes what is fastest here, which is measured
+                once, in some tenths of a second, and remembered.
+            prefill_threads: Threads while reading a prompt; None takes ``threads``, and without
+                them every fast core.
             context_length: Tokens that a session keeps; None is the model's own length, at most
                 4096.
+            kv: How keys and values are kept: "fp16", or "int8" for half the memory and a little
+                less exactness.
             check_memory: Refuse a session that the free memory cannot hold.
 
         Raises:
             FileUnreadableError: There is no such file, or it cannot be read.
             FileInvalidError: It is damaged, or no model of ours.
         """
-        from awq_edge._native import NativeModel
+        from awq_edge._native import NativeModel, kv_type_number
 
         path = Path(path)
         if path.is_dir():
@@ -161,6 +169,7 @@ class Model:
         ):
             if value is not None and value < 1:
                 raise InvalidArgumentError(f"{name} is {value}: use 1 or more.")
+        kv_type_number(kv)
         try:
             native = NativeModel(path)
         except FileInvalidError as error:
@@ -171,6 +180,7 @@ class Model:
             threads=threads,
             prefill_threads=threads if prefill_threads is None else prefill_threads,
             context_length=context_length,
+            kv=kv,
             check_memory=check_memory,
         )
 
@@ -205,9 +215,9 @@ class Model:
             return self._context_length
         return min(self.info.context_length, DEFAULT_CONTEXT_LENGTH)
 
-    def memory(self, context_length: int | None = None) -> MemoryNeed:
+    def memory(self, context_length: int | None = None, *, kv: str | None = None) -> MemoryNeed:
         """Bytes that a session needs; allocates nothing."""
-        return self.native.memory(context_length or self.context_length)
+        return self.native.memory(context_length or self.context_length, kv or self._kv)
 
     def close(self) -> None:
         """Closes every session and the file. A second call does nothing."""
@@ -282,6 +292,7 @@ class Model:
         context_length: int | None = None,
         threads: int | None = None,
         prefill_threads: int | None = None,
+        kv: str | None = None,
         check_memory: bool | None = None,
     ) -> Session:
         """A new, empty conversation; arguments default to those of ``Model.open``.
@@ -296,12 +307,13 @@ class Model:
                 f"for {self.info.context_length}: use at most that."
             )
         if self._check_memory if check_memory is None else check_memory:
-            _require_memory(self.memory(context_length), context_length)
+            _require_memory(self.memory(context_length, kv=kv), context_length)
         session = Session(
             self,
             context_length=context_length,
-            threads=threads or self._threads or 0,
+            threads=threads or self._threads or thread_counts.decode_threads(self.native),
             prefill_threads=prefill_threads or threads or self._prefill_threads or 0,
+            kv=kv or self._kv,
         )
         self._sessions.add(session)
         return session
@@ -354,18 +366,26 @@ class Session:
     """
 
     def __init__(
-        self, model: Model, *, context_length: int, threads: int, prefill_threads: int
+        self,
+        model: Model,
+        *,
+        context_length: int,
+        threads: int,
+        prefill_threads: int,
+        kv: str,
     ) -> None:
         """Allocates the cache; ``Model.session`` is the way to get a session."""
         from awq_edge._native import NativeSession
 
         self.model = model
         self.context_length = context_length
+        self.kv = kv
         self._native: NativeSession | None = NativeSession(
             model.native,
             context_length=context_length,
             threads=threads,
             prefill_threads=prefill_threads,
+            kv_type=kv,
         )
         self.kernels = self._native.kernels
         self.threads = self._native.threads
@@ -409,8 +429,30 @@ class Session:
         """Closes the session."""
         self.close()
 
+    @property
+    def earliest(self) -> int:
+        """The lowest position, apart from 0, that ``truncate`` can go back to.
+
+        0, unless the model has layers with a sliding window and they have dropped what came before.
+        """
+        with self._use() as native:
+            return int(native.earliest)
+
+    def reusable(self, prompt: Sequence[int]) -> int:
+        """How many tokens at the beginning of a prompt need not be computed again.
+
+        Never the last one: its logits are what the next token is drawn from.
+        """
+        shared = 0
+        for old, new in zip(self._tokens, prompt[:-1]):
+            if old != new:
+                break
+            shared += 1
+        # Layers with a sliding window may have forgotten what comes before.
+        return shared if shared == self.position or shared >= self.earliest else 0
+
     def truncate(self, position: int) -> None:
-        """Forgets every token from ``position`` on."""
+        """Forgets every token from ``position`` on; see ``earliest``."""
         if not 0 <= position <= len(self._tokens):
             raise InvalidArgumentError(
                 f"Position {position} is not in the context, which holds {len(self._tokens)} "
@@ -586,11 +628,7 @@ class Generation:
         if self._begun:
             return
         started = time.perf_counter()
-        prompt, cached = self.prompt_tokens, self.session.tokens
-        shared = 0
-        # The last token is always computed: its logits are what the first token is drawn from.
-        while shared < min(len(prompt) - 1, len(cached)) and prompt[shared] == cached[shared]:
-            shared += 1
+        prompt, shared = self.prompt_tokens, self.session.reusable(self.prompt_tokens)
         self.session.truncate(shared)
         self.session._generation = self
         self.session.evaluate(prompt[shared:], progress=progress)

@@ -41,6 +41,7 @@ def open_evaluated(
     context: int,
     threads: int | None = None,
     prefill_threads: int | None = None,
+    kv: str = "fp16",
     check_memory: bool = True,
 ) -> Iterator[Evaluated]:
     """Opens a packed file or a float checkpoint while the block runs.
@@ -50,6 +51,7 @@ def open_evaluated(
         context: Tokens that are fed at most.
         threads: Threads while decoding.
         prefill_threads: Threads while reading.
+        kv: How a packed file's session keeps keys and values.
         check_memory: Refuse what the free memory cannot hold.
     """
     if path.is_dir():
@@ -63,10 +65,11 @@ def open_evaluated(
         threads=threads,
         prefill_threads=prefill_threads,
         context_length=context,
+        kv=kv,
         check_memory=check_memory,
     ) as packed:
         session = packed.session()
-        details = {"weights": "packed", "kernels": session.kernels}
+        details = {"weights": "packed", "kernels": session.kernels, "kv": session.kv}
         yield Evaluated(SessionSource(session), packed.tokenizer, details)
 
 

@@ -11,15 +11,21 @@ ModelFile = Annotated[
 ]
 Threads = Annotated[
     Optional[int],
-    typer.Option(min=1, help="Threads while decoding; the library chooses by default."),
+    typer.Option(min=1, help="Threads while decoding; by default what is fastest here."),
 ]
 PrefillThreads = Annotated[
     Optional[int],
-    typer.Option(min=1, help="Threads while reading a prompt; by default as --threads."),
+    typer.Option(min=1, help="Threads while reading a prompt; as --threads, or every fast core."),
 ]
 Context = Annotated[
     Optional[int],
     typer.Option(min=1, help="Tokens to keep in the context; by default the model's, up to 4096."),
+]
+Kv = Annotated[
+    str,
+    typer.Option(
+        "--kv", metavar="TYPE", help="Keys and values: fp16, or int8, half as large."
+    ),
 ]
 IgnoreMemory = Annotated[
     bool, typer.Option("--ignore-memory", help="Run even if the free memory looks too small.")

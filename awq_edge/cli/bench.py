@@ -8,9 +8,18 @@ from typing import Annotated, Optional
 import typer
 
 from awq_edge import __version__
-from awq_edge.cli._options import IgnoreMemory, Json, ModelFile, PrefillThreads, Quiet, Threads
+from awq_edge.cli._options import (
+    IgnoreMemory,
+    Json,
+    Kv,
+    ModelFile,
+    PrefillThreads,
+    Quiet,
+    Threads,
+)
 from awq_edge.cli._output import Output, size_text
 from awq_edge.model import Model
+from awq_edge.thread_counts import cpu_name
 
 _Lengths = Optional[list[int]]
 
@@ -30,6 +39,7 @@ def bench(
     ] = 5,
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
+    kv: Kv = "fp16",
     ignore_memory: IgnoreMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -39,7 +49,11 @@ def bench(
 
     output = Output(as_json=as_json, quiet=quiet)
     with Model.open(
-        file, threads=threads, prefill_threads=prefill_threads, check_memory=not ignore_memory
+        file,
+        threads=threads,
+        prefill_threads=prefill_threads,
+        kv=kv,
+        check_memory=not ignore_memory,
     ) as model:
         longest = model.info.context_length
         prompts = prompt or [min(512, longest)]
@@ -62,14 +76,17 @@ def bench(
         # Other programs only ever slow a measurement down: the faster one is nearer the limit.
         bandwidth = max(bandwidths)
         decode_bytes = model.info.decode_bytes
+        need = model.memory(session.context_length)
         shares = [
             row.mean * decode_bytes / bandwidth if row.kind == "decode" else None for row in rows
         ]
         output.fields(
             {
-                "machine": f"{platform.machine()}, {_cpu_name()}",
+                "machine": f"{platform.machine()}, {cpu_name()}",
                 "kernels": session.kernels,
                 "threads": f"{session.threads} (prompt {session.prefill_threads})",
+                "cache": f"{session.kv}, {session.context_length} positions, "
+                f"{size_text(need.cache_bytes)}",
                 "file": f"{size_text(model.info.file_bytes)}, "
                 f"{size_text(decode_bytes)} of weights read per token",
                 "memory": f"{size_text(bandwidth)}/s read by {session.threads} threads",
@@ -97,10 +114,13 @@ def bench(
                 "name": model.name,
                 "version": __version__,
                 "machine": platform.machine(),
-                "cpu": _cpu_name(),
+                "cpu": cpu_name(),
                 "kernels": session.kernels,
                 "threads": session.threads,
                 "prefill_threads": session.prefill_threads,
+                "kv": session.kv,
+                "context_length": session.context_length,
+                "cache_bytes": need.cache_bytes,
                 "file_bytes": model.info.file_bytes,
                 "decode_bytes": decode_bytes,
                 "read_bytes_per_second": bandwidth,
@@ -117,16 +137,3 @@ def bench(
                 ],
             }
         )
-
-
-def _cpu_name() -> str:
-    """The CPU by name where Linux tells one, otherwise empty."""
-    try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:  # noqa: PTH123  # not a file
-            for line in lines:
-                name, _, value = line.partition(":")
-                if name.strip() in ("model name", "Model"):
-                    return value.strip()
-    except OSError:
-        pass
-    return "unknown CPU"

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from awq_edge.cli._evaluated import open_evaluated, read_text
-from awq_edge.cli._options import IgnoreMemory, Json, PrefillThreads, Quiet, Threads
+from awq_edge.cli._options import IgnoreMemory, Json, Kv, PrefillThreads, Quiet, Threads
 from awq_edge.cli._output import Output
 from awq_edge.cli.eval_kld import kld
 from awq_edge.cli.eval_tasks import tasks
@@ -54,6 +54,7 @@ def ppl(
     first_bytes: _Bytes = None,
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
+    kv: Kv = "fp16",
     ignore_memory: IgnoreMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -66,6 +67,7 @@ def ppl(
         context=context,
         threads=threads,
         prefill_threads=prefill_threads,
+        kv=kv,
         check_memory=not ignore_memory,
     ) as opened:
         result = _measure(opened.source, opened.tokenizer, content, context, chunks, output)

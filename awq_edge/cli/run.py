@@ -11,6 +11,7 @@ from awq_edge.cli._options import (
     Context,
     IgnoreMemory,
     Json,
+    Kv,
     ModelFile,
     PrefillThreads,
     Quiet,
@@ -70,6 +71,7 @@ def run(
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
     context: Context = None,
+    kv: Kv = "fp16",
     ignore_memory: IgnoreMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -92,6 +94,7 @@ def run(
         threads=threads,
         prefill_threads=prefill_threads,
         context_length=context,
+        kv=kv,
         check_memory=not ignore_memory,
     ) as model:
         full_prompt = model.chat_prompt([{"role": "user", "content": text}]) if chat else text
@@ -176,4 +179,5 @@ def _document(generation: Generation, text: str) -> dict[str, object]:
         "threads": session.threads,
         "prefill_threads": session.prefill_threads,
         "context_length": session.context_length,
+        "kv": session.kv,
     }

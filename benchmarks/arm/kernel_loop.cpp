@@ -113,8 +113,8 @@ bool run(const KernelTable& table, const std::string& operation, long repetition
         const std::vector<uint16_t> cache(n[1] * n[2], 0x3800);  // 0.5
         std::vector<float> out(n[0] * n[1]);
         return repeat([&] {
-            table.attention(queries.data(), n[0], cache.data(), cache.data(), n[1], n[1], 0, n[2],
-                            out.data());
+            const CacheF16 rows = {cache.data(), cache.data(), n[1], n[2]};
+            table.attention_f16(queries.data(), n[0], &rows, n[1], 0, n[2], out.data());
         });
     }
     return false;

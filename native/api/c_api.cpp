@@ -14,6 +14,7 @@
 #include "native/runtime/sampler.h"
 #include "native/runtime/selftest.h"
 #include "native/runtime/session.h"
+#include "native/runtime/thread_choice.h"
 
 struct awqe_model {
     awqe::Model model;
@@ -239,6 +240,10 @@ uint32_t awqe_session_position(const awqe_session* session) {
     return session == nullptr ? 0 : static_cast<uint32_t>(session->session.position());
 }
 
+uint32_t awqe_session_earliest(const awqe_session* session) {
+    return session == nullptr ? 0 : static_cast<uint32_t>(session->session.earliest());
+}
+
 awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe_error* error) {
     return awqe::guard(error,
                        [&] { awqe::required(session, "session").session.truncate(position); });
@@ -272,6 +277,16 @@ awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampl
         awqe::required(token, "token");
         *token = awqe::required(session, "session")
                      .session.sample(awqe::required(sampler, "sampler").sampler);
+    });
+}
+
+awqe_status awqe_model_measure_threads(const awqe_model* model, uint32_t* threads,
+                                       awqe_error* error) {
+    awqe::clear(threads);
+    return awqe::guard(error, [&] {
+        awqe::required(threads, "threads");
+        *threads = awqe::measure_decode_threads(awqe::required(model, "model").model,
+                                                std::getenv("AWQ_EDGE_KERNELS"));
     });
 }
 

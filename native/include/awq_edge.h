@@ -27,7 +27,7 @@ extern "C" {
 /* cffi begin */
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by whoever loads the library.
-#define AWQE_ABI_VERSION 1
+#define AWQE_ABI_VERSION 2
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -124,17 +124,24 @@ awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_ten
 
 // ---- session: one conversation ---------------------------------------------------------------------------------------
 
+/// How a session keeps keys and values.
+typedef enum awqe_kv_type {
+    AWQE_KV_F16 = 0,
+    AWQE_KV_INT8 = 1  ///< A scale per position and head: about half the memory, a little less exact.
+} awqe_kv_type;
+
 typedef struct awqe_session_options {
     uint32_t struct_size;
     uint32_t context_length;   ///< Positions to keep; 0 for the model's own length. Never more than that.
-    uint32_t threads;          ///< While decoding; 0 lets the library choose.
-    uint32_t prefill_threads;  ///< While reading a prompt; 0 lets the library choose.
+    uint32_t threads;          ///< While decoding; 0 is one for each fast core that the process may use.
+    uint32_t prefill_threads;  ///< While reading a prompt; 0 likewise.
+    uint32_t kv_type;          ///< An awqe_kv_type.
 } awqe_session_options;
 
 typedef struct awqe_memory {
     uint32_t struct_size;
     uint64_t weight_bytes;   ///< Mapped from the file: shared between processes, reclaimable.
-    uint64_t cache_bytes;    ///< Keys and values.
+    uint64_t cache_bytes;    ///< Keys and values. A layer with a sliding window keeps what it can still see.
     uint64_t scratch_bytes;  ///< Everything else that a session allocates.
 } awqe_memory;
 
@@ -151,11 +158,15 @@ void awqe_session_close(awqe_session* session);
 
 /// The active kernel table, for example "avx512".
 const char* awqe_session_kernels(const awqe_session* session);
-/// Threads in use while decoding (`prefill` false) or reading a prompt (`prefill` true).
+/// Threads while decoding (`prefill` false) or reading a prompt (`prefill` true). While other programs take the cores,
+/// decoding goes on with fewer of them.
 uint32_t awqe_session_threads(const awqe_session* session, bool prefill);
 /// Tokens in the context.
 uint32_t awqe_session_position(const awqe_session* session);
-/// Forgets every token from `position` on.
+/// The lowest position, apart from 0, that awqe_session_truncate() can go back to: 0 unless layers with a sliding window
+/// have dropped what came before it.
+uint32_t awqe_session_earliest(const awqe_session* session);
+/// Forgets every token from `position` on. A position between 0 and awqe_session_earliest() is AWQE_INVALID_ARGUMENT.
 awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe_error* error);
 
 typedef enum awqe_logits {
@@ -196,6 +207,10 @@ void awqe_sampler_close(awqe_sampler* sampler);
 awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampler, uint32_t* token, awqe_error* error);
 
 // ---- measurement -----------------------------------------------------------------------------------------------------
+
+/// The number of threads with which this machine decodes `model` best: the smallest one within 5 % of the fastest. Runs
+/// products of the model's own weights, for two tenths of a second or so; ask once and keep the answer.
+awqe_status awqe_model_measure_threads(const awqe_model* model, uint32_t* threads, awqe_error* error);
 
 /// Reads `bytes` of memory with `threads` threads several times and gives the median rate: what decoding can reach at best.
 awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_per_second, awqe_error* error);

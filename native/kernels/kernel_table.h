@@ -7,6 +7,7 @@
 #include <stdint.h>
 
 #include "native/kernels/attention/attention_f16.h"
+#include "native/kernels/attention/attention_s8.h"
 #include "native/kernels/embedding/embedding_ug.h"
 #include "native/kernels/gated/silu_gate_f32.h"
 #include "native/kernels/gemm/gemm_ug.h"
@@ -26,7 +27,8 @@ struct KernelTable {
     RmsNormFunction rms_norm;
     RopeFunction rope;
     StoreHalfFunction store_half;
-    AttentionFunction attention;
+    AttentionF16Function attention_f16;
+    AttentionS8Function attention_s8;
     SiluGateFunction silu_gate;
     EmbeddingFunction embedding;
 };

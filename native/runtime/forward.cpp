@@ -155,9 +155,16 @@ void prepare_head(const Step& step, const LayerWeights& w, size_t layer, KvCache
     }
     step.kernels.rope(queries, group, d, step.cosines(t), step.sines(t));
     step.kernels.rope(key, 1, d, step.cosines(t), step.sines(t));
-    const size_t offset = (step.position + t) * cache.stride();
-    step.kernels.store_half(key, d, cache.keys(layer, h) + offset);
-    step.kernels.store_half(value, d, cache.values(layer, h) + offset);
+    if (cache.type() == KvType::kF16) {
+        const KvCache::F16Rows rows = cache.f16_rows(layer, h, step.position + t);
+        step.kernels.store_half(key, d, rows.key);
+        step.kernels.store_half(value, d, rows.value);
+    } else {
+        int32_t sum;
+        const KvCache::S8Rows rows = cache.s8_rows(layer, h, step.position + t, &sum);
+        step.kernels.quantize_act(key, d, d, &rows.key, 0);
+        step.kernels.quantize_act(value, d, d, &rows.value, 0);
+    }
 }
 
 // attended[t][heads of h] = softmax(query . keys) . values
@@ -168,9 +175,15 @@ void attend_head(const Step& step, size_t layer, const KvCache& cache, size_t t,
     const size_t end = step.position + t + 1;
     const size_t window = a.sliding_windows[layer];
     const size_t begin = window == 0 || window >= end ? 0 : end - window;
-    step.kernels.attention(step.query(t) + h * group * d, group, cache.keys(layer, h),
-                           cache.values(layer, h), cache.stride(), d, begin, end,
-                           step.attended(t) + h * group * d);
+    const float* const queries = step.query(t) + h * group * d;
+    float* const out = step.attended(t) + h * group * d;
+    if (cache.type() == KvType::kF16) {
+        const CacheF16 head = cache.f16(layer, h);
+        step.kernels.attention_f16(queries, group, &head, d, begin, end, out);
+    } else {
+        const CacheS8 head = cache.s8(layer, h);
+        step.kernels.attention_s8(queries, group, &head, d, begin, end, out);
+    }
 }
 
 // Keeps only the last `count` tokens of the block.

@@ -1,47 +1,81 @@
-// Keys and values of every position, as fp16: half [layer][kv_head][position][head_size], once for
-// keys and once for values. A head's positions follow each other, so that attention, which walks
-// one head from the first position to the last, reads one sequential stream; interleaving heads
-// would hand it head_size halves out of every kv_heads * head_size. Owns the memory, which becomes
-// resident position by position; knows nothing about what is valid.
+// Keys and values of every position, as fp16 or as int8 with a scale per position and head. A
+// head's positions follow each other, so that attention, which walks one head from the first
+// position to the last, reads one sequential stream; interleaving heads would hand it head_size
+// numbers out of every kv_heads * head_size.
+//
+// A layer with a sliding window keeps only what the window can reach from the block of tokens that
+// is being computed: its rows are a ring, and position t lies in row t % rows. Owns the memory,
+// which becomes resident position by position; knows nothing about what is valid.
 #pragma once
 
 #include <cstddef>
 #include <cstdint>
+#include <vector>
 
+#include "native/kernels/attention/attention_f16.h"
+#include "native/kernels/attention/attention_s8.h"
+#include "native/kernels/quantize_act/quantize_act_s8d.h"
 #include "native/runtime/arena.h"
 #include "native/runtime/model.h"
 
 namespace awqe {
 
+enum class KvType { kF16, kS8 };
+
+struct KvPlan {
+    size_t positions;     // of the context
+    size_t block_tokens;  // that are stored together, before attention reads any of them
+    KvType type;
+};
+
 class KvCache {
   public:
-    KvCache(const Architecture& a, size_t positions)
-        : layers_(a.layers),
-          kv_heads_(a.kv_heads),
-          head_size_(a.head_size),
-          positions_(positions),
-          pages_(bytes(a, positions), PageSize::kSmall) {}
+    KvCache(const Architecture& a, const KvPlan& plan);
 
-    static size_t bytes(const Architecture& a, size_t positions) {
-        return 2 * sizeof(uint16_t) * a.layers * a.kv_heads * positions * a.head_size;
-    }
+    // Bytes that a cache takes from the system.
+    static size_t bytes(const Architecture& a, const KvPlan& plan);
 
-    // half [positions, head_size]
-    uint16_t* keys(size_t layer, size_t head) const { return stream(layer, head); }
-    uint16_t* values(size_t layer, size_t head) const { return stream(layers_ + layer, head); }
-    size_t stride() const { return head_size_; }  // halves from one position to the next
+    KvType type() const { return plan_.type; }
+
+    // One head's keys and values for attention.
+    CacheF16 f16(size_t layer, size_t head) const;
+    CacheS8 s8(size_t layer, size_t head) const;
+
+    // Where a position's key and value are stored: half [head_size] each.
+    struct F16Rows {
+        uint16_t* key;
+        uint16_t* value;
+    };
+    F16Rows f16_rows(size_t layer, size_t head, size_t position) const;
+    // The same for int8: one row of one group, whose sum goes to *sum, which nobody needs.
+    struct S8Rows {
+        QuantizedRows key;
+        QuantizedRows value;
+    };
+    S8Rows s8_rows(size_t layer, size_t head, size_t position, int32_t* sum) const;
+
+    // The lowest position, apart from 0, that may be computed next when positions [0, stored) have
+    // been: below it a window would reach what the ring has overwritten.
+    size_t earliest(size_t stored) const;
 
   private:
-    size_t layers_;
-    size_t kv_heads_;
-    size_t head_size_;
-    size_t positions_;
-    PageRegion pages_;
+    // One layer: [kv_heads, rows, head_size] of either type, scales [kv_heads, rows].
+    struct Layer {
+        size_t rows;
+        size_t window;
+        uint16_t* half_keys;
+        uint16_t* half_values;
+        int8_t* keys;
+        int8_t* values;
+        float* key_scales;
+        float* value_scales;
+    };
+    static std::vector<Layer> take_layers(const Architecture& a, const KvPlan& plan, Arena& arena);
 
-    uint16_t* stream(size_t layer, size_t head) const {
-        return reinterpret_cast<uint16_t*>(pages_.data()) +
-               (layer * kv_heads_ + head) * positions_ * head_size_;
-    }
+    KvPlan plan_;
+    size_t head_size_;
+    PageRegion pages_;
+    std::vector<Layer> layers_;
 };
 
 }  // namespace awqe

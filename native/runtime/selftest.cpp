@@ -305,8 +305,39 @@ Hashes attention(const KernelTable& table) {
                     keys[i] = static_cast<uint16_t>(0x3000 + (random.bits() & 0x8fff));
                     values[i] = static_cast<uint16_t>(0x3000 + (random.bits() & 0x8fff));
                 }
-                table.attention(queries.data(), count, keys.data(), values.data(), stride,
-                                head_size, range[0], range[1], out.data());
+                const CacheF16 cache = {keys.data(), values.data(), stride, range[1]};
+                table.attention_f16(queries.data(), count, &cache, head_size, range[0], range[1],
+                                    out.data());
+                hashes.push_back(out.hash());
+            }
+        }
+    }
+    return hashes;
+}
+
+Hashes attention_s8(const KernelTable& table) {
+    Hashes hashes;
+    Random random(17);
+    const size_t ranges[][2] = {{0, 1}, {0, 65}, {17, 100}, {63, 66}, {100, 200}};
+    for (const auto& range : ranges) {
+        for (const size_t head_size : {2, 8, 30, 64, 128}) {
+            for (const size_t count : {1, 2, 5}) {
+                const size_t rows = 128;  // a ring
+                Buffer<float> queries(count * head_size);
+                Buffer<int8_t> keys(rows * head_size);
+                Buffer<int8_t> values(rows * head_size);
+                Buffer<float> scales(2 * rows);
+                Buffer<float> out(count * head_size);
+                for (size_t i = 0; i < queries.size(); ++i) queries[i] = random.real(4.0f);
+                for (size_t i = 0; i < keys.size(); ++i) {
+                    keys[i] = static_cast<int8_t>(static_cast<int32_t>(random.below(255)) - 127);
+                    values[i] = static_cast<int8_t>(static_cast<int32_t>(random.below(255)) - 127);
+                }
+                for (size_t i = 0; i < scales.size(); ++i) scales[i] = random.real(0.015625f);
+                const CacheS8 cache = {keys.data(),          values.data(), scales.data(),
+                                       scales.data() + rows, head_size,     rows};
+                table.attention_s8(queries.data(), count, &cache, head_size, range[0], range[1],
+                                   out.data());
                 hashes.push_back(out.hash());
             }
         }
@@ -350,6 +381,7 @@ constexpr Operation kOperations[] = {
     {"rotary position", rope, 0x1b7359f42d1e5c37u},
     {"cache in fp16", store_half, 0x96ef4b397ce39747u},
     {"attention", attention, 0xf8b3fca6a331c69cu},
+    {"attention, int8 cache", attention_s8, 0x5a2de0329813dfdeu},
     {"gated SiLU", silu_gate, 0xcdeb4590d851cfb4u},
 };
 

@@ -31,14 +31,14 @@ long interruptions() {
     return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
 }
 
-const KernelTable* choose(const char* name) {
+}  // namespace
+
+const KernelTable* table_for_session(const char* name) {
     std::string problem;
     const KernelTable* table = choose_kernels(name, cpu_features(), &problem);
     if (table == nullptr) fail(AWQE_UNSUPPORTED, "%s", problem.c_str());
     return table;
 }
-
-}  // namespace
 
 SessionPlan::SessionPlan(const Model& model, const awqe_session_options* options) {
     const uint32_t trained = model.architecture().context_length;
@@ -52,6 +52,12 @@ SessionPlan::SessionPlan(const Model& model, const awqe_session_options* options
     threads = thread_count(options == nullptr ? 0 : options->threads, "threads");
     prefill_threads =
         thread_count(options == nullptr ? 0 : options->prefill_threads, "prefill_threads");
+    const uint32_t asked_type = options == nullptr ? uint32_t{AWQE_KV_F16} : options->kv_type;
+    if (asked_type != AWQE_KV_F16 && asked_type != AWQE_KV_INT8) {
+        fail(AWQE_INVALID_ARGUMENT, "options.kv_type is %u, allowed are 0 (fp16) and 1 (int8)",
+             asked_type);
+    }
+    kv_type = asked_type == AWQE_KV_F16 ? KvType::kF16 : KvType::kS8;
 }
 
 Session::Scratch::Scratch(const Model& model, const SessionPlan& plan, Arena arena)
@@ -62,7 +68,7 @@ Session::Scratch::Scratch(const Model& model, const SessionPlan& plan, Arena are
       bytes(arena.used()) {}
 
 size_t Session::cache_bytes(const Model& model, const SessionPlan& plan) {
-    return KvCache::bytes(model.architecture(), plan.positions);
+    return KvCache::bytes(model.architecture(), plan.cache());
 }
 
 size_t Session::scratch_bytes(const Model& model, const SessionPlan& plan) {
@@ -72,8 +78,8 @@ size_t Session::scratch_bytes(const Model& model, const SessionPlan& plan) {
 Session::Session(const Model& model, const SessionPlan& plan, const char* kernels)
     : model_(model),
       plan_(plan),
-      kernels_(choose(kernels)),
-      cache_(model.architecture(), plan.positions),
+      kernels_(table_for_session(kernels)),
+      cache_(model.architecture(), plan.cache()),
       scratch_pages_(scratch_bytes(model, plan), PageSize::kSmall),
       scratch_(model, plan, Arena(scratch_pages_)),
       pool_(std::max(plan.threads, plan.prefill_threads)),
@@ -135,6 +141,7 @@ void Session::evaluate(const uint32_t* tokens, size_t count, awqe_logits which, 
         run(block);
         std::copy_n(block.tokens, block.count, scratch_.tokens + position_);
         position_ += block.count;
+        stored_ = std::max(stored_, position_);
         done += block.count;
     }
     if (which == AWQE_LOGITS_NONE) return;
@@ -152,6 +159,13 @@ void Session::truncate(size_t position) {
         fail(AWQE_INVALID_ARGUMENT, "position is %zu, but the context holds only %zu tokens",
              position, position_);
     }
+    if (position > 0 && position < position_ && position < earliest()) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "position is %zu, but the layers with a sliding window have kept what is needed from "
+             "%zu on: go back to that or further, or to 0",
+             position, earliest());
+    }
+    if (position == 0) stored_ = 0;
     if (position < position_) has_logits_ = false;  // they belong to a token that is forgotten
     position_ = position;
 }

@@ -2,6 +2,7 @@
 // bookkeeping around forward(). Used by one thread at a time.
 #pragma once
 
+#include <algorithm>
 #include <cstddef>
 #include <cstdint>
 
@@ -19,13 +20,19 @@ namespace awqe {
 
 // Options with every default filled in.
 struct SessionPlan {
-    size_t positions;  // that the cache holds
+    size_t positions;  // of the context
     unsigned threads;
     unsigned prefill_threads;
+    KvType kv_type;
 
     // Throws Failure with AWQE_INVALID_ARGUMENT. `options` may be NULL.
     SessionPlan(const Model& model, const awqe_session_options* options);
+
+    KvPlan cache() const { return {positions, std::min(kBlockTokens, positions), kv_type}; }
 };
+
+// The table called `name`, or for NULL or "" the best one. Throws Failure with AWQE_UNSUPPORTED.
+const KernelTable* table_for_session(const char* name);
 
 class Session {
   public:
@@ -39,6 +46,8 @@ class Session {
     const char* kernels() const { return kernels_->name; }
     unsigned threads(bool prefill) const { return prefill ? plan_.prefill_threads : plan_.threads; }
     size_t position() const { return position_; }
+    // The lowest position, apart from 0, that truncate() can go back to.
+    size_t earliest() const { return cache_.earliest(stored_); }
 
     // As awqe_session_evaluate() says; the caller has checked nothing.
     void evaluate(const uint32_t* tokens, size_t count, awqe_logits which, float* logits,
@@ -69,6 +78,7 @@ class Session {
     ThreadPool pool_;
     TeamSize decode_team_;
     size_t position_ = 0;
+    size_t stored_ = 0;  // positions that were ever stored since position 0
     bool has_logits_ = false;
 };
 

@@ -34,7 +34,7 @@ ISA_TEXT = {
 }
 COLUMNS = ("reference", "neon", "neon_dotprod", "neon_i8mm", "avx2", "avx_vnni", "avx512")
 PRODUCTS = ("gemv", "gemm")
-# Operation: its folder and the type word of its name.
+# Operation: its folder and the type words of its names.
 OPERATIONS = {
     "gemv": ("gemv", "s8d"),
     "gemm": ("gemm", "s8d"),
@@ -42,7 +42,7 @@ OPERATIONS = {
     "rms_norm": ("norm", "f32"),
     "rope": ("rope", "f32"),
     "store_half": ("attention", "f16"),
-    "attention": ("attention", "f16"),
+    "attention": ("attention", "f16", "s8"),
     "silu_gate": ("gated", "f32"),
     "embedding": ("embedding", "ug"),
 }
@@ -70,7 +70,7 @@ after its one function.
 | `s8d` | int8 activations, quantised at run time per token and group |
 | `u2g`, `u3g`, `u4g`, `u8g` | unsigned codes in r4k32, scale and zero-point per group |
 | `ug` | any of these |
-| `f32`, `f16` | single precision; the fp16 cache |
+| `f32`, `f16`, `s8` | single precision; the fp16 and the int8 cache |
 """
 
 
@@ -87,11 +87,13 @@ def split_name(stem: str) -> tuple[str, str, str]:
     if isa is None:
         raise ValueError(f"'{stem}' does not end with one of {', '.join(ISAS)}")
     rest = stem[: -len(isa) - 1]
-    for operation, (_, kind) in OPERATIONS.items():
+    for operation, (_, *kinds) in OPERATIONS.items():
         if not rest.startswith(operation + "_"):
             continue
         words = rest[len(operation) + 1 :]
-        wanted = [f"{kind}_{w}" for w in WEIGHTS] if operation in PRODUCTS else [kind]
+        wanted = kinds
+        if operation in PRODUCTS:
+            wanted = [f"{kind}_{w}" for kind in kinds for w in WEIGHTS]
         if words in wanted:
             return operation, words, isa
         raise ValueError(

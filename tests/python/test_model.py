@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 import psutil
 import pytest
-from conftest import BAD_FILES
+from conftest import BAD_FILES, ROOT
 
 from awq_edge import GenerationConfig, Model, errors
 
@@ -104,6 +104,38 @@ def test_memory_grows_with_the_context(stories: Model) -> None:
     # 5 layers * (keys + values) * 4 heads * 8 numbers * 2 bytes
     assert large.cache_bytes >= 5 * 2 * 4 * 8 * 2 * 512
     assert large.total_bytes == large.weight_bytes + large.cache_bytes + large.scratch_bytes
+
+
+def test_int8_cache_is_smaller_and_nearly_the_same(stories_path: Path) -> None:
+    with Model.open(stories_path, threads=1, kv="int8") as narrow:
+        # Heads of 8: 8 codes and 4 bytes of scale instead of 16 bytes.
+        wide = narrow.memory(512, kv="fp16").cache_bytes
+        assert narrow.memory(512).cache_bytes == wide * 12 // 16
+        tokens = list(range(3, 60))
+        with narrow.session(kv="fp16") as exact:
+            difference = np.abs(narrow.logits(tokens) - exact.logits(tokens))
+            assert (exact.kv, narrow.shared_session.kv) == ("fp16", "int8")
+    assert 0 < difference.mean() < 0.2
+
+
+def test_unknown_cache_type_is_named(stories_path: Path) -> None:
+    with pytest.raises(errors.InvalidArgumentError, match=r"'int4'.*fp16, int8"):
+        Model.open(stories_path, kv="int4")
+
+
+def test_prompt_beyond_the_memory_of_a_sliding_window_is_read_anew() -> None:
+    with Model.open(ROOT / "tests/data/tiny.awq.gguf", threads=1) as model:
+        prompt = [(i * i + 3) % 203 for i in range(300)]
+        other = [*prompt[:100], 7, 8, 9]
+        with model.session() as session:
+            session.evaluate(prompt)
+            assert 100 < session.earliest < 300
+            with pytest.raises(errors.InvalidArgumentError, match=str(session.earliest)):
+                session.truncate(100)
+            assert session.position == 300
+            assert session.reusable(other) == 0
+            assert session.reusable([*prompt[:250], 7]) == 250
+            assert session.reusable(prompt) == 299  # the last token is always computed
 
 
 def test_model_that_cannot_fit_is_refused_with_numbers(

@@ -1,4 +1,4 @@
-// Attention with NEON. Contract: attention_f16.h.
+// Attention over the fp16 cache with NEON. Contract: attention_f16.h.
 // clang-format off: the algorithm is written over the lanes included before it.
 #include "native/kernels/lanes/lanes_neon.h"
 #include "native/kernels/attention/attention_f16.h"
@@ -7,10 +7,9 @@
 
 namespace awqe {
 
-void attention_f16_neon(const float* queries, size_t count, const uint16_t* keys,
-                        const uint16_t* values, size_t stride, size_t head_size, size_t begin,
-                        size_t end, float* out) {
-    attention_lanes(queries, count, keys, values, stride, head_size, begin, end, out);
+void attention_f16_neon(const float* queries, size_t count, const CacheF16* cache, size_t head_size,
+                        size_t begin, size_t end, float* out) {
+    attention_lanes(queries, count, *cache, head_size, begin, end, out);
 }
 
 }  // namespace awqe

@@ -1,4 +1,5 @@
-// Attention over sixteen lanes (native/ARITHMETIC.md, section 7). Include it after a lanes_<isa>.h.
+// Attention over sixteen lanes, for either cache (native/ARITHMETIC.md, sections 7 and 8). Include
+// it after a lanes_<isa>.h.
 //
 // Query heads go in fours, which share every load of a key or a value, or alone. Scores and weights
 // of a chunk lie position by position, the queries of a position side by side.
@@ -7,7 +8,7 @@
 #include <math.h>
 #include <string.h>
 
-#include "native/kernels/attention/attention_f16.h"
+#include "native/kernels/attention/attention_s8.h"
 #include "native/kernels/lanes/exp_lanes.h"
 
 namespace awqe {
@@ -15,46 +16,72 @@ namespace {
 
 constexpr size_t kMaxHeadSize = 256;  // FORMAT.md, section 1
 
-inline Lanes load_halves(const uint16_t* row, size_t i, size_t head_size) {
+inline Lanes load_elements(const uint16_t* row, size_t i, size_t head_size) {
     return i + 16 <= head_size ? load_half(row + i) : load_half_first(row + i, head_size - i);
 }
+inline Lanes load_elements(const int8_t* row, size_t i, size_t head_size) {
+    return i + 16 <= head_size ? load_int8(row + i) : load_int8_first(row + i, head_size - i);
+}
 
-// scores: float [end - begin, 4]. queries: float [4, kMaxHeadSize], padded with zeros.
-inline void score_four_queries(const float* queries, const uint16_t* keys, size_t stride,
-                               size_t head_size, size_t begin, size_t end, float* scores) {
-    for (size_t t = begin; t < end; ++t) {
-        const uint16_t* key = keys + t * stride;
+// x[row of the chunk, query] times the row's scale; an fp16 cache has none.
+template <size_t kQueries>
+inline void multiply_rows(float* x, const float* scales, size_t count) {
+    for (size_t t = 0; t < count; ++t) {
+        for (size_t q = 0; q < kQueries; ++q) x[t * kQueries + q] *= scales[t];
+    }
+}
+template <size_t kQueries>
+inline void scale_scores(const CacheF16&, size_t, size_t, float*) {}
+template <size_t kQueries>
+inline void scale_scores(const CacheS8& cache, size_t row, size_t count, float* scores) {
+    multiply_rows<kQueries>(scores, cache.key_scales + row, count);
+}
+template <size_t kQueries>
+inline void scale_weights(const CacheF16&, size_t, size_t, float*) {}
+template <size_t kQueries>
+inline void scale_weights(const CacheS8& cache, size_t row, size_t count, float* weights) {
+    multiply_rows<kQueries>(weights, cache.value_scales + row, count);
+}
+
+// scores: float [count, 4]. queries: float [4, kMaxHeadSize], padded with zeros. keys: [count,
+// stride].
+template <class Element>
+inline void score_four_queries(const float* queries, const Element* keys, size_t stride,
+                               size_t head_size, size_t count, float* scores) {
+    for (size_t t = 0; t < count; ++t) {
+        const Element* key = keys + t * stride;
         Lanes a = zero(), b = zero(), c = zero(), d = zero();
         for (size_t i = 0; i < head_size; i += 16) {
-            const Lanes k = load_halves(key, i, head_size);
+            const Lanes k = load_elements(key, i, head_size);
             a = fma(load(queries + i), k, a);
             b = fma(load(queries + kMaxHeadSize + i), k, b);
             c = fma(load(queries + 2 * kMaxHeadSize + i), k, c);
             d = fma(load(queries + 3 * kMaxHeadSize + i), k, d);
         }
-        sum_four(scores + (t - begin) * 4, a, b, c, d);
+        sum_four(scores + t * 4, a, b, c, d);
     }
 }
 
-// scores: float [end - begin, 1] and room for three more. Four positions at a time.
-inline void score_one_query(const float* query, const uint16_t* keys, size_t stride,
-                            size_t head_size, size_t begin, size_t end, float* scores) {
-    for (size_t t = begin; t < end; t += 4) {
+// scores: float [count, 1] and room for three more. Four positions at a time.
+template <class Element>
+inline void score_one_query(const float* query, const Element* keys, size_t stride,
+                            size_t head_size, size_t count, float* scores) {
+    for (size_t t = 0; t < count; t += 4) {
         // Past the end the last position again: computed and overwritten or ignored.
-        const size_t last = end - 1;
-        const uint16_t* k0 = keys + t * stride;
-        const uint16_t* k1 = keys + (t + 1 < end ? t + 1 : last) * stride;
-        const uint16_t* k2 = keys + (t + 2 < end ? t + 2 : last) * stride;
-        const uint16_t* k3 = keys + (t + 3 < end ? t + 3 : last) * stride;
+        const size_t last = count - 1;
+        const Element* k0 = keys + t * stride;
+        const Element* k1 = keys + (t + 1 < count ? t + 1 : last) * stride;
+        const Element* k2 = keys + (t + 2 < count ? t + 2 : last) * stride;
+        const Element* k3 = keys + (t + 3 < count ? t + 3 : last) * stride;
         Lanes a = zero(), b = zero(), c = zero(), d = zero();
         for (size_t i = 0; i < head_size; i += 16) {
             const Lanes q = load(query + i);
-            a = fma(q, load_halves(k0, i, head_size), a);
-            b = fma(q, load_halves(k1, i, head_size), b);
-            c = fma(q, load_halves(k2, i, head_size), c);
-            d = fma(q, load_halves(k3, i, head_size), d);
+            a = fma(q, load_elements(k0, i, head_size), a);
+            b = fma(q, load_elements(k1, i, head_size), b);
+            c = fma(q, load_elements(k2, i, head_size), c);
+            d = fma(q, load_elements(k3, i, head_size), d);
         }
-        sum_four(scores + (t - begin), a, b, c, d);
+        sum_four(scores + t, a, b, c, d);
     }
 }
 
@@ -95,8 +122,8 @@ inline void sum_of_each(const float* e, float* out) {
 
 // Adds one chunk's weighted values to out: float [kQueries, head_size], kColumns registers of
 // columns from i.
-template <size_t kQueries, size_t kColumns>
-inline void add_values(const float* e, const uint16_t* values, size_t stride, size_t head_size,
+template <size_t kQueries, size_t kColumns, class Element>
+inline void add_values(const float* e, const Element* values, size_t stride, size_t head_size,
                        size_t i, size_t count, bool first, const float* keep, const float* scale,
                        float* out) {
     Lanes sums[kQueries][kColumns];
@@ -105,7 +132,7 @@ inline void add_values(const float* e, const uint16_t* values, size_t stride, si
     }
     for (size_t t = 0; t < count; ++t) {
         for (size_t c = 0; c < kColumns; ++c) {
-            const Lanes v = load_halves(values + t * stride, i + 16 * c, head_size);
+            const Lanes v = load_elements(values + t * stride, i + 16 * c, head_size);
             for (size_t q = 0; q < kQueries; ++q) {
                 sums[q][c] = fma(broadcast(e[t * kQueries + q]), v, sums[q][c]);
             }
@@ -133,9 +160,10 @@ inline float exp_of_one(float x) {
 }
 
 // kQueries queries over positions [begin, end). out: float [kQueries, head_size].
-template <size_t kQueries>
-inline void attend(const float* queries, const uint16_t* keys, const uint16_t* values,
-                   size_t stride, size_t head_size, size_t begin, size_t end, float* out) {
+template <size_t kQueries, class Cache>
+inline void attend(const float* queries, const Cache& cache, size_t head_size, size_t begin,
+                   size_t end, float* out) {
+    const size_t stride = cache.stride;
     alignas(64) float padded[kQueries * kMaxHeadSize];
     memset(padded, 0, sizeof(padded));
     for (size_t q = 0; q < kQueries; ++q) {
@@ -152,12 +180,15 @@ inline void attend(const float* queries, const uint16_t* keys, const uint16_t* v
         // score_one_query.
         alignas(64) float e[kAttentionChunk * kQueries + 4];
         float* scores = e + (t - base) * kQueries;
+        const size_t row = base % cache.ring + (t - base);
+        const size_t count = stop - t;
         if constexpr (kQueries == 4) {
-            score_four_queries(padded, keys, stride, head_size, t, stop, scores);
+            score_four_queries(padded, cache.keys + row * stride, stride, head_size, count, scores);
         } else {
             static_assert(kQueries == 1);
-            score_one_query(padded, keys, stride, head_size, t, stop, scores);
+            score_one_query(padded, cache.keys + row * stride, stride, head_size, count, scores);
         }
+        scale_scores<kQueries>(cache, row, count, scores);
         // Positions outside [t, stop) repeat the first score, so that they change no maximum.
         for (size_t j = 0; j < kAttentionChunk; ++j) {
             if (base + j >= t && base + j < stop) continue;
@@ -197,16 +228,17 @@ inline void attend(const float* queries, const uint16_t* keys, const uint16_t* v
             all_largest[q] = both;
             all_weight[q] = fmaf(all_weight[q], keep[q], chunk_weight[q] * scale[q]);
         }
-        const float* weights = e + (t - base) * kQueries;
-        const uint16_t* chunk_values = values + t * stride;
+        float* weights = e + (t - base) * kQueries;
+        scale_weights<kQueries>(cache, row, count, weights);
+        const auto* values = cache.values + row * stride;
         size_t i = 0;
         for (; i + 32 <= head_size; i += 32) {
-            add_values<kQueries, 2>(weights, chunk_values, stride, head_size, i, stop - t, first,
-                                    keep, scale, out);
+            add_values<kQueries, 2>(weights, values, stride, head_size, i, count, first, keep,
+                                    scale, out);
         }
         for (; i < head_size; i += 16) {
-            add_values<kQueries, 1>(weights, chunk_values, stride, head_size, i, stop - t, first,
-                                    keep, scale, out);
+            add_values<kQueries, 1>(weights, values, stride, head_size, i, count, first, keep,
+                                    scale, out);
         }
         t = stop;
     }
@@ -219,16 +251,16 @@ inline void attend(const float* queries, const uint16_t* keys, const uint16_t* v
     }
 }
 
-inline void attention_lanes(const float* queries, size_t count, const uint16_t* keys,
-                            const uint16_t* values, size_t stride, size_t head_size, size_t begin,
-                            size_t end, float* out) {
+template <class Cache>
+inline void attention_lanes(const float* queries, size_t count, const Cache& cache,
+                            size_t head_size, size_t begin, size_t end, float* out) {
     size_t query = 0;
     for (; query + 4 <= count; query += 4) {
-        attend<4>(queries + query * head_size, keys, values, stride, head_size, begin, end,
+        attend<4>(queries + query * head_size, cache, head_size, begin, end,
                   out + query * head_size);
     }
     for (; query < count; ++query) {
-        attend<1>(queries + query * head_size, keys, values, stride, head_size, begin, end,
+        attend<1>(queries + query * head_size, cache, head_size, begin, end,
                   out + query * head_size);
     }
 }

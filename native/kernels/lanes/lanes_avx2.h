@@ -53,6 +53,15 @@ struct IntLanes {
     memcpy(all, p, n * sizeof(uint16_t));
     return load_half(all);
 }
+[[maybe_unused]] inline Lanes load_int8(const int8_t* p) {
+    return {_mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)p))),
+            _mm256_cvtepi32_ps(_mm256_cvtepi8_epi32(_mm_loadl_epi64((const __m128i*)(p + 8))))};
+}
+[[maybe_unused]] inline Lanes load_int8_first(const int8_t* p, size_t n) {
+    int8_t all[16] = {};
+    memcpy(all, p, n);
+    return load_int8(all);
+}
 [[maybe_unused]] inline void store_half(uint16_t* p, Lanes v) {
     _mm_storeu_si128((__m128i*)p, _mm256_cvtps_ph(v.low, _MM_FROUND_TO_NEAREST_INT));
     _mm_storeu_si128((__m128i*)(p + 8), _mm256_cvtps_ph(v.high, _MM_FROUND_TO_NEAREST_INT));

@@ -39,6 +39,12 @@ struct IntLanes {
 [[maybe_unused]] inline Lanes load_half_first(const uint16_t* p, size_t n) {
     return {_mm512_cvtph_ps(_mm256_maskz_loadu_epi16(first_mask(n), p))};
 }
+[[maybe_unused]] inline Lanes load_int8(const int8_t* p) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_loadu_si128((const __m128i*)p)))};
+}
+[[maybe_unused]] inline Lanes load_int8_first(const int8_t* p, size_t n) {
+    return {_mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(_mm_maskz_loadu_epi8(first_mask(n), p)))};
+}
 [[maybe_unused]] inline void store_half(uint16_t* p, Lanes a) {
     _mm256_storeu_si256((__m256i*)p, _mm512_cvtps_ph(a.v, _MM_FROUND_TO_NEAREST_INT));
 }

@@ -79,6 +79,21 @@ struct IntLanes {
     }
     return v;
 }
+[[maybe_unused]] inline Lanes int8_lanes(int8x16_t codes) {
+    const int16x8_t low = vmovl_s8(vget_low_s8(codes));
+    const int16x8_t high = vmovl_s8(vget_high_s8(codes));
+    return {{vcvtq_f32_s32(vmovl_s16(vget_low_s16(low))),
+             vcvtq_f32_s32(vmovl_s16(vget_high_s16(low))),
+             vcvtq_f32_s32(vmovl_s16(vget_low_s16(high))),
+             vcvtq_f32_s32(vmovl_s16(vget_high_s16(high)))}};
+}
+[[maybe_unused]] inline Lanes load_int8(const int8_t* p) { return int8_lanes(vld1q_s8(p)); }
+[[maybe_unused]] inline Lanes load_int8_first(const int8_t* p, size_t n) {
+    uint64_t halves[2] = {0, 0};
+    for (size_t i = 0; i < n; ++i) halves[i / 8] |= (uint64_t)(uint8_t)p[i] << (8 * (i % 8));
+    return int8_lanes(
+        vreinterpretq_s8_u64(vcombine_u64(vcreate_u64(halves[0]), vcreate_u64(halves[1]))));
+}
 // The conversion rounds by the mode in FPCR, which the library leaves at nearest even.
 [[maybe_unused]] inline void store_half(uint16_t* p, Lanes v) {
     for (int i = 0; i < 4; ++i) vst1_u16(p + 4 * i, vreinterpret_u16_f16(vcvt_f16_f32(v.q[i])));

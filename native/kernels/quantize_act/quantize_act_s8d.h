@@ -9,14 +9,16 @@ namespace awqe {
 
 // m rows of k activations quantised in groups of g: x = scale * code, code in -127 ... 127.
 struct QuantizedRows {
-    int8_t* codes;        // [m, code_stride]; 64-byte aligned; zero from k up to code_stride
+    int8_t* codes;        // [m, code_stride]; zero from k up to code_stride; 64-byte aligned for
+                          // products, while the quantiser itself needs no alignment
     float* scales;        // [m, group_stride]
     int32_t* sums;        // [m, group_stride]: sum of the codes of a group
-    size_t code_stride;   // k rounded up to 64
+    size_t code_stride;   // k or more; k rounded up to 64 for products
     size_t group_stride;  // ceil(k / g) or more
 };
 
-// Quantises one row x: float [k] into row `row` of `out`. Writes the padding codes too.
+// Quantises one row x: float [k] into row `row` of `out`. Writes the padding codes too. Any group
+// size: the int8 cache has groups of a head.
 using QuantizeActFunction = void (*)(const float* x, size_t k, size_t group_size,
                                      const QuantizedRows* out, size_t row);
 

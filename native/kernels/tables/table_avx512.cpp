@@ -14,7 +14,8 @@ std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_avx512;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_avx512;
 std::remove_pointer_t<RopeFunction> rope_f32_avx512;
 std::remove_pointer_t<StoreHalfFunction> store_half_f16_avx512;
-std::remove_pointer_t<AttentionFunction> attention_f16_avx512;
+std::remove_pointer_t<AttentionF16Function> attention_f16_avx512;
+std::remove_pointer_t<AttentionS8Function> attention_s8_avx512;
 std::remove_pointer_t<SiluGateFunction> silu_gate_f32_avx512;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 
@@ -29,7 +30,8 @@ const KernelTable kTableAvx512 = {
     .rms_norm = rms_norm_f32_avx512,
     .rope = rope_f32_avx512,
     .store_half = store_half_f16_avx512,
-    .attention = attention_f16_avx512,
+    .attention_f16 = attention_f16_avx512,
+    .attention_s8 = attention_s8_avx512,
     .silu_gate = silu_gate_f32_avx512,
     .embedding = embedding_ug_reference,
 };

@@ -14,7 +14,8 @@ std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_avx2;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_avx2;
 std::remove_pointer_t<RopeFunction> rope_f32_avx2;
 std::remove_pointer_t<StoreHalfFunction> store_half_f16_avx2;
-std::remove_pointer_t<AttentionFunction> attention_f16_avx2;
+std::remove_pointer_t<AttentionF16Function> attention_f16_avx2;
+std::remove_pointer_t<AttentionS8Function> attention_s8_avx2;
 std::remove_pointer_t<SiluGateFunction> silu_gate_f32_avx2;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 
@@ -29,7 +30,8 @@ const KernelTable kTableAvxVnni = {
     .rms_norm = rms_norm_f32_avx2,
     .rope = rope_f32_avx2,
     .store_half = store_half_f16_avx2,
-    .attention = attention_f16_avx2,
+    .attention_f16 = attention_f16_avx2,
+    .attention_s8 = attention_s8_avx2,
     .silu_gate = silu_gate_f32_avx2,
     .embedding = embedding_ug_reference,
 };

@@ -14,7 +14,8 @@ std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_neon;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_neon;
 std::remove_pointer_t<RopeFunction> rope_f32_neon;
 std::remove_pointer_t<StoreHalfFunction> store_half_f16_neon;
-std::remove_pointer_t<AttentionFunction> attention_f16_neon;
+std::remove_pointer_t<AttentionF16Function> attention_f16_neon;
+std::remove_pointer_t<AttentionS8Function> attention_s8_neon;
 std::remove_pointer_t<SiluGateFunction> silu_gate_f32_neon;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 
@@ -29,7 +30,8 @@ const KernelTable kTableNeon = {
     .rms_norm = rms_norm_f32_neon,
     .rope = rope_f32_neon,
     .store_half = store_half_f16_neon,
-    .attention = attention_f16_neon,
+    .attention_f16 = attention_f16_neon,
+    .attention_s8 = attention_s8_neon,
     .silu_gate = silu_gate_f32_neon,
     .embedding = embedding_ug_reference,
 };

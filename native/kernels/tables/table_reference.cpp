@@ -13,7 +13,8 @@ std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_reference;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_reference;
 std::remove_pointer_t<RopeFunction> rope_f32_reference;
 std::remove_pointer_t<StoreHalfFunction> store_half_f16_reference;
-std::remove_pointer_t<AttentionFunction> attention_f16_reference;
+std::remove_pointer_t<AttentionF16Function> attention_f16_reference;
+std::remove_pointer_t<AttentionS8Function> attention_s8_reference;
 std::remove_pointer_t<SiluGateFunction> silu_gate_f32_reference;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 
@@ -28,7 +29,8 @@ const KernelTable kTableReference = {
     .rms_norm = rms_norm_f32_reference,
     .rope = rope_f32_reference,
     .store_half = store_half_f16_reference,
-    .attention = attention_f16_reference,
+    .attention_f16 = attention_f16_reference,
+    .attention_s8 = attention_s8_reference,
     .silu_gate = silu_gate_f32_reference,
     .embedding = embedding_ug_reference,
 };

@@ -292,6 +292,10 @@ TEST(session_options) {
     options.threads = 1u << 31;
     awqe_session_open(all.model, &options, &session, &error);
     check_error(error, AWQE_INVALID_ARGUMENT, "options.threads is 2147483648");
+    options.threads = 0;
+    options.kv_type = 2;
+    awqe_session_open(all.model, &options, &session, &error);
+    check_error(error, AWQE_INVALID_ARGUMENT, "options.kv_type is 2");
     setenv("AWQ_EDGE_KERNELS", "abacus", 1);
     awqe_session_open(all.model, nullptr, &session, &error);
     check_error(error, AWQE_UNSUPPORTED, "abacus");
@@ -428,6 +432,59 @@ TEST(sampling_reads_a_copy_of_the_last_logits) {
     awqe_sampler_close(sampler);
 }
 
+TEST(a_ring_goes_back_as_far_as_it_remembers) {
+    for (const awqe_kv_type kv_type : {AWQE_KV_F16, AWQE_KV_INT8}) {
+        awqe_model* model = nullptr;
+        CHECK_EQUAL(awqe_model_open(kTiny, &model, nullptr), AWQE_OK);
+        auto options = of_this_version<awqe_session_options>();
+        options.threads = options.prefill_threads = 1;
+        options.kv_type = kv_type;
+        awqe_session* session = nullptr;
+        CHECK_EQUAL(awqe_session_open(model, &options, &session, nullptr), AWQE_OK);
+        std::vector<uint32_t> tokens(kContext);
+        for (uint32_t i = 0; i < kContext; ++i) tokens[i] = (i * i + 3) % kVocabulary;
+        std::vector<float> logits(kVocabulary), again(kVocabulary);
+        const auto read = [&](uint32_t begin, std::vector<float>& out) {
+            CHECK_EQUAL(
+                awqe_session_evaluate(session, tokens.data() + begin, kContext - begin,
+                                      AWQE_LOGITS_LAST, out.data(), nullptr, nullptr, nullptr),
+                AWQE_OK);
+        };
+        CHECK_EQUAL(awqe_session_earliest(session), 0u);
+        read(0, logits);
+        // 320 positions went through 192 rows; position p needs those from p - 36 on.
+        constexpr uint32_t kEarliest = 320 - 192 + 36;
+        CHECK_EQUAL(awqe_session_earliest(session), kEarliest);
+        awqe_error error;
+        CHECK_EQUAL(awqe_session_truncate(session, kEarliest - 1, &error), AWQE_INVALID_ARGUMENT);
+        check_error(error, AWQE_INVALID_ARGUMENT, "needed from 164 on");
+        CHECK_EQUAL(awqe_session_position(session), kContext);
+        CHECK_EQUAL(awqe_session_truncate(session, kEarliest, &error), AWQE_OK);
+        read(kEarliest, again);
+        CHECK(again == logits);
+        CHECK_EQUAL(awqe_session_truncate(session, 0, &error), AWQE_OK);
+        CHECK_EQUAL(awqe_session_earliest(session), 0u);
+        read(0, again);
+        CHECK(again == logits);
+        awqe_session_close(session);
+        awqe_model_close(model);
+    }
+    CHECK_EQUAL(awqe_session_earliest(nullptr), 0u);
+}
+
+TEST(measured_threads_are_some_of_this_machine) {
+    awqe_model* model = nullptr;
+    CHECK_EQUAL(awqe_model_open(kTiny, &model, nullptr), AWQE_OK);
+    uint32_t threads = 0;
+    CHECK_EQUAL(awqe_model_measure_threads(model, &threads, nullptr), AWQE_OK);
+    CHECK(threads >= 1 && threads <= 1024);
+    awqe_error error;
+    CHECK_EQUAL(awqe_model_measure_threads(model, nullptr, &error), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(awqe_model_measure_threads(nullptr, &threads, &error), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(threads, 0u);
+    awqe_model_close(model);
+}
+
 TEST(announced_memory_is_what_a_session_takes) {
     awqe_model* model = nullptr;
     CHECK_EQUAL(awqe_model_open(kTiny, &model, nullptr), AWQE_OK);
@@ -435,8 +492,15 @@ TEST(announced_memory_is_what_a_session_takes) {
     options.threads = options.prefill_threads = 1;
     auto memory = of_this_version<awqe_memory>();
     CHECK_EQUAL(awqe_session_memory(model, &options, &memory, nullptr), AWQE_OK);
-    // keys and values, 2 bytes, 3 layers, 3 heads of 14, 320 positions
-    CHECK_EQUAL(memory.cache_bytes, uint64_t{2 * 2 * 3 * 3 * 14 * 320});
+    // keys and values, 2 bytes, 3 heads of 14; two layers of 320 positions and one with a window of
+    // 37, which keeps that and a block of 128 in whole chunks of 64
+    constexpr uint64_t kPositions = 2 * 320 + 192;
+    CHECK_EQUAL(memory.cache_bytes, 2 * 2 * 3 * 14 * kPositions);
+    options.kv_type = AWQE_KV_INT8;
+    CHECK_EQUAL(awqe_session_memory(model, &options, &memory, nullptr), AWQE_OK);
+    CHECK_EQUAL(memory.cache_bytes, 2 * 3 * (14 + 4) * kPositions);
+    options.kv_type = AWQE_KV_F16;
+    CHECK_EQUAL(awqe_session_memory(model, &options, &memory, nullptr), AWQE_OK);
     CHECK_EQUAL(memory.weight_bytes, uint64_t{183296});
     const uint64_t one_thread = memory.scratch_bytes;
     options.prefill_threads = 5;

@@ -1,5 +1,6 @@
-// Attention and the rounding of the cache: the reference against float64, every table against the
-// reference by ==, windows that begin inside a chunk, and queries that may not notice each other.
+// Attention over both caches and the rounding of the fp16 one: the reference against float64, every
+// table against the reference by ==, windows that begin inside a chunk, caches that are rings, and
+// queries that may not notice each other.
 #include <cmath>
 #include <cstring>
 
@@ -13,15 +14,59 @@
 namespace awqe::test {
 namespace {
 
+// Attention over a cache in fp16 and in int8, as one interface.
+struct F16 {
+    using Element = uint16_t;
+    static constexpr const char* kName = "fp16";
+    static Element random_element(Random& random, bool may_be_tiny) {
+        if (may_be_tiny && random.integer(0, 20) == 0) {
+            return static_cast<uint16_t>(random.integer(0, 0x3ff));
+        }
+        return static_cast<uint16_t>((random.bits() & 0x8000) |
+                                     (0x3000 + random.integer(0, 0xfff)));
+    }
+    static double value(Element element, float) { return half_value(element); }
+    static void run(const KernelTable& table, const float* queries, size_t count,
+                    const Element* keys, const Element* values, const float*, const float*,
+                    size_t stride, size_t ring, size_t head_size, size_t begin, size_t end,
+                    float* out) {
+        const CacheF16 cache = {keys, values, stride, ring};
+        table.attention_f16(queries, count, &cache, head_size, begin, end, out);
+    }
+};
+struct S8 {
+    using Element = int8_t;
+    static constexpr const char* kName = "int8";
+    static Element random_element(Random& random, bool) {
+        const int rare[] = {127, -127, 0};
+        return static_cast<int8_t>(random.integer(0, 20) == 0 ? rare[random.integer(0, 2)]
+                                                              : random.integer(-127, 127));
+    }
+    static double value(Element element, float scale) {
+        return static_cast<double>(element) * static_cast<double>(scale);
+    }
+    static void run(const KernelTable& table, const float* queries, size_t count,
+                    const Element* keys, const Element* values, const float* key_scales,
+                    const float* value_scales, size_t stride, size_t ring, size_t head_size,
+                    size_t begin, size_t end, float* out) {
+        const CacheS8 cache = {keys, values, key_scales, value_scales, stride, ring};
+        table.attention_s8(queries, count, &cache, head_size, begin, end, out);
+    }
+};
+
+template <class Kind>
 struct Case {
+    using Element = typename Kind::Element;
     size_t count;
     size_t head_size;
     size_t stride;
     size_t begin;
     size_t end;
     GuardedBuffer<float> queries;
-    GuardedBuffer<uint16_t> keys;
-    GuardedBuffer<uint16_t> values;
+    GuardedBuffer<Element> keys;
+    GuardedBuffer<Element> values;
+    GuardedBuffer<float> key_scales;
+    GuardedBuffer<float> value_scales;
 
     Case(size_t queries_count, size_t d, size_t first, size_t last, float limit, uint64_t seed)
         : count(queries_count),
@@ -31,32 +76,55 @@ struct Case {
           end(last),
           queries(count * d),
           keys((last - 1) * stride + d),
-          values((last - 1) * stride + d) {
+          values((last - 1) * stride + d),
+          key_scales(last),
+          value_scales(last) {
         Random random(seed);
         for (size_t i = 0; i < queries.size(); ++i) queries[i] = random.real(limit);
         for (size_t i = 0; i < keys.size(); ++i) {
-            keys[i] = static_cast<uint16_t>((random.bits() & 0x8000) |
-                                            (0x3000 + random.integer(0, 0xfff)));
-            values[i] = random.integer(0, 20) == 0
-                            ? static_cast<uint16_t>(random.integer(0, 0x3ff))
-                            : static_cast<uint16_t>((random.bits() & 0x8000) |
-                                                    (0x3000 + random.integer(0, 0xfff)));
+            keys[i] = Kind::random_element(random, false);
+            values[i] = Kind::random_element(random, true);
+        }
+        // Up to 2/128, and now and then nothing: what the quantiser makes of zeros.
+        for (size_t t = 0; t < last; ++t) {
+            key_scales[t] = t % 19 == 7 ? 0.0f : std::fabs(random.real(0x1p-6f));
+            value_scales[t] = t % 23 == 5 ? 0.0f : std::fabs(random.real(0x1p-6f));
         }
     }
 
-    void run(const KernelTable& table, float* out) const {
-        table.attention(queries.data(), count, keys.data(), values.data(), stride, head_size, begin,
-                        end, out);
+    void run(const KernelTable& table, float* out) const { run_queries(table, 0, count, out); }
+    void run_queries(const KernelTable& table, size_t first, size_t n, float* out) const {
+        Kind::run(table, queries.data() + first * head_size, n, keys.data(), values.data(),
+                  key_scales.data(), value_scales.data(), stride, end, head_size, begin, end, out);
+    }
+    // The same positions in a cache of `ring` rows, which holds nothing else.
+    void run_ring(const KernelTable& table, size_t ring, float* out) const {
+        GuardedBuffer<Element> ring_keys(ring * head_size);
+        GuardedBuffer<Element> ring_values(ring * head_size);
+        GuardedBuffer<float> ring_key_scales(ring);
+        GuardedBuffer<float> ring_value_scales(ring);
+        for (size_t t = begin; t < end; ++t) {
+            const size_t row = t % ring;
+            for (size_t i = 0; i < head_size; ++i) {
+                ring_keys[row * head_size + i] = keys[t * stride + i];
+                ring_values[row * head_size + i] = values[t * stride + i];
+            }
+            ring_key_scales[row] = key_scales[t];
+            ring_value_scales[row] = value_scales[t];
+        }
+        Kind::run(table, queries.data(), count, ring_keys.data(), ring_values.data(),
+                  ring_key_scales.data(), ring_value_scales.data(), head_size, ring, head_size,
+                  begin, end, out);
     }
     std::string describe() const {
         std::ostringstream text;
-        text << count << " queries of " << head_size << " over positions " << begin << " to "
-             << end;
+        text << Kind::kName << ", " << count << " queries of " << head_size << " over positions "
+             << begin << " to " << end;
         return text.str();
     }
 };
 
-template <typename Check>
+template <class Kind, typename Check>
 void for_every_case(Check check) {
     uint64_t seed = 1;
     const size_t ranges[][2] = {{0, 1},   {0, 2},   {0, 15},  {0, 16},   {0, 63},
@@ -65,17 +133,18 @@ void for_every_case(Check check) {
     for (const auto& range : ranges) {
         for (const size_t head_size : {2, 8, 16, 30, 64, 128}) {
             for (const size_t count : {1, 2, 4, 5}) {
-                check(Case(count, head_size, range[0], range[1], 3.0f, ++seed));
+                check(Case<Kind>(count, head_size, range[0], range[1], 3.0f, ++seed));
             }
         }
     }
-    check(Case(8, 256, 0, 70, 1.0f, ++seed));
+    check(Case<Kind>(8, 256, 0, 70, 1.0f, ++seed));
     // Scores so far apart that almost every weight is zero.
-    check(Case(2, 64, 3, 200, 400.0f, ++seed));
+    check(Case<Kind>(2, 64, 3, 200, 400.0f, ++seed));
 }
 
-TEST(the_reference_agrees_with_the_oracle) {
-    for_every_case([](const Case& c) {
+template <class Kind>
+void compare_with_the_oracle() {
+    for_every_case<Kind>([](const Case<Kind>& c) {
         GuardedBuffer<float> out(c.count * c.head_size);
         c.run(reference_table(), out.data());
         const size_t positions = c.end - c.begin;
@@ -83,27 +152,31 @@ TEST(the_reference_agrees_with_the_oracle) {
         std::vector<double> values(positions * c.head_size);
         for (size_t t = 0; t < positions; ++t) {
             for (size_t i = 0; i < c.head_size; ++i) {
-                keys[t * c.head_size + i] = half_value(c.keys[(c.begin + t) * c.stride + i]);
-                values[t * c.head_size + i] = half_value(c.values[(c.begin + t) * c.stride + i]);
+                const size_t row = c.begin + t;
+                keys[t * c.head_size + i] =
+                    Kind::value(c.keys[row * c.stride + i], c.key_scales[row]);
+                values[t * c.head_size + i] =
+                    Kind::value(c.values[row * c.stride + i], c.value_scales[row]);
             }
         }
         for (size_t query = 0; query < c.count; ++query) {
             const float* q = c.queries.data() + query * c.head_size;
-            // How far a score may be off: half are below 2, and the dot passes through head_size /
-            // 16 + 6 roundings.
+            // How far a score may be off: keys are below 2, and the dot passes through head_size /
+            // 16 + 6 roundings, one more for a scale.
             double magnitude = 0.0;
             for (size_t i = 0; i < c.head_size; ++i) magnitude += 2.0 * std::fabs(q[i]);
             magnitude /= std::sqrt(static_cast<double>(c.head_size));
             const double score_error =
-                sum_tolerance(magnitude, static_cast<double>(c.head_size) / 16 + 9);
+                sum_tolerance(magnitude, static_cast<double>(c.head_size) / 16 + 10);
             std::vector<double> magnitudes;
             const std::vector<double> expected =
                 oracle::attention(q, keys, values, positions, c.head_size, &magnitudes);
             for (size_t i = 0; i < c.head_size; ++i) {
-                // Weights are off by the scores' error and by exp's few roundings, up and down;
-                // every sum adds one rounding per position and a few per chunk. Weights below
+                // Weights are off by the scores' error and by exp's few roundings, up and down; a
+                // scale and every sum add one rounding per position, sums a few per chunk. Weights
+                // below
                 // exp(-87) are taken as zero.
-                const double roundings = 2.0 * static_cast<double>(positions) + 20.0 +
+                const double roundings = 3.0 * static_cast<double>(positions) + 20.0 +
                                          static_cast<double>(positions) / 8;
                 const double tolerance = magnitudes[i] * 4.0 * score_error +
                                          sum_tolerance(magnitudes[i], roundings) +
@@ -114,9 +187,15 @@ TEST(the_reference_agrees_with_the_oracle) {
     });
 }
 
-TEST(every_table_gives_the_bits_of_the_reference) {
+TEST(the_reference_agrees_with_the_oracle) {
+    compare_with_the_oracle<F16>();
+    compare_with_the_oracle<S8>();
+}
+
+template <class Kind>
+void compare_with_the_reference() {
     for (const KernelTable* table : runnable_tables()) {
-        for_every_case([table](const Case& c) {
+        for_every_case<Kind>([table](const Case<Kind>& c) {
             GuardedBuffer<float> expected(c.count * c.head_size);
             GuardedBuffer<float> out(c.count * c.head_size);
             c.run(reference_table(), expected.data());
@@ -127,19 +206,49 @@ TEST(every_table_gives_the_bits_of_the_reference) {
     }
 }
 
-TEST(a_query_is_computed_as_if_alone) {
+TEST(every_table_gives_the_bits_of_the_reference) {
+    compare_with_the_reference<F16>();
+    compare_with_the_reference<S8>();
+}
+
+template <class Kind>
+void compare_ring_with_straight_rows() {
     for (const KernelTable* table : runnable_tables()) {
-        const Case c(7, 64, 5, 150, 3.0f, 9);
+        for (const size_t begin : {100, 128, 190, 250}) {
+            const Case<Kind> c(5, 30, begin, begin + 120, 3.0f, begin);
+            GuardedBuffer<float> straight(c.count * c.head_size);
+            GuardedBuffer<float> ring(c.count * c.head_size);
+            c.run(*table, straight.data());
+            c.run_ring(*table, 192, ring.data());
+            check_same_bits(ring.data(), straight.data(), ring.size(),
+                            std::string(table->name) + ", ring, " + c.describe());
+        }
+    }
+}
+
+TEST(a_ring_gives_the_bits_of_straight_rows) {
+    compare_ring_with_straight_rows<F16>();
+    compare_ring_with_straight_rows<S8>();
+}
+
+template <class Kind>
+void compare_queries_alone_and_together() {
+    for (const KernelTable* table : runnable_tables()) {
+        const Case<Kind> c(7, 64, 5, 150, 3.0f, 9);
         GuardedBuffer<float> together(c.count * c.head_size);
         c.run(*table, together.data());
         for (size_t query = 0; query < c.count; ++query) {
             GuardedBuffer<float> alone(c.head_size);
-            table->attention(c.queries.data() + query * c.head_size, 1, c.keys.data(),
-                             c.values.data(), c.stride, c.head_size, c.begin, c.end, alone.data());
+            c.run_queries(*table, query, 1, alone.data());
             check_same_bits(together.data() + query * c.head_size, alone.data(), c.head_size,
                             table->name);
         }
     }
+}
+
+TEST(a_query_is_computed_as_if_alone) {
+    compare_queries_alone_and_together<F16>();
+    compare_queries_alone_and_together<S8>();
 }
 
 TEST(halves_are_rounded_to_nearest_even) {

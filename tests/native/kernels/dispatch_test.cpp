@@ -64,7 +64,8 @@ TEST(every_table_is_complete) {
         CHECK(all[i]->rms_norm != nullptr);
         CHECK(all[i]->rope != nullptr);
         CHECK(all[i]->store_half != nullptr);
-        CHECK(all[i]->attention != nullptr);
+        CHECK(all[i]->attention_f16 != nullptr);
+        CHECK(all[i]->attention_s8 != nullptr);
         CHECK(all[i]->silu_gate != nullptr);
         CHECK(all[i]->embedding != nullptr);
     }

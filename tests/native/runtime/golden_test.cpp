@@ -14,8 +14,9 @@ namespace awqe::test {
 namespace {
 
 constexpr uint64_t kGolden = 0x3edf67db3848ed9a;
-constexpr size_t kPrompt = 200;  // tokens: more than a block of the prompt, three chunks of
-                                 // attention, several sliding windows
+constexpr uint64_t kGoldenInt8 = 0xb64d98304c9d27af;  // with an int8 cache
+constexpr size_t kPrompt = 200;      // tokens: more than a block of the prompt, three chunks of
+                                     // attention, several sliding windows
 constexpr size_t kDecoded = 50;
 constexpr size_t kVocabulary = 203;
 
@@ -51,12 +52,13 @@ uint64_t hash_more(uint64_t hash, const float* values, size_t count) {
 }
 
 // The prompt in calls of `chunk` tokens, then greedy decoding.
-uint64_t hash_of_run(const char* kernels, uint32_t threads, size_t chunk) {
+uint64_t hash_of_run(const char* kernels, uint32_t threads, size_t chunk, awqe_kv_type kv_type) {
     setenv("AWQ_EDGE_KERNELS", kernels, 1);
     awqe_error error;
     awqe_session_options options = {};
     options.struct_size = sizeof(options);
     options.threads = options.prefill_threads = threads;
+    options.kv_type = kv_type;
     awqe_session* opened = nullptr;
     need(awqe_session_open(tiny_model(), &options, &opened, &error), error);
     const std::unique_ptr<awqe_session, Close> session(opened);
@@ -94,12 +96,16 @@ uint64_t hash_of_run(const char* kernels, uint32_t threads, size_t chunk) {
 }
 
 void check_golden(const char* kernels, uint32_t threads, size_t chunk) {
-    const uint64_t hash = hash_of_run(kernels, threads, chunk);
-    if (hash == kGolden) return;
-    std::ostringstream text;
-    text << kernels << " with " << threads << " threads, prompt in calls of " << chunk
-         << ": hash 0x" << std::hex << hash << ", not 0x" << kGolden;
-    fail(__FILE__, __LINE__, text.str());
+    for (const awqe_kv_type kv_type : {AWQE_KV_F16, AWQE_KV_INT8}) {
+        const uint64_t golden = kv_type == AWQE_KV_F16 ? kGolden : kGoldenInt8;
+        const uint64_t hash = hash_of_run(kernels, threads, chunk, kv_type);
+        if (hash == golden) continue;
+        std::ostringstream text;
+        text << kernels << " with " << threads << " threads, prompt in calls of " << chunk
+             << (kv_type == AWQE_KV_F16 ? "" : ", int8 cache") << ": hash 0x" << std::hex << hash
+             << ", not 0x" << golden;
+        fail(__FILE__, __LINE__, text.str());
+    }
 }
 
 }  // namespace

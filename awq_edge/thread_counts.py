@@ -1,0 +1,86 @@
+"""How many threads decode a model fastest on this machine: measured once, then remembered.
+
+Owns a small JSON file in the user's cache directory. A machine is its CPU, the number of CPUs that
+this process may use and the kernels; models of about one size share an answer. Refuses to fail: a
+file that cannot be read or written only means another measurement.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from awq_edge._native import NativeModel
+
+FILE_NAME = "threads.json"
+
+
+def cache_path() -> Path:
+    """Where the answers lie: ``$XDG_CACHE_HOME/awq-edge``, by default below ``~/.cache``."""
+    directory = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  # pathlib raises where there is no home
+    return Path(directory) / "awq-edge" / FILE_NAME
+
+
+def decode_threads(model: NativeModel) -> int:
+    """Threads for decoding, from the cache or by measuring."""
+    cpus = _usable_cpus()
+    if cpus == 1:
+        return 1
+    key = _key(model, cpus)
+    known = _read()
+    found = known.get(key)
+    if isinstance(found, int) and 1 <= found <= cpus:
+        return found
+    threads = model.measure_threads()
+    _write({**known, key: threads})
+    return threads
+
+
+def _usable_cpus() -> int:
+    if hasattr(os, "sched_getaffinity"):
+        return len(os.sched_getaffinity(0))
+    return os.cpu_count() or 1
+
+
+def _key(model: NativeModel, cpus: int) -> str:
+    from awq_edge import _native
+
+    kernels = os.environ.get("AWQ_EDGE_KERNELS") or _native.kernel_tables()[0]
+    # Twice the bytes per token is another class: what stays in a CPU's cache decodes differently.
+    size_class = model.info().decode_bytes.bit_length()
+    return f"{cpu_name()}; {cpus} CPUs; {kernels}; 2^{size_class} bytes"
+
+
+def cpu_name() -> str:
+    """The CPU by name where Linux tells one."""
+    try:
+        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:  # noqa: PTH123  # not a file
+            for line in lines:
+                name, _, value = line.partition(":")
+                if name.strip() in ("model name", "Model"):
+                    return value.strip()
+    except OSError:
+        pass
+    return "unknown CPU"
+
+
+def _read() -> dict[str, object]:
+    try:
+        content = json.loads(cache_path().read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return {}
+    return content if isinstance(content, dict) else {}
+
+
+def _write(content: dict[str, object]) -> None:
+    path = cache_path()
+    beside = path.with_name(f"{path.name}.{os.getpid()}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
+        beside.replace(path)
+    except OSError:
+        pass

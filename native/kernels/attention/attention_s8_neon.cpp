@@ -1,0 +1,15 @@
+// Attention over the int8 cache with NEON. Contract: attention_s8.h.
+// clang-format off: the algorithm is written over the lanes included before it.
+#include "native/kernels/lanes/lanes_neon.h"
+#include "native/kernels/attention/attention_s8.h"
+#include "native/kernels/attention/attention_lanes.h"
+// clang-format on
+
+namespace awqe {
+
+void attention_s8_neon(const float* queries, size_t count, const CacheS8* cache, size_t head_size,
+                       size_t begin, size_t end, float* out) {
+    attention_lanes(queries, count, *cache, head_size, begin, end, out);
+}
+
+}  // namespace awqe
