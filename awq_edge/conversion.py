@@ -750,10 +750,8 @@ def _widths(
     tables = {"token_embd.weight": options.embedding_bits, "output.weight": options.head_bits}
     if a.tied_head:
         tables = {"token_embd.weight": max(tables.values())}
-    # Two bits need smaller groups to be of use.
-    groups = {bits: options.group_size for bits in layouts.BITS}
-    if options.mixed:
-        groups[2] = min(64, options.group_size)
+    # One group size for all: matrices that read the same input share its rounding on the device.
+    groups = dict.fromkeys(layouts.BITS, options.group_size)
     if not options.mixed:
         chosen = {name: tables.get(name, int(options.bits)) for name in names}
         return {name: awq.Quantiser(bits, groups[bits]) for name, bits in chosen.items()}

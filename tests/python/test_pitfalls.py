@@ -1,0 +1,182 @@
+"""Mistakes that other implementations made, each with a name.
+
+A pitfall that another file tests already is named there: groups of one sign, dead channels and odd
+sizes in ``test_grouped`` and ``test_awq``, tied embeddings in ``test_conversion``, lists of modules
+not to convert in ``test_interchange``. Families with offset norms, experts, fused matrices or gated
+queries are refused by name; the last test here sees to that.
+"""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("tokenizers")
+pytest.importorskip("gguf")
+
+import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
+from test_awq import architecture, probe_of, random_weights  # noqa: E402
+
+from awq_edge import torch_decoder  # noqa: E402
+from awq_edge.conversion import Options, convert  # noqa: E402
+from awq_edge.errors import UnsupportedError  # noqa: E402
+from awq_edge.float_model import open_float_model  # noqa: E402
+from awq_edge.model_file import read_dequantised  # noqa: E402
+from awq_edge.quantize import awq, gptq, grids, scales, staged  # noqa: E402
+from awq_edge.quantize.calibration import Products  # noqa: E402
+
+
+@pytest.mark.parametrize("sign", [1.0, -1.0])
+@pytest.mark.parametrize("bits", [2, 3, 4])
+def test_zero_point_stays_inside_the_range(bits: int, sign: float) -> None:
+    """Searched grids too: a group of one sign must not saturate."""
+    weight = sign * (0.5 + 0.1 * torch.rand(8, 64))
+    for share in (1.0, 0.9):
+        grid = grids.best(weight, torch.ones(64), bits, 32, (share,))
+        error = (grid.rounded(weight).dequantise() - weight).abs()
+        clipped = (1 - share) * 0.6  # what a narrower grid cannot reach
+        assert float(error.max()) <= float(grid.scales.max()) + clipped
+        assert bool((grid.zeros >= 0).all() and (grid.zeros <= grid.largest_code).all())
+
+
+@pytest.mark.parametrize("repeats", [1, 2, 7])
+def test_value_to_output_fold_under_grouped_query_attention(repeats: int) -> None:
+    a = architecture(heads=2 * repeats, kv_heads=2)
+    weights = random_weights(a)
+    probe = probe_of(a)
+    before = awq.layer_output(probe, weights)
+    quantisers = dict.fromkeys(torch_decoder.LINEARS, awq.Quantiser(3, 32))
+    original = weights["attn_output.weight"].clone()
+    scales.search_and_fold(probe, weights, quantisers)
+    assert not torch.equal(weights["attn_output.weight"], original)
+    torch.testing.assert_close(awq.layer_output(probe, weights), before, rtol=1e-3, atol=1e-3)
+
+
+def test_probe_gets_what_the_matrix_reads() -> None:
+    """The recorded inputs are the normed states, not the residual stream."""
+    a = architecture()
+    weights, probe = random_weights(a), probe_of(a)
+    seen = {}
+    plain = torch_decoder.plain_linear(weights)
+
+    def recording(name: str, x: torch.Tensor) -> torch.Tensor:
+        seen[name] = x
+        return plain(name, x)
+
+    torch_decoder.decoder_layer(a, 0, weights, recording, probe.hidden, probe.positions)
+    for name, x in awq.record_inputs(probe, weights).items():
+        assert torch.equal(x.reshape(-1, x.shape[-1]), seen[name].reshape(-1, x.shape[-1]))
+
+
+def test_each_stage_sees_what_the_rounded_matrices_before_it_give() -> None:
+    a = architecture()
+    weights, probe = random_weights(a), probe_of(a)
+    hidden = probe.hidden.clone()
+    floats = dict(weights)
+    seen: dict[str, torch.Tensor] = {}
+
+    def round_matrices(names: tuple[str, ...], products: torch.Tensor) -> dict[str, torch.Tensor]:
+        seen[names[0]] = products
+        return {
+            f"{name}.weight": awq.Quantiser(2, 32).round_trip(floats[f"{name}.weight"])
+            for name in names
+        }
+
+    def means(parts: dict[int, Products], empty: Products) -> torch.Tensor:
+        sums = sum((part.sums for part in parts.values()), empty.sums)
+        return sums / sum(part.tokens for part in parts.values())
+
+    layer = staged.StagedLayer(a, 0, weights, probe.positions, round_matrices, means)
+    layer.run(hidden, {0: [slice(0, 2)], 1: [slice(2, 3)]})
+
+    inputs = {}
+    plain = torch_decoder.plain_linear(weights)  # rounded by now
+
+    def recording(name: str, x: torch.Tensor) -> torch.Tensor:
+        inputs[name] = x.reshape(-1, x.shape[-1]).double()
+        return plain(name, x)
+
+    after = torch_decoder.decoder_layer(a, 0, weights, recording, probe.hidden, probe.positions)
+    torch.testing.assert_close(hidden, after, rtol=1e-4, atol=1e-4)
+    for name, products in seen.items():
+        x = inputs[name]
+        torch.testing.assert_close(products, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("size", [1e-6, 1.0, 1e4])
+def test_statistics_in_float32_survive_dead_and_extreme_channels(size: float) -> None:
+    generator = torch.Generator().manual_seed(0)
+    x = size * torch.randn(200, 64, generator=generator)
+    x[:, 3] = 0
+    weight = torch.randn(6, 64, generator=generator)
+    weight[:, :32] = 0
+    products = Products(64, torch.device("cpu"))
+    products.add(x)
+    hessian = gptq.Hessian.of(products.means())
+    choice, found = scales.search(weight, hessian, awq.Quantiser(3, 32))
+    assert bool(torch.isfinite(found).all() and (found > 0).all()), choice
+    assert bool(torch.isfinite(hessian.conditional()).all())
+
+
+def test_products_of_parts_are_those_of_the_whole() -> None:
+    """Batches of unequal length: none is dropped and none counts twice."""
+    x = torch.randn(50, 40)
+    whole, parts = Products(40, torch.device("cpu")), Products(40, torch.device("cpu"))
+    whole.add(x)
+    for first, last in ((0, 7), (7, 8), (8, 50)):
+        parts.add(x[first:last])
+    assert whole.tokens == parts.tokens == 50
+    torch.testing.assert_close(whole.means(), parts.means(), rtol=1e-5, atol=1e-6)
+
+
+def test_packed_values_are_those_that_the_next_layer_was_calibrated_on(tmp_path: Path) -> None:
+    """One quantiser for the search and the file: the reported error is the file's own."""
+    directory = checkpoints.save(checkpoints.random_model("llama"), tmp_path / "checkpoint")
+    checkpoints.save_tokenizer(directory)
+    options = Options(bits=3, group_size=32, samples=8, sequence_length=32)
+    kept: list[awq.Weights] = []
+    original = awq.layer_output
+
+    def keeping(probe: awq.Probe, weights: awq.Weights) -> torch.Tensor:
+        kept.append(dict(weights))
+        return original(probe, weights)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(awq, "layer_output", keeping)
+        convert(str(directory), tmp_path / "m", options)
+    packed = read_dequantised(tmp_path / "m").tensors
+    last = open_float_model(str(directory)).architecture.layers - 1
+    for name in torch_decoder.LINEARS:
+        stored = torch.from_numpy(packed[f"blk.{last}.{name}.weight"])
+        assert torch.equal(stored, kept[-1][f"{name}.weight"])
+
+
+def test_conversion_loads_no_modelling_code_of_transformers() -> None:
+    """Its releases break hooks; what is never loaded cannot break."""
+    program = (
+        "import sys, awq_edge.conversion\n"
+        "print([name for name in sys.modules if name.startswith('transformers.models')])"
+    )
+    output = subprocess.run(
+        [sys.executable, "-c", program], capture_output=True, check=True, text=True
+    ).stdout
+    assert output.strip() == "[]"
+
+
+@pytest.mark.parametrize(
+    "family", ["GemmaForCausalLM", "MixtralForCausalLM", "GPTNeoXForCausalLM", "Phi3ForCausalLM"]
+)
+def test_families_whose_folds_are_not_known_are_refused(tmp_path: Path, family: str) -> None:
+    """Offset norms, experts that share a norm, and fused rows need folds of their own."""
+    directory = checkpoints.save(checkpoints.random_model("llama"), tmp_path / "checkpoint")
+    config = json.loads((directory / "config.json").read_text())
+    config["architectures"] = [family]
+    config["model_type"] = family[: -len("ForCausalLM")].lower()
+    (directory / "config.json").write_text(json.dumps(config))
+    with pytest.raises(UnsupportedError):
+        open_float_model(str(directory))
