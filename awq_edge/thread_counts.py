@@ -1,8 +1,9 @@
 """How many threads decode a model fastest on this machine: measured once, then remembered.
 
 Owns a small JSON file in the user's cache directory. A machine is its CPU, the number of CPUs that
-this process may use and the kernels; models of about one size share an answer. Refuses to fail: a
-file that cannot be read or written only means another measurement.
+this process may use and the kernels; models of about one size share an answer. While other programs
+take the CPUs nothing is measured: then every fast core gets a thread, and decoding adapts itself.
+Refuses to fail: a file that cannot be read or written only means another measurement.
 """
 
 from __future__ import annotations
@@ -16,6 +17,7 @@ if TYPE_CHECKING:
     from awq_edge._native import NativeModel
 
 FILE_NAME = "threads.json"
+LIBRARY_CHOOSES = 0
 
 
 def cache_path() -> Path:
@@ -25,7 +27,7 @@ def cache_path() -> Path:
 
 
 def decode_threads(model: NativeModel) -> int:
-    """Threads for decoding, from the cache or by measuring."""
+    """Threads for decoding, from the cache or by measuring; or ``LIBRARY_CHOOSES``."""
     cpus = _usable_cpus()
     if cpus == 1:
         return 1
@@ -34,9 +36,16 @@ def decode_threads(model: NativeModel) -> int:
     found = known.get(key)
     if isinstance(found, int) and 1 <= found <= cpus:
         return found
+    if _busy(cpus):
+        return LIBRARY_CHOOSES
     threads = model.measure_threads()
     _write({**known, key: threads})
     return threads
+
+
+def _busy(cpus: int) -> bool:
+    """Whether other programs have used more than half of the CPUs during the last minute."""
+    return os.getloadavg()[0] > cpus / 2
 
 
 def _usable_cpus() -> int:

@@ -1,14 +1,19 @@
 /// awq_edge.h: the whole C API of the awq-edge runtime, in C99.
 ///
-/// Owns: every symbol that the library exports. Refuses: tokenizing (a host language does that; the tokenizer lies in the
-/// model file as a string), printing, global state. Python reads the text between the two cffi markers as it stands.
+/// Owns: every symbol that the library exports. Refuses: tokenizing (a host language does that; the
+/// tokenizer lies in the model file as a string), printing, global state. Python reads the text
+/// between the two cffi markers as it stands.
 ///
 /// Conventions, which hold for every function:
-/// - A function that can fail returns an awqe_status and takes `awqe_error* error` last (may be NULL). Out-parameters are
+/// - A function that can fail returns an awqe_status and takes `awqe_error* error` last (may be
+/// NULL). Out-parameters are
 ///   cleared before anything else happens. No function aborts, exits or prints.
-/// - Structures that a caller fills or receives begin with `struct_size`, which the caller sets to sizeof(the structure).
-/// - Strings are UTF-8 and NUL-terminated; those returned belong to the object they came from and live as long as it does.
-/// - A model may be used from several threads at once; a session or a sampler from one thread at a time.
+/// - Structures that a caller fills or receives begin with `struct_size`, which the caller sets to
+/// sizeof(the structure).
+/// - Strings are UTF-8 and NUL-terminated; those returned belong to the object they came from and
+/// live as long as it does.
+/// - A model may be used from several threads at once; a session or a sampler from one thread at a
+/// time.
 #ifndef AWQ_EDGE_H
 #define AWQ_EDGE_H
 
@@ -26,19 +31,21 @@ extern "C" {
 
 /* cffi begin */
 
-/// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by whoever loads the library.
+/// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
+/// whoever loads the library.
 #define AWQE_ABI_VERSION 2
 
 typedef enum awqe_status {
     AWQE_OK = 0,
     AWQE_INVALID_ARGUMENT = 1,  ///< The caller passed something that can never work.
     AWQE_FILE_UNREADABLE = 2,   ///< The operating system refused to open or map the file.
-    AWQE_FILE_INVALID = 3,      ///< The file breaks a rule of native/format/FORMAT.md; the message names the rule.
-    AWQE_UNSUPPORTED = 4,       ///< Well-formed, but not for this library or this CPU.
+    AWQE_FILE_INVALID =
+        3,  ///< The file breaks a rule of native/format/FORMAT.md; the message names the rule.
+    AWQE_UNSUPPORTED = 4,  ///< Well-formed, but not for this library or this CPU.
     AWQE_OUT_OF_MEMORY = 5,
-    AWQE_CONTEXT_FULL = 6,      ///< The session's context has no room for that many tokens.
-    AWQE_CANCELLED = 7,         ///< A callback returned false.
-    AWQE_INTERNAL = 8           ///< A bug in the library.
+    AWQE_CONTEXT_FULL = 6,  ///< The session's context has no room for that many tokens.
+    AWQE_CANCELLED = 7,     ///< A callback returned false.
+    AWQE_INTERNAL = 8       ///< A bug in the library.
 } awqe_status;
 
 typedef struct awqe_error {
@@ -55,9 +62,11 @@ uint32_t awqe_abi_version(void);
 /// The library's release, for example "0.1.0".
 const char* awqe_version(void);
 
-// ---- model: a mapped and validated file ------------------------------------------------------------------------------
+// ---- model: a mapped and validated file
+// ------------------------------------------------------------------------------
 
-/// Maps `path` read-only and validates everything that native/format/FORMAT.md asks for except the checksum.
+/// Maps `path` read-only and validates everything that native/format/FORMAT.md asks for except the
+/// checksum.
 awqe_status awqe_model_open(const char* path, awqe_model** model, awqe_error* error);
 /// Unmaps the file. NULL is allowed. Sessions of the model must be closed first.
 void awqe_model_close(awqe_model* model);
@@ -74,7 +83,8 @@ typedef struct awqe_model_info {
     uint32_t feed_forward_size;
     uint64_t parameters;    ///< Weights, without padding.
     uint64_t file_bytes;    ///< Size of the file.
-    uint64_t decode_bytes;  ///< Bytes of weights read for one decoded token (one embedding row, everything else once).
+    uint64_t decode_bytes;  ///< Bytes of weights read for one decoded token (one embedding row,
+                            ///< everything else once).
 } awqe_model_info;
 
 awqe_status awqe_model_info_get(const awqe_model* model, awqe_model_info* info, awqe_error* error);
@@ -103,9 +113,10 @@ typedef struct awqe_metadata {
 
 size_t awqe_model_metadata_count(const awqe_model* model);
 /// Entries come in file order.
-awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_metadata* entry, awqe_error* error);
-awqe_status awqe_model_metadata_element(const awqe_model* model, size_t index, size_t element, awqe_metadata* value,
-                                        awqe_error* error);
+awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_metadata* entry,
+                                   awqe_error* error);
+awqe_status awqe_model_metadata_element(const awqe_model* model, size_t index, size_t element,
+                                        awqe_metadata* value, awqe_error* error);
 
 typedef struct awqe_tensor {
     uint32_t struct_size;
@@ -120,20 +131,24 @@ typedef struct awqe_tensor {
 
 size_t awqe_model_tensor_count(const awqe_model* model);
 /// Tensors come in file order.
-awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_tensor* tensor, awqe_error* error);
+awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_tensor* tensor,
+                                 awqe_error* error);
 
-// ---- session: one conversation ---------------------------------------------------------------------------------------
+// ---- session: one conversation
+// ---------------------------------------------------------------------------------------
 
 /// How a session keeps keys and values.
 typedef enum awqe_kv_type {
     AWQE_KV_F16 = 0,
-    AWQE_KV_INT8 = 1  ///< A scale per position and head: about half the memory, a little less exact.
+    AWQE_KV_INT8 =
+        1  ///< A scale per position and head: about half the memory, a little less exact.
 } awqe_kv_type;
 
 typedef struct awqe_session_options {
     uint32_t struct_size;
-    uint32_t context_length;   ///< Positions to keep; 0 for the model's own length. Never more than that.
-    uint32_t threads;          ///< While decoding; 0 is one for each fast core that the process may use.
+    uint32_t
+        context_length;  ///< Positions to keep; 0 for the model's own length. Never more than that.
+    uint32_t threads;    ///< While decoding; 0 is one for each fast core that the process may use.
     uint32_t prefill_threads;  ///< While reading a prompt; 0 likewise.
     uint32_t kv_type;          ///< An awqe_kv_type.
 } awqe_session_options;
@@ -141,32 +156,35 @@ typedef struct awqe_session_options {
 typedef struct awqe_memory {
     uint32_t struct_size;
     uint64_t weight_bytes;   ///< Mapped from the file: shared between processes, reclaimable.
-    uint64_t cache_bytes;    ///< Keys and values. A layer with a sliding window keeps what it can still see.
+    uint64_t cache_bytes;    ///< Keys and values. A layer with a sliding window keeps what it can
+                             ///< still see.
     uint64_t scratch_bytes;  ///< Everything else that a session allocates.
 } awqe_memory;
 
 /// What awqe_session_open() with the same arguments would need. Allocates nothing.
-awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_options* options, awqe_memory* memory,
-                                awqe_error* error);
+awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_options* options,
+                                awqe_memory* memory, awqe_error* error);
 
 /// Creates a session at position 0. `options` may be NULL for the defaults.
-/// The environment variable AWQ_EDGE_KERNELS forces one kernel table; a name this CPU cannot run is AWQE_UNSUPPORTED.
-awqe_status awqe_session_open(const awqe_model* model, const awqe_session_options* options, awqe_session** session,
-                              awqe_error* error);
+/// The environment variable AWQ_EDGE_KERNELS forces one kernel table; a name this CPU cannot run is
+/// AWQE_UNSUPPORTED.
+awqe_status awqe_session_open(const awqe_model* model, const awqe_session_options* options,
+                              awqe_session** session, awqe_error* error);
 /// Frees the session. NULL is allowed.
 void awqe_session_close(awqe_session* session);
 
 /// The active kernel table, for example "avx512".
 const char* awqe_session_kernels(const awqe_session* session);
-/// Threads while decoding (`prefill` false) or reading a prompt (`prefill` true). While other programs take the cores,
-/// decoding goes on with fewer of them.
+/// Threads while decoding (`prefill` false) or reading a prompt (`prefill` true). While other
+/// programs take the cores, decoding goes on with fewer of them.
 uint32_t awqe_session_threads(const awqe_session* session, bool prefill);
 /// Tokens in the context.
 uint32_t awqe_session_position(const awqe_session* session);
-/// The lowest position, apart from 0, that awqe_session_truncate() can go back to: 0 unless layers with a sliding window
-/// have dropped what came before it.
+/// The lowest position, apart from 0, that awqe_session_truncate() can go back to: 0 unless layers
+/// with a sliding window have dropped what came before it.
 uint32_t awqe_session_earliest(const awqe_session* session);
-/// Forgets every token from `position` on. A position between 0 and awqe_session_earliest() is AWQE_INVALID_ARGUMENT.
+/// Forgets every token from `position` on. A position between 0 and awqe_session_earliest() is
+/// AWQE_INVALID_ARGUMENT.
 awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe_error* error);
 
 typedef enum awqe_logits {
@@ -175,45 +193,58 @@ typedef enum awqe_logits {
     AWQE_LOGITS_ALL = 2    ///< [count, vocabulary_size]: after each token of the call.
 } awqe_logits;
 
-/// Called between blocks of a prompt; returning false cancels: the session keeps the `done` tokens it has read.
+/// Called between blocks of a prompt; returning false cancels: the session keeps the `done` tokens
+/// it has read.
 typedef bool (*awqe_progress)(void* user, size_t done, size_t total);
 
 /// Appends `tokens` [count] to the context and computes logits.
 ///
-/// `logits` may be NULL; a copy of the last token's logits then still serves awqe_session_sample(), unless `which` is
-/// AWQE_LOGITS_NONE. The result does not depend on how a sequence is divided into calls, nor on the number of threads.
-awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count, awqe_logits which,
-                                  float* logits, awqe_progress progress, void* user, awqe_error* error);
+/// `logits` may be NULL; a copy of the last token's logits then still serves awqe_session_sample(),
+/// unless `which` is AWQE_LOGITS_NONE. The result does not depend on how a sequence is divided into
+/// calls, nor on the number of threads.
+awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count,
+                                  awqe_logits which, float* logits, awqe_progress progress,
+                                  void* user, awqe_error* error);
 
-// ---- sampler ---------------------------------------------------------------------------------------------------------
+// ---- sampler
+// ---------------------------------------------------------------------------------------------------------
 
 typedef struct awqe_sampling {
     uint32_t struct_size;
-    uint32_t top_k;              ///< Keep the k most likely tokens; 0 keeps all.
-    float temperature;           ///< 0 is greedy: the most likely token, the lowest id on a tie.
-    float top_p;                 ///< Keep the smallest set whose probability reaches this; 1 keeps all.
-    float min_p;                 ///< Drop tokens less likely than this share of the likeliest; 0 keeps all.
-    float repetition_penalty;    ///< Divides positive and multiplies negative logits of recent tokens; 1 is off.
+    uint32_t top_k;     ///< Keep the k most likely tokens; 0 keeps all.
+    float temperature;  ///< 0 is greedy: the most likely token, the lowest id on a tie.
+    float top_p;        ///< Keep the smallest set whose probability reaches this; 1 keeps all.
+    float min_p;        ///< Drop tokens less likely than this share of the likeliest; 0 keeps all.
+    float repetition_penalty;    ///< Divides positive and multiplies negative logits of recent
+                                 ///< tokens; 1 is off.
     uint32_t repetition_window;  ///< Tokens that count as recent; 0 is the whole context.
     uint64_t seed;
 } awqe_sampling;
 
-awqe_status awqe_sampler_open(const awqe_sampling* sampling, awqe_sampler** sampler, awqe_error* error);
+awqe_status awqe_sampler_open(const awqe_sampling* sampling, awqe_sampler** sampler,
+                              awqe_error* error);
 /// Frees the sampler. NULL is allowed.
 void awqe_sampler_close(awqe_sampler* sampler);
 
-/// Draws the next token from the logits of the session's last awqe_session_evaluate(). Does not append it.
-/// Order: repetition penalty, temperature, top-k, top-p, min-p. Equal seeds and equal logits give equal tokens everywhere.
-awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampler, uint32_t* token, awqe_error* error);
+/// Draws the next token from the logits of the session's last awqe_session_evaluate(). Does not
+/// append it. Order: repetition penalty, temperature, top-k, top-p, min-p. Equal seeds and equal
+/// logits give equal tokens everywhere.
+awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampler, uint32_t* token,
+                                awqe_error* error);
 
-// ---- measurement -----------------------------------------------------------------------------------------------------
+// ---- measurement
+// -----------------------------------------------------------------------------------------------------
 
-/// The number of threads with which this machine decodes `model` best: the smallest one within 5 % of the fastest. Runs
-/// products of the model's own weights, for two tenths of a second or so; ask once and keep the answer.
-awqe_status awqe_model_measure_threads(const awqe_model* model, uint32_t* threads, awqe_error* error);
+/// The number of threads with which this machine decodes `model` best: the smallest one within 5 %
+/// of the fastest. Runs products of the model's own weights, for two tenths of a second or so; ask
+/// once and keep the answer.
+awqe_status awqe_model_measure_threads(const awqe_model* model, uint32_t* threads,
+                                       awqe_error* error);
 
-/// Reads `bytes` of memory with `threads` threads several times and gives the median rate: what decoding can reach at best.
-awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_per_second, awqe_error* error);
+/// Reads `bytes` of memory with `threads` threads several times and gives the median rate: what
+/// decoding can reach at best.
+awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_per_second,
+                                awqe_error* error);
 
 // ---- this CPU ----------------------------------------------------------------------------------
 

@@ -30,6 +30,7 @@ class FakeModel:
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
     monkeypatch.setattr(thread_counts, "_usable_cpus", lambda: 4)
+    monkeypatch.setattr(thread_counts, "_busy", lambda _cpus: False)
 
 
 def decode_threads(model: FakeModel) -> int:
@@ -75,6 +76,14 @@ def test_unwritable_cache_only_means_measuring_again(
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "file"))
     model = FakeModel(3)
     assert (decode_threads(model), decode_threads(model), model.measured) == (3, 3, 2)
+
+
+def test_nothing_is_measured_at_a_busy_moment(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(thread_counts, "_busy", lambda _cpus: True)
+    model = FakeModel(3)
+    assert (decode_threads(model), model.measured) == (thread_counts.LIBRARY_CHOOSES, 0)
+    monkeypatch.setattr(thread_counts, "_busy", lambda _cpus: False)
+    assert (decode_threads(model), model.measured) == (3, 1)
 
 
 def test_one_cpu_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
