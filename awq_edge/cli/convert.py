@@ -182,14 +182,17 @@ def _print_report(out: Output, report: "Report", seconds: float) -> None:
         out.json(_document(report, seconds, boards))
         return
     if any(layer.error is not None for layer in report.layers):
-        groups = list(report.layers[0].choices)
+        groups = sorted({group for layer in report.layers for group in layer.choices})
         rows = [
             [layer.layer, f"{layer.error_rtn:.4f}", f"{layer.error:.4f}"]
-            + [_choice_text(layer.choices[group]) for group in groups]
+            + [_choice_text(layer.choices.get(group)) for group in groups]
             for layer in report.layers
         ]
         out.table(["layer", "error, rounded", "calibrated", *groups], rows)
-        out.line("Errors are relative to what a layer adds; exponents: p plain, d duo, 1 unscaled.")
+        out.line(
+            "Errors are relative to what a layer adds; exponents: p plain, d duo, c of an error's "
+            "cost, 1 unscaled."
+        )
     context = min(_CONTEXT, report.architecture.context_length)
     out.table(
         ["device", "RAM", "needed", "tokens/s, at most"],
@@ -220,10 +223,13 @@ def _print_report(out: Output, report: "Report", seconds: float) -> None:
     )
 
 
+_KINDS = {"plain": "p", "duo": "d", "pivots": "c"}
+
+
 def _choice_text(choice: Any) -> str:
-    if choice.kind == "none":
+    if choice is None or choice.kind == "none":
         return "1"
-    return f"{choice.kind[0]} {choice.exponent:.2f}"
+    return f"{_KINDS[choice.kind]} {choice.exponent:.2f}"
 
 
 def _boards(report: "Report") -> list[dict[str, Any]]:

@@ -76,7 +76,7 @@ def test_failures(
 def test_interrupt_says_how_to_continue(tmp_path: Path) -> None:
     output = tmp_path / "m.awq.gguf"
     arguments = [sys.executable, "-m", "awq_edge.cli.main", "convert", str(EXAMPLE)]
-    arguments += ["-o", str(output), "--samples", "4", "--sequence-length", "128"]
+    arguments += ["-o", str(output), "--samples", "32", "--sequence-length", "256"]
     process = subprocess.Popen(
         arguments,
         cwd=ROOT,
