@@ -47,6 +47,16 @@ def test_forced_kernels_are_the_ones_measured(command: Command) -> None:
     assert json.loads(result.out)["kernels"] == "reference"
 
 
+def test_cache_type_is_measured_and_named(command: Command) -> None:
+    wide, narrow = (
+        json.loads(command("bench", STORIES, *SHORT, "--kv", kv, "--json").out)
+        for kv in ("fp16", "int8")
+    )
+    assert (wide["kv"], narrow["kv"]) == ("fp16", "int8")
+    assert 0.5 < narrow["cache_bytes"] / wide["cache_bytes"] < 1
+    command("bench", STORIES, "--kv", "int4").assert_one_sentence("int4", "fp16, int8")
+
+
 def test_every_repetition_reads_all_tokens(stories: Model) -> None:
     done: list[int] = []
     with stories.session(threads=1) as session:
