@@ -9,6 +9,7 @@ import json
 import os
 import subprocess
 import sys
+import sysconfig
 import zipfile
 from pathlib import Path
 
@@ -170,18 +171,31 @@ def test_a_second_build_does_nothing_and_gives_the_same_wheel(
     assert 100_000 < document["library_bytes"] < 1_500_000
 
 
+# Runs the command line from a folder of unpacked wheels. Without "site", so that no editable
+# installation of this checkout comes first.
+FROM_A_FOLDER = """
+import sys
+folder, packages, *arguments = sys.argv[1:]
+sys.path[:0] = [folder, packages]
+import awq_edge
+assert awq_edge.__file__.startswith(folder), awq_edge.__file__
+from awq_edge.cli.main import main
+sys.argv = ["awq-edge", *arguments]
+main()
+"""
+
+
 def test_an_installed_wheel_builds_the_same_wheel_without_the_checkout(tmp_path: Path) -> None:
     """Another folder, another cache, an installation instead of a checkout: the same bytes."""
     made = arm_wheel()
     site = tmp_path / "site"
     with zipfile.ZipFile(made) as archive:
         archive.extractall(site)
+    command = [sys.executable, "-S", "-c", FROM_A_FOLDER, str(site), sysconfig.get_path("purelib")]
     done = subprocess.run(
-        [sys.executable, "-P", "-m", "awq_edge.cli.main", "build", "-t", "rpi4b", "-o", "dist"]
-        if sys.version_info >= (3, 11)
-        else [sys.executable, "-m", "awq_edge.cli.main", "build", "-t", "rpi4b", "-o", "dist"],
+        [*command, "build", "--target", "rpi4b", "-o", "dist"],
         cwd=tmp_path,
-        env={**os.environ, "PYTHONPATH": str(site), "AWQ_EDGE_CACHE": str(tmp_path / "cache")},
+        env={**os.environ, "AWQ_EDGE_CACHE": str(tmp_path / "cache")},
         capture_output=True,
         text=True,
         timeout=600,
@@ -189,4 +203,6 @@ def test_an_installed_wheel_builds_the_same_wheel_without_the_checkout(tmp_path:
     )
     assert done.returncode == 0, done.stderr
     assert "about two minutes" in done.stderr
+    (cache,) = (tmp_path / "cache").rglob("CMakeCache.txt")
+    assert f"CMAKE_HOME_DIRECTORY:INTERNAL={site}/awq_edge/native_source\n" in cache.read_text()
     assert (tmp_path / "dist" / made.name).read_bytes() == made.read_bytes()
