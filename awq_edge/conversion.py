@@ -190,9 +190,9 @@ def convert(
 
     with distributed.joined(device) as processes:
         path, written = output.with_name(output.name + ".partial"), output
-        if processes.count > 1:
+        if processes.count > 1 and processes.rank == 0:
             # Interrupted work of several processes is not resumed: it may lie on several hosts.
-            shutil.rmtree(path, ignore_errors=processes.rank > 0 or not path.exists())
+            shutil.rmtree(path, ignore_errors=True)
         if processes.rank > 0:
             path = Path(tempfile.mkdtemp(prefix="awq-edge-")) / "work.partial"
             written = path.with_name("model")
