@@ -36,9 +36,9 @@ $(VENV)/.installed: $(NATIVE) $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[convert]"
 	@touch $@
 
-$(VENV)/.dev: $(VENV)/.installed
+$(VENV)/.dev: $(NATIVE) $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[convert,build,eval,analyze,dev]"
-	@touch $@
+	@touch $(VENV)/.installed $@
 
 setup: $(VENV)/.dev
 
