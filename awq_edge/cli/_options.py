@@ -23,9 +23,7 @@ Context = Annotated[
 ]
 Kv = Annotated[
     str,
-    typer.Option(
-        "--kv", metavar="TYPE", help="Keys and values: fp16, or int8, half as large."
-    ),
+    typer.Option("--kv", metavar="TYPE", help="Keys and values: fp16, or int8, half as large."),
 ]
 IgnoreMemory = Annotated[
     bool, typer.Option("--ignore-memory", help="Run even if the free memory looks too small.")

@@ -15,8 +15,8 @@ namespace {
 
 constexpr uint64_t kGolden = 0x3edf67db3848ed9a;
 constexpr uint64_t kGoldenInt8 = 0xb64d98304c9d27af;  // with an int8 cache
-constexpr size_t kPrompt = 200;      // tokens: more than a block of the prompt, three chunks of
-                                     // attention, several sliding windows
+constexpr size_t kPrompt = 200;  // tokens: more than a block of the prompt, three chunks of
+                                 // attention, several sliding windows
 constexpr size_t kDecoded = 50;
 constexpr size_t kVocabulary = 203;
 
