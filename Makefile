@@ -8,7 +8,7 @@ ASSETS ?= $(AWQ_EDGE_ASSETS)
 
 VENV := .venv
 BIN := $(VENV)/bin
-NATIVE := $(shell find native targets -type f 2>/dev/null) CMakeLists.txt pyproject.toml
+NATIVE := $(shell find native targets -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 MODEL := examples/novels-7m
 DEMO_FILE := demo/novels-7m.awq.gguf
 
