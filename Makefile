@@ -63,10 +63,11 @@ lint: setup lint-rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/codespell --skip='$(MODEL),LICENSE,*calibration_text*,tests/data,build,.venv' .
+	$(BIN)/codespell $$(git ls-files -- ':!$(MODEL)/*.json' ':!$(MODEL)/*.model' ':!$(MODEL)/*.safetensors' ':!LICENSE' ':!tests' ':!*.xz')
 
 lint-rules: setup
-	@for check in tests/checks/check_*.py; do $(BIN)/python $$check --check || exit 1; done
+	$(BIN)/python tests/checks/check_names.py --check
+	$(BIN)/python tests/checks/check_docs.py --check
 
 format: setup
 	$(BIN)/ruff check --fix --quiet .
@@ -83,4 +84,5 @@ bench: $(VENV)/.installed
 	$(BIN)/awq-edge bench $(DEMO_FILE)
 
 docs: setup
-	@for check in tests/checks/check_*.py; do $(BIN)/python $$check || exit 1; done
+	$(BIN)/python tests/checks/check_names.py
+	$(BIN)/python tests/checks/check_docs.py

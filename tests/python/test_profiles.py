@@ -34,5 +34,5 @@ def test_roofline_is_bandwidth_over_bytes() -> None:
 
 
 def test_unknown_target_names_the_known_ones() -> None:
-    with pytest.raises(InvalidArgumentError, match="'rpi3'.*rpi4b"):
+    with pytest.raises(InvalidArgumentError, match=r"'rpi3'.*rpi4b"):
         load_profile("rpi3")
