@@ -44,7 +44,7 @@ setup: $(VENV)/.dev
 
 demo: $(VENV)/.installed
 	@mkdir -p demo
-	@test -f $(DEMO_FILE) || $(BIN)/awq-edge convert $(MODEL) -o $(DEMO_FILE)
+	@test -f $(DEMO_FILE) || $(BIN)/awq-edge convert $(MODEL) --method awq --samples 64 -o $(DEMO_FILE)
 	$(BIN)/awq-edge run $(DEMO_FILE) -p "The old house at the end of the lane" --max-tokens 120 --seed 1
 
 test: setup
