@@ -7,6 +7,7 @@ import hashlib
 import importlib.util
 import json
 import os
+import platform
 import subprocess
 import sys
 import sysconfig
@@ -206,3 +207,25 @@ def test_an_installed_wheel_builds_the_same_wheel_without_the_checkout(tmp_path:
     (cache,) = (tmp_path / "cache").rglob("CMakeCache.txt")
     assert f"CMAKE_HOME_DIRECTORY:INTERNAL={site}/awq_edge/native_source\n" in cache.read_text()
     assert (tmp_path / "dist" / made.name).read_bytes() == made.read_bytes()
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="asks an x86 CPU for its features")
+def test_the_wheels_compiler_sees_the_cpus_features(tmp_path: Path) -> None:
+    """Against Linux's list: a compiler's own run-time support may know none of them."""
+    tools = find_tools()
+    (tmp_path / "main.cpp").write_text(
+        '#include <stdio.h>\n#include "native/kernels/cpu_features.h"\n'
+        'int main() { printf("%u", awqe::cpu_features()); }\n'
+    )
+    command = [str(tools.python), "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.31"]
+    command += ["-mcpu=x86_64", "-x", "c++", "-std=c++20", f"-I{ROOT}", "-o", str(tmp_path / "a")]
+    command += [str(ROOT / "native/kernels/cpu_features.cpp"), str(tmp_path / "main.cpp")]
+    subprocess.run(command, check=True)
+    printed = subprocess.run([tmp_path / "a"], capture_output=True, text=True, check=True).stdout
+    lines = Path("/proc/cpuinfo").read_text("utf-8").splitlines()
+    flags = set(next(line for line in lines if line.startswith("flags")).split())
+    avx512 = {"avx512f", "avx512bw", "avx512dq", "avx512vl", "avx512_vnni"}
+    expected = 0
+    if {"avx2", "fma", "f16c"} <= flags:  # bits as native/kernels/cpu_features.h numbers them
+        expected = 1 | ("avx_vnni" in flags) << 1 | (avx512 <= flags) << 2
+    assert int(printed) == expected
