@@ -67,8 +67,9 @@ shift
 sh "$folder/incoming/install.sh" --prefix "$folder" "$@" && rm -rf "$folder/incoming"
 """
 
+# In a folder without Python packages: "-m" looks into the current one first.
 _TRIAL = r"""
-exec "$1/current/bin/python" -m awq_edge.device.trial "$1/models/$2"
+cd "$1" && exec current/bin/python -m awq_edge.device.trial "models/$2"
 """
 
 

@@ -43,6 +43,10 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+case "$prefix" in
+  /*) ;;
+  *) prefix="$PWD/$prefix" ;;
+esac
 
 # ---- is this machine fit? -----------------------------------------------------------------------
 

@@ -53,11 +53,17 @@ class Machine:
         path.chmod(0o755)
 
     def run(
-        self, script: Path, *arguments: str, shell: str = "sh", **environment: str
+        self,
+        script: Path,
+        *arguments: str,
+        shell: str = "sh",
+        folder: Path | None = None,
+        **environment: str,
     ) -> subprocess.CompletedProcess[str]:
         command = [shell, "sh"] if shell == "busybox" else [shell]
         return subprocess.run(
             [*command, str(script), *arguments],
+            cwd=folder,
             env={"HOME": str(self.home), "PATH": f"{self.stubs}:{os.defpath}", **environment},
             capture_output=True,
             text=True,
@@ -248,6 +254,14 @@ def test_it_installs_without_network(shell: str, machine: Machine, tmp_path: Pat
     model = machine.home / ".local/share/awq-edge/models" / STORIES.name
     assert model.read_bytes() == STORIES.read_bytes()
     assert "current/bin/awq-edge run" in done.stderr
+
+
+def test_a_prefix_may_be_relative(machine: Machine, tmp_path: Path) -> None:
+    script = _bundle(tmp_path / "bundle")
+    done = machine.run(script, "--prefix", "models here", folder=machine.home)
+    assert done.returncode == 0, done.stderr
+    assert _version(machine) == "awq-edge 1.0"
+    assert (machine.home / "models here/models" / STORIES.name).is_file()
 
 
 def test_a_later_release_replaces_the_earlier_one(machine: Machine, tmp_path: Path) -> None:
