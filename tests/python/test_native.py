@@ -27,7 +27,7 @@ def test_header_without_markers_is_refused() -> None:
 
 def test_every_status_has_its_exception() -> None:
     header = _native.header_path().read_text(encoding="utf-8")
-    names = re.findall(r"AWQE_([A-Z_]+) = (\d+)", header.partition("} awqe_status;")[0])
+    names = re.findall(r"AWQE_([A-Z_]+) =\s+(\d+)", header.partition("} awqe_status;")[0])
     expected = {
         name.replace("_", "").lower() + "error": int(value) for name, value in names if value != "0"
     }
