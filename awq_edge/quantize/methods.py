@@ -1,7 +1,7 @@
 """The methods behind one interface: what each of them does to a layer at a width.
 
 Owns the names that a user may give and what they stand for; ``auto`` stands for what measures best
-(``benchmarks/quality.md``). Refuses to do any of it: ``awq_edge.conversion`` follows the plan.
+(``benchmarks/quality.py``). Refuses to do any of it: ``awq_edge.conversion`` follows the plan.
 """
 
 from __future__ import annotations
