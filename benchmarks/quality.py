@@ -1,7 +1,7 @@
 """Perplexity, divergence, bytes, time and memory of every method and width, in one table.
 
     pip install -e '.[convert]'
-    python benchmarks/quality.py ../shared
+    python benchmarks/quality.py ASSETS
 
 Converts and evaluates the models of the directory of real inputs with the command line, a process
 for each step, and writes ``benchmarks/quality.md``. Every row is kept in ``--results`` as soon as
