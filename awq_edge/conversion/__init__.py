@@ -1,0 +1,14 @@
+"""Converts a checkpoint into a model file, one decoder layer at a time.
+
+``pipeline`` has the order of the work, ``walk`` the walk through the decoder, ``packing`` what
+becomes of a matrix, ``widths`` how many bits it gets, ``work_directory`` what an interrupted
+conversion leaves. Mathematics is in ``awq_edge.quantize``, file formats in ``awq_edge.model_file``
+and ``awq_edge.layouts``, printing in ``awq_edge.cli.convert``.
+"""
+
+from awq_edge.conversion.checks import check_output
+from awq_edge.conversion.options import Options
+from awq_edge.conversion.pipeline import convert
+from awq_edge.conversion.report import Events, LayerReport, Report
+
+__all__ = ["Events", "LayerReport", "Options", "Report", "check_output", "convert"]

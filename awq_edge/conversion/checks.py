@@ -1,0 +1,62 @@
+"""What is refused before any work is done: outputs, disks and devices."""
+
+from __future__ import annotations
+
+import shutil
+import tempfile
+from pathlib import Path
+
+import torch
+
+from awq_edge.architecture import Architecture
+from awq_edge.conversion.options import Options
+from awq_edge.errors import FileUnreadableError, InvalidArgumentError, UnsupportedError
+
+
+def check_output(output: Path, force: bool) -> None:
+    """Refuses an output that could not be written in the end, before any work."""
+    if output.is_dir():
+        raise InvalidArgumentError(f"{output} is a directory; give the name of a file in it.")
+    if output.exists() and not force:
+        raise InvalidArgumentError(f"{output} exists already; add --force to replace it.")
+    if not output.parent.is_dir():
+        raise FileUnreadableError(f"There is no directory {output.parent} to write into.")
+    try:
+        with tempfile.TemporaryFile(dir=output.parent):
+            pass
+    except OSError as error:
+        raise FileUnreadableError(
+            f"Cannot write into the directory {output.parent.resolve()}: {error.strerror}."
+        ) from error
+
+
+def check_disk(
+    output: Path, architecture: Architecture, options: Options, blocks: torch.Tensor | None
+) -> None:
+    """Refuses a conversion that would fill the disk in the end."""
+    overhead = 24 / options.group_size
+    tables = architecture.vocabulary_size * architecture.hidden_size
+    packed = (
+        architecture.linear_parameters() * (options.bits + overhead)
+        + tables * (options.embedding_bits + overhead)
+        + (0 if architecture.tied_head else tables * (options.head_bits + overhead))
+    ) / 8
+    hidden = 0 if blocks is None else 2 * 4 * blocks.numel() * architecture.hidden_size
+    needed = 2 * packed + hidden  # the work directory and the file itself
+    free = shutil.disk_usage(output.parent).free
+    if free < needed:
+        raise FileUnreadableError(
+            f"The disk that holds {output} is too full: the conversion needs "
+            f"{needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free."
+        )
+
+
+def device_named(name: str) -> torch.device:
+    """The device that calibration runs on."""
+    if name not in ("cpu", "cuda"):
+        raise InvalidArgumentError(f"The device {name!r} is none of cpu, cuda.")
+    if name == "cuda" and not torch.cuda.is_available():
+        raise UnsupportedError(
+            "This PyTorch sees no CUDA device; leave --device out to use the CPU."
+        )
+    return torch.device(name)

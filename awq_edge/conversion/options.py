@@ -1,0 +1,72 @@
+"""What a user may choose of a conversion.
+
+Owns the settings and their limits; refuses values that can never work, whatever the model.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from pathlib import Path
+
+from awq_edge import layouts
+from awq_edge.errors import InvalidArgumentError
+from awq_edge.quantize import methods
+
+
+@dataclasses.dataclass(frozen=True)
+class Options:
+    """What a user may choose."""
+
+    method: str = "auto"
+    bits: float = 4  # of the decoder's matrices; a fraction mixes widths
+    group_size: int = 128
+    head_bits: int = 8
+    embedding_bits: int = 8
+    size: int | None = None  # bytes of the whole file; then no width above counts
+    calibration: Path | None = None  # None: the text that ships with the package
+    samples: int = 128
+    sequence_length: int = 512
+    seed: int = 0
+    device: str = "cpu"
+    without: tuple[str, ...] = ()  # parts of the method that are left out
+
+    def __post_init__(self) -> None:
+        """Refuses values that can never work."""
+        if self.method not in methods.METHODS:
+            raise InvalidArgumentError(
+                f"The method {self.method!r} is none of {', '.join(methods.METHODS)}."
+            )
+        for part in self.without:
+            if part not in methods.PARTS:
+                raise InvalidArgumentError(
+                    f"{part!r} is no part of a method; parts are {', '.join(methods.PARTS)}."
+                )
+        for name in ("head_bits", "embedding_bits"):
+            if getattr(self, name) not in layouts.BITS:
+                raise InvalidArgumentError(
+                    f"{name} is {getattr(self, name)}; it must be 2, 3, 4 or 8."
+                )
+        if not (self.bits in layouts.BITS or (2 < self.bits < 8 and self.bits % 1 != 0)):
+            raise InvalidArgumentError(
+                f"bits is {self.bits:g}; it must be 2, 3, 4 or 8, or a fraction between 2 and 8 "
+                "that widths are mixed to."
+            )
+        if self.mixed and self.method not in methods.MIXING:
+            raise InvalidArgumentError(
+                f"The method {self.method} knows one width for all matrices; use "
+                f"{' or '.join(methods.MIXING)} with a size or a fraction of bits."
+            )
+        if self.group_size not in layouts.GROUP_SIZES:
+            raise InvalidArgumentError(
+                f"The group size is {self.group_size}; it must be 32, 64 or 128."
+            )
+        if self.samples < 1 or self.sequence_length < 2:
+            raise InvalidArgumentError(
+                "Calibration needs at least 1 sample of at least 2 tokens, "
+                f"not {self.samples} of {self.sequence_length}."
+            )
+
+    @property
+    def mixed(self) -> bool:
+        """Whether matrices get widths of their own."""
+        return self.size is not None or self.bits not in layouts.BITS

@@ -1,0 +1,51 @@
+"""What a conversion tells: while it goes on, and in the end.
+
+Owns the records; refuses to print them.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from pathlib import Path
+
+from awq_edge.architecture import Architecture
+from awq_edge.quantize import awq
+
+
+@dataclasses.dataclass(frozen=True)
+class LayerReport:
+    """How one layer fared: errors relative to what the layer adds to the residual stream."""
+
+    layer: int
+    error_rtn: float | None  # None without calibration
+    error: float | None
+    choices: dict[str, awq.Choice]
+
+
+@dataclasses.dataclass(frozen=True)
+class Report:
+    """What came out."""
+
+    path: Path
+    architecture: Architecture
+    file_bytes: int
+    linear_bits_per_weight: float  # the decoder's matrices, with their headers and padding
+    file_bits_per_weight: float  # the whole file over every weight of the model
+    decode_bytes: int  # weights read for one token
+    layers: list[LayerReport]
+
+    def cache_bytes(self, positions: int) -> int:
+        """Keys and values of a context, in fp16."""
+        a = self.architecture
+        return 2 * 2 * a.layers * a.kv_heads * a.head_size * positions
+
+
+@dataclasses.dataclass(frozen=True)
+class Events:
+    """What a caller may want to hear while the work goes on."""
+
+    message: Callable[[str], None] = lambda text: None
+    layer_done: Callable[[LayerReport, int], None] = lambda report, layers: None
+    # A layer's weights with their scales folded in, before anything is rounded.
+    layer_scaled: Callable[[int, awq.Weights], None] = lambda layer, weights: None

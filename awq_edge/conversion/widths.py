@@ -1,0 +1,103 @@
+"""How many bits every packed matrix gets: the same ones, or what a byte budget buys.
+
+Owns the sizes that the budget is made of; refuses to measure (``quantize.sensitivity``) and to
+solve (``quantize.budget``).
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import torch
+
+from awq_edge import layouts, model_file
+from awq_edge.architecture import MetadataValue
+from awq_edge.conversion.options import Options
+from awq_edge.conversion.report import Events
+from awq_edge.errors import InvalidArgumentError
+from awq_edge.float_model import FloatModel
+from awq_edge.quantize import awq, budget, sensitivity
+
+
+def choose(
+    source: FloatModel,
+    options: Options,
+    blocks: torch.Tensor | None,
+    device: torch.device,
+    container_bytes: int,
+    events: Events,
+) -> dict[str, awq.Quantiser]:
+    """Bits and group size of every packed matrix, by name."""
+    a = source.architecture
+    names = [name for name in source.tensor_names() if len(source.shape(name)) == 2]
+    tables = {"token_embd.weight": options.embedding_bits, "output.weight": options.head_bits}
+    if a.tied_head:
+        tables = {"token_embd.weight": max(tables.values())}
+    # One group size for all: matrices that read the same input share its rounding on the device.
+    groups = dict.fromkeys(layouts.BITS, options.group_size)
+    if not options.mixed:
+        chosen = {name: tables.get(name, int(options.bits)) for name in names}
+        return {name: awq.Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
+
+    sizes = {
+        name: {
+            bits: layouts.Layout(n, k, bits, group).total_bytes for bits, group in groups.items()
+        }
+        for name in names
+        for n, k in [source.shape(name)]
+    }
+    if options.size is not None:
+        fixed: dict[str, int] = {}
+        smallest = container_bytes + sum(min(by_bits.values()) for by_bits in sizes.values())
+        if options.size < smallest:
+            raise InvalidArgumentError(
+                f"No file of {options.size} bytes can hold {source.checkpoint.directory.name}: the "
+                f"smallest possible one has {smallest} bytes ({smallest / 1e6:.1f} MB)."
+            )
+    else:
+        fixed = tables
+    assert blocks is not None
+    events.message("Measuring what every width of every matrix costs in accuracy …")
+    harms = sensitivity.measure(source, blocks, groups, device)
+    if options.size is None:
+        # Codes alone count: a width of 3.5 bits means the same whatever the group size.
+        for name in names:
+            n, k = source.shape(name)
+            sizes[name] = {bits: n * k * bits // 8 for bits in groups}
+        total = int(a.linear_parameters() * options.bits / 8)
+    else:
+        total = options.size - container_bytes
+    items = [budget.Item(name, sizes[name], harms[name]) for name in names if name not in fixed]
+    chosen = {**fixed, **budget.solve(items, total)}
+    return {name: awq.Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
+
+
+def container_bytes(source: FloatModel, metadata: Mapping[str, MetadataValue]) -> int:
+    """At most so many bytes of the file are no packed matrix."""
+    described = sum(
+        len(str(key)) + (len(value.encode()) if isinstance(value, str) else 16) + 32
+        if not isinstance(value, list)
+        else len(str(key)) + 4 * len(value) + 32
+        for key, value in metadata.items()
+    )
+    names = source.tensor_names()
+    tensors = sum(len(name) + 64 + model_file.ALIGNMENT for name in [*names, "rope" * 8])
+    vectors = sum(
+        4 * math.prod(source.shape(name)) for name in names if len(source.shape(name)) == 1
+    )
+    frequencies = 4 * source.architecture.head_size
+    return described + tensors + vectors + frequencies + 1024 + model_file.TRAILING_BYTES
+
+
+def metadata(widths: Mapping[str, awq.Quantiser]) -> dict[str, MetadataValue]:
+    """The widths as asked for, or what came nearest to them; each matrix's header decides."""
+    linears = [quantiser for name, quantiser in widths.items() if name.startswith("blk.")]
+    embedding = widths["token_embd.weight"]
+    head = widths.get("output.weight", embedding)
+    return {
+        "awq_edge.quantization.bits": round(sum(q.bits for q in linears) / len(linears)),
+        "awq_edge.quantization.group_size": max(q.group_size for q in linears),
+        "awq_edge.quantization.head_bits": head.bits,
+        "awq_edge.quantization.embedding_bits": embedding.bits,
+    }
