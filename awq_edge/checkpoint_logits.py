@@ -10,10 +10,10 @@ import functools
 from collections.abc import Iterator, Sequence
 from typing import TYPE_CHECKING
 
-import psutil  # type: ignore[import-untyped]  # psutil ships no annotations
 import torch
 
 from awq_edge import torch_decoder
+from awq_edge.free_memory import read_free_memory
 
 if TYPE_CHECKING:
     import numpy as np
@@ -31,7 +31,7 @@ class CheckpointSource:
         """Keeps the weights in memory if they fit twice; otherwise each chunk reads them again."""
         self._architecture = model.architecture
         size = sum(_elements(model.shape(name)) for name in model.tensor_names()) * _FLOAT_BYTES
-        fits = 2 * size < psutil.virtual_memory().available
+        fits = 2 * size < read_free_memory().available
         self._weights = functools.cache(model) if fits else model
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:

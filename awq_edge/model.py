@@ -30,6 +30,8 @@ from awq_edge.errors import (
     InvalidArgumentError,
     OutOfMemoryError,
 )
+from awq_edge.free_memory import read_free_memory
+from awq_edge.quantities import size_text
 from awq_edge.tokenizer import IncrementalDecoder, StopStrings, Tokenizer, eos_token_ids
 
 if TYPE_CHECKING:
@@ -675,23 +677,21 @@ class Generation:
 
 def _require_memory(need: MemoryNeed, context_length: int) -> None:
     """Refuses with the numbers what the free memory cannot hold."""
-    import psutil  # type: ignore[import-untyped]  # psutil ships no annotations
-
     # Weights are counted in full even though the kernel could drop and read them again: a model
     # that is read from the disk for every token is of no use.
-    available = int(psutil.virtual_memory().available)
-    if need.total_bytes <= available:
+    free = read_free_memory()
+    if need.total_bytes <= free.available:
         return
+    limit = ""
+    if free.group_limit is not None:
+        limit = f" within the {size_text(free.group_limit)} of this container or service"
     raise OutOfMemoryError(
-        f"The model needs {_gb(need.total_bytes)} (weights {_gb(need.weight_bytes)}, "
-        f"{context_length} tokens of context {_gb(need.cache_bytes)}, working memory "
-        f"{_gb(need.scratch_bytes)}), and {_gb(available)} are free: close other programs, use a "
-        "smaller context or fewer bits, or switch the check off."
+        f"The model needs {size_text(need.total_bytes)} (weights "
+        f"{size_text(need.weight_bytes)}, {context_length} tokens of context "
+        f"{size_text(need.cache_bytes)}, working memory {size_text(need.scratch_bytes)}), and "
+        f"{size_text(free.available)} are free{limit}: close other programs, use a smaller context "
+        "or fewer bits, or switch the check off."
     )
-
-
-def _gb(size_bytes: int) -> str:
-    return f"{size_bytes / 1e9:.2f} GB"
 
 
 def _drawn_seed() -> int:

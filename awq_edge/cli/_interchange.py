@@ -9,8 +9,9 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from awq_edge.cli._output import Output, size_text
+from awq_edge.cli._output import Output
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError
+from awq_edge.quantities import size_text
 
 if TYPE_CHECKING:
     from awq_edge.interchange.importer import ImportReport

@@ -16,6 +16,8 @@ import time
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
+from awq_edge.quantities import duration_text
+
 if TYPE_CHECKING:
     from rich.console import Console
     from rich.progress import Progress as RichProgress
@@ -23,34 +25,6 @@ if TYPE_CHECKING:
 
 # In a pipe or a log a bar is useless: a line is enough, and not more often than this.
 _SECONDS_BETWEEN_LINES = 10.0
-
-
-def size_text(size_bytes: float) -> str:
-    """A size for people, in decimal units as disks and memory rates are quoted: ``26.5 MB``."""
-    for unit in ("B", "kB", "MB", "GB"):
-        if abs(size_bytes) < 1000 or unit == "GB":
-            return f"{size_bytes:.0f} {unit}" if unit == "B" else f"{size_bytes:.1f} {unit}"
-        size_bytes /= 1000
-    raise AssertionError("unreachable: the loop returns at GB")
-
-
-def count_text(count: float) -> str:
-    """A count for people: ``44.6 M``."""
-    for unit in ("", " k", " M", " G"):
-        if abs(count) < 1000 or unit == " G":
-            return f"{count:.0f}" if unit == "" else f"{count:.1f}{unit}"
-        count /= 1000
-    raise AssertionError("unreachable: the loop returns at G")
-
-
-def duration_text(seconds: float) -> str:
-    """A duration for people: ``0.8 s``, ``2 min 05 s``, ``1 h 12 min``."""
-    if seconds < 60:
-        return f"{seconds:.1f} s"
-    minutes, rest = divmod(round(seconds), 60)
-    if minutes < 60:
-        return f"{minutes} min {rest:02d} s"
-    return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
 class Progress:

@@ -17,8 +17,9 @@ from awq_edge.cli._options import (
     Quiet,
     Threads,
 )
-from awq_edge.cli._output import Output, size_text
+from awq_edge.cli._output import Output
 from awq_edge.model import Model
+from awq_edge.quantities import size_text
 from awq_edge.thread_counts import cpu_name
 
 _Lengths = Optional[list[int]]

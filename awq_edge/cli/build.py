@@ -8,10 +8,11 @@ from typing import Annotated, Optional
 import typer
 
 from awq_edge.cli._options import Json, Quiet
-from awq_edge.cli._output import Output, size_text
+from awq_edge.cli._output import Output
 from awq_edge.cli._targets import Target
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError
 from awq_edge.profiles import Profile, load_profile
+from awq_edge.quantities import size_text
 
 
 def build(

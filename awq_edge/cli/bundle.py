@@ -9,10 +9,11 @@ from typing import Annotated, Optional
 import typer
 
 from awq_edge.cli._options import Json, ModelFile, Quiet
-from awq_edge.cli._output import Output, size_text
+from awq_edge.cli._output import Output
 from awq_edge.cli._targets import Pythons, Target, Wheel
 from awq_edge.cli.build import wheel_for
 from awq_edge.profiles import load_profile
+from awq_edge.quantities import size_text
 
 
 def bundle(

@@ -13,8 +13,9 @@ import typer
 
 from awq_edge.cli._interchange import ConversionExport, export_packed, import_quantised
 from awq_edge.cli._options import Json, Quiet
-from awq_edge.cli._output import Output, Progress, duration_text, size_text
+from awq_edge.cli._output import Output, Progress
 from awq_edge.errors import InvalidArgumentError
+from awq_edge.quantities import duration_text, size_text
 
 if TYPE_CHECKING:
     from awq_edge.conversion import LayerReport, Report

@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from awq_edge.cli._options import Json, ModelFile, Quiet
-from awq_edge.cli._output import Output, size_text
+from awq_edge.cli._output import Output
 from awq_edge.cli._targets import Wheel
 from awq_edge.cli.build import wheel_for
 from awq_edge.profiles import Profile, load_profile
+from awq_edge.quantities import size_text
 
 if TYPE_CHECKING:
     from awq_edge.device.bundle import Requirements

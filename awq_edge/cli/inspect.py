@@ -8,8 +8,9 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from awq_edge.cli._options import Context, Json, ModelFile, Quiet
-from awq_edge.cli._output import Output, count_text, size_text
+from awq_edge.cli._output import Output
 from awq_edge.model import Model
+from awq_edge.quantities import count_text, size_text
 
 if TYPE_CHECKING:
     from awq_edge._native import TensorInfo, Value

@@ -8,7 +8,8 @@ from dataclasses import asdict
 import typer
 
 from awq_edge.cli._options import Json, Quiet
-from awq_edge.cli._output import Output, duration_text
+from awq_edge.cli._output import Output
+from awq_edge.quantities import duration_text
 
 
 def selftest(as_json: Json = False, quiet: Quiet = False) -> None:

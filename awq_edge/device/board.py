@@ -13,6 +13,8 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
+from awq_edge.free_memory import limited_groups
+
 # Arm's own cores by the part number in /proc/cpuinfo, as far as boards use them.
 _ARM_PARTS = {
     0xD03: "Cortex-A53",
@@ -85,6 +87,7 @@ def read_board(root: Path = Path("/")) -> Board:
         root: Where /proc and /sys are.
     """
     memory = _memory(root)
+    groups = limited_groups(root)
     cpufreq = root / "sys/devices/system/cpu/cpu0/cpufreq"
     khz = _number(cpufreq / "cpuinfo_max_freq")
     swap_total, swap_free = memory.get("SwapTotal"), memory.get("SwapFree")
@@ -98,8 +101,8 @@ def read_board(root: Path = Path("/")) -> Board:
         glibc=_glibc(),
         python=platform.python_version(),
         page_bytes=os.sysconf("SC_PAGE_SIZE") if hasattr(os, "sysconf") else 4096,
-        memory_total=memory.get("MemTotal"),
-        memory_available=memory.get("MemAvailable"),
+        memory_total=_least(memory.get("MemTotal"), [group.limit for group in groups]),
+        memory_available=_least(memory.get("MemAvailable"), [group.available for group in groups]),
         swap_total=swap_total,
         swap_used=None if swap_total is None or swap_free is None else swap_total - swap_free,
         governor=_text(cpufreq / "scaling_governor"),
@@ -178,6 +181,11 @@ def _glibc() -> str | None:
     except (AttributeError, OSError, ValueError):
         return None
     return text.rpartition(" ")[2] if text else None
+
+
+def _least(machine: int | None, groups: list[int]) -> int | None:
+    """The machine's memory, or what a container or service may use of it."""
+    return None if machine is None else min([machine, *groups])
 
 
 def _memory(root: Path) -> dict[str, int]:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from awq_edge.device.board import Board
+from awq_edge.quantities import size_text
 
 if TYPE_CHECKING:
     from awq_edge._native import MemoryNeed
@@ -94,8 +95,8 @@ def fit(model: Model, board: Board, context_length: int | None) -> Fit:
 
 def judge_fit(result: Fit, name: str) -> Finding:
     """One line about a model."""
-    need = f"{_size_text(result.need.total_bytes)} with {result.context_length} tokens of context"
-    free = f"{_size_text(result.available_bytes)} free"
+    need = f"{size_text(result.need.total_bytes)} with {result.context_length} tokens of context"
+    free = f"{size_text(result.available_bytes)} free"
     if result.need.total_bytes <= result.available_bytes:
         return Finding(
             OK, "model", f"{name} needs {need}; {free}, enough for {result.largest_context} tokens"
@@ -163,7 +164,7 @@ def _memory(board: Board) -> Iterator[Finding]:
     if total is None or available is None:
         yield Finding(WARNING, "memory", "unknown", "Mount /proc, so that memory can be checked.")
         return
-    text = f"{_size_text(available)} free of {_size_text(total)}"
+    text = f"{size_text(available)} free of {size_text(total)}"
     if available < total / 4:
         yield Finding(WARNING, "memory", text, "Close other programs before you load a model.")
     else:
@@ -174,12 +175,12 @@ def _memory(board: Board) -> Iterator[Finding]:
         yield Finding(
             WARNING,
             "swap",
-            f"{_size_text(board.swap_used)} used of {_size_text(board.swap_total)}",
+            f"{size_text(board.swap_used)} used of {size_text(board.swap_total)}",
             "Close other programs: a model that is swapped out takes seconds for each token.",
         )
     else:
         yield Finding(
-            OK, "swap", f"{_size_text(board.swap_total)}, {_size_text(board.swap_used or 0)} used"
+            OK, "swap", f"{size_text(board.swap_total)}, {size_text(board.swap_used or 0)} used"
         )
 
 
@@ -248,8 +249,3 @@ def _power(board: Board) -> Iterator[Finding]:
         )
     else:
         yield Finding(OK, "throttling", "none since the last start")
-
-
-def _size_text(size_bytes: float) -> str:
-    """Megabytes for what is small."""
-    return f"{size_bytes / 1e9:.2f} GB" if size_bytes >= 1e9 else f"{size_bytes / 1e6:.1f} MB"

@@ -144,7 +144,7 @@ def test_model_that_cannot_fit_is_refused_with_numbers(
     free = namedtuple("free", "available")(100_000)
     monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
     with Model.open(stories_path) as model:
-        with pytest.raises(errors.OutOfMemoryError, match=r"needs .* GB .* 0\.00 GB are free"):
+        with pytest.raises(errors.OutOfMemoryError, match=r"needs .* kB .* 100\.0 kB are free:"):
             model.logits([1])
         assert model.session(check_memory=False).logits([1]).shape == (1, 512)
     with Model.open(stories_path, check_memory=False) as model:

@@ -1,0 +1,37 @@
+"""How sizes, counts and durations read: the same wording in results, progress and errors.
+
+Owns the text. Refuses to measure.
+"""
+
+from __future__ import annotations
+
+
+def size_text(size_bytes: float) -> str:
+    """A size for people, in decimal units as disks and memory rates are quoted: ``26.5 MB``."""
+    if abs(size_bytes) < 1000:
+        return f"{size_bytes:.0f} B"
+    if abs(size_bytes) < 1e6:
+        return f"{size_bytes / 1e3:.1f} kB"
+    if abs(size_bytes) < 1e9:
+        return f"{size_bytes / 1e6:.1f} MB"
+    # Two decimals: what needs 1.23 GB does not fit into 1.20.
+    return f"{size_bytes / 1e9:.2f} GB"
+
+
+def count_text(count: float) -> str:
+    """A count for people: ``44.6 M``."""
+    for unit in ("", " k", " M", " G"):
+        if abs(count) < 1000 or unit == " G":
+            return f"{count:.0f}" if unit == "" else f"{count:.1f}{unit}"
+        count /= 1000
+    raise AssertionError("unreachable: the loop returns at G")
+
+
+def duration_text(seconds: float) -> str:
+    """A duration for people: ``0.8 s``, ``2 min 05 s``, ``1 h 12 min``."""
+    if seconds < 60:
+        return f"{seconds:.1f} s"
+    minutes, rest = divmod(round(seconds), 60)
+    if minutes < 60:
+        return f"{minutes} min {rest:02d} s"
+    return f"{minutes // 60} h {minutes % 60:02d} min"
