@@ -6,14 +6,14 @@
 ///
 /// Conventions, which hold for every function:
 /// - A function that can fail returns an awqe_status and takes `awqe_error* error` last (may be
-/// NULL). Out-parameters are
-///   cleared before anything else happens. No function aborts, exits or prints.
+///   NULL). Out-parameters are cleared before anything else happens. No function aborts, exits or
+///   prints.
 /// - Structures that a caller fills or receives begin with `struct_size`, which the caller sets to
-/// sizeof(the structure).
+///   sizeof(the structure).
 /// - Strings are UTF-8 and NUL-terminated; those returned belong to the object they came from and
-/// live as long as it does.
+///   live as long as it does.
 /// - A model may be used from several threads at once; a session or a sampler from one thread at a
-/// time.
+///   time.
 #ifndef AWQ_EDGE_H
 #define AWQ_EDGE_H
 
@@ -62,8 +62,7 @@ uint32_t awqe_abi_version(void);
 /// The library's release, for example "0.1.0".
 const char* awqe_version(void);
 
-// ---- model: a mapped and validated file
-// ------------------------------------------------------------------------------
+// ---- model: a mapped and validated file ---------------------------------------------------------
 
 /// Maps `path` read-only and validates everything that native/format/FORMAT.md asks for except the
 /// checksum.
@@ -134,8 +133,7 @@ size_t awqe_model_tensor_count(const awqe_model* model);
 awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_tensor* tensor,
                                  awqe_error* error);
 
-// ---- session: one conversation
-// ---------------------------------------------------------------------------------------
+// ---- session: one conversation ------------------------------------------------------------------
 
 /// How a session keeps keys and values.
 typedef enum awqe_kv_type {
@@ -206,8 +204,7 @@ awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens,
                                   awqe_logits which, float* logits, awqe_progress progress,
                                   void* user, awqe_error* error);
 
-// ---- sampler
-// ---------------------------------------------------------------------------------------------------------
+// ---- sampler ------------------------------------------------------------------------------------
 
 typedef struct awqe_sampling {
     uint32_t struct_size;
@@ -232,8 +229,7 @@ void awqe_sampler_close(awqe_sampler* sampler);
 awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampler, uint32_t* token,
                                 awqe_error* error);
 
-// ---- measurement
-// -----------------------------------------------------------------------------------------------------
+// ---- measurement --------------------------------------------------------------------------------
 
 /// The number of threads with which this machine decodes `model` best: the smallest one within 5 %
 /// of the fastest. Runs products of the model's own weights, for two tenths of a second or so; ask
@@ -246,7 +242,7 @@ awqe_status awqe_model_measure_threads(const awqe_model* model, uint32_t* thread
 awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_per_second,
                                 awqe_error* error);
 
-// ---- this CPU ----------------------------------------------------------------------------------
+// ---- this CPU -----------------------------------------------------------------------------------
 
 /// The index-th kernel table that this CPU can run, best first: 0 is what a session takes, the last
 /// one is "reference". NULL beyond the last.
