@@ -11,6 +11,7 @@ import torch
 from awq_edge.architecture import Architecture
 from awq_edge.conversion.options import Options
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError, UnsupportedError
+from awq_edge.quantities import size_text
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -46,8 +47,8 @@ def check_disk(
     free = shutil.disk_usage(output.parent).free
     if free < needed:
         raise FileUnreadableError(
-            f"The disk that holds {output} is too full: the conversion needs "
-            f"{needed / 1e6:.0f} MB, {free / 1e6:.0f} MB are free."
+            f"The disk that holds {output} is too full: the conversion needs {size_text(needed)}, "
+            f"{size_text(free)} are free."
         )
 
 

@@ -17,6 +17,7 @@ from awq_edge.conversion.options import Options
 from awq_edge.conversion.report import Events
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.float_model import FloatModel
+from awq_edge.quantities import size_text
 from awq_edge.quantize import awq, budget, sensitivity
 
 
@@ -53,7 +54,7 @@ def choose(
         if options.size < smallest:
             raise InvalidArgumentError(
                 f"No file of {options.size} bytes can hold {source.checkpoint.directory.name}: the "
-                f"smallest possible one has {smallest} bytes ({smallest / 1e6:.1f} MB)."
+                f"smallest possible one has {smallest} bytes ({size_text(smallest)})."
             )
     else:
         fixed = tables
