@@ -40,9 +40,9 @@ class Measurement:
         return statistics.fmean(self.rates)
 
     @property
-    def deviation(self) -> float:
-        """Standard deviation of the rates; 0 for one repetition."""
-        return statistics.stdev(self.rates) if len(self.rates) > 1 else 0.0
+    def deviation(self) -> float | None:
+        """Standard deviation of the rates; None for one repetition."""
+        return statistics.stdev(self.rates) if len(self.rates) > 1 else None
 
 
 def measure_prefill(

@@ -65,14 +65,14 @@ class Perplexity:
     """An estimate.
 
     Attributes:
-        value: exp of the mean negative log-likelihood; NaN before the first chunk.
-        standard_error: of ``value``, from the spread of single tokens.
+        value: exp of the mean negative log-likelihood.
+        standard_error: of ``value``, from the spread of single tokens; None for one token.
         tokens: How many were scored.
         chunks: How many chunks they came from.
     """
 
     value: float
-    standard_error: float
+    standard_error: float | None
     tokens: int
     chunks: int
 
@@ -117,12 +117,11 @@ def measure(
 
     Args:
         source: Where logits come from.
-        chunks: As ``cut_chunks`` gives them.
+        chunks: As ``cut_chunks`` gives them; at least one.
         report: Called after each chunk with the estimate so far.
     """
     total = squares = 0.0
     tokens = chunk_count = 0
-    estimate = Perplexity(math.nan, math.nan, 0, 0)
     for chunk in chunks:
         first = len(chunk) // 2
         position = first
@@ -153,6 +152,11 @@ def _losses(logits: NDArray[np.float32], targets: Sequence[int]) -> list[float]:
 def _estimate(total: float, squares: float, tokens: int, chunks: int) -> Perplexity:
     mean = total / tokens
     variance = max(squares / tokens - mean * mean, 0.0)
-    value = math.exp(mean) if mean < 700 else math.inf
-    error = value * math.sqrt(variance / (tokens - 1)) if tokens > 1 else math.nan
+    value = from_loss(mean)
+    error = value * math.sqrt(variance / (tokens - 1)) if tokens > 1 else None
     return Perplexity(value, error, tokens, chunks)
+
+
+def from_loss(mean: float) -> float:
+    """The perplexity of a mean negative log-likelihood; infinite beyond what a float can hold."""
+    return math.exp(mean) if mean < 700 else math.inf

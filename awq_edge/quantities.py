@@ -27,6 +27,11 @@ def count_text(count: float) -> str:
     raise AssertionError("unreachable: the loop returns at G")
 
 
+def figure_text(value: float | None, decimals: int, *, scale: float = 1) -> str:
+    """A figure for people, a dash where there is none."""
+    return "-" if value is None else f"{scale * value:.{decimals}f}"
+
+
 def duration_text(seconds: float) -> str:
     """A duration for people: ``0.8 s``, ``2 min 05 s``, ``1 h 12 min``."""
     if seconds < 60:

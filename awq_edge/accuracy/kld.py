@@ -17,6 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from awq_edge.errors import InvalidArgumentError
+from awq_edge.perplexity import from_loss
 
 if TYPE_CHECKING:
     import numpy as np
@@ -34,12 +35,12 @@ class Divergence:
 
     Attributes:
         mean: Of the divergences, in nats.
-        standard_error: Of ``mean``, from the spread of single tokens.
+        standard_error: Of ``mean``, from the spread of single tokens; None for one token.
         median: Half of the divergences are smaller.
         percentile_99: 99 % of them are smaller.
         largest: The largest one.
         agreement: Share of tokens with the same likeliest next token.
-        agreement_error: Its standard error.
+        agreement_error: Its standard error; None for one token.
         flips: Share of tokens that exactly one of the models predicts right.
         reference_perplexity: Of the reference, on the same tokens.
         perplexity: Of the model.
@@ -48,12 +49,12 @@ class Divergence:
     """
 
     mean: float
-    standard_error: float
+    standard_error: float | None
     median: float
     percentile_99: float
     largest: float
     agreement: float
-    agreement_error: float
+    agreement_error: float | None
     flips: float
     reference_perplexity: float
     perplexity: float
@@ -160,19 +161,22 @@ def _estimate(columns: NDArray[np.float64], chunks: int) -> Divergence:
 
     divergences, same, flips, p_losses, q_losses = columns
     count = len(divergences)
-    degrees = max(count - 1, 1)
     agreement = float(same.mean())
+
+    def error(variance: float) -> float | None:
+        return math.sqrt(variance / (count - 1)) if count > 1 else None
+
     return Divergence(
         mean=float(divergences.mean()),
-        standard_error=math.sqrt(float(divergences.var()) / degrees),
+        standard_error=error(float(divergences.var())),
         median=float(np.median(divergences)),
         percentile_99=float(np.percentile(divergences, 99)),
         largest=float(divergences.max()),
         agreement=agreement,
-        agreement_error=math.sqrt(agreement * (1 - agreement) / degrees),
+        agreement_error=error(agreement * (1 - agreement)),
         flips=float(flips.mean()),
-        reference_perplexity=math.exp(float(p_losses.mean())),
-        perplexity=math.exp(float(q_losses.mean())),
+        reference_perplexity=from_loss(float(p_losses.mean())),
+        perplexity=from_loss(float(q_losses.mean())),
         tokens=count,
         chunks=chunks,
     )

@@ -6,6 +6,7 @@ Owns which tasks come from local files and which from the harness, and the shape
 from __future__ import annotations
 
 import logging
+import math
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
@@ -113,8 +114,13 @@ def _figures(task: str, entries: dict[str, Any], counts: dict[str, Any]) -> list
                 task=task,
                 metric=metric if filtered == "none" else f"{metric} ({filtered})",
                 value=float(value),
-                standard_error=float(error) if isinstance(error, (int, float)) else None,
+                standard_error=_finite(error),
                 problems=int(counts.get("effective", 0)),
             )
         )
     return results
+
+
+def _finite(error: Any) -> float | None:
+    """The harness writes "N/A" for metrics without an error, and NaN for a single problem."""
+    return float(error) if isinstance(error, (int, float)) and math.isfinite(error) else None

@@ -10,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import io
 import json
+import math
 import os
 import sys
 import time
@@ -178,9 +179,13 @@ class Output:
         _console(sys.stdout).print(table)
 
     def json(self, document: Any) -> None:
-        """The result as one JSON document; only in JSON mode."""
+        """The result as one JSON document; only in JSON mode.
+
+        JSON has no NaN and no infinity: null stands for them.
+        """
         if self.as_json:
-            _write(sys.stdout, json.dumps(document, ensure_ascii=False, indent=2) + "\n")
+            text = json.dumps(_finite(document), ensure_ascii=False, indent=2, allow_nan=False)
+            _write(sys.stdout, text + "\n")
 
 
 def make_streams_forgiving() -> None:
@@ -188,6 +193,17 @@ def make_streams_forgiving() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _finite(value: Any) -> Any:
+    """A document with None for every float that is no number."""
+    if isinstance(value, float):
+        return value if math.isfinite(value) else None
+    if isinstance(value, dict):
+        return {name: _finite(entry) for name, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_finite(entry) for entry in value]
+    return value
 
 
 def _write(stream: Any, text: str) -> None:

@@ -19,7 +19,7 @@ from awq_edge.cli._options import (
 )
 from awq_edge.cli._output import Output
 from awq_edge.model import Model
-from awq_edge.quantities import size_text
+from awq_edge.quantities import figure_text, size_text
 from awq_edge.thread_counts import cpu_name
 
 _Lengths = Optional[list[int]]
@@ -101,7 +101,7 @@ def bench(
                     row.kind,
                     row.tokens,
                     f"{row.mean:.2f}",
-                    f"{row.deviation:.2f}",
+                    figure_text(row.deviation, 2),
                     "" if share is None else f"{100 * share:.0f} %",
                 )
                 for row, share in zip(rows, shares)

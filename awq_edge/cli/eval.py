@@ -12,6 +12,7 @@ from awq_edge.cli._options import IgnoreMemory, Json, Kv, PrefillThreads, Quiet,
 from awq_edge.cli._output import Output
 from awq_edge.cli.eval_kld import kld
 from awq_edge.cli.eval_tasks import tasks
+from awq_edge.quantities import figure_text
 
 if TYPE_CHECKING:
     from awq_edge.perplexity import LogitsSource, Perplexity
@@ -73,7 +74,7 @@ def ppl(
         result = _measure(opened.source, opened.tokenizer, content, context, chunks, output)
         details = opened.details
     output.line(
-        f"perplexity {result.value:.4f} ± {result.standard_error:.4f} "
+        f"perplexity {result.value:.4f} ± {figure_text(result.standard_error, 4)} "
         f"({result.chunks} chunks of {context} tokens, {result.tokens} scored)"
     )
     output.json(
@@ -106,7 +107,9 @@ def _measure(
         return measure(
             source,
             chunks,
-            lambda so_far: bar.advance(1, f"{so_far.value:.3f} ± {so_far.standard_error:.3f}"),
+            lambda so_far: bar.advance(
+                1, f"{so_far.value:.3f} ± {figure_text(so_far.standard_error, 3)}"
+            ),
         )
 
 

@@ -13,6 +13,7 @@ from awq_edge.cli._evaluated import open_evaluated, read_text
 from awq_edge.cli._options import IgnoreMemory, Json, PrefillThreads, Quiet, Threads
 from awq_edge.cli._output import Output
 from awq_edge.errors import InvalidArgumentError
+from awq_edge.quantities import figure_text
 
 
 def kld(
@@ -74,10 +75,11 @@ def kld(
         details = candidate.details
     output.fields(
         {
-            "divergence": f"{result.mean:.6f} ± {result.standard_error:.6f} nats (median "
-            f"{result.median:.6f}, 99 % {result.percentile_99:.5f}, largest {result.largest:.4f})",
+            "divergence": f"{result.mean:.6f} ± "
+            f"{figure_text(result.standard_error, 6)} nats (median {result.median:.6f}, "
+            f"99 % {result.percentile_99:.5f}, largest {result.largest:.4f})",
             "same top token": f"{100 * result.agreement:.2f} ± "
-            f"{100 * result.agreement_error:.2f} %",
+            f"{figure_text(result.agreement_error, 2, scale=100)} %",
             "flips": f"{100 * result.flips:.2f} %",
             "perplexity": f"{result.perplexity:.4f}, reference "
             f"{result.reference_perplexity:.4f} "

@@ -11,6 +11,7 @@ import typer
 from awq_edge.cli._evaluated import open_task_model
 from awq_edge.cli._options import IgnoreMemory, Json, PrefillThreads, Quiet, Threads
 from awq_edge.cli._output import Output
+from awq_edge.quantities import figure_text
 
 
 def tasks(
@@ -81,7 +82,7 @@ def tasks(
                 result.task,
                 result.metric,
                 f"{result.value:.4f}",
-                "" if result.standard_error is None else f"{result.standard_error:.4f}",
+                figure_text(result.standard_error, 4),
                 result.problems,
             )
             for result in results

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -69,7 +70,14 @@ def test_every_repetition_reads_all_tokens(stories: Model) -> None:
 def test_mean_and_deviation() -> None:
     row = Measurement("decode", 1, (1.0, 2.0, 3.0))
     assert (row.mean, row.deviation) == (2.0, 1.0)
-    assert Measurement("decode", 1, (5.0,)).deviation == 0
+    assert Measurement("decode", 1, (5.0,)).deviation is None
+
+
+def test_one_repetition_has_no_deviation(command: Command) -> None:
+    arguments = ("bench", STORIES, "-p", 4, "-n", 4, "-r", 1, "--threads", 1)
+    document = json.loads(command(*arguments, "--json").out)
+    assert [row["deviation"] for row in document["measurements"]] == [None, None]
+    assert re.search(r"decode +4 +[\d.]+ +- ", command(*arguments).out)
 
 
 def test_length_beyond_the_context(command: Command) -> None:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import errno
+import json
+import math
 import os
 import subprocess
 import sys
@@ -122,6 +124,12 @@ def test_json_mode_prints_nothing_for_people(capsys: pytest.CaptureFixture[str])
     output.table(("d",), [("e",)])
     output.json({"é": 1})
     assert capsys.readouterr().out == '{\n  "é": 1\n}\n'
+
+
+def test_json_has_null_for_what_is_no_number(capsys: pytest.CaptureFixture[str]) -> None:
+    _output.Output(as_json=True).json({"a": [math.nan, (math.inf, 1.5)], "b": {"c": -math.inf}})
+    document = json.loads(capsys.readouterr().out, parse_constant=pytest.fail)
+    assert document == {"a": [None, [None, 1.5]], "b": {"c": None}}
 
 
 def test_quiet_keeps_warnings(capsys: pytest.CaptureFixture[str]) -> None:

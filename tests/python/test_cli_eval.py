@@ -93,6 +93,16 @@ def test_standard_error_is_that_of_the_mean() -> None:
     assert result.standard_error == pytest.approx(expected, rel=1e-5)
 
 
+def test_one_token_has_no_standard_error() -> None:
+    assert measure(FixedSource(64, 0.25), [[0, 1, 2, 3]]) == Perplexity(
+        value=pytest.approx(4.0), standard_error=None, tokens=1, chunks=1
+    )
+
+
+def test_a_loss_beyond_floats_is_an_infinite_perplexity() -> None:
+    assert measure(FixedSource(64, math.exp(-720)), [list(range(8))]).value == math.inf
+
+
 def test_report_runs_along() -> None:
     seen: list[Perplexity] = []
     final = measure(FixedSource(64, 0.5), [list(range(8))] * 3, seen.append)
@@ -116,6 +126,14 @@ def test_packed_file(command: Command, story: Path) -> None:
     assert result.status == 0
     assert result.out.startswith("perplexity ")
     assert "±" in result.out
+
+
+def test_one_scored_token_is_told_without_an_error(command: Command, story: Path) -> None:
+    arguments = ("eval", "ppl", STORIES, "--text", story, "--context", 4, "--chunks", 1)
+    assert " ± - (1 chunks of 4 tokens, 1 scored)" in command(*arguments).out
+    document = json.loads(command(*arguments, "--json").out, parse_constant=pytest.fail)
+    assert document["scored_tokens"] == 1
+    assert document["standard_error"] is None
 
 
 def test_json_and_a_limit(command: Command, story: Path) -> None:

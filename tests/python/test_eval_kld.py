@@ -118,6 +118,17 @@ def test_a_packed_file_against_itself(command: Command, tmp_path: Path) -> None:
     assert document["tokens"] == 3 * 31
 
 
+def test_one_scored_token_has_no_errors(command: Command, tmp_path: Path) -> None:
+    text = tmp_path / "text.txt"
+    text.write_text("Once upon a time, there was a little girl named Lily.")
+    options = ("--reference", STORIES, "--text", text, "--context", 4, "--chunks", 1)
+    result = command("eval", "kld", STORIES, *options, "--json")
+    document = json.loads(result.out, parse_constant=pytest.fail)
+    assert document["tokens"] == 1
+    assert document["standard_error"] is document["agreement_error"] is None
+    assert "100.00 ± - %" in command("eval", "kld", STORIES, *options).out
+
+
 def test_perplexities_are_those_of_eval_ppl(command: Command, tmp_path: Path) -> None:
     text = tmp_path / "text.txt"
     text.write_text("Tim saw a big dog. The dog was sad. Tim gave it a ball and they ran. " * 20)

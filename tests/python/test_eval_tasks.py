@@ -440,6 +440,18 @@ def test_the_command_prints_figures(command: Command, problems: Path) -> None:
     assert all(entry["problems"] == 2 and 0 <= entry["value"] <= 1 for entry in results)
 
 
+@linux
+def test_one_problem_has_no_standard_error(command: Command, problems: Path) -> None:
+    pytest.importorskip("lm_eval")
+    result = command(
+        "eval", "tasks", STORIES, "--tasks", "humaneval", "--data", problems, "--limit", 1,
+        "--json",
+    )  # fmt: skip
+    (entry,) = json.loads(result.out, parse_constant=pytest.fail)["results"]
+    assert entry["problems"] == 1
+    assert entry["standard_error"] is None
+
+
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
