@@ -5,6 +5,8 @@ PYTHON ?= python3
 # Installed before anything else and pinned, so that no other package's range picks a different build of it.
 TORCH ?= torch==2.13.0
 ASSETS ?= $(AWQ_EDGE_ASSETS)
+# Tests that run side by side.
+JOBS ?= 2
 
 VENV := .venv
 BIN := $(VENV)/bin
@@ -50,11 +52,11 @@ demo: $(VENV)/.installed
 test: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset release --log-level=WARNING
 	$(BIN)/cmake --build --preset release
-	$(BIN)/ctest --preset release
+	$(BIN)/ctest --preset release -j $(JOBS)
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev --log-level=WARNING
 	$(BIN)/cmake --build --preset dev
-	$(BIN)/ctest --preset dev
-	PATH="$(CURDIR)/$(BIN):$$PATH" AWQ_EDGE_ASSETS="$(ASSETS)" $(BIN)/python -m pytest -q -rs
+	$(BIN)/ctest --preset dev -j $(JOBS)
+	PATH="$(CURDIR)/$(BIN):$$PATH" AWQ_EDGE_ASSETS="$(ASSETS)" $(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadgroup
 
 CPP := $(shell find native tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c' 2>/dev/null)
 

@@ -25,6 +25,8 @@ from awq_edge.device.project import metadata_files, runtime_requirements
 from awq_edge.errors import BuildError, UnsupportedError
 from awq_edge.profiles import load_profile
 
+pytestmark = pytest.mark.xdist_group("boards")  # one build folder, one unpacked bundle
+
 PI = load_profile("rpi4b")
 
 
@@ -139,6 +141,7 @@ def test_a_missing_tool_is_one_sentence_with_the_command(
 def test_a_failed_build_names_its_log(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     (tmp_path / "CMakeLists.txt").write_text(
         'cmake_minimum_required(VERSION 3.22)\nmessage(FATAL_ERROR "no")\n'
+        "project(nothing LANGUAGES NONE)\n"  # or CMake tries the compiler before it reads on
     )
     monkeypatch.setattr(library, "native_source_directory", lambda: tmp_path)
     monkeypatch.setenv("AWQ_EDGE_CACHE", str(tmp_path / "cache"))

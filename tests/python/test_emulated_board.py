@@ -25,6 +25,8 @@ PROMPT = "Once upon a time"
 REPORT = """
 import hashlib, json, sys
 from awq_edge import GenerationConfig, Model
+
+pytestmark = pytest.mark.xdist_group("boards")  # one build folder, one unpacked bundle
 with Model.open(sys.argv[1]) as model:
     logits = model.logits(model.tokenize(sys.argv[2]) * 8)
     generation = model.generate(sys.argv[2], GenerationConfig(max_tokens=24, temperature=0))
