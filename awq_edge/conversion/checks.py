@@ -42,7 +42,9 @@ def check_disk(
         + tables * (options.embedding_bits + overhead)
         + (0 if architecture.tied_head else tables * (options.head_bits + overhead))
     ) / 8
-    hidden = 0 if blocks is None else 2 * 4 * blocks.numel() * architecture.hidden_size
+    # A layer's input, what its output matrix reads, its output.
+    widths = 2 * architecture.hidden_size + architecture.heads * architecture.head_size
+    hidden = 0 if blocks is None else 4 * blocks.numel() * widths
     needed = 2 * packed + hidden  # the work directory and the file itself
     free = shutil.disk_usage(output.parent).free
     if free < needed:

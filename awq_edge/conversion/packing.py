@@ -6,7 +6,8 @@ the bits, and what is calibrated comes as limits and Hessians.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -19,6 +20,7 @@ from awq_edge.torch_decoder import LINEARS
 
 # Rows of the embedding and the head that are in memory at once, times columns.
 _ROW_BLOCK_FLOATS = 1 << 23
+_WRITERS = 4  # matrices that are packed at once beside a GPU's work
 
 
 class Packer:
@@ -29,13 +31,17 @@ class Packer:
         source: FloatModel,
         options: Options,
         widths: Mapping[str, awq.Quantiser],
+        device: torch.device,
         work: WorkDirectory,
     ) -> None:
         """Packs matrices of ``source``, each with the bits and groups that ``widths`` says."""
         self._source = source
         self._options = options
         self._widths = widths
+        self._device = device
         self._work = work
+        self._writers = ThreadPoolExecutor(_WRITERS)
+        self._unsettled: list[Future[None]] = []
 
     def plan(self, bits: int) -> methods.Plan:
         """What the method means at a width."""
@@ -45,59 +51,69 @@ class Packer:
         """Bits and groups of a layer's matrices."""
         return {name: self._widths[f"blk.{layer}.{name}.weight"] for name in LINEARS}
 
-    def rows_at_once(self, k: int) -> int:
-        """How many rows of k inputs are worked on together."""
-        return max(_ROW_BLOCK_FLOATS // k // layouts.BLOCK_ROWS, 1) * layouts.BLOCK_ROWS
-
     def packed_rows(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         """Packs a matrix in blocks of rows; yields each block as the runtime will see it."""
         n, k = self._source.shape(name)
         bits, group_size = self._widths[name].bits, self._widths[name].group_size
         shares = self.plan(bits).shares
+        costs = torch.ones(k, device=self._device)
         with self._work.matrix_file(name) as file:
             file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
-            for first, block in self._source.row_blocks(name, self.rows_at_once(k)):
+            for first, block in self._source.row_blocks(name, self._rows_at_once(k)):
+                weight = block.to(self._device)
                 if bits < 8 and shares:
-                    grid = grids.best(block, torch.ones(k), bits, group_size, shares)
-                    quantised = grid.rounded(block)
+                    quantised = grids.best(weight, costs, bits, group_size, shares).rounded(weight)
                 else:
-                    quantised = grouped.quantise(block, bits, group_size, name=name)
+                    quantised = grouped.quantise(weight, bits, group_size, name=name)
                 file.write(_packed_blocks(quantised))
                 yield first, quantised.dequantise()
 
-    def compensated_rows(
-        self,
-        name: str,
-        blocks: Iterable[torch.Tensor],
-        hessian: gptq.Hessian,
-        limits: Mapping[str, torch.Tensor | None],
-    ) -> Iterator[torch.Tensor]:
-        """Packs a matrix with GPTQ; yields its rows as the runtime will see them.
-
-        Args:
-            name: The matrix.
-            blocks: Its float rows, multiples of 4 at a time.
-            hessian: Of its input.
-            limits: Clip limits of whole matrices.
-        """
-        bits, group_size = self._widths[name].bits, self._widths[name].group_size
-        plan, within = self.plan(bits), limits.get(name)
-        costs = hessian.conditional()
-
-        def choose_grid(part: torch.Tensor, rows: slice) -> grids.Grid:
-            if plan.shares:
-                return grids.best(part, costs, bits, group_size, plan.shares)
-            return grids.spanning(
-                part, bits, group_size, None if within is None else within[rows], name
-            )
-
+    def store_head(self, hessian: gptq.Hessian) -> None:
+        """Packs the head with GPTQ in blocks of rows."""
+        name = "output.weight"
         n, k = self._source.shape(name)
+        bits, group_size = self._widths[name].bits, self._widths[name].group_size
         with self._work.matrix_file(name) as file:
             file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
-            for block in blocks:
-                for _, quantised in gptq.quantise(block, hessian, choose_grid, plan.rounds):
-                    file.write(_packed_blocks(quantised))
-                    yield quantised.dequantise()
+            for _, block in self._source.row_blocks(name, self._rows_at_once(k)):
+                for part in self._compensated(name, block.to(self._device), hessian, None):
+                    file.write(_packed_blocks(part))
+
+    def store_stage(
+        self,
+        layer: int,
+        weights: Mapping[str, torch.Tensor],
+        hessian: gptq.Hessian,
+        limits: Mapping[str, torch.Tensor],
+    ) -> dict[str, torch.Tensor]:
+        """Packs matrices of a layer with GPTQ.
+
+        Args:
+            layer: Which one.
+            weights: Its matrices that read the same input, by "attn_q.weight" and so on.
+            hessian: Of this input.
+            limits: Clip limits [n, groups] of those that are clipped, by "attn_q" and so on.
+
+        Returns:
+            The weights as the runtime will see them, by the same names.
+        """
+        rounded = {}
+        for names in self._rounded_together(layer, weights):
+            full = [f"blk.{layer}.{name}" for name in names]
+            parts = self._compensated(
+                full[0],
+                _stacked([weights[name] for name in names]),
+                hessian,
+                self._stacked_limits(full, names, limits),
+            )
+            whole, first = grouped.joined(list(parts)), 0
+            for name in names:
+                end = first + len(weights[name])
+                quantised = whole.rows(first, end)
+                self._store(f"blk.{layer}.{name}", quantised)
+                rounded[name] = quantised.dequantise()
+                first = end
+        return rounded
 
     def store_layer(
         self, layer: int, weights: awq.Weights, limits: dict[str, torch.Tensor]
@@ -106,14 +122,14 @@ class Packer:
         self.store_vectors(layer, weights)
         for stem, quantiser in self.layer_quantisers(layer).items():
             full = f"blk.{layer}.{stem}.weight"
-            bits, group_size = quantiser.bits, quantiser.group_size
             quantised = grouped.quantise(
-                weights[f"{stem}.weight"], bits, group_size, limits.get(stem), full
+                weights[f"{stem}.weight"],
+                quantiser.bits,
+                quantiser.group_size,
+                limits.get(stem),
+                full,
             )
-            with self._work.matrix_file(full) as file:
-                n, k = quantised.codes.shape
-                file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
-                file.write(_packed_blocks(quantised))
+            self._store(full, quantised)
             weights[f"{stem}.weight"] = quantised.dequantise()
 
     def store_vectors(self, layer: int, weights: awq.Weights) -> None:
@@ -122,12 +138,84 @@ class Packer:
             if values.dim() == 1:
                 self._work.store_vector(f"blk.{layer}.{name}", values.cpu().numpy())
 
+    def settle(self) -> None:
+        """Waits until everything that was stored lies in its file."""
+        while self._unsettled:
+            self._unsettled.pop().result()
+
+    def _rows_at_once(self, k: int) -> int:
+        return max(_ROW_BLOCK_FLOATS // k // layouts.BLOCK_ROWS, 1) * layouts.BLOCK_ROWS
+
+    def _rounded_together(self, layer: int, names: Iterable[str]) -> list[list[str]]:
+        """A GPU rounds matrices of one width together: more rows take it hardly more time."""
+        if self._device.type == "cpu":
+            return [[name] for name in names]
+        by_width: dict[awq.Quantiser, list[str]] = {}
+        for name in names:
+            by_width.setdefault(self._widths[f"blk.{layer}.{name}"], []).append(name)
+        return list(by_width.values())
+
+    def _stacked_limits(
+        self, full: Sequence[str], names: Sequence[str], limits: Mapping[str, torch.Tensor]
+    ) -> torch.Tensor | None:
+        """Of all rows; infinite where a matrix is not clipped, None where none is."""
+        stems = [name[: -len(".weight")] for name in names]
+        if not any(stem in limits for stem in stems):
+            return None
+        parts = []
+        for stem, name in zip(stems, full):
+            n, k = self._source.shape(name)
+            groups = -(-k // self._widths[name].group_size)
+            unlimited = torch.full((n, groups), torch.inf, device=self._device)
+            parts.append(limits.get(stem, unlimited))
+        return _stacked(parts)
+
+    def _compensated(
+        self,
+        name: str,
+        weight: torch.Tensor,
+        hessian: gptq.Hessian,
+        limits: torch.Tensor | None,
+    ) -> Iterator[grouped.Quantised]:
+        """Some rows after the other of a weight that has the width of the named matrix."""
+        bits, group_size = self._widths[name].bits, self._widths[name].group_size
+        plan, costs = self.plan(bits), hessian.conditional()
+
+        def choose_grid(part: torch.Tensor, rows: slice) -> grids.Grid:
+            if plan.shares:
+                return grids.best(part, costs, bits, group_size, plan.shares)
+            within = None if limits is None else limits[rows]
+            return grids.spanning(part, bits, group_size, within, name)
+
+        for _, quantised in gptq.quantise(weight, hessian, choose_grid, plan.rounds):
+            yield quantised
+
+    def _store(self, name: str, quantised: grouped.Quantised) -> None:
+        """Packs a whole matrix into its file, while a GPU goes on with other work."""
+        if self._device.type == "cpu":
+            self._write(name, quantised)
+        else:
+            copied = quantised.on_cpu()
+            self._unsettled.append(self._writers.submit(self._write, name, copied))
+
+    def _write(self, name: str, quantised: grouped.Quantised) -> None:
+        n, k = quantised.codes.shape
+        with self._work.matrix_file(name) as file:
+            layout = layouts.Layout(n, k, quantised.bits, quantised.group_size)
+            file.write(layouts.header(layout))
+            file.write(_packed_blocks(quantised))
+
+
+def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
+    return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))
+
 
 def _packed_blocks(quantised: grouped.Quantised) -> bytes:
+    on_cpu = quantised.on_cpu()
     return layouts.pack_blocks(
-        quantised.codes.cpu().numpy(),
-        quantised.scales.cpu().numpy(),
-        quantised.zeros.cpu().numpy(),
-        quantised.bits,
-        quantised.group_size,
+        on_cpu.codes.numpy(),
+        on_cpu.scales.numpy(),
+        on_cpu.zeros.numpy(),
+        on_cpu.bits,
+        on_cpu.group_size,
     )

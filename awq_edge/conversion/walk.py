@@ -7,7 +7,8 @@ before it give. Refuses packing (``packing``) and mathematics (``awq_edge.quanti
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -18,12 +19,14 @@ from awq_edge.conversion.report import Events, LayerReport
 from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.float_model import FloatModel
 from awq_edge.quantize import awq, calibration, distributed, gptq, scales, staged
+from awq_edge.quantize.hidden_states import HiddenStates
 from awq_edge.torch_decoder import LINEARS, Positions
 
 # Enough that the exponents hardly depend on which tokens they are (measured on novels-45m).
 _PROBE_TOKENS = 4096
-# Floats in the widest intermediate of one batch: 64 MiB each, whatever the model's size.
-_BATCH_FLOATS = 1 << 24
+# Floats in the widest intermediate of one batch: 64 MiB each, whatever the model's size; more for a
+# GPU, which needs many tokens at once to be busy.
+_BATCH_FLOATS = {"cpu": 1 << 24, "cuda": 1 << 26}
 
 
 class Walk:
@@ -48,7 +51,7 @@ class Walk:
         self._events = events
         self._widths = widths
         self._processes = processes
-        self._packer = Packer(source, options, widths, work)
+        self._packer = Packer(source, options, widths, device, work)
         self._blocks = 0  # of calibration, over all processes
 
     def run(self, blocks: torch.Tensor | None) -> None:
@@ -68,39 +71,60 @@ class Walk:
         if hidden is not None:
             frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
             positions = Positions.first(hidden.shape[1], frequencies)
-        for layer in range(len(work.layers), a.layers):
-            weights = {
-                name: tensor.to(self._device) for name, tensor in self._source.layer(layer).items()
-            }
+        for layer, weights in self._layers(len(work.layers)):
             if hidden is None or positions is None:
                 self._events.layer_scaled(layer, weights)
                 self._packer.store_layer(layer, weights, {})
                 report = LayerReport(layer, None, None, {})
             else:
-                report = self._calibrated_layer(layer, weights, hidden, positions)
-            work.layer_done(report, hidden)
+                after = work.hidden(layer + 1, hidden.shape, self._device)
+                report = self._calibrated_layer(layer, weights, hidden, after, positions)
+                after.keep()
+                hidden.close()
+                hidden = after
+            self._packer.settle()
+            work.layer_done(report)
             self._events.layer_done(report, a.layers)
         if not a.tied_head:
             self._head(hidden)
 
-    def _embedding(self, blocks: torch.Tensor | None) -> torch.Tensor | None:
+    def _layers(self, first: int) -> Iterator[tuple[int, awq.Weights]]:
+        """Layers with their weights on the device; beside a GPU the next one is read meanwhile."""
+        layers = self._architecture.layers
+        with ThreadPoolExecutor(1) as reader:
+            ahead = None
+            for layer in range(first, layers):
+                read = self._source.layer(layer) if ahead is None else ahead.result()
+                weights = {name: tensor.to(self._device) for name, tensor in read.items()}
+                del read  # the caller replaces weights: none may outlive it here
+                if self._device.type != "cpu" and layer + 1 < layers:
+                    ahead = reader.submit(self._source.layer, layer + 1)
+                yield layer, weights
+
+    def _embedding(self, blocks: torch.Tensor | None) -> HiddenStates | None:
         """Packs it, and gives the hidden states in front of the first unfinished layer."""
         a, work = self._architecture, self._work
-        if work.layers:
-            return work.hidden()
+        done = len(work.layers)
+        hidden = None
+        if blocks is not None:
+            hidden = work.hidden(done, (*blocks.shape, a.hidden_size), self._device)
+        if done:
+            if hidden is not None:
+                hidden.take_up()
+            return hidden
         work.store_vector("output_norm.weight", self._source("output_norm.weight").numpy())
         frequencies = a.inverse_frequencies()
         work.store_vector("rope.inverse_frequencies", frequencies)
-        hidden = None
-        if blocks is not None:
-            hidden = torch.empty(*blocks.shape, a.hidden_size)
+        embedded = None if blocks is None else torch.empty(*blocks.shape, a.hidden_size)
         for first, rows in self._packer.packed_rows("token_embd.weight"):
-            if blocks is not None and hidden is not None:
+            if blocks is not None and embedded is not None:
                 inside = (blocks >= first) & (blocks < first + len(rows))
-                hidden[inside] = rows[blocks[inside] - first]
+                embedded[inside] = rows[(blocks[inside] - first).to(rows.device)].cpu()
+        if hidden is not None and embedded is not None:
+            hidden.write(slice(0, len(embedded)), embedded)
         return hidden
 
-    def _head(self, hidden: torch.Tensor | None) -> None:
+    def _head(self, hidden: HiddenStates | None) -> None:
         """Packs the head, for the states that it will read if the method compensates."""
         name = "output.weight"
         a, quantiser = self._architecture, self._widths[name]
@@ -113,32 +137,31 @@ class Walk:
                 pass
             return
         norm = self._source("output_norm.weight").to(self._device)
-        parts = {}
-        for segment, batches in self._segments(hidden).items():
-            parts[segment] = calibration.Products(a.hidden_size, self._device)
+
+        def summed(batches: list[slice]) -> calibration.Products:
+            products = calibration.Products(a.hidden_size, self._device)
             for batch in batches:
-                states = hidden[batch].to(self._device)
-                parts[segment].add(torch_decoder.rms_norm(states, norm, a.norm_epsilon))
+                products.add(torch_decoder.rms_norm(hidden.read(batch), norm, a.norm_epsilon))
+            return products
+
+        parts = ((segment, summed(batches)) for segment, batches in self._segments(hidden).items())
         empty = calibration.Products(a.hidden_size, self._device)
-        hessian = gptq.Hessian.of(self._processes.means(parts, empty))
-        rows = self._packer.rows_at_once(a.hidden_size)
-        blocks = (block.to(self._device) for _, block in self._source.row_blocks(name, rows))
-        for _ in self._packer.compensated_rows(name, blocks, hessian, {}):
-            pass
+        self._packer.store_head(gptq.Hessian.of(self._processes.means(parts, empty)))
 
     def _calibrated_layer(
         self,
         layer: int,
         weights: awq.Weights,
-        hidden: torch.Tensor,
+        hidden: HiddenStates,
+        after: HiddenStates,
         positions: Positions,
     ) -> LayerReport:
-        """Searches, packs, and replaces ``hidden`` by what the quantised layer gives."""
+        """Searches, packs, and makes of ``hidden`` what the quantised layer gives, ``after``."""
         quantisers = self._packer.layer_quantisers(layer)
         plan = self._packer.plan(min(quantiser.bits for quantiser in quantisers.values()))
         count = max(1, min(self._blocks, _PROBE_TOKENS // hidden.shape[1]))
         chosen = torch.linspace(0, self._blocks - 1, count).round().long().tolist()
-        sample = self._processes.gathered(hidden, chosen, self._blocks).to(self._device)
+        sample = self._processes.gathered(hidden, chosen, self._blocks)
         probe = awq.Probe(self._architecture, layer, sample, positions)
         target = awq.layer_output(probe, weights)
 
@@ -166,16 +189,16 @@ class Walk:
         if plan.scales == "pivots":
             choices = scales.search_and_fold(probe, weights, quantisers)
         if plan.compensated:
-            self._compensate_layer(layer, weights, limits, hidden, positions)
+            self._compensate_layer(layer, weights, limits, hidden, after, positions)
         else:
             self._events.layer_scaled(layer, weights)
             self._packer.store_layer(layer, weights, limits)
             linear = torch_decoder.plain_linear(weights)
             for batch in self._batches(hidden):
-                states = hidden[batch].to(self._device)
-                hidden[batch] = torch_decoder.decoder_layer(
-                    self._architecture, layer, weights, linear, states, positions
-                ).cpu()
+                states = torch_decoder.decoder_layer(
+                    self._architecture, layer, weights, linear, hidden.read(batch), positions
+                )
+                after.write(batch, states)
         error = _relative(awq.layer_output(probe, weights), target)
         return LayerReport(layer, error_rtn, error, choices)
 
@@ -184,38 +207,30 @@ class Walk:
         layer: int,
         weights: awq.Weights,
         limits: dict[str, torch.Tensor],
-        hidden: torch.Tensor,
+        hidden: HiddenStates,
+        after: HiddenStates,
         positions: Positions,
     ) -> None:
-        """Rounds stage by stage, packs, and replaces ``hidden``; ``weights`` become the rounded."""
+        """Rounds stage by stage, packs, and computes ``after``; ``weights`` become the rounded."""
+        a = self._architecture
         self._events.layer_scaled(layer, weights)
         self._packer.store_vectors(layer, weights)
 
         def round_matrices(
             names: tuple[str, ...], products: torch.Tensor
         ) -> dict[str, torch.Tensor]:
-            hessian = gptq.Hessian.of(products)
-            rounded = {}
-            for name in names:
-                full = f"blk.{layer}.{name}.weight"
-                parts = self._packer.compensated_rows(
-                    full, [weights[f"{name}.weight"]], hessian, {full: limits.get(name)}
-                )
-                rounded[f"{name}.weight"] = torch.cat(list(parts))
-            return rounded
+            matrices = {f"{name}.weight": weights[f"{name}.weight"] for name in names}
+            return self._packer.store_stage(layer, matrices, gptq.Hessian.of(products), limits)
 
         stages = staged.StagedLayer(
-            self._architecture,
-            layer,
-            weights,
-            positions,
-            round_matrices,
-            self._processes.means,
+            a, layer, weights, positions, round_matrices, self._processes.means
         )
-        stages.run(hidden, self._segments(hidden))
+        mixed = self._work.mixed((*hidden.shape[:2], a.heads * a.head_size), self._device)
+        stages.run(hidden, mixed, after, self._segments(hidden))
+        mixed.close()
 
     def _statistics(
-        self, layer: int, weights: awq.Weights, hidden: torch.Tensor, positions: Positions
+        self, layer: int, weights: awq.Weights, hidden: HiddenStates, positions: Positions
     ) -> dict[str, calibration.InputStatistics]:
         """Of every input of the float layer's matrices, over all calibration tokens."""
         a = self._architecture
@@ -246,7 +261,7 @@ class Walk:
                 return plain(name, x)
 
             for batch in batches:
-                states = hidden[batch].to(self._device)
+                states = hidden.read(batch)
                 x = torch_decoder.rms_norm(states, weights["attn_norm.weight"], a.norm_epsilon)
                 mixed = torch_decoder.attention(a, layer, weights, recording, x, positions)
                 states = states + mixed
@@ -259,11 +274,11 @@ class Walk:
             for name, whole in empty().items()
         }
 
-    def _segments(self, hidden: torch.Tensor) -> dict[int, list[slice]]:
+    def _segments(self, hidden: HiddenStates) -> dict[int, list[slice]]:
         """Batches of this process's blocks, by segment."""
         a = self._architecture
         widest = max(a.feed_forward_size, a.hidden_size, a.heads * a.head_size)
-        size = max(1, _BATCH_FLOATS // (hidden.shape[1] * widest))
+        size = max(1, _BATCH_FLOATS[self._device.type] // (hidden.shape[1] * widest))
         begin = self._processes.blocks(self._blocks).start
         return {
             segment: [
@@ -273,7 +288,7 @@ class Walk:
             for segment, part in self._processes.segments(self._blocks)
         }
 
-    def _batches(self, hidden: torch.Tensor) -> list[slice]:
+    def _batches(self, hidden: HiddenStates) -> list[slice]:
         return [batch for batches in self._segments(hidden).values() for batch in batches]
 
 

@@ -23,6 +23,7 @@ from awq_edge.conversion.report import Events, LayerReport
 from awq_edge.errors import FileUnreadableError
 from awq_edge.float_model import FloatModel
 from awq_edge.quantize import awq
+from awq_edge.quantize.hidden_states import HiddenStates
 
 
 class WorkDirectory:
@@ -85,19 +86,21 @@ class WorkDirectory:
         """Keeps a plain tensor."""
         np.save(self._path / f"{name}.npy", np.ascontiguousarray(values, dtype=np.float32))
 
-    def layer_done(self, report: LayerReport, hidden: torch.Tensor | None) -> None:
+    def layer_done(self, report: LayerReport) -> None:
         """Records a finished layer; what came before it is not needed any more."""
-        done = len(self.layers) + 1
-        if hidden is not None:
-            np.save(self._path / f"hidden.{done}.npy", hidden.numpy())
         self.layers.append(report)
         self._write_manifest()
-        (self._path / f"hidden.{done - 1}.npy").unlink(missing_ok=True)
+        (self._path / f"hidden.{len(self.layers) - 1}").unlink(missing_ok=True)
 
-    def hidden(self) -> torch.Tensor | None:
-        """The hidden states behind the last finished layer."""
-        path = self._path / f"hidden.{len(self.layers)}.npy"
-        return torch.from_numpy(np.load(path)) if path.exists() else None
+    def hidden(
+        self, layers: int, shape: tuple[int, int, int], device: torch.device
+    ) -> HiddenStates:
+        """A place for the hidden states behind so many layers."""
+        return HiddenStates(self._path / f"hidden.{layers}", shape, device)
+
+    def mixed(self, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:
+        """A place for what the output matrix of the current layer reads."""
+        return HiddenStates(self._path / "mixed", shape, device)
 
     def tensors(self, source: FloatModel) -> Iterator[tuple[str, model_file.TensorSource]]:
         """Every tensor of the model file, in file order: as a token meets them."""

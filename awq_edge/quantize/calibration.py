@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 
 import torch
@@ -19,6 +19,7 @@ from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumen
 from awq_edge.hf_tokenizer import StoredTokenizer
 
 _SHIPPED_TEXT = Path(__file__).with_name("calibration_text.txt.xz")
+_STRIP_ROWS = 1024  # of products, computed at once: large enough for every processor
 
 
 def read_text(path: Path | None) -> str:
@@ -151,7 +152,10 @@ class InputStatistics:
 
 
 class Products:
-    """Sums of x_i * x_j over every token that a matrix reads, in float64."""
+    """Sums of x_i * x_j over every token that a matrix reads, in float64.
+
+    Only the lower triangle is summed, a strip of rows at a time, until the means are asked for.
+    """
 
     def __init__(self, k: int, device: torch.device) -> None:
         """Starts with no tokens, for inputs of width k."""
@@ -161,9 +165,26 @@ class Products:
     def add(self, x: torch.Tensor) -> None:
         """Adds tokens, float32 [.., k]."""
         x = x.reshape(-1, x.shape[-1])
-        self.sums += torch_decoder.multiply(x.T, x.T, None)
+        columns = x.T.contiguous()
+        for first, end in self._strips():
+            self.sums[first:end, :end] += torch_decoder.multiply(
+                columns[first:end], columns[:end], None
+            )
         self.tokens += len(x)
 
+    def join(self, other: Products) -> None:
+        """Adds the sums over other tokens."""
+        self.sums += other.sums
+        self.tokens += other.tokens
+
     def means(self) -> torch.Tensor:
-        """Over the tokens so far, float64 [k, k]."""
-        return self.sums / max(self.tokens, 1)
+        """Over the tokens so far, float64 [k, k], in the memory of the sums: nothing follows it."""
+        self.sums /= max(self.tokens, 1)
+        for first, end in self._strips():
+            self.sums[first:end, end:] = self.sums[end:, first:end].T
+        return self.sums
+
+    def _strips(self) -> Iterator[tuple[int, int]]:
+        k = len(self.sums)
+        for first in range(0, k, _STRIP_ROWS):
+            yield first, min(first + _STRIP_ROWS, k)

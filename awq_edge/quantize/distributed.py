@@ -11,13 +11,14 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import os
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 import torch.distributed as dist
 
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.quantize.calibration import Products
+from awq_edge.quantize.hidden_states import HiddenStates
 
 # The most processes that have something to do.
 SEGMENTS = 8
@@ -60,24 +61,34 @@ class Processes:
                 total += part
         return total
 
-    def means(self, parts: dict[int, Products], like: Products) -> torch.Tensor:
-        """Means of products over the tokens of all segments, float64 [k, k]."""
-        sums = self.total({segment: part.sums for segment, part in parts.items()}, like.sums)
-        tokens = self.total(
-            {
-                segment: torch.tensor([part.tokens], dtype=torch.float64, device=like.sums.device)
-                for segment, part in parts.items()
-            },
-            torch.zeros(1, dtype=torch.float64, device=like.sums.device),
-        )
-        return sums / tokens.clamp(min=1)
+    def means(self, parts: Iterable[tuple[int, Products]], empty: Products) -> torch.Tensor:
+        """Means of products over the tokens of all segments, float64 [k, k].
+
+        Args:
+            parts: This process's segments in order; each is let go of as early as possible.
+            empty: Products without tokens; used up.
+        """
+        if self.count == 1:
+            for _, part in parts:
+                empty.join(part)
+                del part  # before the next one is made: it may be as large as the layer
+            return empty.means()
+        mine = dict(parts)
+        tokens = {
+            segment: torch.tensor([part.tokens], dtype=torch.float64, device=part.sums.device)
+            for segment, part in mine.items()
+        }
+        one = torch.zeros(1, dtype=torch.float64, device=empty.sums.device)
+        empty.tokens = int(self.total(tokens, one))
+        empty.sums = self.total({segment: part.sums for segment, part in mine.items()}, empty.sums)
+        return empty.means()
 
     def blocks(self, blocks: int) -> slice:
         """All blocks of this process's segments."""
         mine = [part for _, part in self.segments(blocks)]
         return slice(mine[0].start, mine[-1].stop) if mine else slice(0, 0)
 
-    def gathered(self, local: torch.Tensor, chosen: list[int], blocks: int) -> torch.Tensor:
+    def gathered(self, local: HiddenStates, chosen: list[int], blocks: int) -> torch.Tensor:
         """Some blocks of all processes, for every process.
 
         Args:
@@ -85,8 +96,7 @@ class Processes:
             chosen: Numbers of blocks, counted over all processes.
             blocks: How many there are over all processes.
         """
-        if self.count == 1:
-            return local[chosen]
+        first = self.blocks(blocks).start
         parts = []
         for number in chosen:
             owner = next(
@@ -95,19 +105,14 @@ class Processes:
                 for part in [Processes(rank, self.count).blocks(blocks)]
                 if part.start <= number < part.stop
             )
-            part = torch.empty_like(local[:1]) if len(local) else torch.empty(1, *local.shape[1:])
             if owner == self.rank:
-                first = self.blocks(blocks).start
-                part = local[number - first : number - first + 1].clone()
-            part = part.to(_device())
-            dist.broadcast(part, owner)
-            parts.append(part.cpu())
+                part = local.read(slice(number - first, number - first + 1)).contiguous()
+            else:
+                part = torch.empty(1, *local.shape[1:], device=local.device)
+            if self.count > 1:
+                dist.broadcast(part, owner)
+            parts.append(part)
         return torch.cat(parts)
-
-
-def _device() -> torch.device:
-    """Where collectives take their tensors from."""
-    return torch.device("cuda" if dist.get_backend() == "nccl" else "cpu")
 
 
 @contextlib.contextmanager

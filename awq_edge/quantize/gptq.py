@@ -18,13 +18,15 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from awq_edge.quantize import grouped
+from awq_edge.quantize import grouped, recorded
 from awq_edge.quantize.grids import Grid, to_half
 
 # Share of the mean diagonal that is added to it: the Hessian of few tokens is nearly singular.
 DAMPING = 0.01
-_ROWS = 4096  # refined together: bounds the memory
+# Weights refined together: bounds the memory. A GPU has more of it, and wants long rows.
+_WEIGHTS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
 _BLOCK = 64  # inputs rounded before the rest of the matrix hears of their errors
+_STRIP = 1024  # columns of the inverse factor, or rows of the Hessian, that are copied at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -41,20 +43,26 @@ class Hessian:
 
     @classmethod
     def of(cls, products: torch.Tensor, damping: float = DAMPING) -> Hessian:
-        """Damps means of products, [k, k]; an input that never was anything but zero is kept."""
-        matrix = products.double()
-        diagonal = matrix.diagonal()
+        """Damps means of products; an input that never was anything but zero is kept.
+
+        Args:
+            products: Means of x_i * x_j, float64 [k, k], symmetric. Used up: the factor is computed
+                in its memory, which is the largest of a conversion.
+            damping: Share of the mean diagonal.
+        """
+        diagonal = products.diagonal()
         dead = diagonal <= 0
         mean = diagonal.mean() if bool((~dead).any()) else torch.ones_like(diagonal[0])
-        matrix = matrix + torch.diag(torch.where(dead, mean, mean * damping))
-        order = torch.argsort(matrix.diagonal(), descending=True, stable=True)
+        diagonal += torch.where(dead, mean, mean * damping)
+        matrix = products.float()
+        order = torch.argsort(products.diagonal(), descending=True, stable=True)
         # H = V V^T with V upper triangular, from the Cholesky factor of H read backwards; the
         # factor of the inverse is then V's inverse.
-        backwards = matrix[order][:, order].flip(0, 1)
-        factor = torch.linalg.cholesky(backwards).flip(0, 1)
-        identity = torch.eye(len(matrix), dtype=matrix.dtype, device=matrix.device)
-        upper = torch.linalg.solve_triangular(factor, identity, upper=True)
-        return cls(matrix.float(), order, upper.float())
+        _reorder(products, order.flip(0))
+        factor = products.mT  # the same numbers, in the order of memory that LAPACK takes
+        info = torch.empty((), dtype=torch.int32, device=factor.device)
+        torch.linalg.cholesky_ex(factor, check_errors=True, out=(factor, info))
+        return cls(matrix, order, _backwards_inverse(factor))
 
     def conditional(self) -> torch.Tensor:
         """What an input's error costs once the later ones have made up for it, [k]."""
@@ -62,12 +70,31 @@ class Hessian:
         costs[self.order] = self.upper.diagonal().square().reciprocal()
         return costs
 
-    def solve(self, right: torch.Tensor) -> torch.Tensor:
-        """``right`` [n, k] times the inverse."""
-        in_order = right[:, self.order] @ self.upper.T @ self.upper
-        solved = torch.empty_like(in_order)
-        solved[:, self.order] = in_order
-        return solved
+
+def _reorder(matrix: torch.Tensor, order: torch.Tensor) -> None:
+    """Puts rows and columns [k, k] into an order, in place."""
+    for first in range(0, len(matrix), _STRIP):
+        rows = matrix[first : first + _STRIP]
+        rows.copy_(rows[:, order])
+    for first in range(0, len(matrix), _STRIP):
+        columns = matrix[:, first : first + _STRIP]
+        columns.copy_(columns[order])
+
+
+def _backwards_inverse(lower: torch.Tensor) -> torch.Tensor:
+    """The inverse of a lower triangular matrix [k, k] read backwards, float32, upper triangular."""
+    k = len(lower)
+    inverse = torch.zeros(k, k, device=lower.device)
+    for first in range(0, k, _STRIP):
+        end = min(first + _STRIP, k)
+        # Backwards, columns first … end - 1 of the identity: zero but in their own rows.
+        identity = torch.zeros(end, end - first, dtype=lower.dtype, device=lower.device)
+        identity[: end - first].fill_diagonal_(1.0)
+        solved = torch.linalg.solve_triangular(
+            lower[k - end :, k - end :], identity.flip(1), upper=False
+        )
+        inverse[:end, first:end] = solved.flip(0)
+    return inverse
 
 
 def quantise(
@@ -85,11 +112,13 @@ def quantise(
         rounds: How often codes and scales are refined in turn.
 
     Yields:
-        Rows and what they became.
+        Rows, a multiple of 4 but for the last ones, and what they became.
     """
+    n, k = weight.shape
+    at_once = max(_WEIGHTS_AT_ONCE[weight.device.type] // k // 4, 1) * 4
     with _one_thread(weight.device):
-        for first in range(0, len(weight), _ROWS):
-            rows = slice(first, min(first + _ROWS, len(weight)))
+        for first in range(0, n, at_once):
+            rows = slice(first, min(first + at_once, n))
             target = weight[rows]
             grid = choose_grid(target, rows)
             codes = compensate(target, hessian, grid)
@@ -116,29 +145,50 @@ def _one_thread(device: torch.device) -> Iterator[None]:
 def compensate(target: torch.Tensor, hessian: Hessian, grid: Grid) -> torch.Tensor:
     """GPTQ: codes [n, k], as float32, for a target [n, k] on a grid."""
     scales, zeros = grid.transposed()
-    divisors = torch.where(scales == 0, torch.inf, scales)  # an empty group stays empty
     weights = target.T[hessian.order].contiguous()  # [k, n]
     codes = torch.empty_like(weights)
-    groups = (hessian.order // grid.group_size).tolist()
+    groups = hessian.order // grid.group_size
     upper, k = hessian.upper, len(weights)
-    pivots = upper.diagonal().tolist()
     for first in range(0, k, _BLOCK):
         end = min(first + _BLOCK, k)
-        errors = torch.empty_like(weights[first:end])
-        for index in range(first, end):
-            group = groups[index]
-            w, zero = weights[index], zeros[group]
-            code = torch.round(w / divisors[group]).add_(zero).clamp_(0.0, grid.largest_code)
-            codes[index] = code
-            error = (w - (code - zero) * scales[group]) / pivots[index]
-            errors[index - first] = error
-            if index + 1 < end:
-                weights[index + 1 : end].addr_(upper[index, index + 1 : end], error, alpha=-1)
+        inside = slice(first, end)
+        errors = torch.empty_like(weights[inside])
+        recorded.run(
+            _compensate_block,
+            (scales[groups[inside]], zeros[groups[inside]], upper[inside, inside]),
+            (weights[inside], codes[inside], errors),
+            grid.largest_code,
+        )
         if end < k:
-            weights[end:] -= upper[first:end, end:].T @ errors
+            weights[end:] -= upper[inside, end:].T @ errors
     unordered = torch.empty_like(codes)
     unordered[hessian.order] = codes
     return unordered.T.contiguous()
+
+
+def _compensate_block(
+    given: tuple[torch.Tensor, ...], changed: tuple[torch.Tensor, ...], largest_code: float
+) -> None:
+    """Rounds a block's inputs one after the other; the later ones take over the errors.
+
+    Args:
+        given: Scales and zero-points [inputs, n] each, the block of ``upper``.
+        changed: Weights, and places for the codes and for errors over pivots, [inputs, n] each.
+        largest_code: Of the grid.
+    """
+    scales, zeros, upper = given
+    weights, codes, errors = changed
+    divisors = torch.where(scales == 0, torch.inf, scales)  # an empty group stays empty
+    pivots = upper.diagonal()
+    for index in range(len(weights)):
+        w, code, error = weights[index], codes[index], errors[index]
+        torch.div(w, divisors[index], out=code)
+        code.round_().add_(zeros[index]).clamp_(0.0, largest_code)
+        torch.sub(code, zeros[index], out=error)
+        torch.sub(w, error.mul_(scales[index]), out=error)
+        error.div_(pivots[index])
+        if index + 1 < len(weights):
+            weights[index + 1 :].addr_(upper[index, index + 1 :], error, alpha=-1)
 
 
 def descend(
@@ -154,32 +204,56 @@ def descend(
         sweeps: How often to walk all inputs.
     """
     scales, zeros = grid.transposed()
-    divisors = torch.where(scales == 0, torch.inf, scales)  # an empty group stays empty
     matrix = hessian.matrix
-    pivots = matrix.diagonal().tolist()
     codes = codes.T.contiguous()  # [k, n]
     target = target.T.contiguous()
     k, g = len(codes), grid.group_size
+    groups = torch.arange(k, device=codes.device) // g
     for _ in range(sweeps):
-        wide_scales = scales.repeat_interleave(g, dim=0)[:k]
-        weights = (codes - zeros.repeat_interleave(g, dim=0)[:k]) * wide_scales
+        weights = (codes - zeros[groups]) * scales[groups]
         slopes = matrix @ (weights - target)
         for first in range(0, k, _BLOCK):
             end = min(first + _BLOCK, k)
-            moves = torch.zeros_like(codes[first:end])
-            local = slopes[first:end]
-            for index in range(first, end):
-                group = index // g
-                zero, w = zeros[group], weights[index]
-                wanted = w - local[index - first] / pivots[index]
-                code = torch.round(wanted / divisors[group]).add_(zero)
-                code.clamp_(0.0, grid.largest_code)
-                moved = (code - zero) * scales[group] - w
-                codes[index] = code
-                moves[index - first] = moved
-                local.addr_(matrix[first:end, index], moved)
-            slopes[end:].addmm_(matrix[end:, first:end], moves)
+            inside = slice(first, end)
+            moves = torch.empty_like(codes[inside])
+            recorded.run(
+                _descend_block,
+                (
+                    scales[groups[inside]],
+                    zeros[groups[inside]],
+                    matrix[inside, inside],
+                    weights[inside],
+                ),
+                (slopes[inside], codes[inside], moves),
+                grid.largest_code,
+            )
+            slopes[end:].addmm_(matrix[end:, inside], moves)
     return codes.T.contiguous()
+
+
+def _descend_block(
+    given: tuple[torch.Tensor, ...], changed: tuple[torch.Tensor, ...], largest_code: float
+) -> None:
+    """Moves a block's codes one after the other.
+
+    Args:
+        given: Scales, zero-points [inputs, n] each, the block of the Hessian, weights [inputs, n].
+        changed: Slopes, codes, and a place for how far the weights moved, [inputs, n] each.
+        largest_code: Of the grid.
+    """
+    scales, zeros, matrix, weights = given
+    slopes, codes, moves = changed
+    divisors = torch.where(scales == 0, torch.inf, scales)  # an empty group stays empty
+    pivots = matrix.diagonal()
+    for index in range(len(weights)):
+        w, code, moved = weights[index], codes[index], moves[index]
+        torch.div(slopes[index], pivots[index], out=code)
+        torch.sub(w, code, out=code)
+        code.div_(divisors[index]).round_().add_(zeros[index]).clamp_(0.0, largest_code)
+        torch.sub(code, zeros[index], out=moved)
+        moved.mul_(scales[index]).sub_(w)
+        if index + 1 < len(weights):
+            slopes[index + 1 :].addr_(matrix[index + 1 :, index], moved)
 
 
 def refit_scales(codes: torch.Tensor, target: torch.Tensor, hessian: Hessian, grid: Grid) -> Grid:

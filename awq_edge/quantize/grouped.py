@@ -10,6 +10,7 @@ values. The scale is rounded to fp16 first; zero-point and codes are chosen for 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 
 import torch
 
@@ -39,6 +40,31 @@ class Quantised:
         codes = _in_groups(self.codes.float(), self.group_size)
         scales, zeros = self.scales.float().unsqueeze(2), self.zeros.float().unsqueeze(2)
         return ((codes - zeros) * scales).reshape(n, -1)[:, :k].contiguous()
+
+    def rows(self, first: int, end: int) -> Quantised:
+        """Some rows of the matrix."""
+        return dataclasses.replace(
+            self,
+            codes=self.codes[first:end],
+            scales=self.scales[first:end],
+            zeros=self.zeros[first:end],
+        )
+
+    def on_cpu(self) -> Quantised:
+        """The same in the CPU's memory."""
+        return dataclasses.replace(
+            self, codes=self.codes.cpu(), scales=self.scales.cpu(), zeros=self.zeros.cpu()
+        )
+
+
+def joined(parts: Sequence[Quantised]) -> Quantised:
+    """One matrix of the rows of all parts."""
+    return dataclasses.replace(
+        parts[0],
+        codes=torch.cat([part.codes for part in parts]),
+        scales=torch.cat([part.scales for part in parts]),
+        zeros=torch.cat([part.zeros for part in parts]),
+    )
 
 
 def quantise(

@@ -7,13 +7,14 @@ made. Refuses files, grids and methods: it asks its caller to round each stage's
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 
 import torch
 
 from awq_edge import torch_decoder
 from awq_edge.architecture import Architecture
 from awq_edge.quantize.calibration import Products
+from awq_edge.quantize.hidden_states import HiddenStates
 from awq_edge.torch_decoder import Positions
 
 STAGES = (
@@ -38,7 +39,7 @@ class StagedLayer:
         weights: dict[str, torch.Tensor],
         positions: Positions,
         round_matrices: RoundMatrices,
-        means: Callable[[dict[int, Products], Products], torch.Tensor],
+        means: Callable[[Iterable[tuple[int, Products]], Products], torch.Tensor],
     ) -> None:
         """Takes the layer.
 
@@ -48,7 +49,8 @@ class StagedLayer:
             weights: Its tensors; a matrix is replaced as soon as it is rounded.
             positions: Rotations.
             round_matrices: Rounds a stage.
-            means: Of the products of all segments, by segment; the last argument is an empty one.
+            means: Of the products of all segments, which are made one after the other as they are
+                asked for; the last argument is an empty one.
         """
         self._architecture = architecture
         self._layer = layer
@@ -58,43 +60,41 @@ class StagedLayer:
         self._means = means
         self._linear = torch_decoder.plain_linear(weights)  # follows the replacements
 
-    def run(self, hidden: torch.Tensor, segments: Mapping[int, Sequence[slice]]) -> None:
-        """Rounds the layer and replaces the hidden states by its output.
+    def run(
+        self,
+        before: HiddenStates,
+        mixed: HiddenStates,
+        after: HiddenStates,
+        segments: Mapping[int, Sequence[slice]],
+    ) -> None:
+        """Rounds the layer and computes its output.
 
         Args:
-            hidden: float32 [b, t, hidden], in the CPU's memory; what the layers before gave.
+            before: [b, t, hidden], what the layers before gave.
+            mixed: [b, t, heads * head size], a place for what the output matrix reads.
+            after: [b, t, hidden], a place for the layer's output.
             segments: Blocks that go together, by the segment whose sums they belong to.
         """
-        device = self._weights["attn_norm.weight"].device
-        slices = [batch for batches in segments.values() for batch in batches]
 
-        def states(batch: slice) -> torch.Tensor:
-            return hidden[batch].to(device)
-
-        self._round(STAGES[0], segments, lambda b: self._norm("attn_norm", states(b)))
-        self._attention_output(hidden, segments)
-        self._round(STAGES[2], segments, lambda b: self._norm("ffn_norm", states(b)))
-        self._round(STAGES[3], segments, lambda b: self._gated(states(b)))
-        for batch in slices:
-            hidden[batch] += self._linear("ffn_down", self._gated(states(batch))).cpu()
-
-    def _attention_output(
-        self, hidden: torch.Tensor, segments: Mapping[int, Sequence[slice]]
-    ) -> None:
-        """The second stage; adds the attention's output to the hidden states."""
-        a = self._architecture
-        device = self._weights["attn_norm.weight"].device
-        kept = torch.empty(*hidden.shape[:2], a.heads * a.head_size)
+        def normed(batch: slice) -> torch.Tensor:
+            return self._norm("attn_norm", before.read(batch))
 
         def mix(batch: slice) -> torch.Tensor:
-            x = self._mixed(self._norm("attn_norm", hidden[batch].to(device)))
-            kept[batch] = x.cpu()
+            x = self._mixed(normed(batch))
+            mixed.write(batch, x)
             return x
 
+        batches = [batch for run in segments.values() for batch in run]
+        self._round(STAGES[0], segments, normed)
         self._round(STAGES[1], segments, mix)
-        for batches in segments.values():
-            for batch in batches:
-                hidden[batch] += self._linear("attn_output", kept[batch].to(device)).cpu()
+        for batch in batches:
+            states = before.read(batch) + self._linear("attn_output", mixed.read(batch))
+            after.write(batch, states)
+        self._round(STAGES[2], segments, lambda b: self._norm("ffn_norm", after.read(b)))
+        self._round(STAGES[3], segments, lambda b: self._gated(after.read(b)))
+        for batch in batches:
+            states = after.read(batch)
+            after.write(batch, states + self._linear("ffn_down", self._gated(states)))
 
     def _round(
         self,
@@ -104,15 +104,16 @@ class StagedLayer:
     ) -> None:
         """Rounds a stage for the inputs that its matrices read from every batch."""
         weight = self._weights[f"{names[0]}.weight"]
-        k = weight.shape[1]
-        parts = {}
-        for segment, batches in segments.items():
-            parts[segment] = Products(k, weight.device)
+        k, device = weight.shape[1], weight.device
+
+        def summed(batches: Sequence[slice]) -> Products:
+            products = Products(k, device)
             for batch in batches:
-                parts[segment].add(inputs(batch))
-        means = self._means(parts, Products(k, weight.device))
-        del parts
-        self._weights.update(self._round_matrices(names, means))
+                products.add(inputs(batch))
+            return products
+
+        parts = ((segment, summed(batches)) for segment, batches in segments.items())
+        self._weights.update(self._round_matrices(names, self._means(parts, Products(k, device))))
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
         epsilon = self._architecture.norm_epsilon

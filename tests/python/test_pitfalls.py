@@ -29,6 +29,8 @@ from awq_edge.float_model import open_float_model  # noqa: E402
 from awq_edge.model_file import read_dequantised  # noqa: E402
 from awq_edge.quantize import awq, gptq, grids, scales, staged  # noqa: E402
 from awq_edge.quantize.calibration import Products  # noqa: E402
+from awq_edge.quantize.distributed import Processes  # noqa: E402
+from awq_edge.quantize.hidden_states import HiddenStates  # noqa: E402
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -73,7 +75,7 @@ def test_probe_gets_what_the_matrix_reads() -> None:
         assert torch.equal(x.reshape(-1, x.shape[-1]), seen[name].reshape(-1, x.shape[-1]))
 
 
-def test_each_stage_sees_what_the_rounded_matrices_before_it_give() -> None:
+def test_each_stage_sees_what_the_rounded_matrices_before_it_give(tmp_path: Path) -> None:
     a = architecture()
     weights, probe = random_weights(a), probe_of(a)
     hidden = probe.hidden.clone()
@@ -87,12 +89,15 @@ def test_each_stage_sees_what_the_rounded_matrices_before_it_give() -> None:
             for name in names
         }
 
-    def means(parts: dict[int, Products], empty: Products) -> torch.Tensor:
-        sums = sum((part.sums for part in parts.values()), empty.sums)
-        return sums / sum(part.tokens for part in parts.values())
-
-    layer = staged.StagedLayer(a, 0, weights, probe.positions, round_matrices, means)
-    layer.run(hidden, {0: [slice(0, 2)], 1: [slice(2, 3)]})
+    layer = staged.StagedLayer(a, 0, weights, probe.positions, round_matrices, Processes().means)
+    widths = (a.hidden_size, a.heads * a.head_size, a.hidden_size)
+    states = [
+        HiddenStates(tmp_path / str(place), (*hidden.shape[:2], width), torch.device("cpu"))
+        for place, width in enumerate(widths)
+    ]
+    states[0].write(slice(0, 3), hidden)
+    layer.run(states[0], states[1], states[2], {0: [slice(0, 2)], 1: [slice(2, 3)]})
+    hidden = states[2].read(slice(0, 3))
 
     inputs = {}
     plain = torch_decoder.plain_linear(weights)  # rounded by now

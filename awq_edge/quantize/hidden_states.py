@@ -1,0 +1,71 @@
+"""Hidden states of calibration blocks, read and written a batch of blocks at a time.
+
+Owns where they are kept: a GPU has room for them, a CPU's memory holds one batch and a file the
+rest. Refuses to know which layer they belong to: whoever names the file does.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import torch
+
+
+class HiddenStates:
+    """States [b, t, width], float32, without values until they are written."""
+
+    def __init__(self, path: Path, shape: tuple[int, int, int], device: torch.device) -> None:
+        """Makes room.
+
+        Args:
+            path: The file; it may hold states already, and always does after :meth:`keep`.
+            shape: b blocks of t positions of some width.
+            device: Where the states are computed with.
+        """
+        self.shape = shape
+        self.device = device
+        self._block_bytes = 4 * shape[1] * shape[2]
+        path.touch()
+        self._file = path.open("r+b")
+        self._memory = None if device.type == "cpu" else torch.empty(shape, device=device)
+
+    def close(self) -> None:
+        """Lets go of file and memory; the file stays."""
+        self._file.close()
+        self._memory = None
+
+    def read(self, blocks: slice) -> torch.Tensor:
+        """Some blocks, on the device; to be changed by nobody."""
+        return self._from_file(blocks) if self._memory is None else self._memory[blocks]
+
+    def write(self, blocks: slice, states: torch.Tensor) -> None:
+        """Replaces some blocks."""
+        if self._memory is None:
+            self._to_file(blocks, states)
+        else:
+            self._memory[blocks] = states
+
+    def keep(self) -> None:
+        """Sees to it that the file holds the states, whatever becomes of this process."""
+        if self._memory is not None:
+            for block in range(self.shape[0]):
+                self._to_file(slice(block, block + 1), self._memory[block : block + 1])
+        self._file.flush()
+
+    def take_up(self) -> None:
+        """Begins with what the file holds."""
+        if self._memory is not None:
+            for block in range(self.shape[0]):
+                self._memory[block : block + 1] = self._from_file(slice(block, block + 1))
+
+    def _from_file(self, blocks: slice) -> torch.Tensor:
+        states = torch.empty(blocks.stop - blocks.start, *self.shape[1:])
+        self._file.seek(blocks.start * self._block_bytes)
+        read = self._file.readinto(states.numpy().data)
+        if read != states.nbytes:
+            raise OSError(f"{self._file.name} is too short.")
+        return states
+
+    def _to_file(self, blocks: slice, states: torch.Tensor) -> None:
+        self._file.seek(blocks.start * self._block_bytes)
+        self._file.write(states.cpu().contiguous().numpy().data)
