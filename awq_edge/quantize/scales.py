@@ -46,9 +46,8 @@ def search_and_fold(
         names: tuple[str, ...], heads: tuple[int, int] | None = None
     ) -> tuple[Choice, torch.Tensor]:
         weight = torch.cat([weights[f"{name}.weight"] for name in names])
-        products = Products(weight.shape[1], weight.device)
-        products.add(inputs[awq.INPUT_OF[names[0]]])
-        return search(weight, Hessian.of(products.means()), quantisers[names[0]], heads)
+        hessian = _hessian(inputs[awq.INPUT_OF[names[0]]])
+        return search(weight, hessian, quantisers[names[0]], heads)
 
     qkv, qkv_scales = found(("attn_q", "attn_k", "attn_v"))
     output, output_scales = found(("attn_output",), (a.kv_heads, repeats))
@@ -60,6 +59,13 @@ def search_and_fold(
         {"qkv": qkv_scales, "output": output_scales, "gate_up": gate_scales, "down": down_scales},
     )
     return {"qkv": qkv, "output": output, "gate_up": gate_up, "down": down}
+
+
+def _hessian(x: torch.Tensor) -> Hessian:
+    """Of inputs [.., k]; the sums, twice its size, are let go of."""
+    products = Products(x.shape[-1], x.device)
+    products.add(x)
+    return Hessian.of(products.means())
 
 
 def search(
