@@ -17,7 +17,7 @@ from awq_edge import Model, Session, _native
 
 # FNV-1a, 64 bits, over the little-endian bytes of float32 [250, 512]: the logits after each of 200
 # prompt tokens and of 50 more, each the likeliest (the lowest id on a tie).
-GOLDEN_HASH = 0x19AB1A08725A443C
+GOLDEN_HASH = 0x9060C23FB7B8614C
 PROMPT = [1, *((37 * i * i + 11 * i + 5) % 509 + 3 for i in range(199))]
 DECODED = 50
 
