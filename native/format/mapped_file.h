@@ -2,8 +2,11 @@
 // system's; knows nothing about what the bytes mean.
 #pragma once
 
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <mutex>
+#include <thread>
 
 namespace awqe {
 
@@ -18,14 +21,21 @@ class MappedFile {
     const uint8_t* data() const { return data_; }  // page-aligned; NULL for an empty file
     size_t size() const { return size_; }
 
-    // Tells the system that all of the file is about to be read, if it fits into half of the
-    // machine's memory. A larger file would push out its own beginning; there the system's ordinary
-    // read-ahead does better.
+    // All of the file is about to be read: loads it in the background, in huge pages where the
+    // system can, if it fits into half of the machine's memory. A larger file would push out its
+    // own beginning; there the system's ordinary read-ahead does better. Once; safe from any
+    // thread.
     void expect_use() const;
 
   private:
+    bool mostly_absent() const;
+    void load() const;
+
     const uint8_t* data_ = nullptr;
     size_t size_ = 0;
+    mutable std::once_flag expected_;
+    mutable std::atomic<bool> closing_{false};
+    mutable std::thread loader_;
 };
 
 }  // namespace awqe

@@ -14,9 +14,11 @@ namespace {
 // a timer tick.
 constexpr int kSpins = 2000;
 
-// Ranges of a member's part in share(): one that another program slows down leaves its last ones to
-// the others.
-constexpr size_t kRangesPerMember = 4;
+// What a member takes of the grains that are left of its own part, and of another's. The first
+// range of a part is its longest, so its length is what a member whose core another program takes
+// can keep from the others.
+constexpr size_t kOwnShare = 4;
+constexpr size_t kOthersShare = 2;
 
 // Tells the core that this is a waiting loop.
 inline void relax() {
@@ -133,10 +135,24 @@ void ThreadPool::wait_while(const std::atomic<uint32_t>& word, uint32_t value) c
     }
 }
 
-size_t Team::share_step(size_t total, size_t grain) const {
-    const size_t ranges = size() * kRangesPerMember;
-    const size_t step = (total + ranges - 1) / ranges;
-    return (step + grain - 1) / grain * grain;
+bool Team::take(unsigned owner, size_t grains, Range* range) {
+    const size_t part_begin = grains * owner / size();
+    const size_t part_end = grains * (owner + 1) / size();
+    const bool own = owner == index_;
+    const size_t divisor = own ? kOwnShare : kOthersShare;
+    std::atomic<uint64_t>& cursor = pool_.cursors_[owner].value;
+    uint64_t taken = cursor.load(std::memory_order_relaxed);
+    for (;;) {
+        const size_t begin = part_begin + (taken & UINT32_MAX);
+        const size_t end = part_end - (taken >> 32);
+        if (begin >= end) return false;
+        const size_t count = (end - begin + divisor - 1) / divisor;
+        const uint64_t after = taken + (own ? count : uint64_t{count} << 32);
+        if (cursor.compare_exchange_weak(taken, after, std::memory_order_relaxed)) {
+            *range = own ? Range{begin, begin + count} : Range{end - count, end};
+            return true;
+        }
+    }
 }
 
 void Team::barrier() {

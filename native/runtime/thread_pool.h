@@ -51,9 +51,10 @@ class ThreadPool {
         Signal start;  // grows by one per run
         std::thread thread;
     };
-    // How much of a member's part of the items has been handed out, on its own cache line.
+    // How many grains of a member's part have been handed out, on its own cache line: in the low
+    // half those from its front, in the high half those from its back.
     struct alignas(64) Cursor {
-        std::atomic<size_t> value{0};
+        std::atomic<uint64_t> value{0};
     };
 
     void run_erased(unsigned members, Call call, const void* context);
@@ -86,26 +87,21 @@ class Team {
 
     // Divides the items [0, total) over the team: body(begin, end) is called for ranges that begin
     // at multiples of `grain`. Every member has a part of its own, neighbouring items, so that it
-    // reads one stream of memory; whoever is through with it helps the others. Every member must
-    // call this, and none returns before all items are done.
+    // reads one stream of memory; whoever is through with it helps the others. Ranges shrink
+    // towards the end of a part, so that all finish together. Every member must call this, and none
+    // returns before all items are done. total < 2^32 * grain.
     template <class Body>
     void share(size_t total, size_t grain, Body&& body) {
         if (size() == 1) {
             if (total > 0) body(size_t{0}, total);
             return;
         }
-        const size_t step = share_step(total, grain);
+        const size_t grains = (total + grain - 1) / grain;
         for (unsigned i = 0; i < size(); ++i) {
-            const unsigned owner = (index_ + i) % size();
-            const size_t end = part_begin(owner + 1, total, grain);
-            const size_t length = end - part_begin(owner, total, grain);
-            std::atomic<size_t>& cursor = pool_.cursors_[owner].value;
-            // Looks before it takes: a part that is done is only read, by everybody.
-            while (cursor.load(std::memory_order_relaxed) < length) {
-                const size_t taken = cursor.fetch_add(step, std::memory_order_relaxed);
-                if (taken >= length) break;
-                const size_t begin = end - length + taken;
-                body(begin, begin + step < end ? begin + step : end);
+            Range range;
+            while (take((index_ + i) % size(), grains, &range)) {
+                const size_t end = range.end * grain;
+                body(range.begin * grain, end < total ? end : total);
             }
         }
         barrier();
@@ -115,12 +111,14 @@ class Team {
     friend class ThreadPool;
     Team(ThreadPool& pool, unsigned index) : pool_(pool), index_(index) {}
 
-    size_t share_step(size_t total, size_t grain) const;
-    // The first item of a member's part.
-    size_t part_begin(unsigned member, size_t total, size_t grain) const {
-        const size_t begin = (total + grain - 1) / grain * member / size() * grain;
-        return begin < total ? begin : total;
-    }
+    // Grains of the current share().
+    struct Range {
+        size_t begin;
+        size_t end;
+    };
+    // Takes grains of a member's part: the owner from its front, others from its back. False if
+    // none are left.
+    bool take(unsigned owner, size_t grains, Range* range);
     void barrier();
 
     ThreadPool& pool_;
