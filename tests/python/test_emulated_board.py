@@ -20,13 +20,13 @@ from boards import CPUS, ROOT, STORIES, arm_bundle, arm_root, run_emulated, run_
 
 from awq_edge import GenerationConfig, Model
 
+pytestmark = pytest.mark.xdist_group("boards")  # one build folder, one unpacked bundle
+
 PROMPT = "Once upon a time"
 # Prints a hash over the logits of every token of a prompt, and the ids of a greedy continuation.
 REPORT = """
 import hashlib, json, sys
 from awq_edge import GenerationConfig, Model
-
-pytestmark = pytest.mark.xdist_group("boards")  # one build folder, one unpacked bundle
 with Model.open(sys.argv[1]) as model:
     logits = model.logits(model.tokenize(sys.argv[2]) * 8)
     generation = model.generate(sys.argv[2], GenerationConfig(max_tokens=24, temperature=0))
