@@ -47,7 +47,7 @@ def token_blocks(
     """Cuts a text into blocks and draws some of them, in text order.
 
     Each block begins with BOS where the model's prompts do. A text too short for ``samples`` blocks
-    gives fewer, one too short for a single block gives a shorter one.
+    gives fewer.
 
     Args:
         tokenizer: The model's.
@@ -58,15 +58,22 @@ def token_blocks(
 
     Returns:
         int64 [blocks, tokens].
+
+    Raises:
+        InvalidArgumentError: The text is shorter than one block.
     """
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
     begins_with_bos = tokenizer.add_bos and tokenizer.bos_id is not None
     payload = sequence_length - begins_with_bos
-    if len(ids) == 0 or payload < 1:
+    if payload < 1:
         raise InvalidArgumentError(
-            "The calibration text gives no tokens; choose a longer text or longer sequences."
+            f"A block of {sequence_length} tokens has no room for text after BOS; use 2 or more."
         )
-    payload = min(payload, len(ids))
+    if len(ids) < payload:
+        raise InvalidArgumentError(
+            f"The calibration text gives {len(ids)} tokens and one block needs {payload}: use a "
+            "longer text (--calibration) or shorter blocks (--sequence-length)."
+        )
     blocks = ids[: len(ids) // payload * payload].reshape(-1, payload)
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(blocks), generator=generator)[:samples].sort().values

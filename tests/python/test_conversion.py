@@ -320,16 +320,29 @@ def test_calibration_that_cannot_work(
     text.write_bytes(b"\xff\xfe")
     refused(source, output, InvalidArgumentError, "not UTF-8", method="awq", calibration=text)
     text.write_text("")
-    refused(source, output, InvalidArgumentError, "no tokens", method="awq", calibration=text)
+    refused(source, output, InvalidArgumentError, "gives 0 tokens", method="awq", calibration=text)
     (source / "tokenizer.json").unlink()
     refused(source, output, CheckpointError, "--method rtn", method="awq", calibration=text)
 
 
-def test_text_shorter_than_a_block_still_calibrates(
+def test_text_shorter_than_a_block_is_refused(
     tmp_path: Path, checkpoint: Callable[..., Path], text: Path
 ) -> None:
-    text.write_text("x")
-    convert(str(checkpoint()), tmp_path / "m", Options(calibration=text, group_size=32))
+    source, output = checkpoint(), tmp_path / "m"
+    text.write_text("Only a few words.")
+    words = r"gives \d+ tokens and one block needs 63: use a longer text"
+    refused(
+        source,
+        output,
+        InvalidArgumentError,
+        words,
+        method="awq",
+        calibration=text,
+        sequence_length=64,
+    )
+    convert(
+        str(source), output, Options(calibration=text, group_size=32, sequence_length=3, samples=1)
+    )
 
 
 @pytest.mark.parametrize(
