@@ -56,7 +56,7 @@ test: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev --log-level=WARNING
 	$(BIN)/cmake --build --preset dev
 	$(BIN)/ctest --preset dev -j $(JOBS)
-	PATH="$(CURDIR)/$(BIN):$$PATH" AWQ_EDGE_ASSETS="$(ASSETS)" $(BIN)/python -m pytest -q -rs -n $(JOBS) --dist loadgroup
+	PATH="$(CURDIR)/$(BIN):$$PATH" AWQ_EDGE_ASSETS="$(ASSETS)" $(BIN)/python -m pytest -q -rs -n $(JOBS)
 
 CPP := $(shell find native tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c' 2>/dev/null)
 

@@ -22,12 +22,44 @@ if "PYTEST_XDIST_WORKER" in os.environ:
 STORIES = ROOT / "tests/data/stories260k.awq.gguf"
 
 
-@pytest.hookimpl(tryfirst=True)
+# ---- side by side: pytest -n 2 -------------------------------------------------------------------
+
+# A file stays in one process, for what it has made once; so do the files that share a folder: the
+# tests' own builds and Debian (boards.py), and the builds in the user's cache.
+_UNITS = {
+    "test_build.py": "boards",
+    "test_embed_c.py": "boards",
+    "test_emulated_board.py": "boards",
+    "test_deploy.py": "user's cache",
+    "test_raspberry_pi_document.py": "user's cache",
+}
+# These take longest: begun last, one of them would keep a single core busy at the end.
+_FIRST = ("boards", "test_arm_emulated.py", "test_eval_tasks.py")
+
+
+def _unit(nodeid: str) -> str:
+    name = nodeid.partition("::")[0].rpartition("/")[2]
+    return _UNITS.get(name, name)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from xdist.scheduler import LoadScopeScheduling
+
+    class ByUnit(LoadScopeScheduling):  # type: ignore[misc,unused-ignore]  # as xdist is typed
+        def _split_scope(self, nodeid: str) -> str:
+            return _unit(nodeid)
+
+    config.option.loadscopereorder = False
+    return ByUnit(config, log)
+
+
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """For ``pytest -n 2 --dist loadgroup``: a file stays in one process, for what it made once."""
-    for item in items:
-        if item.get_closest_marker("xdist_group") is None:
-            item.add_marker(pytest.mark.xdist_group(item.path.stem))
+    order = {unit: place for place, unit in enumerate(_FIRST)}
+    items.sort(key=lambda item: order.get(_unit(item.nodeid), len(order)))
+
+
+# ---- fixtures ------------------------------------------------------------------------------------
 
 
 @pytest.fixture(scope="session")

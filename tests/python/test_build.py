@@ -25,8 +25,6 @@ from awq_edge.device.project import metadata_files, runtime_requirements
 from awq_edge.errors import BuildError, UnsupportedError
 from awq_edge.profiles import load_profile
 
-pytestmark = pytest.mark.xdist_group("boards")  # one build folder, one unpacked bundle
-
 PI = load_profile("rpi4b")
 
 

@@ -28,8 +28,6 @@ from awq_edge.device.wheel import write_wheel
 from awq_edge.errors import BoardError, InvalidArgumentError, UnsupportedError
 from awq_edge.profiles import load_profile
 
-pytestmark = pytest.mark.xdist_group("deploy")  # one build folder, in the user's cache
-
 pytestmark = pytest.mark.skipif(
     platform.system() != "Linux" or platform.machine() != "x86_64",
     reason="this machine stands for the target x86_64-linux, and it is another one",

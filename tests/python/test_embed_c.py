@@ -18,8 +18,6 @@ from boards import ROOT, STORIES, arm_root, arm_wheel
 
 from awq_edge import GenerationConfig, Model
 
-pytestmark = pytest.mark.xdist_group("boards")  # one build folder, one unpacked bundle
-
 FOLDER = ROOT / "examples/embed_c"
 PROMPT = "Once upon a time"
 

@@ -20,8 +20,6 @@ from boards import CPUS, ROOT, STORIES, arm_bundle, arm_root, run_emulated, run_
 
 from awq_edge import GenerationConfig, Model
 
-pytestmark = pytest.mark.xdist_group("boards")  # one build folder, one unpacked bundle
-
 PROMPT = "Once upon a time"
 # Prints a hash over the logits of every token of a prompt, and the ids of a greedy continuation.
 REPORT = """

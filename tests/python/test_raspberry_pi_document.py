@@ -24,8 +24,6 @@ from awq_edge import _native
 from awq_edge.device.wheel import write_wheel
 from awq_edge.profiles import load_profile
 
-pytestmark = pytest.mark.xdist_group("deploy")  # one build folder, in the user's cache
-
 PAGE = ROOT / "docs/raspberry-pi.md"
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 
