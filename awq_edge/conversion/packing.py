@@ -138,10 +138,10 @@ class Packer:
             if values.dim() == 1:
                 self._work.store_vector(f"blk.{layer}.{name}", values.cpu().numpy())
 
-    def settle(self) -> None:
-        """Waits until everything that was stored lies in its file."""
-        while self._unsettled:
-            self._unsettled.pop().result()
+    def unsettled(self) -> list[Future[None]]:
+        """What was stored since the last call and may not lie in its file yet."""
+        unsettled, self._unsettled = self._unsettled, []
+        return unsettled
 
     def _rows_at_once(self, k: int) -> int:
         return max(_ROW_BLOCK_FLOATS // k // layouts.BLOCK_ROWS, 1) * layouts.BLOCK_ROWS

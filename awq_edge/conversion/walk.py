@@ -15,6 +15,7 @@ import torch
 from awq_edge import torch_decoder
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.packing import Packer
+from awq_edge.conversion.recorder import Recorder
 from awq_edge.conversion.report import Events, LayerReport
 from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.float_model import FloatModel
@@ -52,6 +53,7 @@ class Walk:
         self._widths = widths
         self._processes = processes
         self._packer = Packer(source, options, widths, device, work)
+        self._recorder = Recorder(work, device)
         self._blocks = 0  # of calibration, over all processes
 
     def run(self, blocks: torch.Tensor | None) -> None:
@@ -71,22 +73,33 @@ class Walk:
         if hidden is not None:
             frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
             positions = Positions.first(hidden.shape[1], frequencies)
-        for layer, weights in self._layers(len(work.layers)):
-            if hidden is None or positions is None:
-                self._events.layer_scaled(layer, weights)
-                self._packer.store_layer(layer, weights, {})
-                report = LayerReport(layer, None, None, {})
-            else:
-                after = work.hidden(layer + 1, hidden.shape, self._device)
-                report = self._calibrated_layer(layer, weights, hidden, after, positions)
-                after.keep()
-                hidden.close()
-                hidden = after
-            self._packer.settle()
-            work.layer_done(report)
-            self._events.layer_done(report, a.layers)
+        with self._recorder:
+            for layer, weights in self._layers(len(work.layers)):
+                hidden = self._walked(layer, weights, hidden, positions)
         if not a.tied_head:
             self._head(hidden)
+
+    def _walked(
+        self,
+        layer: int,
+        weights: awq.Weights,
+        hidden: HiddenStates | None,
+        positions: Positions | None,
+    ) -> HiddenStates | None:
+        """Does a layer; gives the hidden states behind it."""
+        if hidden is None or positions is None:
+            self._events.layer_scaled(layer, weights)
+            self._packer.store_layer(layer, weights, {})
+            report, after = LayerReport(layer, None, None, {}), None
+        else:
+            after = self._work.hidden(layer + 1, hidden.shape, self._device)
+            report = self._calibrated_layer(layer, weights, hidden, after, positions)
+        self._recorder.wait()
+        if hidden is not None:
+            hidden.close()
+        self._recorder.record(report, after, self._packer.unsettled())
+        self._events.layer_done(report, self._architecture.layers)
+        return after
 
     def _layers(self, first: int) -> Iterator[tuple[int, awq.Weights]]:
         """Layers with their weights on the device; beside a GPU the next one is read meanwhile."""

@@ -179,16 +179,17 @@ def _compensate_block(
     scales, zeros, upper = given
     weights, codes, errors = changed
     divisors = torch.where(scales == 0, torch.inf, scales)  # an empty group stays empty
+    lowest, highest = -zeros, largest_code - zeros
     pivots = upper.diagonal()
     for index in range(len(weights)):
-        w, code, error = weights[index], codes[index], errors[index]
-        torch.div(w, divisors[index], out=code)
-        code.round_().add_(zeros[index]).clamp_(0.0, largest_code)
-        torch.sub(code, zeros[index], out=error)
-        torch.sub(w, error.mul_(scales[index]), out=error)
-        error.div_(pivots[index])
+        w, steps, error = weights[index], codes[index], errors[index]
+        torch.div(w, divisors[index], out=steps)
+        steps.round_().clamp_(lowest[index], highest[index])
+        torch.mul(steps, scales[index], out=error)
+        torch.sub(w, error, out=error).div_(pivots[index])
         if index + 1 < len(weights):
             weights[index + 1 :].addr_(upper[index, index + 1 :], error, alpha=-1)
+    codes += zeros
 
 
 def descend(
@@ -244,16 +245,17 @@ def _descend_block(
     scales, zeros, matrix, weights = given
     slopes, codes, moves = changed
     divisors = torch.where(scales == 0, torch.inf, scales)  # an empty group stays empty
+    lowest, highest = -zeros, largest_code - zeros
     pivots = matrix.diagonal()
     for index in range(len(weights)):
-        w, code, moved = weights[index], codes[index], moves[index]
-        torch.div(slopes[index], pivots[index], out=code)
-        torch.sub(w, code, out=code)
-        code.div_(divisors[index]).round_().add_(zeros[index]).clamp_(0.0, largest_code)
-        torch.sub(code, zeros[index], out=moved)
-        moved.mul_(scales[index]).sub_(w)
+        w, steps, moved = weights[index], codes[index], moves[index]
+        torch.div(slopes[index], pivots[index], out=steps)
+        torch.sub(w, steps, out=steps).div_(divisors[index])
+        steps.round_().clamp_(lowest[index], highest[index])
+        torch.mul(steps, scales[index], out=moved).sub_(w)
         if index + 1 < len(weights):
             slopes[index + 1 :].addr_(matrix[index + 1 :, index], moved)
+    codes += zeros
 
 
 def refit_scales(codes: torch.Tensor, target: torch.Tensor, hessian: Hessian, grid: Grid) -> Grid:
