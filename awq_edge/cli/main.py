@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
+import signal
 import sys
 from typing import Annotated
 
@@ -70,12 +71,26 @@ app.command()(selftest)
 def main() -> None:
     """Runs the command line in ``sys.argv`` and exits with its status."""
     _output.make_streams_forgiving()
+    interrupts: list[int] = []
+
+    def interrupt(number: int, frame: object) -> None:
+        interrupts.append(number)
+        raise KeyboardInterrupt
+
+    handler = signal.getsignal(signal.SIGINT)
+    if handler is signal.default_int_handler:
+        signal.signal(signal.SIGINT, interrupt)
     try:
         # Not standalone: typer would print usage errors and swallow Ctrl-C in its own way.
         status = app(prog_name="awq-edge", standalone_mode=False)
         sys.stdout.flush()
     except BaseException as error:
-        sys.exit(_errors.exit_status(error))
+        # Extension modules that are interrupted while they load fail in ways of their own.
+        stopped = interrupts and not isinstance(error, SystemExit)
+        sys.exit(_errors.stopped() if stopped else _errors.exit_status(error))
+    finally:
+        if handler is signal.default_int_handler:
+            signal.signal(signal.SIGINT, handler)
     if status == 130:  # newer typer turns Ctrl-C into this status
         _errors.stopped()
     sys.exit(status if isinstance(status, int) else 0)

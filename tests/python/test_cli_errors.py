@@ -6,6 +6,7 @@ import errno
 import json
 import math
 import os
+import signal
 import subprocess
 import sys
 from collections import namedtuple
@@ -94,6 +95,36 @@ def test_debugging_shows_the_traceback(command: Command) -> None:
 def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert _errors.exit_status(KeyboardInterrupt()) == 130
     assert capsys.readouterr().err == "awq-edge: stopped.\n"
+
+
+def test_ctrl_c_while_a_package_loads_is_130(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """An extension module may swallow the interrupt and leave half of itself behind."""
+
+    def load(**_: object) -> None:
+        try:
+            signal.raise_signal(signal.SIGINT)
+        except KeyboardInterrupt:
+            raise AttributeError("module 'numpy' has no attribute 'lib'") from None
+
+    monkeypatch.setattr(main, "app", load)
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 130
+    assert capsys.readouterr().err == "awq-edge: stopped.\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def test_ctrl_c_before_the_first_command_is_silent(tmp_path: Path) -> None:
+    (tmp_path / "typer.py").write_text(
+        "import os, signal, time\nos.kill(os.getpid(), signal.SIGINT)\ntime.sleep(60)\n"
+    )
+    program = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
+    program += "from awq_edge.cli.start import start\nstart()\n"
+    command = [sys.executable, "-c", program, "--version"]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, check=False, timeout=60)
+    assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
 def test_not_enough_memory(
