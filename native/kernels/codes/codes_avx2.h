@@ -17,10 +17,16 @@ namespace {
 // Codes<bits>: a run is the smallest piece of a block whose bytes do not mix with others'.
 //   kRun        inputs of a run
 //   kFields     registers that two rows of a run expand to; register f holds inputs 16 f ... 16 f +
-//   15 kLowBytes   bytes of a run in the first plane; kHighBytes: in the second, 3 bits only expand
-//   rows 2 * pair and 2 * pair + 1 of the run at low (and high)
+//   15 kLowBytes   bytes of a run in the first plane; kHighBytes: in the second, 3 bits only High
+//   a run's bits of the second plane, for all four rows expand      rows 2 * pair and 2 * pair + 1
+//   of the run at low
 template <int kBits>
 struct Codes;
+
+// There is no second plane.
+struct NoHighPlane {
+    explicit NoHighPlane(const uint8_t*) {}
+};
 
 template <>
 struct Codes<4> {
@@ -28,8 +34,9 @@ struct Codes<4> {
     static constexpr int kFields = 2;
     static constexpr size_t kLowBytes = 64;
     static constexpr size_t kHighBytes = 0;
+    using High = NoHighPlane;
 
-    static inline void expand(const uint8_t* low, const uint8_t*, size_t pair,
+    static inline void expand(const uint8_t* low, const High&, size_t pair,
                               __m256i (&fields)[kFields]) {
         const __m256i mask = _mm256_set1_epi8(15);
         const __m256i v = _mm256_load_si256((const __m256i*)(low + 32 * pair));
@@ -44,8 +51,9 @@ struct Codes<8> {
     static constexpr int kFields = 2;
     static constexpr size_t kLowBytes = 128;
     static constexpr size_t kHighBytes = 0;
+    using High = NoHighPlane;
 
-    static inline void expand(const uint8_t* low, const uint8_t*, size_t pair,
+    static inline void expand(const uint8_t* low, const High&, size_t pair,
                               __m256i (&fields)[kFields]) {
         const __m256i first = _mm256_load_si256((const __m256i*)(low + 64 * pair));
         const __m256i second = _mm256_load_si256((const __m256i*)(low + 64 * pair + 32));
@@ -60,8 +68,9 @@ struct Codes<2> {
     static constexpr int kFields = 4;
     static constexpr size_t kLowBytes = 64;
     static constexpr size_t kHighBytes = 0;
+    using High = NoHighPlane;
 
-    static inline void expand(const uint8_t* low, const uint8_t*, size_t pair,
+    static inline void expand(const uint8_t* low, const High&, size_t pair,
                               __m256i (&fields)[kFields]) {
         const __m256i mask = _mm256_set1_epi8(3);
         const __m256i v = _mm256_load_si256((const __m256i*)(low + 32 * pair));
@@ -79,14 +88,24 @@ struct Codes<3> {
     static constexpr size_t kLowBytes = 64;
     static constexpr size_t kHighBytes = 32;
 
-    static inline void expand(const uint8_t* low, const uint8_t* high, size_t pair,
+    struct High {
+        __m256i nibbles[2];  // bit f of byte j: of field f, input 16 f + j; two rows each
+
+        explicit inline High(const uint8_t* high) {
+            // A row's eight bytes hold two nibbles each; rows 0, 2 | 1, 3.
+            const __m256i bytes =
+                _mm256_permute4x64_epi64(_mm256_load_si256((const __m256i*)high), 0xd8);
+            const __m256i mask = _mm256_set1_epi8(15);
+            const __m256i first = _mm256_and_si256(bytes, mask);
+            const __m256i second = _mm256_and_si256(_mm256_srli_epi16(bytes, 4), mask);
+            nibbles[0] = _mm256_unpacklo_epi64(first, second);
+            nibbles[1] = _mm256_unpackhi_epi64(first, second);
+        }
+    };
+
+    static inline void expand(const uint8_t* low, const High& high, size_t pair,
                               __m256i (&fields)[kFields]) {
-        // Eight bytes of a row, then the same shifted right by four: bit f of every byte belongs to
-        // field f.
-        const __m256i twice = _mm256_permute4x64_epi64(
-            _mm256_castsi128_si256(_mm_load_si128((const __m128i*)(high + 16 * pair))), 0x50);
-        const __m256i h = _mm256_and_si256(_mm256_srlv_epi64(twice, _mm256_setr_epi64x(0, 4, 0, 4)),
-                                           _mm256_set1_epi8(15));
+        const __m256i h = high.nibbles[pair];
         // Two fields at a time, in the halves of a byte: a table puts bits 0 and 2 (1 and 3) of its
         // index at bits 2 and 6.
         const __m256i table02 =

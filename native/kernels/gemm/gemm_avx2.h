@@ -63,11 +63,13 @@ inline void expand_tile(const PackedMatrix& w, size_t row, size_t begin, size_t 
         for (size_t run = 0; run < count / Run::kRun; ++run) {
             const size_t position = begin / Run::kRun + run;
             __m256i fields[4][Run::kFields];
-#pragma GCC unroll 4
-            for (size_t p = 0; p < 4; ++p) {
-                Run::expand(block[p / 2] + w.codes_offset + position * Run::kLowBytes,
-                            block[p / 2] + w.high_plane_offset + position * Run::kHighBytes, p % 2,
-                            fields[p]);
+#pragma GCC unroll 2
+            for (size_t b = 0; b < 2; ++b) {
+                const uint8_t* low = block[b] + w.codes_offset + position * Run::kLowBytes;
+                const typename Run::High high(block[b] + w.high_plane_offset +
+                                              position * Run::kHighBytes);
+                Run::expand(low, high, 0, fields[2 * b]);
+                Run::expand(low, high, 1, fields[2 * b + 1]);
             }
 #pragma GCC unroll 4
             for (size_t f = 0; f < Run::kFields; ++f) {
