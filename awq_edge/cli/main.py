@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
-import signal
 import sys
 from typing import Annotated
 
@@ -10,6 +9,7 @@ import typer
 
 from awq_edge import __version__
 from awq_edge.cli import _errors, _output
+from awq_edge.cli._interrupt import postponed_while_importing
 from awq_edge.cli.analyze import analyze
 from awq_edge.cli.bench import bench
 from awq_edge.cli.build import build
@@ -71,26 +71,13 @@ app.command()(selftest)
 def main() -> None:
     """Runs the command line in ``sys.argv`` and exits with its status."""
     _output.make_streams_forgiving()
-    interrupts: list[int] = []
-
-    def interrupt(number: int, frame: object) -> None:
-        interrupts.append(number)
-        raise KeyboardInterrupt
-
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is signal.default_int_handler:
-        signal.signal(signal.SIGINT, interrupt)
     try:
         # Not standalone: typer would print usage errors and swallow Ctrl-C in its own way.
-        status = app(prog_name="awq-edge", standalone_mode=False)
+        with postponed_while_importing():
+            status = app(prog_name="awq-edge", standalone_mode=False)
         sys.stdout.flush()
     except BaseException as error:
-        # Extension modules that are interrupted while they load fail in ways of their own.
-        stopped = interrupts and not isinstance(error, SystemExit)
-        sys.exit(_errors.stopped() if stopped else _errors.exit_status(error))
-    finally:
-        if handler is signal.default_int_handler:
-            signal.signal(signal.SIGINT, handler)
+        sys.exit(_errors.exit_status(error))
     if status == 130:  # newer typer turns Ctrl-C into this status
         _errors.stopped()
     sys.exit(status if isinstance(status, int) else 0)

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import errno
+import importlib
 import json
 import math
 import os
 import signal
 import subprocess
 import sys
+import time
 from collections import namedtuple
 from pathlib import Path
 
@@ -97,21 +99,27 @@ def test_ctrl_c_is_130(capsys: pytest.CaptureFixture[str]) -> None:
     assert capsys.readouterr().err == "awq-edge: stopped.\n"
 
 
-def test_ctrl_c_while_a_package_loads_is_130(
-    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+def test_ctrl_c_waits_until_a_package_is_loaded(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """An extension module may swallow the interrupt and leave half of itself behind."""
+    """An extension module may swallow the interrupt, or leave half of itself behind."""
+    (tmp_path / "half_loaded.py").write_text(
+        "import signal, sys\nsignal.raise_signal(signal.SIGINT)\nsys.loaded = True\n"
+    )
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr(sys, "loaded", False, raising=False)
 
     def load(**_: object) -> None:
-        try:
-            signal.raise_signal(signal.SIGINT)
-        except KeyboardInterrupt:
-            raise AttributeError("module 'numpy' has no attribute 'lib'") from None
+        importlib.import_module("half_loaded")
+        time.sleep(20)
 
     monkeypatch.setattr(main, "app", load)
+    started = time.monotonic()
     with pytest.raises(SystemExit) as ended:
         main.main()
     assert ended.value.code == 130
+    assert time.monotonic() - started < 15
+    assert sys.loaded  # type: ignore[attr-defined]  # the module sets it
     assert capsys.readouterr().err == "awq-edge: stopped.\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
 
