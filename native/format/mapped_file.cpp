@@ -61,23 +61,21 @@ MappedFile::~MappedFile() {
 }
 
 void MappedFile::expect_use() const {
-    if (data_ == nullptr) return;
-    std::call_once(expected_, [this] {
-        uint8_t* const bytes = const_cast<uint8_t*>(data_);
-        const uint64_t memory_bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
-                                      static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-        madvise(bytes, size_, MADV_NORMAL);
-        if (size_ > memory_bytes / 2) return;
-        // A huge page cannot take the place of the small one that a header was read from. All of
-        // these are wishes.
-        if (mostly_absent()) madvise(bytes, size_, kPageOut);
-        madvise(bytes, size_, MADV_HUGEPAGE);
-        try {
-            loader_ = std::thread([this] { load(); });
-        } catch (const std::system_error&) {
-            madvise(bytes, size_, MADV_WILLNEED);
-        }
-    });
+    if (data_ == nullptr || expected_.exchange(true)) return;
+    uint8_t* const bytes = const_cast<uint8_t*>(data_);
+    const uint64_t memory_bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
+                                  static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    madvise(bytes, size_, MADV_NORMAL);
+    if (size_ > memory_bytes / 2) return;
+    // A huge page cannot take the place of the small one that a header was read from. All of these
+    // are wishes.
+    if (mostly_absent()) madvise(bytes, size_, kPageOut);
+    madvise(bytes, size_, MADV_HUGEPAGE);
+    try {
+        loader_ = std::thread([this] { load(); });
+    } catch (const std::system_error&) {
+        madvise(bytes, size_, MADV_WILLNEED);
+    }
 }
 
 // Looks at one page in the middle of each huge one.

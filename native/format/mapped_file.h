@@ -5,7 +5,6 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
-#include <mutex>
 #include <thread>
 
 namespace awqe {
@@ -33,7 +32,7 @@ class MappedFile {
 
     const uint8_t* data_ = nullptr;
     size_t size_ = 0;
-    mutable std::once_flag expected_;
+    mutable std::atomic<bool> expected_{false};
     mutable std::atomic<bool> closing_{false};
     mutable std::thread loader_;
 };
