@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import lzma
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import torch
@@ -19,7 +19,7 @@ from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumen
 from awq_edge.hf_tokenizer import StoredTokenizer
 
 _SHIPPED_TEXT = Path(__file__).with_name("calibration_text.txt.xz")
-_STRIP_ROWS = 1024  # of products, computed at once: large enough for every processor
+_STRIP_ROWS = 1024  # of products, computed at once: enough for every processor to be busy
 
 
 def read_text(path: Path | None) -> str:
@@ -129,9 +129,7 @@ class InputStatistics:
     def divide_by(self, scales: torch.Tensor) -> None:
         """Makes the statistics those of inputs divided by ``scales`` [k]."""
         self._absolute /= scales
-        padded = F.pad(scales, (0, -self._k % self._group_size), value=1.0)
-        by_group = padded.reshape(-1, self._group_size)
-        self._products /= by_group.unsqueeze(2) * by_group.unsqueeze(1)
+        self._products /= self._pairs(scales)
 
     def merged(
         self,
@@ -157,41 +155,54 @@ class InputStatistics:
         """Means of x_i * x_j within each group, [groups, g, g]; zero beyond a short last group."""
         return self._products / max(self._tokens, 1)
 
+    def products_over(self, scales: torch.Tensor) -> torch.Tensor:
+        """:meth:`mean_products` of inputs divided by ``scales`` [k]."""
+        return self.mean_products() / self._pairs(scales)
+
+    def _pairs(self, scales: torch.Tensor) -> torch.Tensor:
+        """scales_i * scales_j within each group, [groups, g, g]; 1 beyond a short last group."""
+        padded = F.pad(scales, (0, -self._k % self._group_size), value=1.0)
+        by_group = padded.reshape(-1, self._group_size)
+        return by_group.unsqueeze(2) * by_group.unsqueeze(1)
+
 
 class Products:
     """Sums of x_i * x_j over every token that a matrix reads, in float64.
 
-    Only the lower triangle is summed, a strip of rows at a time, until the means are asked for.
+    The lower triangle alone, in strips of rows: half of what would be the largest tensor of all.
     """
 
     def __init__(self, k: int, device: torch.device) -> None:
         """Starts with no tokens, for inputs of width k."""
-        self.sums = torch.zeros(k, k, dtype=torch.float64, device=device)
+        ends = [min(first + _STRIP_ROWS, k) for first in range(0, k, _STRIP_ROWS)]
+        self.strips = [
+            torch.zeros(end - first, end, dtype=torch.float64, device=device)
+            for first, end in zip([0, *ends], ends)
+        ]
         self.tokens = 0
 
     def add(self, x: torch.Tensor) -> None:
         """Adds tokens, float32 [.., k]."""
         x = x.reshape(-1, x.shape[-1])
         columns = x.T.contiguous()
-        for first, end in self._strips():
-            self.sums[first:end, :end] += torch_decoder.multiply(
-                columns[first:end], columns[:end], None
-            )
+        for strip in self.strips:
+            rows, end = strip.shape
+            strip += torch_decoder.multiply(columns[end - rows : end], columns[:end], None)
         self.tokens += len(x)
 
     def join(self, other: Products) -> None:
         """Adds the sums over other tokens."""
-        self.sums += other.sums
+        for strip, part in zip(self.strips, other.strips):
+            strip += part
         self.tokens += other.tokens
 
     def means(self) -> torch.Tensor:
-        """Over the tokens so far, float64 [k, k], in the memory of the sums: nothing follows it."""
-        self.sums /= max(self.tokens, 1)
-        for first, end in self._strips():
-            self.sums[first:end, end:] = self.sums[end:, first:end].T
-        return self.sums
-
-    def _strips(self) -> Iterator[tuple[int, int]]:
-        k = len(self.sums)
-        for first in range(0, k, _STRIP_ROWS):
-            yield first, min(first + _STRIP_ROWS, k)
+        """Over the tokens so far, float64 [k, k]; the sums are used up."""
+        k = self.strips[-1].shape[1]
+        means = torch.empty(k, k, dtype=torch.float64, device=self.strips[-1].device)
+        while self.strips:
+            strip = self.strips.pop().div_(max(self.tokens, 1))
+            rows, end = strip.shape
+            means[end - rows : end, :end] = strip
+            means[: end - rows, end - rows : end] = strip[:, : end - rows].T
+        return means

@@ -74,13 +74,17 @@ class Processes:
                 del part  # before the next one is made: it may be as large as the layer
             return empty.means()
         mine = dict(parts)
+        device = empty.strips[0].device
         tokens = {
-            segment: torch.tensor([part.tokens], dtype=torch.float64, device=part.sums.device)
+            segment: torch.tensor([part.tokens], dtype=torch.float64, device=device)
             for segment, part in mine.items()
         }
-        one = torch.zeros(1, dtype=torch.float64, device=empty.sums.device)
-        empty.tokens = int(self.total(tokens, one))
-        empty.sums = self.total({segment: part.sums for segment, part in mine.items()}, empty.sums)
+        none = torch.zeros(1, dtype=torch.float64, device=device)
+        empty.tokens = int(self.total(tokens, none))
+        empty.strips = [
+            self.total({segment: part.strips[number] for segment, part in mine.items()}, strip)
+            for number, strip in enumerate(empty.strips)
+        ]
         return empty.means()
 
     def blocks(self, blocks: int) -> slice:

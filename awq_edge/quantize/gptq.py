@@ -26,7 +26,7 @@ DAMPING = 0.01
 # Weights refined together: bounds the memory. A GPU has more of it, and wants long rows.
 _WEIGHTS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
 _BLOCK = 64  # inputs rounded before the rest of the matrix hears of their errors
-_STRIP = 1024  # columns of the inverse factor, or rows of the Hessian, that are copied at once
+_STRIP = 1024  # rows or columns of a Hessian or its factor that are copied at once
 
 
 @dataclasses.dataclass(frozen=True)
@@ -59,16 +59,21 @@ class Hessian:
         # H = V V^T with V upper triangular, from the Cholesky factor of H read backwards; the
         # factor of the inverse is then V's inverse.
         _reorder(products, order.flip(0))
-        factor = products.mT  # the same numbers, in the order of memory that LAPACK takes
-        info = torch.empty((), dtype=torch.int32, device=factor.device)
-        torch.linalg.cholesky_ex(factor, check_errors=True, out=(factor, info))
-        return cls(matrix, order, _backwards_inverse(factor))
+        _factorise(products)
+        return cls(matrix, order, _backwards_inverse(products))
 
     def conditional(self) -> torch.Tensor:
         """What an input's error costs once the later ones have made up for it, [k]."""
         costs = torch.empty_like(self.upper[0])
         costs[self.order] = self.upper.diagonal().square().reciprocal()
         return costs
+
+    def solve(self, right: torch.Tensor) -> torch.Tensor:
+        """``right`` [n, k] times the inverse."""
+        in_order = right[:, self.order] @ self.upper.T @ self.upper
+        solved = torch.empty_like(in_order)
+        solved[:, self.order] = in_order
+        return solved
 
 
 def _reorder(matrix: torch.Tensor, order: torch.Tensor) -> None:
@@ -81,19 +86,49 @@ def _reorder(matrix: torch.Tensor, order: torch.Tensor) -> None:
         columns.copy_(columns[order])
 
 
-def _backwards_inverse(lower: torch.Tensor) -> torch.Tensor:
-    """The inverse of a lower triangular matrix [k, k] read backwards, float32, upper triangular."""
-    k = len(lower)
-    inverse = torch.zeros(k, k, device=lower.device)
+def _factorise(matrix: torch.Tensor) -> None:
+    """Puts the Cholesky factor of a matrix [k, k] into its lower triangle, strip by strip.
+
+    Above the diagonal strips nothing changes. (PyTorch's own needs the memory three times.)
+    """
+    k = len(matrix)
     for first in range(0, k, _STRIP):
         end = min(first + _STRIP, k)
-        # Backwards, columns first … end - 1 of the identity: zero but in their own rows.
-        identity = torch.zeros(end, end - first, dtype=lower.dtype, device=lower.device)
-        identity[: end - first].fill_diagonal_(1.0)
-        solved = torch.linalg.solve_triangular(
-            lower[k - end :, k - end :], identity.flip(1), upper=False
-        )
-        inverse[:end, first:end] = solved.flip(0)
+        inside = slice(first, end)
+        if first:
+            matrix[first:, inside] -= matrix[first:, :first] @ matrix[inside, :first].T
+        factor = torch.linalg.cholesky(matrix[inside, inside])
+        matrix[inside, inside] = factor
+        if end < k:
+            matrix[end:, inside] = torch.linalg.solve_triangular(
+                factor.T, matrix[end:, inside], upper=True, left=False
+            )
+
+
+def _backwards_inverse(lower: torch.Tensor) -> torch.Tensor:
+    """The inverse of a triangular matrix [k, k] read backwards, float32, upper triangular.
+
+    Args:
+        lower: Lower triangular but for what lies above its diagonal strips: that is not read.
+    """
+    k = len(lower)
+    inverse = torch.zeros(k, k, device=lower.device)
+    strips = [slice(first, min(first + _STRIP, k)) for first in range(0, k, _STRIP)]
+    ends = [_inverse(lower[strip, strip]) for strip in strips]
+    for number, strip in enumerate(strips):
+        column = torch.zeros_like(lower[strip.start :, strip])
+        column[: len(ends[number])] = ends[number]
+        for below, end in zip(strips[number + 1 :], ends[number + 1 :]):
+            known = column[: below.start - strip.start]
+            product = lower[below, strip.start : below.start] @ known
+            column[below.start - strip.start : below.stop - strip.start] = -(end @ product)
+        inverse[: k - strip.start, k - strip.stop : k - strip.start] = column.flip(0, 1)
+    return inverse
+
+
+def _inverse(lower: torch.Tensor) -> torch.Tensor:
+    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
+    inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
     return inverse
 
 

@@ -169,6 +169,17 @@ def test_the_activations_unit_does_not_matter(size: float) -> None:
     assert same.float().mean() > 0.98
 
 
+@pytest.mark.parametrize("strip", [7, 16, 40, 64])
+def test_the_factor_does_not_depend_on_strips(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
+    matrix = products(inputs(40))
+    monkeypatch.setattr(gptq, "_STRIP", strip)
+    hessian = gptq.Hessian.of(matrix.clone())
+    ordered = hessian.matrix.double()[hessian.order][:, hessian.order]
+    upper = hessian.upper.double()
+    assert torch.equal(upper, upper.triu())
+    torch.testing.assert_close(upper.T @ upper @ ordered, torch.eye(40).double(), rtol=0, atol=1e-5)
+
+
 def test_rows_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     target = weight(10, 64)
     hessian = gptq.Hessian.of(products(inputs(64)))

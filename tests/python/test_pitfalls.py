@@ -27,7 +27,7 @@ from awq_edge.conversion import Options, convert  # noqa: E402
 from awq_edge.errors import UnsupportedError  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
 from awq_edge.model_file import read_dequantised  # noqa: E402
-from awq_edge.quantize import awq, gptq, grids, scales, staged  # noqa: E402
+from awq_edge.quantize import awq, calibration, gptq, grids, scales, staged  # noqa: E402
 from awq_edge.quantize.calibration import Products  # noqa: E402
 from awq_edge.quantize.distributed import Processes  # noqa: E402
 from awq_edge.quantize.hidden_states import HiddenStates  # noqa: E402
@@ -128,15 +128,21 @@ def test_statistics_in_float32_survive_dead_and_extreme_channels(size: float) ->
     assert bool(torch.isfinite(hessian.conditional()).all())
 
 
-def test_products_of_parts_are_those_of_the_whole() -> None:
+@pytest.mark.parametrize("strip", [16, 40])
+def test_products_of_parts_are_those_of_the_whole(
+    monkeypatch: pytest.MonkeyPatch, strip: int
+) -> None:
     """Batches of unequal length: none is dropped and none counts twice."""
+    monkeypatch.setattr(calibration, "_STRIP_ROWS", strip)
     x = torch.randn(50, 40)
-    whole, parts = Products(40, torch.device("cpu")), Products(40, torch.device("cpu"))
-    whole.add(x)
-    for first, last in ((0, 7), (7, 8), (8, 50)):
-        parts.add(x[first:last])
-    assert whole.tokens == parts.tokens == 50
-    torch.testing.assert_close(whole.means(), parts.means(), rtol=1e-5, atol=1e-6)
+    parts, last = Products(40, torch.device("cpu")), Products(40, torch.device("cpu"))
+    parts.add(x[:7])
+    parts.add(x[7:8])
+    last.add(x[8:])
+    parts.join(last)
+    assert parts.tokens == 50
+    exact = x.T.double() @ x.double() / 50
+    torch.testing.assert_close(parts.means(), exact, rtol=1e-5, atol=1e-6)
 
 
 def test_packed_values_are_those_that_the_next_layer_was_calibrated_on(tmp_path: Path) -> None:
