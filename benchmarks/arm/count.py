@@ -1,11 +1,18 @@
 """Instruction counts of the Arm kernels under emulation, and a model's cycles for their loops.
 
-    python benchmarks/arm/count.py [--token] [--json FILE]
+    python benchmarks/arm/count.py [--token] [--llama-cpp SOURCES] [--json FILE]
 
 Neither is a speed: a count says how much work a kernel gives a core, and llvm-mca's cycles say how
 well a model of that core could do it with every byte in the first-level cache. Only a board gives a
 speed. Counts are exact differences between two numbers of repetitions in one thread, with an empty
 environment; compare them only between builds of one compiler.
+
+--llama-cpp builds llama.cpp from its sources with the same compiler for the same CPU and counts its
+tokens in the same way, Q4_0 with a Q6_K head. llama-cpp-python's source archive holds them:
+
+    pip download --no-binary :all: --no-deps llama-cpp-python==0.3.36
+    tar xf llama_cpp_python-0.3.36.tar.gz
+    python benchmarks/arm/count.py --llama-cpp llama_cpp_python-0.3.36/vendor/llama.cpp
 
 Needs ziglang, cmake, ninja, a C compiler, qemu-aarch64 of version 7 or 8 (newer ones refuse the
 plugin) and the C library in /usr/aarch64-linux-gnu; for cycles llvm-objdump and llvm-mca, whose
@@ -27,6 +34,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/rpi4b"
+PEER_BUILD = ROOT / "build/llama.cpp-rpi4b"
 OBJECTS = BUILD / "CMakeFiles/awq_edge_objects.dir/native/kernels"
 SYSROOT = Path("/usr/aarch64-linux-gnu")
 
@@ -90,10 +98,16 @@ def run(*command: str, environment: dict[str, str] | None = None) -> str:
     return result.stdout
 
 
+def build_tools() -> tuple[str, dict[str, str]]:
+    """CMake, and an environment in which it finds the tools that were installed beside it."""
+    cmake = require("cmake")
+    path = f"{Path(cmake).parent}{os.pathsep}{os.environ['PATH']}"
+    return cmake, {**os.environ, "PATH": path}
+
+
 def build(directory: Path) -> Path:
     """Builds the programs that are counted, and the plugin, which goes into ``directory``."""
-    cmake = require("cmake")
-    tools = {**os.environ, "PATH": f"{Path(cmake).parent}{os.pathsep}{os.environ['PATH']}"}
+    cmake, tools = build_tools()
     run(
         *(cmake, "--preset", "rpi4b", "-DAWQE_BUILD_BENCHMARKS=ON"),
         f"-DAWQE_ZIG_PYTHON={sys.executable}",
@@ -108,7 +122,24 @@ def build(directory: Path) -> Path:
     return plugin
 
 
-def count(plugin: Path, cpu: str, program: str, *arguments: object) -> int:
+def build_peer(sources: Path) -> Path:
+    """Builds llama.cpp by our own toolchain file; returns the program that is counted."""
+    if not (sources / "include/llama.h").is_file():
+        raise Problem(f"{sources} does not hold llama.cpp: there is no include/llama.h")
+    cmake, tools = build_tools()
+    run(
+        *(cmake, "-G", "Ninja", "-S", "benchmarks/arm/llama_cpp", "-B", str(PEER_BUILD)),
+        f"-DLLAMA_CPP_SOURCE={sources.resolve()}",
+        f"-DCMAKE_TOOLCHAIN_FILE={ROOT / 'targets/rpi4b/toolchain.cmake'}",
+        f"-DAWQE_ZIG_PYTHON={sys.executable}",
+        "-DCMAKE_BUILD_TYPE=Release",
+        environment=tools,
+    )
+    run(cmake, "--build", str(PEER_BUILD), "--target", "llama_cpp_loop", environment=tools)
+    return PEER_BUILD / "llama_cpp_loop"
+
+
+def count(plugin: Path, cpu: str, program: str | Path, *arguments: object) -> int:
     """Instructions that one run of ``program`` executes, start and end included."""
     output = run(
         *(require("qemu-aarch64"), "-cpu", cpu, "-seed", "1", "-plugin", str(plugin)),
@@ -160,27 +191,38 @@ def kernel_counts(plugin: Path) -> list[Count]:
     return counts
 
 
-def token_counts(plugin: Path, directory: Path) -> list[Count]:
+def token_counts(plugin: Path, directory: Path, peer: Path | None) -> list[Count]:
     """Whole tokens of TinyLlama's shape, cut to two layers, with random weights."""
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from dataclasses import replace
 
-    from shapes import SHAPES, write_awq_edge
+    from shapes import SHAPES, write_awq_edge, write_llama_cpp
 
     shape = replace(SHAPES["tinyllama-1.1b"], layers=2)
-    model = directory / "model.awq.gguf"
-    write_awq_edge(shape, model)
     attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size
     layer = shape.hidden * (attention + 3 * shape.feed_forward)
     weights = shape.layers * layer + shape.vocabulary * shape.hidden
     counts = []
-    for table in ("neon", "neon_dotprod"):
-        few = count(plugin, CPUS[table], "token_loop", model, 1)
-        more = count(plugin, CPUS[table], "token_loop", model, 3)
+
+    def add(system: str, cpu: str, program: str | Path, model: Path, head: str) -> float:
+        few = count(plugin, cpu, program, model, 1)
+        more = count(plugin, cpu, program, model, 3)
         token = (more - few) / 2
-        name = "a token of tinyllama-1.1b, 2 layers, head at 8 bits"
-        counts.append(Count(table, name, "token, in millions", token / 1e6))
-        counts.append(Count(table, name, "weight", token / weights))
+        name = f"a token of tinyllama-1.1b, 2 layers, {head}"
+        counts.append(Count(system, name, "token, in millions", token / 1e6))
+        counts.append(Count(system, name, "weight", token / weights))
+        return token
+
+    model = directory / "model.awq.gguf"
+    write_awq_edge(shape, model)
+    tables = ("neon", "neon_dotprod")
+    ours = [add(table, CPUS[table], "token_loop", model, "head at 8 bits") for table in tables]
+    if peer is not None:
+        model = directory / "model.q4_0.gguf"
+        write_llama_cpp(shape, model)
+        theirs = add("llama.cpp", CPUS["neon"], peer, model, "head in Q6_K")
+        ratio = ours[0] / theirs
+        counts.append(Count("neon", "a token", "instruction of llama.cpp's", ratio))
     return counts
 
 
@@ -262,6 +304,9 @@ def main() -> int:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--token", action="store_true", help="count whole tokens too (200 MB)")
+    parser.add_argument(
+        "--llama-cpp", type=Path, metavar="SOURCES", help="count llama.cpp's tokens too (600 MB)"
+    )
     parser.add_argument("--llvm-mca", metavar="PROGRAM", help="llvm-mca to ask for cycles")
     parser.add_argument("--json", type=Path, metavar="FILE", help="write all numbers here")
     arguments = parser.parse_args()
@@ -271,9 +316,10 @@ def main() -> int:
     try:
         with tempfile.TemporaryDirectory() as directory:
             plugin = build(Path(directory))
+            peer = build_peer(arguments.llama_cpp) if arguments.llama_cpp else None
             counts += kernel_counts(plugin)
-            if arguments.token:
-                counts += token_counts(plugin, Path(directory))
+            if arguments.token or peer:
+                counts += token_counts(plugin, Path(directory), peer)
         print("instructions, counted (not a speed)")
         for one in counts:
             print(f"  {one.table:13} {one.operation:44} {one.instructions:8.4f} per {one.unit}")
