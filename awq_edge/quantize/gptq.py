@@ -50,16 +50,9 @@ class Hessian:
                 in its memory, which is the largest of a conversion.
             damping: Share of the mean diagonal.
         """
-        diagonal = products.diagonal()
-        dead = diagonal <= 0
-        mean = diagonal.mean() if bool((~dead).any()) else torch.ones_like(diagonal[0])
-        diagonal += torch.where(dead, mean, mean * damping)
+        _damp(products, damping)
         matrix = products.float()
-        order = torch.argsort(products.diagonal(), descending=True, stable=True)
-        # H = V V^T with V upper triangular, from the Cholesky factor of H read backwards; the
-        # factor of the inverse is then V's inverse.
-        _reorder(products, order.flip(0))
-        _factorise(products)
+        order = _factorise(products)
         return cls(matrix, order, _backwards_inverse(products))
 
     def conditional(self) -> torch.Tensor:
@@ -76,6 +69,23 @@ class Hessian:
         return solved
 
 
+def conditional(products: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
+    """``Hessian.of(products).conditional()``, without the Hessian; the products are used up."""
+    _damp(products, damping)
+    order = _factorise(products)
+    costs = torch.empty(len(order), device=order.device)
+    costs[order] = products.diagonal().reciprocal().float().square().reciprocal().flip(0)
+    return costs
+
+
+def _damp(products: torch.Tensor, damping: float) -> None:
+    """Adds to the diagonal."""
+    diagonal = products.diagonal()
+    dead = diagonal <= 0
+    mean = diagonal.mean() if bool((~dead).any()) else torch.ones_like(diagonal[0])
+    diagonal += torch.where(dead, mean, mean * damping)
+
+
 def _reorder(matrix: torch.Tensor, order: torch.Tensor) -> None:
     """Puts rows and columns [k, k] into an order, in place."""
     for first in range(0, len(matrix), _STRIP):
@@ -86,11 +96,18 @@ def _reorder(matrix: torch.Tensor, order: torch.Tensor) -> None:
         columns.copy_(columns[order])
 
 
-def _factorise(matrix: torch.Tensor) -> None:
-    """Puts the Cholesky factor of a matrix [k, k] into its lower triangle, strip by strip.
+def _factorise(matrix: torch.Tensor) -> torch.Tensor:
+    """Puts a Cholesky factor into a symmetric matrix's lower triangle [k, k], strip by strip.
 
-    Above the diagonal strips nothing changes. (PyTorch's own needs the memory three times.)
+    H = V V^T with V upper triangular, in the order of falling diagonals, comes from the Cholesky
+    factor of H read backwards; the factor of the inverse is then V's inverse. Nothing useful is
+    left above the diagonal strips. (PyTorch's own factorisation needs the memory three times.)
+
+    Returns:
+        The order, [k]; the factor is that of the matrix with inputs in the opposite order.
     """
+    order = torch.argsort(matrix.diagonal(), descending=True, stable=True)
+    _reorder(matrix, order.flip(0))
     k = len(matrix)
     for first in range(0, k, _STRIP):
         end = min(first + _STRIP, k)
@@ -103,6 +120,7 @@ def _factorise(matrix: torch.Tensor) -> None:
             matrix[end:, inside] = torch.linalg.solve_triangular(
                 factor.T, matrix[end:, inside], upper=True, left=False
             )
+    return order
 
 
 def _backwards_inverse(lower: torch.Tensor) -> torch.Tensor:

@@ -12,10 +12,9 @@ from collections.abc import Mapping
 
 import torch
 
-from awq_edge.quantize import awq, grouped
+from awq_edge.quantize import awq, gptq, grouped
 from awq_edge.quantize.awq import Choice, Probe, Quantiser, Weights
 from awq_edge.quantize.calibration import Products
-from awq_edge.quantize.gptq import Hessian
 
 _COST_EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _WEIGHT_EXPONENTS = (0.0, 0.25, 0.5, 0.75)
@@ -45,9 +44,9 @@ def search_and_fold(
     def found(
         names: tuple[str, ...], heads: tuple[int, int] | None = None
     ) -> tuple[Choice, torch.Tensor]:
+        costs = _costs(inputs.pop(awq.INPUT_OF[names[0]]))
         weight = torch.cat([weights[f"{name}.weight"] for name in names])
-        hessian = _hessian(inputs[awq.INPUT_OF[names[0]]])
-        return search(weight, hessian, quantisers[names[0]], heads)
+        return search(weight, costs, quantisers[names[0]], heads)
 
     qkv, qkv_scales = found(("attn_q", "attn_k", "attn_v"))
     output, output_scales = found(("attn_output",), (a.kv_heads, repeats))
@@ -61,16 +60,16 @@ def search_and_fold(
     return {"qkv": qkv, "output": output, "gate_up": gate_up, "down": down}
 
 
-def _hessian(x: torch.Tensor) -> Hessian:
-    """Of inputs [.., k]; the sums, twice its size, are let go of."""
+def _costs(x: torch.Tensor) -> torch.Tensor:
+    """What a square error of each input costs, [k], for inputs [.., k]."""
     products = Products(x.shape[-1], x.device)
     products.add(x)
-    return Hessian.of(products.means())
+    return gptq.conditional(products.means())
 
 
 def search(
     weight: torch.Tensor,
-    hessian: Hessian,
+    costs: torch.Tensor,
     quantiser: Quantiser,
     heads: tuple[int, int] | None = None,
 ) -> tuple[Choice, torch.Tensor]:
@@ -78,11 +77,10 @@ def search(
 
     Args:
         weight: The rows that read the input, float32 [n, k].
-        hessian: Of the float input.
+        costs: What an error of each float input costs once the later ones have made up for it, [k].
         quantiser: Bits and groups.
         heads: Key-value heads, and query heads for each: their inputs then share scales.
     """
-    costs = hessian.conditional()
     n, k = weight.shape
     g = quantiser.group_size
     largest = grouped.group_maxima(weight, g).repeat_interleave(g, dim=1)[:, :k]

@@ -207,6 +207,7 @@ def test_conditional_costs_are_what_remains_after_the_best_repair() -> None:
             inside = matrix[later][:, later]
             repaired = repaired - matrix[j, later] @ torch.linalg.solve(inside, matrix[later, j])
         assert float(costs[j]) == pytest.approx(float(repaired), rel=1e-3)
+    assert torch.equal(gptq.conditional(matrix.clone(), damping=0.0), costs)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

@@ -123,7 +123,7 @@ def test_statistics_in_float32_survive_dead_and_extreme_channels(size: float) ->
     products = Products(64, torch.device("cpu"))
     products.add(x)
     hessian = gptq.Hessian.of(products.means())
-    choice, found = scales.search(weight, hessian, awq.Quantiser(3, 32))
+    choice, found = scales.search(weight, hessian.conditional(), awq.Quantiser(3, 32))
     assert bool(torch.isfinite(found).all() and (found > 0).all()), choice
     assert bool(torch.isfinite(hessian.conditional()).all())
 
