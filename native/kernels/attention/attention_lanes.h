@@ -232,9 +232,12 @@ inline void attend(const float* queries, const Cache& cache, size_t head_size, s
         scale_weights<kQueries>(cache, row, count, weights);
         const auto* values = cache.values + row * stride;
         size_t i = 0;
-        for (; i + 32 <= head_size; i += 32) {
-            add_values<kQueries, 2>(weights, values, stride, head_size, i, count, first, keep,
-                                    scale, out);
+        // Sums may take half of the registers; more of them would go through the stack.
+        if constexpr (kQueries * 2 * sizeof(Lanes) <= kRegisterBytes / 2) {
+            for (; i + 32 <= head_size; i += 32) {
+                add_values<kQueries, 2>(weights, values, stride, head_size, i, count, first, keep,
+                                        scale, out);
+            }
         }
         for (; i < head_size; i += 16) {
             add_values<kQueries, 1>(weights, values, stride, head_size, i, count, first, keep,

@@ -14,6 +14,8 @@
 namespace awqe {
 namespace {
 
+[[maybe_unused]] constexpr size_t kRegisterBytes = size_t{16} * 32;
+
 struct Lanes {
     __m256 low;   // lanes 0 ... 7
     __m256 high;  // lanes 8 ... 15

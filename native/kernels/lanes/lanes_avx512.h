@@ -14,6 +14,8 @@
 namespace awqe {
 namespace {
 
+[[maybe_unused]] constexpr size_t kRegisterBytes = size_t{32} * 64;
+
 struct Lanes {
     __m512 v;
 };

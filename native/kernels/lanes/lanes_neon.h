@@ -14,6 +14,8 @@
 namespace awqe {
 namespace {
 
+[[maybe_unused]] constexpr size_t kRegisterBytes = size_t{32} * 16;
+
 struct Lanes {
     float32x4_t q[4];  // lanes 4 i ... 4 i + 3
 };
