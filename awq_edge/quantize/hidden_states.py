@@ -35,8 +35,8 @@ class HiddenStates:
         self._memory = None
 
     def read(self, blocks: slice) -> torch.Tensor:
-        """Some blocks, on the device; to be changed by nobody."""
-        return self._from_file(blocks) if self._memory is None else self._memory[blocks]
+        """A copy of some blocks, on the device: later writes do not change it."""
+        return self._from_file(blocks) if self._memory is None else self._memory[blocks].clone()
 
     def write(self, blocks: slice, states: torch.Tensor) -> None:
         """Replaces some blocks."""

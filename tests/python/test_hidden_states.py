@@ -22,7 +22,9 @@ def test_batches_come_back_and_survive_the_process(tmp_path: Path, device: str) 
     for batch in (slice(4, 7), slice(0, 1), slice(1, 4)):
         states.write(batch, values[batch].to(device))
     assert torch.equal(states.read(slice(2, 6)).cpu(), values[2:6])
-    states.write(slice(2, 3), 2 * states.read(slice(2, 3)))
+    before = states.read(slice(2, 3))
+    states.write(slice(2, 3), 2 * before)
+    assert torch.equal(before.cpu(), values[2:3])
     values[2] *= 2
     states.keep()
     states.close()
