@@ -53,7 +53,9 @@ class Hessian:
         _damp(products, damping)
         matrix = products.float()
         order = _factorise(products)
-        return cls(matrix, order, _backwards_inverse(products))
+        upper = _backwards_inverse(products)
+        _release(products)
+        return cls(matrix, order, upper)
 
     def conditional(self) -> torch.Tensor:
         """What an input's error costs once the later ones have made up for it, [k]."""
@@ -75,7 +77,13 @@ def conditional(products: torch.Tensor, damping: float = DAMPING) -> torch.Tenso
     order = _factorise(products)
     costs = torch.empty(len(order), device=order.device)
     costs[order] = products.diagonal().reciprocal().float().square().reciprocal().flip(0)
+    _release(products)
     return costs
+
+
+def _release(used_up: torch.Tensor) -> None:
+    """Gives a tensor's memory back at once: callers up the stack may still hold the tensor."""
+    used_up.untyped_storage().resize_(0)
 
 
 def _damp(products: torch.Tensor, damping: float) -> None:
