@@ -107,6 +107,12 @@ def test_every_kernel_gives_the_reference_bits(
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("cpu", TABLES)
+def test_random_cases_give_the_reference_bits(emulator: str, build: Path, cpu: str) -> None:
+    result = _run(emulator, cpu, build / "tests/native/fuzz_kernels_loop", 100)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 # Emulated floats cost a hundred times what real ones do: thread counts and ways to cut the prompt
 # are left to the two CPUs that run all of the kernels between them.
 @pytest.mark.parametrize(
