@@ -1,8 +1,8 @@
 // Differential fuzz target: any bytes choose an operation, its shape and its numbers, and every
 // kernel table that this CPU can run must give the bits of the reference. Any difference aborts and
 // says which. Built twice:
-//   build/fuzz/tests/native/fuzz_kernels -len_control=0 -max_len=64   libFuzzer, by the `fuzz` preset
-//   fuzz_kernels_loop CASES [SEED]                              plain, on every machine, by ctest
+//   build/fuzz/tests/native/fuzz_kernels -len_control=0 -max_len=64    libFuzzer (`fuzz` preset)
+//   fuzz_kernels_loop CASES [SEED]       plain, on every machine, by ctest
 //
 // All numbers are finite and small enough for no sum to overflow: that is what the kernels promise
 // to be equal for (native/ARITHMETIC.md, section 1).
