@@ -201,8 +201,8 @@ def _download(model: str) -> Path:
     except Exception as error:  # the hub's client raises the errors of several HTTP libraries
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(
-            f"There is no directory {model}, and the hub did not give a model of that name: "
-            f"{reason}"
+            f"There is no directory {model}, and the hub did not give a model of that name "
+            f"({reason.removeprefix('Got: ').rstrip('.')})."
         ) from error
 
 

@@ -91,7 +91,7 @@ class GenerationConfig:
         ):
             value = getattr(self, name)
             if value is not None and not low <= value <= high:
-                raise InvalidArgumentError(f"{name} is {value}: use {low:g} to {high:g}.")
+                raise InvalidArgumentError(f"{name} is {value}: use {low} to {high}.")
         if isinstance(self.stop, str):
             object.__setattr__(self, "stop", (self.stop,))
         StopStrings(self.stop)
@@ -219,7 +219,16 @@ class Model:
 
     def memory(self, context_length: int | None = None, *, kv: str | None = None) -> MemoryNeed:
         """Bytes that a session needs; allocates nothing."""
-        return self.native.memory(context_length or self.context_length, kv or self._kv)
+        context_length = context_length or self.context_length
+        self._require_trained(context_length)
+        return self.native.memory(context_length, kv or self._kv)
+
+    def _require_trained(self, context_length: int) -> None:
+        if context_length > self.info.context_length:
+            raise InvalidArgumentError(
+                f"A context of {context_length} tokens was asked for, but {self.name} was trained "
+                f"for {self.info.context_length}: use at most that."
+            )
 
     def close(self) -> None:
         """Closes every session and the file. A second call does nothing."""
@@ -303,11 +312,7 @@ class Model:
             OutOfMemoryError: The free memory cannot hold it, and ``check_memory`` is on.
         """
         context_length = context_length or self.context_length
-        if context_length > self.info.context_length:
-            raise InvalidArgumentError(
-                f"A context of {context_length} tokens was asked for, but {self.name} was trained "
-                f"for {self.info.context_length}: use at most that."
-            )
+        self._require_trained(context_length)
         if self._check_memory if check_memory is None else check_memory:
             _require_memory(self.memory(context_length, kv=kv), context_length)
         session = Session(

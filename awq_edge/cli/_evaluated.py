@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from awq_edge.errors import FileUnreadableError, InvalidArgumentError
+from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
 from awq_edge.model import Model
 
 if TYPE_CHECKING:
@@ -128,5 +128,7 @@ def _open_checkpoint(
 
     floats = open_float_model(str(directory))
     stored = read_tokenizer(directory, floats.checkpoint.config)
-    metadata = {} if stored is None else stored.to_metadata()
+    if stored is None:
+        raise CheckpointError(f"{directory} holds neither tokenizer.json nor tokenizer.model.")
+    metadata = stored.to_metadata()
     return CheckpointSource(floats), Tokenizer.from_metadata(metadata), floats, metadata

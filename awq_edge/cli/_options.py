@@ -11,11 +11,13 @@ ModelFile = Annotated[
 ]
 Threads = Annotated[
     Optional[int],
-    typer.Option(min=1, help="Threads while decoding; by default what is fastest here."),
+    typer.Option(min=1, max=1024, help="Threads while decoding; by default what is fastest here."),
 ]
 PrefillThreads = Annotated[
     Optional[int],
-    typer.Option(min=1, help="Threads while reading a prompt; as --threads, or every fast core."),
+    typer.Option(
+        min=1, max=1024, help="Threads while reading a prompt; as --threads, or every fast core."
+    ),
 ]
 Context = Annotated[
     Optional[int],

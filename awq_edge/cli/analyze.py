@@ -60,6 +60,7 @@ def analyze(
     from awq_edge.hf_tokenizer import read_tokenizer
     from awq_edge.layouts import Layout
     from awq_edge.quantize.calibration import read_text
+    from awq_edge.quantize.methods import plan
 
     Layout(1, 1, bits, group_size)  # refuses widths and groups that do not exist
     if not report.parent.is_dir():
@@ -75,6 +76,8 @@ def analyze(
         judged = read_text(text)
     counts = _numbers(sizes)
     wanted = [method.strip() for method in methods.split(",") if method.strip()]
+    for method in wanted:
+        plan(method, bits)  # refuses names that do not exist
 
     source = open_float_model(model)
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)

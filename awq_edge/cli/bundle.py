@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
+import re
 import tempfile
 from pathlib import Path
 from typing import Annotated, Optional
@@ -12,6 +13,7 @@ from awq_edge.cli._options import Json, ModelFile, Quiet
 from awq_edge.cli._output import Output
 from awq_edge.cli._targets import Pythons, Target, Wheel
 from awq_edge.cli.build import wheel_for
+from awq_edge.errors import InvalidArgumentError
 from awq_edge.profiles import load_profile
 from awq_edge.quantities import size_text
 
@@ -40,6 +42,11 @@ def bundle(
     profile = load_profile(target)
     path = destination or Path(f"{file.name.removesuffix('.gguf')}-{target}.tar")
     pythons = python or profile.pythons
+    for version in pythons:
+        if re.fullmatch(r"3\.\d+", version) is None:
+            raise InvalidArgumentError(
+                f"There is no Python {version!r} that a board may have: write it as 3.11."
+            )
     requirements(file, profile, pythons)  # refuses a bad model before two minutes of compiling
     with tempfile.TemporaryDirectory(prefix="awq-edge-") as folder:
         own = wheel_for(profile, wheel, Path(folder) / "wheel", output)

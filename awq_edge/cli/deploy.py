@@ -13,6 +13,7 @@ from awq_edge.cli._options import Json, ModelFile, Quiet
 from awq_edge.cli._output import Output
 from awq_edge.cli._targets import Wheel
 from awq_edge.cli.build import wheel_for
+from awq_edge.model import Model
 from awq_edge.profiles import Profile, load_profile
 from awq_edge.quantities import size_text
 
@@ -53,9 +54,11 @@ def deploy(
     output = Output(as_json=as_json, quiet=quiet)
     options = ["--ignore-memory"] if ignore_memory else []
     check_options = [*options, *(["--prefix", prefix] if prefix else [])]
+    with Model.open(file):  # a bad file is told before a password is asked for
+        pass
     with Remote(host, ssh) as remote, tempfile.TemporaryDirectory(prefix="awq-edge-") as folder:
         profile = load_profile(target) if target else steps.identify(remote)
-        # Before two minutes of compiling: is the file a model, and is the board fit for it?
+        # Before two minutes of compiling: is the board fit for the model?
         needs = requirements(file, profile, steps.SUPPORTED_PYTHONS)
         facts = steps.check(remote, needs, check_options)
         output.status(

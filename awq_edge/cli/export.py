@@ -10,6 +10,7 @@ import typer
 from awq_edge.cli._interchange import export_packed
 from awq_edge.cli._options import Json, ModelFile, Quiet
 from awq_edge.cli._output import Output
+from awq_edge.model import Model
 
 
 def export(
@@ -28,5 +29,7 @@ def export(
 ) -> None:
     """Write a packed model as an AutoAWQ directory or a stock llama.cpp file."""
     output = Output(as_json=as_json, quiet=quiet)
+    with Model.open(file):  # validates the file as the runtime does
+        pass
     export_packed(file, kind, path, output)
     output.json({"file": str(file), "kind": kind, "exported": str(path)})

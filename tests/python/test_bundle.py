@@ -202,3 +202,13 @@ def test_a_wheel_for_another_target_is_refused(command: Command, tmp_path: Path)
     arguments = ("bundle", STORIES, "-t", "rpi4b", "-o", tmp_path / "out", "--wheel")
     command(*arguments, wheel).assert_one_sentence("not the wheel for rpi4b", "aarch64")
     command(*arguments, tmp_path / wheel_name(PI)).assert_one_sentence("does not exist")
+
+
+@pytest.mark.parametrize("version", ["x", "2.7", "3"])
+def test_a_python_that_cannot_be_is_refused_before_anything_is_built(
+    version: str, command: Command, tmp_path: Path
+) -> None:
+    result = command("bundle", STORIES, "-t", "rpi4b", "-o", tmp_path / "out", "--python", version)
+    result.assert_one_sentence(f"'{version}'", "3.11")
+    assert "First build" not in result.err
+    assert not (tmp_path / "out").exists()

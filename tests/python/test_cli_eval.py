@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from conftest import BAD_FILES, STORIES, Command
+from conftest import BAD_FILES, ROOT, STORIES, Command
 from numpy.typing import NDArray
 
 from awq_edge import Model, errors
@@ -222,3 +222,13 @@ def test_published_figure_of_the_protocol(command: Command, assets: Path) -> Non
         "--json",
     )
     assert json.loads(result.out)["perplexity"] == pytest.approx(22.0175, abs=0.0005)
+
+
+def test_a_checkpoint_without_a_tokenizer_is_named(
+    command: Command, story: Path, tmp_path: Path
+) -> None:
+    pytest.importorskip("torch", reason="needs the extra [convert]")
+    for name in ("config.json", "model.safetensors"):
+        (tmp_path / name).symlink_to(ROOT / "examples/novels-7m" / name)
+    result = command("eval", "ppl", tmp_path, "--text", story)
+    result.assert_one_sentence(str(tmp_path), "neither tokenizer.json nor tokenizer.model")

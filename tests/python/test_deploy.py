@@ -312,3 +312,8 @@ def test_the_target_follows_from_what_the_board_calls_itself(
         ("armv7l\nSomething", "aarch64-generic"),
     ):
         assert steps.identify(Told(text)).name == target  # type: ignore[arg-type]  # a stand-in
+
+
+def test_a_bad_file_is_told_before_the_board_is_asked(command: Command, tmp_path: Path) -> None:
+    arguments = ("deploy", tmp_path / "none.gguf", "nobody@board.invalid", "--ssh", "/bin/false")
+    command(*arguments).assert_one_sentence("none.gguf", "No such file")

@@ -235,3 +235,8 @@ def test_the_report_is_readable(command: Command) -> None:
 def test_a_bad_file_is_one_sentence(command: Command, tmp_path: Path) -> None:
     (tmp_path / "a.gguf").write_text("no model" * 40)
     command("doctor", tmp_path / "a.gguf").assert_one_sentence("magic")
+
+
+def test_a_context_beyond_the_trained_one_is_one_sentence(command: Command) -> None:
+    result = command("doctor", STORIES, "--context", 4096)
+    result.assert_one_sentence("4096 tokens", "trained for 512")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import struct
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ transformers = pytest.importorskip("transformers")
 
 import quantised_checkpoints as made  # noqa: E402  (after the checks for torch and transformers)
 from checkpoints import FAMILIES, LLAMA3_ROPE, assets, random_model, save  # noqa: E402
-from conftest import STORIES, Command  # noqa: E402
+from conftest import BAD_FILES, STORIES, Command  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
 from awq_edge import conversion, layouts, torch_decoder  # noqa: E402
@@ -322,12 +323,12 @@ def test_scaled_weights_that_were_not_kept_are_missed(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (("{stories}", "hf-awq", "{new}"), "multiples"),
+        (("{stories}", "hf-awq", "{new}"), "has 2 bits; convert with --bits 4"),
         (("{stories}", "onnx", "{new}"), "no export 'onnx'"),
         (("{stories}", "gguf", "{old}"), "exists already"),
         (("{stories}", "gguf", "{new}/below"), "no directory"),
-        (("{new}", "gguf", "{new}2"), "no file"),
-        (("{old}", "gguf", "{new}"), "not a GGUF file"),
+        (("{new}", "gguf", "{new}2"), "No such file"),
+        (("{old}", "gguf", "{new}"), "does not begin with the magic GGUF"),
     ],
 )
 def test_the_export_command_refuses_in_one_sentence(
@@ -337,6 +338,20 @@ def test_the_export_command_refuses_in_one_sentence(
     places["old"].write_text("mine, and long enough to hold a header " * 10)
     command("export", *(text.format(**places) for text in arguments)).assert_one_sentence(words)
     assert [entry.name for entry in tmp_path.iterdir()] == ["old"]
+
+
+@pytest.mark.parametrize(("fault", "words"), BAD_FILES.items())
+def test_a_bad_file_is_told_as_the_runtime_tells_it(
+    fault: str,
+    words: str,
+    command: Command,
+    broken_file: Callable[[str], Path],
+    tmp_path: Path,
+) -> None:
+    path = broken_file(fault)
+    result = command("export", path, "gguf", tmp_path / "out.gguf")
+    result.assert_one_sentence(str(path), words)
+    assert not (tmp_path / "out.gguf").exists()
 
 
 def test_unknown_ways_to_cut_texts_are_refused(tmp_path: Path) -> None:
