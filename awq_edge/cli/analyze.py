@@ -56,6 +56,7 @@ def analyze(
     from awq_edge.analysis import calibration_runs, exponents, salient
     from awq_edge.analysis.report import Analysis, write_html
     from awq_edge.analysis.subject import Settings, Subject, divide_text
+    from awq_edge.conversion.checks import check_output
     from awq_edge.float_model import open_float_model
     from awq_edge.hf_tokenizer import read_tokenizer
     from awq_edge.layouts import Layout
@@ -63,8 +64,7 @@ def analyze(
     from awq_edge.quantize.methods import plan
 
     Layout(1, 1, bits, group_size)  # refuses widths and groups that do not exist
-    if not report.parent.is_dir():
-        raise FileUnreadableError(f"There is no directory {report.parent} to write into.")
+    check_output(report, force=True)
     settings = Settings(bits, group_size, samples, sequence_length, context, chunks, seed)
     texts = calibration_runs.named_texts(calibration or [])
     if not texts:

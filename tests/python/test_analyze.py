@@ -302,6 +302,7 @@ def test_the_page_holds_everything_and_fetches_nothing(
         (("--context", 4096, "--text", "{short}"), "one chunk"),
         (("--text", "{none}"), "none.txt"),
         (("-o", "{none}/page.html"), "no directory"),
+        (("-o", "/"), "is a directory"),
     ],
 )
 def test_bad_input_is_one_sentence(
