@@ -135,26 +135,28 @@ def _backwards_inverse(lower: torch.Tensor) -> torch.Tensor:
     """The inverse of a triangular matrix [k, k] read backwards, float32, upper triangular.
 
     Args:
-        lower: Lower triangular but for what lies above its diagonal strips: that is not read.
+        lower: Lower triangular but for what lies above its diagonal strips: that is not read. The
+            inverse replaces it in float64.
     """
     k = len(lower)
-    inverse = torch.zeros(k, k, device=lower.device)
     strips = [slice(first, min(first + _STRIP, k)) for first in range(0, k, _STRIP)]
-    ends = [_inverse(lower[strip, strip]) for strip in strips]
     for number, strip in enumerate(strips):
-        column = torch.zeros_like(lower[strip.start :, strip])
-        column[: len(ends[number])] = ends[number]
-        for below, end in zip(strips[number + 1 :], ends[number + 1 :]):
-            known = column[: below.start - strip.start]
-            product = lower[below, strip.start : below.start] @ known
-            column[below.start - strip.start : below.stop - strip.start] = -(end @ product)
-        inverse[: k - strip.start, k - strip.stop : k - strip.start] = column.flip(0, 1)
-    return inverse
-
-
-def _inverse(lower: torch.Tensor) -> torch.Tensor:
-    identity = torch.eye(len(lower), dtype=lower.dtype, device=lower.device)
-    inverse: torch.Tensor = torch.linalg.solve_triangular(lower, identity, upper=False)
+        # A block of the inverse needs those above it, and of the factor only what is still there.
+        size = strip.stop - strip.start
+        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        lower[strip, strip] = torch.linalg.solve_triangular(
+            lower[strip, strip], identity, upper=False
+        )
+        for below in strips[number + 1 :]:
+            known = slice(strip.start, below.start)
+            right = lower[below, known] @ lower[known, strip]
+            lower[below, strip] = torch.linalg.solve_triangular(
+                lower[below, below], right.neg_(), upper=False
+            )
+    inverse = torch.zeros(k, k, device=lower.device)
+    for strip in strips:
+        rows = lower[strip, : strip.stop].float()
+        inverse[k - strip.stop : k - strip.start, k - strip.stop :] = rows.flip(0, 1)
     return inverse
 
 
