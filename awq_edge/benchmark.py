@@ -14,7 +14,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from awq_edge.model import Session
+    from awq_edge.session import Session
 
 # Larger than the caches of the CPUs we name, smaller than the memory of the smallest board.
 BANDWIDTH_BYTES = 256 * 1024 * 1024

@@ -1,12 +1,10 @@
-"""Opening a model file and generating text from it.
+"""Opening a model file: what is in it, and sessions that run it.
 
-Owns ``Model``, ``Session``, ``GenerationConfig`` and ``Generation``: thin and typed over the C
-library. Refuses printing and the command line. Importing it loads neither numpy nor the library;
-both come with the first model.
+Owns ``Model``: thin and typed over the C library. Refuses printing and the command line. Importing
+it loads neither numpy nor the library; both come with the first model.
 
-Threads: a ``Model`` may be shared; a ``Session`` serves one thread at a time and says so if two
-meet. ``Model.generate`` and ``Model.logits`` share one session: give each thread its own with
-``Model.session()``.
+Threads: a ``Model`` may be shared; a ``Session`` serves one thread at a time. ``Model.generate``
+and ``Model.logits`` share one session: give each thread its own with ``Model.session()``.
 """
 
 from __future__ import annotations
@@ -14,25 +12,23 @@ from __future__ import annotations
 import functools
 import os
 import threading
-import time
 import weakref
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Union
+from typing import TYPE_CHECKING, Any
 
 from awq_edge import thread_counts
 from awq_edge.errors import (
-    ContextFullError,
     FileInvalidError,
     FileUnreadableError,
     InvalidArgumentError,
     OutOfMemoryError,
 )
 from awq_edge.free_memory import read_free_memory
+from awq_edge.generation import Generation, GenerationConfig, Prompt
 from awq_edge.quantities import size_text
-from awq_edge.tokenizer import IncrementalDecoder, StopStrings, Tokenizer, eos_token_ids
+from awq_edge.session import Session
+from awq_edge.tokenizer import Tokenizer, eos_token_ids
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -45,56 +41,6 @@ if TYPE_CHECKING:
 # A cache for the whole trained length can be larger than the model (4 GiB for Llama 3.2 1B):
 # a conversation of this length fits every board, and more is one argument away.
 DEFAULT_CONTEXT_LENGTH = 4096
-
-Prompt = Union[str, Sequence[int]]
-Progress = Callable[[int, int], None]
-
-
-@dataclass(frozen=True)
-class GenerationConfig:
-    """How the next token is drawn, and when to stop.
-
-    Attributes:
-        max_tokens: Stop after this many tokens; None goes on to the end of the context.
-        temperature: 0 always takes the likeliest token.
-        top_k: Keep the k likeliest tokens; 0 keeps all.
-        top_p: Keep the smallest set whose probability reaches this; 1 keeps all.
-        min_p: Drop tokens less likely than this share of the likeliest; 0 keeps all.
-        repetition_penalty: Above 1 makes recent tokens less likely; 1 is off.
-        repetition_window: Tokens that count as recent; 0 is the whole context.
-        seed: Equal seeds give equal texts, on every machine; None draws one.
-        stop: Strings that end the text; they are not shown.
-    """
-
-    max_tokens: int | None = 256
-    temperature: float = 0.8
-    top_k: int = 40
-    top_p: float = 0.95
-    min_p: float = 0.05
-    repetition_penalty: float = 1.0
-    repetition_window: int = 64
-    seed: int | None = None
-    stop: tuple[str, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses what can never work, by name."""
-        if self.max_tokens is not None and self.max_tokens < 0:
-            raise InvalidArgumentError(f"max_tokens is {self.max_tokens}: use 0 or more.")
-        for name, low, high in (
-            ("temperature", 0.0, 100.0),
-            ("top_p", 0.0, 1.0),
-            ("min_p", 0.0, 1.0),
-            ("repetition_penalty", 0.01, 100.0),
-            ("top_k", 0, 2**32 - 1),
-            ("repetition_window", 0, 2**32 - 1),
-            ("seed", 0, 2**64 - 1),
-        ):
-            value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise InvalidArgumentError(f"{name} is {value}: use {low} to {high}.")
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        StopStrings(self.stop)
 
 
 class Model:
@@ -366,320 +312,6 @@ class Model:
         return session.logits(tokens)
 
 
-class Session:
-    """One conversation: the tokens so far and their keys and values.
-
-    A context manager. Serves one thread at a time.
-    """
-
-    def __init__(
-        self,
-        model: Model,
-        *,
-        context_length: int,
-        threads: int,
-        prefill_threads: int,
-        kv: str,
-    ) -> None:
-        """Allocates the cache; ``Model.session`` is the way to get a session."""
-        from awq_edge._native import NativeSession
-
-        self.model = model
-        self.context_length = context_length
-        self.kv = kv
-        self._native: NativeSession | None = NativeSession(
-            model.native,
-            context_length=context_length,
-            threads=threads,
-            prefill_threads=prefill_threads,
-            kv_type=kv,
-        )
-        self.kernels = self._native.kernels
-        self.threads = self._native.threads
-        self.prefill_threads = self._native.prefill_threads
-        self._tokens: list[int] = []
-        self._busy = threading.Lock()
-        self._generation: Generation | None = None  # whose text the context continues
-
-    @property
-    def closed(self) -> bool:
-        """Whether the session was closed."""
-        return self._native is None
-
-    @property
-    def tokens(self) -> tuple[int, ...]:
-        """Everything in the context."""
-        return tuple(self._tokens)
-
-    @property
-    def position(self) -> int:
-        """How many tokens are in the context."""
-        return len(self._tokens)
-
-    def close(self) -> None:
-        """Frees the cache. A second call does nothing."""
-        if self._native is not None:
-            with self._use() as native:
-                native.close()
-                self._native = None
-
-    def __enter__(self) -> Session:
-        """The session itself."""
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        """Closes the session."""
-        self.close()
-
-    @property
-    def earliest(self) -> int:
-        """The lowest position, apart from 0, that ``truncate`` can go back to.
-
-        0, unless the model has layers with a sliding window and they have dropped what came before.
-        """
-        with self._use() as native:
-            return int(native.earliest)
-
-    def reusable(self, prompt: Sequence[int]) -> int:
-        """How many tokens at the beginning of a prompt need not be computed again.
-
-        Never the last one: its logits are what the next token is drawn from.
-        """
-        shared = 0
-        for old, new in zip(self._tokens, prompt[:-1]):
-            if old != new:
-                break
-            shared += 1
-        # Layers with a sliding window may have forgotten what comes before.
-        return shared if shared == self.position or shared >= self.earliest else 0
-
-    def truncate(self, position: int) -> None:
-        """Forgets every token from ``position`` on; see ``earliest``."""
-        if not 0 <= position <= len(self._tokens):
-            raise InvalidArgumentError(
-                f"Position {position} is not in the context, which holds {len(self._tokens)} "
-                "tokens."
-            )
-        with self._use() as native:
-            native.truncate(position)
-            del self._tokens[position:]
-
-    def evaluate(self, tokens: Sequence[int], *, progress: Progress | None = None) -> None:
-        """Appends tokens. The result does not depend on how a text is divided into calls.
-
-        Args:
-            tokens: Ids.
-            progress: Called with the tokens done and their number; may raise to stop. What was
-                read until then stays in the context.
-        """
-        self._append(tokens, None, progress)
-
-    def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Appends tokens and gives the logits after each: float32 [tokens, vocabulary]."""
-        import numpy as np
-
-        self._require_room(len(tokens))
-        result = np.empty((len(tokens), self.model.info.vocabulary_size), np.float32)
-        if len(tokens):
-            self._append(tokens, result, None)
-        return result
-
-    def generate(
-        self,
-        prompt: Prompt,
-        config: GenerationConfig | None = None,
-        **settings: Any,
-    ) -> Generation:
-        """Continues a prompt, which replaces what is in the context; see ``Model.generate``."""
-        config = config or GenerationConfig()
-        if settings:
-            try:
-                config = replace(config, **settings)
-            except TypeError as error:
-                raise InvalidArgumentError(f"GenerationConfig: {error}.") from error
-        return Generation(self, prompt, config)
-
-    def _append(self, tokens: Sequence[int], logits: Any, progress: Progress | None) -> None:
-        tokens = [int(token) for token in tokens]
-        self._require_room(len(tokens))
-        vocabulary_size = self.model.info.vocabulary_size
-        for token in tokens:
-            if not 0 <= token < vocabulary_size:
-                raise InvalidArgumentError(
-                    f"Token {token} is not in the vocabulary of {vocabulary_size}."
-                )
-        with self._use() as native:
-            try:
-                native.evaluate(tokens, logits, progress)
-            finally:
-                self._tokens += tokens[: native.position - len(self._tokens)]
-
-    def _require_room(self, count: int) -> None:
-        if self.position + count > self.context_length:
-            raise ContextFullError(
-                f"{count} more tokens do not fit: the context of {self.context_length} already "
-                f"holds {self.position}."
-            )
-
-    @contextmanager
-    def _use(self) -> Iterator[Any]:
-        """The native session, for one thread."""
-        if not self._busy.acquire(blocking=False):
-            raise InvalidArgumentError(
-                "This session is in use by another thread: give each its own (Model.session())."
-            )
-        try:
-            if self._native is None:
-                raise InvalidArgumentError("The session is closed.")
-            yield self._native
-        finally:
-            self._busy.release()
-
-
-class Generation:
-    """Text that is being generated: an iterator over its pieces.
-
-    Attributes:
-        prompt_tokens: Ids of the prompt.
-        tokens: Ids generated so far, without the one that ended the text.
-        reused_tokens: Tokens of the prompt that were in the cache already.
-        seed: What the random stream began with.
-        stop_reason: None while it runs; then "eos", "stop" (a stop string), "length" (max_tokens),
-            "context" (no room left) or "closed".
-        prefill_seconds: Time spent reading the prompt.
-        decode_steps: Tokens read after the prompt, one at a time.
-        decode_seconds: Time spent on everything after the prompt, without the caller's own.
-    """
-
-    def __init__(
-        self,
-        session: Session,
-        prompt: Prompt,
-        config: GenerationConfig,
-    ) -> None:
-        """Tokenizes the prompt and checks that it fits; computes nothing yet."""
-        from awq_edge._native import NativeSampler
-
-        model = session.model
-        self.session = session
-        self.config = config
-        self.seed = _drawn_seed() if config.seed is None else config.seed
-        self.prompt_tokens = (
-            model.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
-        )
-        self.tokens: list[int] = []
-        self.reused_tokens = 0
-        self.stop_reason: str | None = None
-        self.prefill_seconds = 0.0
-        self.decode_steps = 0
-        self.decode_seconds = 0.0
-        if not self.prompt_tokens:
-            raise InvalidArgumentError("The prompt is empty: it needs at least one token.")
-        if len(self.prompt_tokens) > session.context_length:
-            longest = model.info.context_length
-            more = (
-                f"; open the model with a context of up to {longest}"
-                if session.context_length < longest
-                else ""
-            )
-            raise ContextFullError(
-                f"The prompt has {len(self.prompt_tokens)} tokens and the context "
-                f"{session.context_length}: shorten the prompt{more}."
-            )
-        self._sampler = NativeSampler(
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p,
-            repetition_penalty=config.repetition_penalty,
-            repetition_window=config.repetition_window,
-            seed=self.seed,
-        )
-        self._decoder = IncrementalDecoder(model.tokenizer, self.prompt_tokens)
-        self._stops = StopStrings(config.stop)
-        self._begun = False
-
-    def __iter__(self) -> Generation:
-        """The generation itself."""
-        return self
-
-    def __next__(self) -> str:
-        """The next piece of text; never empty, never half a character."""
-        while self.stop_reason is None:
-            self.start()
-            piece = self._step()
-            if piece:
-                return piece
-        raise StopIteration
-
-    def text(self) -> str:
-        """Everything that is still to come, in one string."""
-        return "".join(self)
-
-    def close(self) -> None:
-        """Ends the text here."""
-        if self.stop_reason is None:
-            self.stop_reason = "closed"
-
-    def start(self, progress: Progress | None = None) -> None:
-        """Reads the prompt; the first step does it otherwise. A second call does nothing.
-
-        Args:
-            progress: Called with the tokens read so far and their number; may raise to stop.
-        """
-        if self._begun:
-            return
-        started = time.perf_counter()
-        prompt, shared = self.prompt_tokens, self.session.reusable(self.prompt_tokens)
-        self.session.truncate(shared)
-        self.session._generation = self
-        self.session.evaluate(prompt[shared:], progress=progress)
-        self.reused_tokens = shared
-        self._begun = True
-        self.prefill_seconds = time.perf_counter() - started
-
-    def _step(self) -> str:
-        """Draws one token; the text that it completes, and at the end what was held back."""
-        started = time.perf_counter()
-        try:
-            if self.config.max_tokens is not None and len(self.tokens) >= self.config.max_tokens:
-                return self._end("length")
-            if self.tokens:
-                if self.session.position >= self.session.context_length:
-                    return self._end("context")
-                if self.session._generation is not self:
-                    raise InvalidArgumentError(
-                        "Another generation has taken over this session: end one before the "
-                        "next begins, or give each its own (Model.session())."
-                    )
-                self.session.evaluate(self.tokens[-1:])
-                self.decode_steps += 1
-            token = self._sample()
-            if token in self.session.model.eos_token_ids:
-                return self._end("eos")
-            self.tokens.append(token)
-            piece = self._stops.add(self._decoder.add(token))
-            if self._stops.found:
-                self.stop_reason = "stop"
-            return piece
-        finally:
-            self.decode_seconds += time.perf_counter() - started
-
-    def _sample(self) -> int:
-        with self.session._use() as native:
-            return int(native.sample(self._sampler))
-
-    def _end(self, reason: str) -> str:
-        piece = self._stops.add(self._decoder.finish())
-        self.stop_reason = "stop" if self._stops.found else reason
-        return piece + self._stops.finish()
-
-
 def _require_memory(need: MemoryNeed, context_length: int) -> None:
     """Refuses with the numbers what the free memory cannot hold."""
     # Weights are counted in full even though the kernel could drop and read them again: a model
@@ -697,7 +329,3 @@ def _require_memory(need: MemoryNeed, context_length: int) -> None:
         f"{size_text(free.available)} are free{limit}: close other programs, use a smaller context "
         "or fewer bits, or switch the check off."
     )
-
-
-def _drawn_seed() -> int:
-    return int.from_bytes(os.urandom(8), "little") >> 1

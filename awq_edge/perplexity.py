@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from awq_edge.model import Session
+    from awq_edge.session import Session
 
 # Logits are fetched this many positions at a time: 34 MB for a vocabulary of 128,256.
 _BLOCK = 64

@@ -19,7 +19,8 @@ from awq_edge.cli._options import (
 )
 from awq_edge.cli._output import Output
 from awq_edge.errors import InvalidArgumentError
-from awq_edge.model import Generation, GenerationConfig, Model
+from awq_edge.generation import Generation, GenerationConfig
+from awq_edge.model import Model
 
 _DEFAULTS = GenerationConfig()
 # Shorter prompts are read before anybody could look at a bar.

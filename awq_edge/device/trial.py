@@ -14,7 +14,8 @@ from pathlib import Path
 
 from awq_edge.device.board import Throttling, read_board, read_temperature, read_throttling
 from awq_edge.errors import AwqEdgeError
-from awq_edge.model import GenerationConfig, Model
+from awq_edge.generation import GenerationConfig
+from awq_edge.model import Model
 
 _PROMPT = "Once upon a time"
 _TOKENS = 64
