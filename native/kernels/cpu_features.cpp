@@ -52,7 +52,8 @@ uint32_t cpu_features() {
     constexpr uint32_t kAvx512Dq = 1u << 17;
     constexpr uint32_t kAvx512Bw = 1u << 30;
     constexpr uint32_t kAvx512Vl = 1u << 31;
-    constexpr uint32_t kAvx512Vnni = 1u << 11;        // leaf 7, ECX
+    constexpr uint32_t kGfni = 1u << 8;  // leaf 7, ECX
+    constexpr uint32_t kAvx512Vnni = 1u << 11;
     constexpr uint32_t kAvxVnni = 1u << 4;            // leaf 7, subleaf 1, EAX
     constexpr uint32_t kSavesYmm = 0x06;              // XCR0: XMM, YMM
     constexpr uint32_t kSavesZmm = 0xe0 | kSavesYmm;  // and masks, ZMM
@@ -63,7 +64,9 @@ uint32_t cpu_features() {
     if (!all_set(saved, kSavesYmm) || !all_set(extended.ebx, kAvx2)) return 0;
     uint32_t mask = kCpuAvx2;
     // Subleaf 1 exists only where subleaf 0 says so.
-    if (extended.eax >= 1 && all_set(cpuid(7, 1).eax, kAvxVnni)) mask |= kCpuAvxVnni;
+    if (extended.eax >= 1 && all_set(cpuid(7, 1).eax, kAvxVnni) && all_set(extended.ecx, kGfni)) {
+        mask |= kCpuAvxVnni;
+    }
     if (all_set(saved, kSavesZmm) && all_set(extended.ecx, kAvx512Vnni) &&
         all_set(extended.ebx, kAvx512F | kAvx512Dq | kAvx512Bw | kAvx512Vl)) {
         mask |= kCpuAvx512Vnni;

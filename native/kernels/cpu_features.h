@@ -7,7 +7,7 @@
 namespace awqe {
 
 constexpr uint32_t kCpuAvx2 = 1u << 0;        // AVX2, FMA and F16C
-constexpr uint32_t kCpuAvxVnni = 1u << 1;     // VPDPBUSD on 256-bit registers, VEX encoding
+constexpr uint32_t kCpuAvxVnni = 1u << 1;     // VPDPBUSD on 256-bit registers, VEX encoding; GFNI
 constexpr uint32_t kCpuAvx512Vnni = 1u << 2;  // AVX-512 F, BW, DQ, VL and VNNI
 constexpr uint32_t kCpuNeon = 1u << 3;        // armv8.0
 constexpr uint32_t kCpuDotprod = 1u << 4;     // SDOT

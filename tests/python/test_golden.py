@@ -26,7 +26,7 @@ KERNELS = ("reference", "avx2", "avx_vnni", "avx512", "neon", "neon_dotprod", "n
 FEATURES: dict[str, set[str]] = {
     "reference": set(),
     "avx2": {"avx2", "fma", "f16c"},
-    "avx_vnni": {"avx_vnni", "avx2", "fma", "f16c"},
+    "avx_vnni": {"avx_vnni", "gfni", "avx2", "fma", "f16c"},
     "avx512": {"avx512f", "avx512bw", "avx512vl", "avx512dq", "avx512_vnni", "avx2", "fma", "f16c"},
     "neon": {"asimd"},
     "neon_dotprod": {"asimddp"},

@@ -2,8 +2,8 @@
 // products into each int32, at every bit width. Internal linkage throughout.
 #pragma once
 
-#if !defined(__AVXVNNI__)
-#error "sums_avx_vnni.h needs -mavxvnni"
+#if !defined(__AVXVNNI__) || !defined(__GFNI__)
+#error "sums_avx_vnni.h needs -mavxvnni, codes_avx2.h beside it -mgfni"
 #endif
 
 #include <immintrin.h>
