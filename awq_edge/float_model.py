@@ -15,6 +15,8 @@ from awq_edge.checkpoint import Checkpoint, open_checkpoint
 from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
 from awq_edge.torch_decoder import layer_tensor_names, tensor_shape
 
+_ROWS = 8192  # of a matrix, read at once where only some are wanted
+
 
 class FloatModel:
     """A float model, read one tensor at a time; calling it makes it a WeightSource."""
@@ -55,6 +57,14 @@ class FloatModel:
         """Reads a matrix a block of rows at a time, as ``Checkpoint.row_blocks`` does."""
         n, k = self.shape(name)
         return self.checkpoint.row_blocks(self._converter.checkpoint_name(name), (n, k), rows)
+
+    def rows(self, name: str, numbers: torch.Tensor) -> torch.Tensor:
+        """Some rows of a matrix, float32 [.., k] for their numbers, int64 [..]."""
+        rows = torch.empty(*numbers.shape, self.shape(name)[1])
+        for first, block in self.row_blocks(name, _ROWS):
+            inside = (numbers >= first) & (numbers < first + len(block))
+            rows[inside] = block[numbers[inside] - first]
+        return rows
 
     def layer(self, index: int) -> dict[str, torch.Tensor]:
         """Every tensor of one layer, by its name without ``blk.N.``."""

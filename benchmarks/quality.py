@@ -42,6 +42,18 @@ LLAMA_CPP = (
     ("IQ2_S", 20.2, 53.372),
 )
 
+# Method, bits, parts that are left out one at a time: those that it has at this width.
+ABLATIONS = (
+    ("auto", 4, ("scales", "grid", "refinement", "propagation")),
+    ("auto", 3, ("grid", "refinement", "propagation")),
+    ("auto", 2, ("grid", "refinement", "propagation")),
+    ("awq", 4, ("scales", "clip", "joint", "asymmetry")),
+    ("awq", 3, ("scales", "clip", "joint", "asymmetry")),
+    ("awq+gptq", 4, ("propagation",)),
+    ("awq+gptq", 3, ("propagation",)),
+    ("awq+gptq", 2, ("scales", "clip", "propagation")),
+)
+
 
 @dataclasses.dataclass(frozen=True)
 class Protocol:
@@ -86,15 +98,11 @@ def rows() -> list[Row]:
                                 model, options))  # fmt: skip
     for name, size, _ in LLAMA_CPP:
         made.append(Row("novels-45m, whole files", name, "novels-45m", ("--size", f"{size:g}MB")))
-    for bits in (4, 3, 2):
-        for part in ("scales", "grid", "refinement"):
-            options = ("--bits", str(bits), "--without", part)
-            made.append(Row("Ablation: auto without a part", f"{bits} bits, without {part}",
+    for method, bits, parts in ABLATIONS:
+        for part in parts:
+            options = ("--method", method, "--bits", str(bits), "--without", part)
+            made.append(Row(f"Ablation: {method} without a part", f"{bits} bits, without {part}",
                             "novels-45m", options))  # fmt: skip
-    for method in ("awq", "awq+gptq"):
-        options = ("--method", method, "--bits", "2", "--without", "clip")
-        made.append(Row("Ablation: auto without a part", f"2 bits, {method} without clip",
-                        "novels-45m", options))  # fmt: skip
     for samples in (16, 32, 64, 128):
         made.append(
             Row("Ablation: calibration, 4 bits", f"{samples} blocks of novels", "novels-45m",

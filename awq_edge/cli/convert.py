@@ -69,8 +69,9 @@ def convert(
     without: Annotated[
         Optional[list[str]],
         typer.Option(
-            help="Leave a part of the method out, to see what it is worth: scales, clip, grid or "
-            "refinement."
+            help="Leave a part of the method out, to see what it is worth: scales, clip, joint "
+            "(the search of both together), asymmetry (of clip limits), grid, refinement or "
+            "propagation (making up for the errors of the layers before)."
         ),
     ] = None,
     from_awq: Annotated[

@@ -42,9 +42,11 @@ def check_disk(
         + tables * (options.embedding_bits + overhead)
         + (0 if architecture.tied_head else tables * (options.head_bits + overhead))
     ) / 8
-    # A layer's input, what its output matrix reads, its output.
+    # A layer's input, what its output matrix reads, its output; the same once more for half of the
+    # blocks with float states, and what the down matrix reads for these.
     widths = 2 * architecture.hidden_size + architecture.heads * architecture.head_size
-    hidden = 0 if blocks is None else 4 * blocks.numel() * widths
+    widths = 3 * widths + architecture.feed_forward_size
+    hidden = 0 if blocks is None else 2 * blocks.numel() * widths
     needed = 2 * packed + hidden  # the work directory and the file itself
     free = shutil.disk_usage(output.parent).free
     if free < needed:

@@ -92,7 +92,7 @@ class Packer:
             layer: Which one.
             weights: Its matrices that read the same input, by "attn_q.weight" and so on.
             hessian: Of this input.
-            limits: Clip limits [n, groups] of those that are clipped, by "attn_q" and so on.
+            limits: Of those that are clipped, [n, groups, 2], by "attn_q" and so on.
 
         Returns:
             The weights as the runtime will see them, by the same names.
@@ -166,8 +166,8 @@ class Packer:
         for stem, name in zip(stems, full):
             n, k = self._source.shape(name)
             groups = -(-k // self._widths[name].group_size)
-            unlimited = torch.full((n, groups), torch.inf, device=self._device)
-            parts.append(limits.get(stem, unlimited))
+            unlimited = torch.tensor([-torch.inf, torch.inf], device=self._device)
+            parts.append(limits.get(stem, unlimited.expand(n, groups, 2)))
         return _stacked(parts)
 
     def _compensated(

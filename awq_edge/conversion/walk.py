@@ -19,7 +19,15 @@ from awq_edge.conversion.recorder import Recorder
 from awq_edge.conversion.report import Events, LayerReport
 from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.float_model import FloatModel
-from awq_edge.quantize import awq, calibration, distributed, gptq, scales, staged
+from awq_edge.quantize import (
+    awq,
+    calibration,
+    distributed,
+    gptq,
+    propagation,
+    scales,
+    staged,
+)
 from awq_edge.quantize.hidden_states import HiddenStates
 from awq_edge.torch_decoder import LINEARS, Positions
 
@@ -55,6 +63,7 @@ class Walk:
         self._packer = Packer(source, options, widths, device, work)
         self._recorder = Recorder(work, device)
         self._blocks = 0  # of calibration, over all processes
+        self._float_blocks: propagation.FloatBlocks | None = None  # if errors are propagated
 
     def run(self, blocks: torch.Tensor | None) -> None:
         """Makes every tensor file that is not there yet.
@@ -65,7 +74,11 @@ class Walk:
         a, work = self._architecture, self._work
         if blocks is not None:
             self._blocks = len(blocks)
-            blocks = blocks[self._processes.blocks(len(blocks))]
+            mine = self._processes.blocks(len(blocks))
+            blocks = blocks[mine]
+            bits = {self._widths[name].bits for name in self._widths if name.startswith("blk.")}
+            if any(self._packer.plan(width).propagated for width in bits):
+                self._float_blocks = propagation.FloatBlocks(mine)
         for report in work.layers:
             self._events.layer_done(report, a.layers)
         hidden = self._embedding(blocks)
@@ -120,7 +133,8 @@ class Walk:
         done = len(work.layers)
         hidden = None
         if blocks is not None:
-            hidden = work.hidden(done, (*blocks.shape, a.hidden_size), self._device)
+            count = len(blocks) + (self._float_blocks.count if self._float_blocks else 0)
+            hidden = work.hidden(done, (count, blocks.shape[1], a.hidden_size), self._device)
         if done:
             if hidden is not None:
                 hidden.take_up()
@@ -133,8 +147,11 @@ class Walk:
             if blocks is not None and embedded is not None:
                 inside = (blocks >= first) & (blocks < first + len(rows))
                 embedded[inside] = rows[(blocks[inside] - first).to(rows.device)].cpu()
-        if hidden is not None and embedded is not None:
+        if blocks is not None and hidden is not None and embedded is not None:
             hidden.write(slice(0, len(embedded)), embedded)
+            if self._float_blocks is not None:
+                chosen, at = self._float_blocks.of(slice(0, len(blocks)))
+                hidden.write(at, self._source.rows("token_embd.weight", blocks[chosen]))
         return hidden
 
     def _head(self, hidden: HiddenStates | None) -> None:
@@ -187,14 +204,17 @@ class Walk:
         limits: dict[str, torch.Tensor] = {}
         if plan.scales == "outputs" or plan.clipped:
             statistics = self._statistics(layer, weights, hidden, positions)
+            quantiser = quantisers[LINEARS[0]]  # these methods know one width for all
+
+            def clip(weight: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
+                return awq.clip_limits(weight, products, quantiser, plan.apart)
+
             if plan.scales == "outputs":
-                quantiser = quantisers[LINEARS[0]]
-                choices = awq.search_scales(probe, weights, statistics, quantiser)
+                joint = clip if plan.joint else None
+                choices = awq.search_scales(probe, weights, statistics, quantiser, joint)
             limits = {
-                name: awq.clip_limits(
-                    weights[f"{name}.weight"],
-                    statistics[awq.INPUT_OF[name]].mean_products(),
-                    quantisers[name],
+                name: clip(
+                    weights[f"{name}.weight"], statistics[awq.INPUT_OF[name]].mean_products()
                 )
                 for name in LINEARS
                 if plan.clipped and name not in awq.NEVER_CLIPPED
@@ -233,14 +253,38 @@ class Walk:
             names: tuple[str, ...], products: torch.Tensor
         ) -> dict[str, torch.Tensor]:
             matrices = {f"{name}.weight": weights[f"{name}.weight"] for name in names}
-            return self._packer.store_stage(layer, matrices, gptq.Hessian.of(products), limits)
+            hessian = gptq.Hessian.of(products)
+            if corrections is not None:
+                matrices = corrections.targets(matrices, hessian)
+            return self._packer.store_stage(layer, matrices, hessian, limits)
 
-        stages = staged.StagedLayer(
-            a, layer, weights, positions, round_matrices, self._processes.means
-        )
         mixed = self._work.mixed((*hidden.shape[:2], a.heads * a.head_size), self._device)
+        corrections = gated = None
+        if self._float_blocks is not None:
+            shape = (self._float_blocks.count, hidden.shape[1], a.feed_forward_size)
+            gated = self._work.gated(shape, self._device)
+            corrections = propagation.Propagation(
+                a,
+                layer,
+                weights,
+                positions,
+                self._float_blocks,
+                propagation.States(hidden, mixed, gated, after),
+                self._processes,
+            )
+        stages = staged.StagedLayer(
+            a,
+            layer,
+            weights,
+            positions,
+            round_matrices,
+            self._processes.means,
+            None if corrections is None else corrections.take,
+        )
         stages.run(hidden, mixed, after, self._segments(hidden))
-        mixed.close()
+        for states in (mixed, gated):
+            if states is not None:
+                states.close()
 
     def _statistics(
         self, layer: int, weights: awq.Weights, hidden: HiddenStates, positions: Positions

@@ -98,6 +98,10 @@ class WorkDirectory:
         """A place for the hidden states behind so many layers."""
         return HiddenStates(self._path / f"hidden.{layers}", shape, device)
 
+    def gated(self, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:
+        """A place for what the down matrix of the current layer reads in the float model."""
+        return HiddenStates(self._path / "gated", shape, device)
+
     def mixed(self, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:
         """A place for what the output matrix of the current layer reads."""
         return HiddenStates(self._path / "mixed", shape, device)

@@ -65,9 +65,9 @@ def spanning(
     limits: torch.Tensor | None = None,
     name: str = "a matrix",
 ) -> Grid:
-    """The grid that spans every group's range, or what is left of it within +-limits [n, groups].
+    """The grid that spans every group's range, or what is left of it within limits.
 
-    The one that rounding to nearest uses. The other arguments are those of ``grouped.quantise``.
+    The one that rounding to nearest uses; takes the arguments of ``grouped.quantise``.
     """
     quantised = grouped.quantise(weight, bits, group_size, limits, name)
     return Grid(quantised.scales.float(), quantised.zeros.float(), bits, group_size)

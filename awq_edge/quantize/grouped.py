@@ -80,7 +80,8 @@ def quantise(
         weight: float32 [n, k].
         bits: 2, 3, 4 or 8.
         group_size: Inputs per group; the last group of a row may be short.
-        limits: float32 [n, groups] or None: weights are clamped to +-limit first.
+        limits: float32 [n, groups, 2] or None: the lowest and the highest value of each group,
+            between which weights are clamped first.
         name: For the error text.
 
     Raises:
@@ -119,6 +120,12 @@ def group_maxima(weight: torch.Tensor, group_size: int) -> torch.Tensor:
     return _in_groups(weight, group_size).abs().amax(dim=2)
 
 
+def group_ranges(weight: torch.Tensor, group_size: int) -> torch.Tensor:
+    """The range of each group, which always holds zero: [n, groups, 2] for weight [n, k]."""
+    groups = _in_groups(weight, group_size)
+    return torch.stack([groups.amin(dim=2).clamp_(max=0.0), groups.amax(dim=2).clamp_(min=0.0)], 2)
+
+
 def _in_groups(values: torch.Tensor, group_size: int) -> torch.Tensor:
     """[n, k] -> [n, groups, group_size]; a short last group is filled up with zeros.
 
@@ -132,12 +139,11 @@ def _in_groups(values: torch.Tensor, group_size: int) -> torch.Tensor:
 
 
 def _clamped(weight: torch.Tensor, group_size: int, limits: torch.Tensor | None) -> torch.Tensor:
-    """The weights by groups, [n, groups, group_size], clamped to +-limits [n, groups]."""
+    """The weights by groups, [n, groups, group_size], clamped between limits [n, groups, 2]."""
     groups = _in_groups(weight, group_size)
     if limits is None:
         return groups
-    bound = limits.unsqueeze(2)
-    return torch.minimum(torch.maximum(groups, -bound), bound)
+    return torch.minimum(torch.maximum(groups, limits[..., :1]), limits[..., 1:])
 
 
 def _quantise_groups(

@@ -2,6 +2,12 @@
 
 Owns the names that a user may give and what they stand for; ``auto`` stands for what measures best
 (``benchmarks/quality.py``). Refuses to do any of it: ``awq_edge.conversion`` follows the plan.
+
+AWQ before GPTQ must not lose to GPTQ alone. It does at 2 bits if the clipped weights become GPTQ's
+target, for then the clipped part is never made up for: on novels-45m the divergence from the float
+model is 0.096 nats, with GPTQ alone 0.094 and with the clip in the grid alone 0.078. So the target
+is always the whole weight, and a clip narrows nothing but the grid. Scales found for rounding to
+nearest do no harm (0.078 with them, 0.079 without).
 """
 
 from __future__ import annotations
@@ -14,7 +20,7 @@ METHODS = ("auto", "awq", "awq+gptq", "gptq", "rtn")
 # Those that can give every matrix a width of its own.
 MIXING = ("auto", "gptq")
 # Parts of a method that can be left out, to see what each is worth.
-PARTS = ("scales", "clip", "grid", "refinement")
+PARTS = ("scales", "clip", "joint", "asymmetry", "grid", "refinement", "propagation")
 
 # Parts of the widest scale that are tried. Fewer levels gain from clipping more.
 _SHARES = {
@@ -36,9 +42,12 @@ class Plan:
     calibrated: bool = True
     scales: str = "none"  # none; outputs: as AWQ searches them; pivots: for compensation
     clipped: bool = False  # the clip search of AWQ
+    joint: bool = False  # scales compared with clipped weights
+    apart: bool = False  # the lower and the upper limit chosen apart
     compensated: bool = False  # GPTQ
     shares: tuple[float, ...] = ()  # grids to choose from; none: the widest, or the clipped one
     rounds: int = 0
+    propagated: bool = False  # targets that make up for what the layers before got wrong
 
 
 def plan(method: str, bits: int, without: tuple[str, ...] = ()) -> Plan:
@@ -48,8 +57,11 @@ def plan(method: str, bits: int, without: tuple[str, ...] = ()) -> Plan:
         whole,
         scales="none" if "scales" in without else whole.scales,
         clipped=whole.clipped and "clip" not in without,
+        joint=whole.joint and not {"clip", "scales", "joint"} & set(without),
+        apart=whole.apart and not {"clip", "asymmetry"} & set(without),
         shares=() if "grid" in without else whole.shares,
         rounds=0 if "refinement" in without else whole.rounds,
+        propagated=whole.propagated and "propagation" not in without,
     )
 
 
@@ -57,16 +69,19 @@ def _plan(method: str, bits: int) -> Plan:
     if method == "rtn":
         return Plan(calibrated=False)
     if method == "awq":
-        return Plan(scales="outputs", clipped=True)
+        return Plan(scales="outputs", clipped=True, joint=True, apart=True)
     if method == "gptq":
         return Plan(compensated=True)
     if method == "awq+gptq":
-        return Plan(scales="outputs", clipped=True, compensated=True)
+        return Plan(
+            scales="outputs", clipped=True, apart=True, compensated=True, propagated=bits < 8
+        )
     if method == "auto":
         return Plan(
             scales="pivots" if bits in _SCALED else "none",
             compensated=True,
             shares=_SHARES[bits],
             rounds=_ROUNDS[bits],
+            propagated=bits < 8,
         )
     raise InvalidArgumentError(f"The method {method!r} is none of {', '.join(METHODS)}.")

@@ -23,7 +23,6 @@ BLOCKS = 4
 TOKENS = 256
 _SHARES = (1.0, 0.85, 0.7)
 _LAYER_BITS = 3  # a layer's own divergence is measured at this width
-_VOCABULARY_ROWS = 8192  # of the head at once
 
 Harms = dict[str, dict[int, float]]
 
@@ -64,12 +63,7 @@ def measure(
     frequencies = torch.from_numpy(a.inverse_frequencies()).to(device)
     positions = Positions.first(blocks.shape[1], frequencies)
     used, places = torch.unique(blocks, return_inverse=True)
-    table = torch.cat(
-        [
-            rows[used[(used >= first) & (used < first + len(rows))] - first]
-            for first, rows in source.row_blocks("token_embd.weight", _VOCABULARY_ROWS)
-        ]
-    )
+    table = source.rows("token_embd.weight", used)
     states = [table[places].to(device)]  # the float model's, then every disturbed one
     local: Harms = {}  # harm inside its layer, in any unit that the layer's matrices share
     local["token_embd.weight"] = {

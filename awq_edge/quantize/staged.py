@@ -27,6 +27,8 @@ STAGES = (
 # Rounds the named matrices, which read inputs of these mean products; gives the float weights that
 # the runtime will compute with, by "attn_q.weight" and so on.
 RoundMatrices = Callable[[tuple[str, ...], torch.Tensor], Mapping[str, torch.Tensor]]
+# Hears of a stage's matrices, the segment, a batch of blocks and what the matrices read for them.
+Watch = Callable[[tuple[str, ...], int, slice, torch.Tensor], None]
 
 
 class StagedLayer:
@@ -40,6 +42,7 @@ class StagedLayer:
         positions: Positions,
         round_matrices: RoundMatrices,
         means: Callable[[Iterable[tuple[int, Products]], Products], torch.Tensor],
+        watch: Watch | None = None,
     ) -> None:
         """Takes the layer.
 
@@ -51,6 +54,7 @@ class StagedLayer:
             round_matrices: Rounds a stage.
             means: Of the products of all segments, which are made one after the other as they are
                 asked for; the last argument is an empty one.
+            watch: Sees every batch of every stage, before the stage is rounded.
         """
         self._architecture = architecture
         self._layer = layer
@@ -58,6 +62,7 @@ class StagedLayer:
         self._positions = positions
         self._round_matrices = round_matrices
         self._means = means
+        self._watch = watch
         self._linear = torch_decoder.plain_linear(weights)  # follows the replacements
 
     def run(
@@ -106,13 +111,16 @@ class StagedLayer:
         weight = self._weights[f"{names[0]}.weight"]
         k, device = weight.shape[1], weight.device
 
-        def summed(batches: Sequence[slice]) -> Products:
+        def summed(segment: int, batches: Sequence[slice]) -> Products:
             products = Products(k, device)
             for batch in batches:
-                products.add(inputs(batch))
+                x = inputs(batch)
+                products.add(x)
+                if self._watch is not None:
+                    self._watch(names, segment, batch, x)
             return products
 
-        parts = ((segment, summed(batches)) for segment, batches in segments.items())
+        parts = ((segment, summed(segment, batches)) for segment, batches in segments.items())
         self._weights.update(self._round_matrices(names, self._means(parts, Products(k, device))))
 
     def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:

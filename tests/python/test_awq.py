@@ -149,11 +149,32 @@ def test_identity_comes_first_and_wins_ties() -> None:
     assert torch.equal(candidates[0][1], torch.ones(72))
     kinds = {(choice.kind, choice.exponent) for choice, _ in candidates}
     assert len(kinds) == len(candidates) == 1 + 19 + 20
-    weights = {"ffn_down.weight": torch.randn(5, 72)}
-    choice, scales = awq._best(
-        iter(candidates), ("ffn_down",), weights, QUANTISER, lambda rounded: 1.0
-    )
-    assert choice.kind == "none" and torch.equal(scales, torch.ones(72))
+    for joint in (False, True):
+        for error in (1.0, torch.nan):
+            choice, scales = awq._best(
+                iter(candidates), lambda scales, clipped: {}, lambda _, error=error: error, joint
+            )
+            assert choice.kind == "none" and torch.equal(scales, torch.ones(72))
+
+
+def test_joint_search_judges_scales_by_clipped_weights() -> None:
+    """The best scale without clipping is not the best one with it."""
+    candidates = [
+        (awq.Choice("plain", step / 20), torch.full((8,), 1.0 + step)) for step in range(9)
+    ]
+    candidates[0] = (awq.Choice("none", 0.0), torch.ones(8))
+
+    def rounded(scales: torch.Tensor, clipped: bool) -> awq.Weights:
+        return {"clipped": torch.tensor(clipped), "scale": scales[0]}
+
+    def error(weights: awq.Weights) -> float:
+        best = 6.0 if bool(weights["clipped"]) else 4.0
+        return float((weights["scale"] - best).abs()) + 1.0
+
+    alone, _ = awq._best(iter(candidates), rounded, error, joint=False)
+    jointly, _ = awq._best(iter(candidates), rounded, error, joint=True)
+    assert (alone.exponent, jointly.exponent) == (3 / 20, 4 / 20)  # of the best four without
+    assert jointly.gain == pytest.approx(1 - 2 / 6)  # beside identity, clipped too
 
 
 @pytest.mark.parametrize("size", [1e-6, 1.0, 1e4])
@@ -218,19 +239,43 @@ def clip_error(weight: torch.Tensor, x: torch.Tensor, limits: torch.Tensor) -> t
     return torch.stack(parts, dim=1)
 
 
-def test_clip_minimises_each_groups_share_of_the_output() -> None:
+def clip_case() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Weights, inputs and the inputs' mean products; groups lean to one side."""
     torch.manual_seed(7)
-    weight, x = torch.randn(9, 100), torch.randn(50, 100)
+    weight, x = torch.randn(9, 100) + 0.3, torch.randn(50, 100)
     weight[:, ::13] *= 4.0
     statistics = InputStatistics(100, 32, torch.device("cpu"))
     statistics.update(x)
-    limits = awq.clip_limits(weight, statistics.mean_products(), QUANTISER)
+    return weight, x, statistics.mean_products()
+
+
+def test_clip_minimises_each_groups_share_of_the_output() -> None:
+    weight, x, products = clip_case()
+    limits = awq.clip_limits(weight, products, QUANTISER, apart=False)
+    assert torch.equal(limits[..., 0], -limits[..., 1])
     largest = grouped.group_maxima(weight, 32)
+    both = torch.stack([-largest, largest], dim=2)
     best = clip_error(weight, x, limits)
     for step in range(10):
-        assert bool((best <= clip_error(weight, x, largest * (1 - step / 20)) * 1.0001).all())
-    assert bool((limits < largest).any())
-    assert bool((limits >= 0.55 * largest * 0.999).all())
+        assert bool((best <= clip_error(weight, x, both * (1 - step / 20)) * 1.0001).all())
+    assert bool((limits[..., 1] < largest).any())
+    assert bool((limits[..., 1] >= 0.55 * largest * 0.999).all())
+
+
+def test_limits_chosen_apart_are_better() -> None:
+    weight, x, products = clip_case()
+    whole = grouped.group_ranges(weight, 32)
+    limits = awq.clip_limits(weight, products, QUANTISER)
+    best = clip_error(weight, x, limits)
+    for low in awq._COARSE_SHARES:
+        for high in awq._COARSE_SHARES:
+            shares = torch.tensor([low, high])
+            assert bool((best <= clip_error(weight, x, whole * shares) * 1.0001).all())
+    together = clip_error(weight, x, awq.clip_limits(weight, products, QUANTISER, apart=False))
+    assert float(best.sum()) < 0.97 * float(together.sum())
+    inside = limits.abs() <= whole.abs() * 1.0001
+    assert bool((inside & (limits.abs() >= 0.5499 * whole.abs())).all())
+    assert bool((limits[..., 0] * whole[..., 1] != limits[..., 1] * whole[..., 0]).any())
 
 
 def test_clip_is_skipped_for_queries_and_keys_by_exact_name() -> None:

@@ -102,9 +102,9 @@ def test_short_last_group_is_quantised_alone(bits: int) -> None:
 def test_limits_clamp_before_the_range_is_taken(bits: int) -> None:
     torch.manual_seed(4)
     weight = torch.randn(8, 96)
-    limits = 0.6 * grouped.group_maxima(weight, 32)
-    bound = limits.repeat_interleave(32, dim=1)
-    clamped = torch.minimum(torch.maximum(weight, -bound), bound)
+    limits = grouped.group_ranges(weight, 32) * torch.tensor([0.6, 0.8])
+    lowest, highest = (side.repeat_interleave(32, dim=1) for side in limits.unbind(dim=2))
+    clamped = torch.minimum(torch.maximum(weight, lowest), highest)
     assert torch.equal(
         grouped.round_trip(weight, bits, 32, limits), grouped.round_trip(clamped, bits, 32)
     )
