@@ -16,6 +16,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Mapping
+from typing import TypeVar
 
 import torch
 
@@ -28,6 +29,9 @@ from awq_edge.torch_decoder import Linear, Positions
 
 _SHARE = 0.5  # of the correction
 _EVERY = 2  # blocks: half of the tokens tell as much of the correction as all of them
+_ROWS = 1024  # of a matrix, corrected at once: bounds the memory
+
+Key = TypeVar("Key")
 
 
 @dataclasses.dataclass(frozen=True)
@@ -121,10 +125,9 @@ class Propagation:
             lost = torch_decoder.multiply(missing, self._weights[f"{name}.weight"], None)
             if drift is not None:
                 lost = lost + drift.flatten(0, 1)
-            product = torch_decoder.multiply(lost.T, x.T, None)
-            self._open[name] = self._open[name] + product if name in self._open else product
+            self._add(self._open, name, torch_decoder.multiply(lost.T, x.T, None))
         tokens = torch.tensor([len(x)], dtype=torch.float64, device=x.device)
-        self._open["tokens"] = self._open.get("tokens", torch.zeros_like(tokens)) + tokens
+        self._add(self._open, "tokens", tokens)
 
     def targets(
         self, weights: Mapping[str, torch.Tensor], hessian: Hessian
@@ -143,17 +146,29 @@ class Propagation:
         corrected = {}
         for name, weight in weights.items():
             sums = self._closed.pop(name[: -len(".weight")], {})
-            mean = self._processes.total(sums, torch.zeros_like(weight)) / tokens
-            corrected[name] = weight + _SHARE * hessian.solve(mean)
+            mean = self._processes.total(sums, weight).div_(tokens)
+            del sums
+            target = torch.empty_like(weight)
+            for first in range(0, len(weight), _ROWS):
+                rows = slice(first, first + _ROWS)
+                target[rows] = weight[rows] + _SHARE * hessian.solve(mean[rows])
+            corrected[name] = target
         return corrected
 
     def _close(self) -> None:
         """Adds the segment's sums to those of its process, or keeps them for all processes."""
         key = 0 if self._processes.count == 1 else self._segment
         for name, part in self._open.items():
-            parts = self._closed.setdefault(name, {})
-            parts[key] = parts[key] + part if key in parts else part
+            self._add(self._closed.setdefault(name, {}), key, part)
         self._open = {}
+
+    @staticmethod
+    def _add(sums: dict[Key, torch.Tensor], key: Key, part: torch.Tensor) -> None:
+        """Adds in place: these sums are as large as the matrices."""
+        if key in sums:
+            sums[key] += part
+        else:
+            sums[key] = part
 
     def _drift(self, name: str, at: slice, batch: slice, inside: slice) -> torch.Tensor | None:
         """How far the states that a matrix adds to are from the float ones; None if it does not."""
