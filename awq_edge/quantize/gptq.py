@@ -51,11 +51,12 @@ class Hessian:
             damping: Share of the mean diagonal.
         """
         _damp(products, damping)
-        matrix = products.float()
+        damped = _lower_half(products)
         order = _factorise(products)
-        upper = _backwards_inverse(products)
+        _invert(products)
+        inverse = _lower_half(products)
         _release(products)
-        return cls(matrix, order, upper)
+        return cls(_mirrored(damped), order, _backwards(inverse))
 
     def conditional(self) -> torch.Tensor:
         """What an input's error costs once the later ones have made up for it, [k]."""
@@ -131,19 +132,14 @@ def _factorise(matrix: torch.Tensor) -> torch.Tensor:
     return order
 
 
-def _backwards_inverse(lower: torch.Tensor) -> torch.Tensor:
-    """The inverse of a triangular matrix [k, k] read backwards, float32, upper triangular.
+def _invert(lower: torch.Tensor) -> None:
+    """Inverts a triangular matrix [k, k] in place; what lies above its diagonal strips is not read.
 
-    Args:
-        lower: Lower triangular but for what lies above its diagonal strips: that is not read. The
-            inverse replaces it in float64.
+    A block of the inverse needs those above it, and of the matrix only what is still there.
     """
-    k = len(lower)
-    strips = [slice(first, min(first + _STRIP, k)) for first in range(0, k, _STRIP)]
+    strips = _strips(len(lower))
     for number, strip in enumerate(strips):
-        # A block of the inverse needs those above it, and of the factor only what is still there.
-        size = strip.stop - strip.start
-        identity = torch.eye(size, dtype=lower.dtype, device=lower.device)
+        identity = torch.eye(strip.stop - strip.start, dtype=lower.dtype, device=lower.device)
         lower[strip, strip] = torch.linalg.solve_triangular(
             lower[strip, strip], identity, upper=False
         )
@@ -153,11 +149,38 @@ def _backwards_inverse(lower: torch.Tensor) -> torch.Tensor:
             lower[below, strip] = torch.linalg.solve_triangular(
                 lower[below, below], right.neg_(), upper=False
             )
-    inverse = torch.zeros(k, k, device=lower.device)
-    for strip in strips:
-        rows = lower[strip, : strip.stop].float()
-        inverse[k - strip.stop : k - strip.start, k - strip.stop :] = rows.flip(0, 1)
-    return inverse
+
+
+def _strips(k: int) -> list[slice]:
+    return [slice(first, min(first + _STRIP, k)) for first in range(0, k, _STRIP)]
+
+
+def _lower_half(matrix: torch.Tensor) -> list[torch.Tensor]:
+    """What lies left of the diagonal strips' ends, float32: half of a matrix [k, k]."""
+    return [matrix[strip, : strip.stop].float() for strip in _strips(len(matrix))]
+
+
+def _mirrored(half: list[torch.Tensor]) -> torch.Tensor:
+    """The symmetric matrix [k, k] of a lower half; the half is used up."""
+    k = half[-1].shape[1]
+    whole = torch.empty(k, k, device=half[-1].device)
+    while half:
+        strip = half.pop()
+        rows, end = strip.shape
+        whole[end - rows : end, :end] = strip
+        whole[: end - rows, end - rows : end] = strip[:, : end - rows].T
+    return whole
+
+
+def _backwards(half: list[torch.Tensor]) -> torch.Tensor:
+    """A lower triangular matrix [k, k] read backwards; the half is used up."""
+    k = half[-1].shape[1]
+    upper = torch.zeros(k, k, device=half[-1].device)
+    while half:
+        strip = half.pop()
+        rows, end = strip.shape
+        upper[k - end : k - end + rows, k - end :] = strip.flip(0, 1)
+    return upper
 
 
 def quantise(
