@@ -4,9 +4,10 @@
     python benchmarks/compare_llama_cpp.py --shape tinyllama-1.1b --threads 1 2
 
 Both systems run in turn, several times, in this one process, so that a noisy machine disturbs
-both; what counts is the ratio of the medians. awq-edge: 4 bits (or --bits), groups of 128, head
-and embedding at 8 bits. llama.cpp: Q4_0 with a Q6_K head, what llama-quantize makes, with its
-own defaults (repacking, flash attention).
+both; what counts is the ratio of the medians. Both files are read from the disk anew, as after a
+start of the machine: what the page cache holds of a file just written lies in small pages.
+awq-edge: 4 bits (or --bits), groups of 128, head and embedding at 8 bits. llama.cpp: Q4_0 with a
+Q6_K head, what llama-quantize makes, with its own defaults (repacking, flash attention).
 """
 
 from __future__ import annotations
@@ -14,6 +15,7 @@ from __future__ import annotations
 import argparse
 import ctypes
 import json
+import os
 import platform
 import statistics
 import sys
@@ -93,6 +95,13 @@ def llama_cpp_runner(path: Path, threads: int, prompt: list[int], steps: int) ->
     return measure
 
 
+def forget(path: Path) -> None:
+    """Drops a file from the page cache."""
+    with path.open("rb") as file:
+        os.fsync(file.fileno())
+        os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+
+
 def timed(tokens: int, work: Callable[[], object]) -> float:
     """Tokens per second."""
     started = time.perf_counter()
@@ -136,6 +145,8 @@ def main() -> int:
     generator = np.random.default_rng(7)
     prompt = generator.integers(3, shape.vocabulary, arguments.prompt).tolist()
     results = []
+    for path in (peer_file, *files.values()):
+        forget(path)
     for threads in arguments.threads:
         runners = {
             "llama.cpp Q4_0": llama_cpp_runner(peer_file, threads, prompt, arguments.generate)
