@@ -80,7 +80,7 @@ def test_from_a_file_to_a_text_on_the_board(
     if "cannot be fetched" in result.err:
         pytest.skip(f"packages cannot be fetched here: {result.err}")
     assert result.status == 0, result.err
-    assert "Once upon a time, there was a little girl named Lily." in result.out
+    assert "Once upon a time, there was a little boy named Timmy." in result.out
     assert re.search(r"decode +\d+\.\d tokens/s", result.out)
     assert re.search(r"peak memory +\d+\.\d MB", result.out)
     assert "temperature" in result.out
