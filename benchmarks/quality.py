@@ -21,7 +21,6 @@ import shutil
 import subprocess
 import sys
 import tempfile
-import time
 from pathlib import Path
 from typing import Any
 
@@ -119,17 +118,16 @@ def rows() -> list[Row]:
 
 
 def run(arguments: list[str], threads: int) -> tuple[dict[str, Any], float, int]:
-    """Runs a command with --json; its document, seconds and peak resident bytes."""
-    started = time.monotonic()
+    """Runs a command with --json; its document, the processor's seconds, peak resident bytes."""
     with tempfile.TemporaryFile() as output:
         environment = {**os.environ, "OMP_NUM_THREADS": str(threads)}
         command = [*COMMAND, *arguments, "--json"]
         process = subprocess.Popen(command, stdout=output, env=environment)
         _, status, usage = os.wait4(process.pid, 0)
-        seconds = time.monotonic() - started
         if status != 0:
             raise SystemExit(f"awq-edge {' '.join(arguments)} failed")
         output.seek(0)
+        seconds = usage.ru_utime + usage.ru_stime
         return json.loads(output.read()), seconds, usage.ru_maxrss * 1024
 
 
@@ -193,8 +191,8 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
         "bits where a row does not choose its size. Divergence is the mean over tokens, in nats, "
         "from the float model. Groups of 128, at 2 bits of 64. Calibrated on 128 blocks of 512 "
         "tokens of other novels. Another draw of blocks moves a perplexity by up to 0.1 %; "
-        "divergences separate finer. Seconds and peak resident memory are those of the conversion "
-        f"alone, on {cpu_name()}, with as many threads as the last column says.",
+        "divergences separate finer. Seconds of processor time and peak resident memory are those "
+        f"of the conversion alone, on {cpu_name()}, with as many threads as the last column says.",
     ]
     recorded = {name: (size, perplexity) for name, size, perplexity in LLAMA_CPP}
     section = ""
@@ -216,7 +214,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
             last = " llama.cpp's type | MB | perplexity |" if beside else ""
             lines += [
                 "",
-                "| | perplexity | over float | divergence | same top token | MB | seconds | "
+                "| | perplexity | over float | divergence | same top token | MB | CPU seconds | "
                 f"peak RSS, MB | threads |{last}",
                 "|---|" + "---|" * (8 + (3 if beside else 0)),
             ]
