@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument("--vocabulary", type=int, help="smaller than the shape's, at least 8192")
     parser.add_argument("--samples", type=int, default=128)
     parser.add_argument("--sequence-length", type=int, default=512)
-    parser.add_argument("--directory", type=Path, default=Path("conversion-benchmark"))
+    parser.add_argument("--directory", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--make-only", action="store_true")
     arguments = parser.parse_args()
 

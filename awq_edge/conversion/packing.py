@@ -138,6 +138,10 @@ class Packer:
             if values.dim() == 1:
                 self._work.store_vector(f"blk.{layer}.{name}", values.cpu().numpy())
 
+    def close(self) -> None:
+        """Waits until nothing is written any more, whether it is wanted or not."""
+        self._writers.shutdown()
+
     def unsettled(self) -> list[Future[None]]:
         """What was stored since the last call and may not lie in its file yet."""
         unsettled, self._unsettled = self._unsettled, []
@@ -187,8 +191,7 @@ class Packer:
             within = None if limits is None else limits[rows]
             return grids.spanning(part, bits, group_size, within, name)
 
-        for _, quantised in gptq.quantise(weight, hessian, choose_grid, plan.rounds):
-            yield quantised
+        return gptq.quantise(weight, hessian, choose_grid, plan.rounds)
 
     def _store(self, name: str, quantised: grouped.Quantised) -> None:
         """Packs a whole matrix into its file, while a GPU goes on with other work."""

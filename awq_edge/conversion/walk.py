@@ -6,6 +6,7 @@ before it give. Refuses packing (``packing``) and mathematics (``awq_edge.quanti
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -86,7 +87,7 @@ class Walk:
         if hidden is not None:
             frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
             positions = Positions.first(hidden.shape[1], frequencies)
-        with self._recorder:
+        with contextlib.closing(self._packer), self._recorder:
             for layer, weights in self._layers(len(work.layers)):
                 hidden = self._walked(layer, weights, hidden, positions)
         if not a.tied_head:

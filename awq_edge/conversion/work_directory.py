@@ -1,7 +1,7 @@
 """The work directory ``<output>.partial``: finished tensors, hidden states, a manifest.
 
-Owns what an interrupted conversion leaves and how the next one takes it up. It outlives Ctrl-C and
-a killed process, not an error.
+Owns what an interrupted conversion leaves and how the next one takes it up. It outlives a
+killed process, and Ctrl-C once a layer is finished; not an error.
 """
 
 from __future__ import annotations
@@ -65,8 +65,8 @@ class WorkDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
-        """Keeps the directory after Ctrl-C, clears it after an error; words a failed write."""
-        if kind is None or not issubclass(kind, Exception):
+        """Keeps finished layers after Ctrl-C, clears all after an error; words a failed write."""
+        if kind is None or (self.layers and not issubclass(kind, Exception)):
             return
         self.finished()
         if isinstance(error, OSError):

@@ -188,7 +188,7 @@ def quantise(
     hessian: Hessian,
     choose_grid: Callable[[torch.Tensor, slice], Grid],
     rounds: int,
-) -> Iterator[tuple[slice, grouped.Quantised]]:
+) -> Iterator[grouped.Quantised]:
     """Rounds a matrix, some rows at a time: rows do not know of each other.
 
     Args:
@@ -198,7 +198,7 @@ def quantise(
         rounds: How often codes and scales are refined in turn.
 
     Yields:
-        Rows, a multiple of 4 but for the last ones, and what they became.
+        What rows became, a multiple of 4 of them but for the last ones.
     """
     n, k = weight.shape
     at_once = max(_WEIGHTS_AT_ONCE[weight.device.type] // k // 4, 1) * 4
@@ -213,7 +213,7 @@ def quantise(
                 grid = refit_scales(codes, target, hessian, grid)
             if rounds:
                 codes = descend(codes, target, hessian, grid, 1)
-            yield rows, grid.with_codes(codes)
+            yield grid.with_codes(codes)
 
 
 @contextlib.contextmanager

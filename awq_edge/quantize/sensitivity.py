@@ -40,7 +40,7 @@ def rounded(
         return grids.best(part, costs, bits, group_size, _SHARES)
 
     parts = gptq.quantise(weight, hessian, choose_grid, 0)
-    return torch.cat([quantised.dequantise() for _, quantised in parts])
+    return torch.cat([quantised.dequantise() for quantised in parts])
 
 
 @torch.inference_mode()

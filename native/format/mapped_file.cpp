@@ -63,9 +63,11 @@ MappedFile::~MappedFile() {
 void MappedFile::expect_use() const {
     if (data_ == nullptr || expected_.exchange(true)) return;
     uint8_t* const bytes = const_cast<uint8_t*>(data_);
-    const uint64_t memory_bytes = static_cast<uint64_t>(sysconf(_SC_PHYS_PAGES)) *
-                                  static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
     madvise(bytes, size_, MADV_NORMAL);
+    const long pages = sysconf(_SC_PHYS_PAGES);
+    const long page_bytes = sysconf(_SC_PAGESIZE);
+    if (pages <= 0 || page_bytes <= 0) return;
+    const uint64_t memory_bytes = static_cast<uint64_t>(pages) * static_cast<uint64_t>(page_bytes);
     if (size_ > memory_bytes / 2) return;
     // A huge page cannot take the place of the small one that a header was read from. All of these
     // are wishes.

@@ -39,9 +39,8 @@ typedef enum awqe_status {
     AWQE_OK = 0,
     AWQE_INVALID_ARGUMENT = 1,  ///< The caller passed something that can never work.
     AWQE_FILE_UNREADABLE = 2,   ///< The operating system refused to open or map the file.
-    AWQE_FILE_INVALID =
-        3,  ///< The file breaks a rule of native/format/FORMAT.md; the message names the rule.
-    AWQE_UNSUPPORTED = 4,  ///< Well-formed, but not for this library or this CPU.
+    AWQE_FILE_INVALID = 3,      ///< The message names the rule of native/format/FORMAT.md.
+    AWQE_UNSUPPORTED = 4,       ///< Well-formed, but not for this library or this CPU.
     AWQE_OUT_OF_MEMORY = 5,
     AWQE_CONTEXT_FULL = 6,  ///< The session's context has no room for that many tokens.
     AWQE_CANCELLED = 7,     ///< A callback returned false.
@@ -138,15 +137,13 @@ awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_ten
 /// How a session keeps keys and values.
 typedef enum awqe_kv_type {
     AWQE_KV_F16 = 0,
-    AWQE_KV_INT8 =
-        1  ///< A scale per position and head: about half the memory, a little less exact.
+    AWQE_KV_INT8 = 1  ///< With a scale per position and head: about half the memory, less exact.
 } awqe_kv_type;
 
 typedef struct awqe_session_options {
     uint32_t struct_size;
-    uint32_t
-        context_length;  ///< Positions to keep; 0 for the model's own length. Never more than that.
-    uint32_t threads;    ///< While decoding; 0 is one for each fast core that the process may use.
+    uint32_t context_length;  ///< Positions to keep, at most the model's own; 0 for all of these.
+    uint32_t threads;  ///< While decoding; 0 is one for each fast core that the process may use.
     uint32_t prefill_threads;  ///< While reading a prompt; 0 likewise.
     uint32_t kv_type;          ///< An awqe_kv_type.
 } awqe_session_options;

@@ -196,6 +196,18 @@ def test_interrupted_conversion_resumes_to_the_same_file(
     assert output.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+def test_an_interrupt_before_the_first_layer_is_done_leaves_nothing(
+    tmp_path: Path, checkpoint: Callable[..., Path], text: Path
+) -> None:
+    def stop(layer: int, weights: object) -> None:
+        raise KeyboardInterrupt
+
+    options = Options(method="awq", calibration=text, **QUICK)
+    with pytest.raises(KeyboardInterrupt):
+        convert(str(checkpoint()), tmp_path / "output", options, events=Events(layer_scaled=stop))
+    assert names_beside(tmp_path / "output") == set()
+
+
 def test_other_options_do_not_resume(
     tmp_path: Path, checkpoint: Callable[..., Path], text: Path
 ) -> None:

@@ -142,7 +142,7 @@ def test_dead_inputs_and_zero_groups(bits: int) -> None:
         lambda part, rows: grids.spanning(part, bits, G),
         lambda part, rows: grids.best(part, hessian.conditional(), bits, G, (1.0, 0.8)),
     ):
-        ((_, quantised),) = gptq.quantise(target, hessian, choose, 2)
+        (quantised,) = gptq.quantise(target, hessian, choose, 2)
         result = quantised.dequantise()
         assert bool(torch.isfinite(result).all())
         assert bool((result[:, :32] == 0).all())
@@ -188,7 +188,7 @@ def test_rows_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None
         def choose(part: torch.Tensor, rows: slice) -> grids.Grid:
             return grids.spanning(part, 3, G)
 
-        return torch.cat([q.dequantise() for _, q in gptq.quantise(target, hessian, choose, 1)])
+        return torch.cat([q.dequantise() for q in gptq.quantise(target, hessian, choose, 1)])
 
     whole = rounded()
     monkeypatch.setitem(gptq._WEIGHTS_AT_ONCE, "cpu", 4 * 64)
