@@ -15,11 +15,12 @@ namespace awqe {
 namespace {
 
 // Codes<bits>: a run is the smallest piece of a block whose bytes do not mix with others'.
-//   kRun        inputs of a run
-//   kFields     registers that two rows of a run expand to; register f holds inputs 16 f ... 16 f +
-//   15 kLowBytes   bytes of a run in the first plane; kHighBytes: in the second, 3 bits only High
-//   a run's bits of the second plane, for all four rows expand      rows 2 * pair and 2 * pair + 1
-//   of the run at low
+// - kRun: inputs of a run.
+// - kFields: registers that 2 rows of a run expand to; register f holds inputs 16 f ... 16 f + 15.
+// - kLowBytes: bytes of a run in the first plane.
+// - kHighBytes: in the second plane, which only 3 bits have.
+// - High: a run's bits of the second plane, for all four rows.
+// - expand: rows 2 * pair and 2 * pair + 1 of the run at low.
 template <int kBits>
 struct Codes;
 

@@ -16,9 +16,10 @@ namespace awqe {
 namespace {
 
 // Codes<bits>: a run is the smallest piece of a block whose bytes do not mix with others'.
-//   kRun        inputs of a run
-//   kFields     registers that a run expands to; register f holds inputs 16 f ... 16 f + 15 of four
-//   rows kLowBytes   bytes of a run in the first plane; kHighBytes: in the second, 3 bits only
+// - kRun: inputs of a run.
+// - kFields: registers that a run expands to; register f holds inputs 16 f ... 16 f + 15 of 4 rows.
+// - kLowBytes: bytes of a run in the first plane.
+// - kHighBytes: in the second plane, which only 3 bits have.
 template <int kBits>
 struct Codes;
 

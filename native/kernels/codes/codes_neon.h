@@ -12,12 +12,13 @@ namespace awqe {
 namespace {
 
 // Codes<bits>: a run is the smallest piece of a block whose bytes do not mix with others'.
-//   kRun        inputs of a run
-//   kFields     registers of 16 inputs that a row of a run expands to; register f holds inputs 16 f
-//   ... 16 f + 15 kLowBytes   bytes of a run in the first plane (4 rows); kHighBytes: in the
-//   second, 3 bits only kZeroBias   the bytes are code - kZeroBias, so the zero-point has to be
-//   lowered by it too; the difference is unchanged expand      rows 2 * pair and 2 * pair + 1 of
-//   the run at low (and high)
+// - kRun: inputs of a run.
+// - kFields: registers that a row of a run expands to; register f holds inputs 16 f ... 16 f + 15.
+// - kLowBytes: bytes of a run in the first plane, for 4 rows.
+// - kHighBytes: in the second plane, which only 3 bits have.
+// - kZeroBias: the bytes are code - kZeroBias, so the zero-point has to be lowered by it too; the
+//   difference is unchanged.
+// - expand: rows 2 * pair and 2 * pair + 1 of the run at low (and high).
 template <int kBits>
 struct Codes;
 
