@@ -70,8 +70,9 @@ def convert(
         Optional[list[str]],
         typer.Option(
             help="Leave a part of the method out, to see what it is worth: scales, clip, joint "
-            "(the search of both together), asymmetry (of clip limits), grid, refinement or "
-            "propagation (making up for the errors of the layers before)."
+            "(the search of both together), asymmetry (of clip limits), grid, refinement, "
+            "propagation (making up for the errors of the layers before) or gradients (making up "
+            "for the errors of other outputs)."
         ),
     ] = None,
     from_awq: Annotated[
@@ -131,7 +132,9 @@ def convert(
     try:
         with out.progress("Converting", 1.0) as bar:
             listener.bar = bar
-            events = conversion.Events(message=bar.line, layer_done=listener.layer_done)
+            events = conversion.Events(
+                message=bar.line, note=bar.note, layer_done=listener.layer_done
+            )
             if exporting is not None:
                 events = replace(events, layer_scaled=exporting.layer_scaled)
             report = conversion.convert(model, output, options, force=force, events=events)

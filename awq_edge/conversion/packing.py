@@ -15,7 +15,7 @@ from awq_edge import layouts
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.float_model import FloatModel
-from awq_edge.quantize import awq, gptq, grids, grouped, methods
+from awq_edge.quantize import awq, coupling, gptq, grids, grouped, methods
 from awq_edge.torch_decoder import LINEARS
 
 # Rows of the embedding and the head that are in memory at once, times columns.
@@ -85,6 +85,7 @@ class Packer:
         weights: Mapping[str, torch.Tensor],
         hessian: gptq.Hessian,
         limits: Mapping[str, torch.Tensor],
+        moments: Mapping[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """Packs matrices of a layer with GPTQ.
 
@@ -93,20 +94,27 @@ class Packer:
             weights: Its matrices that read the same input, by "attn_q.weight" and so on.
             hessian: Of this input.
             limits: Of those that are clipped, [n, groups, 2], by "attn_q" and so on.
+            moments: Of the gradients by the outputs of those whose outputs make up for each
+                other's errors, [runs, outputs, outputs], by "attn_q" and so on.
 
         Returns:
             The weights as the runtime will see them, by the same names.
         """
         rounded = {}
-        for names in self._rounded_together(layer, weights):
+        for names in self._rounded_together(layer, weights, moments):
             full = [f"blk.{layer}.{name}" for name in names]
-            parts = self._compensated(
-                full[0],
-                _stacked([weights[name] for name in names]),
-                hessian,
-                self._stacked_limits(full, names, limits),
-            )
-            whole, first = grouped.joined(list(parts)), 0
+            stem = names[0][: -len(".weight")]
+            if stem in moments:
+                whole = self._coupled(full[0], weights[names[0]], hessian, moments[stem])
+            else:
+                parts = self._compensated(
+                    full[0],
+                    _stacked([weights[name] for name in names]),
+                    hessian,
+                    self._stacked_limits(full, names, limits),
+                )
+                whole = grouped.joined(list(parts))
+            first = 0
             for name in names:
                 end = first + len(weights[name])
                 quantised = whole.rows(first, end)
@@ -150,9 +158,11 @@ class Packer:
     def _rows_at_once(self, k: int) -> int:
         return max(_ROW_BLOCK_FLOATS // k // layouts.BLOCK_ROWS, 1) * layouts.BLOCK_ROWS
 
-    def _rounded_together(self, layer: int, names: Iterable[str]) -> list[list[str]]:
+    def _rounded_together(
+        self, layer: int, names: Iterable[str], moments: Mapping[str, torch.Tensor]
+    ) -> list[list[str]]:
         """A GPU rounds matrices of one width together: more rows take it hardly more time."""
-        if self._device.type == "cpu":
+        if self._device.type == "cpu" or moments:
             return [[name] for name in names]
         by_width: dict[awq.Quantiser, list[str]] = {}
         for name in names:
@@ -182,6 +192,26 @@ class Packer:
         limits: torch.Tensor | None,
     ) -> Iterator[grouped.Quantised]:
         """Some rows after the other of a weight that has the width of the named matrix."""
+        choose_grid = self._grid_chooser(name, hessian, limits)
+        return gptq.quantise(
+            weight, hessian, choose_grid, self.plan(self._widths[name].bits).rounds
+        )
+
+    def _coupled(
+        self, name: str, weight: torch.Tensor, hessian: gptq.Hessian, moments: torch.Tensor
+    ) -> grouped.Quantised:
+        """The named matrix, its outputs making up for each other's errors."""
+        choose_grid = self._grid_chooser(name, hessian, None)
+
+        def choose(part: torch.Tensor) -> grids.Grid:
+            return choose_grid(part, slice(0, len(part)))
+
+        rounds = self.plan(self._widths[name].bits).rounds
+        return coupling.quantise(weight, hessian, moments, choose, rounds)
+
+    def _grid_chooser(
+        self, name: str, hessian: gptq.Hessian, limits: torch.Tensor | None
+    ) -> gptq.ChooseGrid:
         bits, group_size = self._widths[name].bits, self._widths[name].group_size
         plan, costs = self.plan(bits), hessian.conditional()
 
@@ -191,7 +221,7 @@ class Packer:
             within = None if limits is None else limits[rows]
             return grids.spanning(part, bits, group_size, within, name)
 
-        return gptq.quantise(weight, hessian, choose_grid, plan.rounds)
+        return choose_grid
 
     def _store(self, name: str, quantised: grouped.Quantised) -> None:
         """Packs a whole matrix into its file, while a GPU goes on with other work."""

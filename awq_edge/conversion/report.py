@@ -46,6 +46,7 @@ class Events:
     """What a caller may want to hear while the work goes on."""
 
     message: Callable[[str], None] = lambda text: None
+    note: Callable[[str], None] = lambda text: None  # what is being done, until the next one
     layer_done: Callable[[LayerReport, int], None] = lambda report, layers: None
     # A layer's weights with their scales folded in, before anything is rounded.
     layer_scaled: Callable[[int, awq.Weights], None] = lambda layer, weights: None

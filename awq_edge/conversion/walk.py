@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
 
 import torch
@@ -23,8 +23,10 @@ from awq_edge.float_model import FloatModel
 from awq_edge.quantize import (
     awq,
     calibration,
+    coupling,
     distributed,
     gptq,
+    gradients,
     propagation,
     scales,
     staged,
@@ -37,6 +39,7 @@ _PROBE_TOKENS = 4096
 # Floats in the widest intermediate of one batch: 64 MiB each, whatever the model's size; more for a
 # GPU, which needs many tokens at once to be busy.
 _BATCH_FLOATS = {"cpu": 1 << 24, "cuda": 1 << 26}
+_KEPT_FLOATS = 4  # a way back keeps that many times as much of a batch as a way forward
 
 
 class Walk:
@@ -78,8 +81,11 @@ class Walk:
             mine = self._processes.blocks(len(blocks))
             blocks = blocks[mine]
             bits = {self._widths[name].bits for name in self._widths if name.startswith("blk.")}
-            if any(self._packer.plan(width).propagated for width in bits):
+            plans = [self._packer.plan(width) for width in bits]
+            if any(plan.propagated for plan in plans):
                 self._float_blocks = propagation.FloatBlocks(mine)
+            if any(plan.coupled for plan in plans) and not work.layers:
+                self._measure_gradients(blocks, mine.start)
         for report in work.layers:
             self._events.layer_done(report, a.layers)
         hidden = self._embedding(blocks)
@@ -88,7 +94,7 @@ class Walk:
             frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
             positions = Positions.first(hidden.shape[1], frequencies)
         with contextlib.closing(self._packer), self._recorder:
-            for layer, weights in self._layers(len(work.layers)):
+            for layer, weights in self._layers(range(len(work.layers), a.layers)):
                 hidden = self._walked(layer, weights, hidden, positions)
         if not a.tied_head:
             self._head(hidden)
@@ -115,18 +121,48 @@ class Walk:
         self._events.layer_done(report, self._architecture.layers)
         return after
 
-    def _layers(self, first: int) -> Iterator[tuple[int, awq.Weights]]:
+    def _layers(self, numbers: Iterable[int]) -> Iterator[tuple[int, awq.Weights]]:
         """Layers with their weights on the device; beside a GPU the next one is read meanwhile."""
-        layers = self._architecture.layers
+        left = list(numbers)
         with ThreadPoolExecutor(1) as reader:
             ahead = None
-            for layer in range(first, layers):
+            while left:
+                layer = left.pop(0)
                 read = self._source.layer(layer) if ahead is None else ahead.result()
                 weights = {name: tensor.to(self._device) for name, tensor in read.items()}
                 del read  # the caller replaces weights: none may outlive it here
-                if self._device.type != "cpu" and layer + 1 < layers:
-                    ahead = reader.submit(self._source.layer, layer + 1)
+                if self._device.type != "cpu" and left:
+                    ahead = reader.submit(self._source.layer, left[0])
                 yield layer, weights
+                del weights
+
+    def _measure_gradients(self, blocks: torch.Tensor, begin: int) -> None:
+        """Leaves every layer's moments in the work directory.
+
+        Args:
+            blocks: This process's tokens, int64 [b, t].
+            begin: The number of the first one among all processes' blocks.
+        """
+        a, work = self._architecture, self._work
+        numbers = [n for n in gradients.chosen(self._blocks) if 0 <= n - begin < len(blocks)]
+        shape = (len(numbers), blocks.shape[1], a.hidden_size)
+        size = max(1, self._batch_blocks(blocks.shape[1]) // _KEPT_FLOATS)
+        segments = {}
+        for segment, part in self._processes.segments(self._blocks):
+            places = [place for place, n in enumerate(numbers) if part.start <= n < part.stop]
+            segments[segment] = [
+                slice(places[first], places[min(first + size, len(places)) - 1] + 1)
+                for first in range(0, len(places), size)
+            ]
+        self._events.message("Measuring what errors of every output cost the predictions …")
+        gradients.Gradients(
+            self._source,
+            self._layers,
+            [work.floats(layer, shape, self._device) for layer in range(a.layers + 1)],
+            segments,
+            self._processes,
+            self._events.note,
+        ).measure(blocks[[n - begin for n in numbers]], numbers, work.store_moments)
 
     def _embedding(self, blocks: torch.Tensor | None) -> HiddenStates | None:
         """Packs it, and gives the hidden states in front of the first unfinished layer."""
@@ -203,6 +239,7 @@ class Walk:
         error_rtn = _relative(awq.layer_change(probe, weights, rounding), target)
         choices: dict[str, awq.Choice] = {}
         limits: dict[str, torch.Tensor] = {}
+        divided: dict[str, torch.Tensor] = {}  # outputs, by scales that were folded
         if plan.scales == "outputs" or plan.clipped:
             statistics = self._statistics(layer, weights, hidden, positions)
             quantiser = quantisers[LINEARS[0]]  # these methods know one width for all
@@ -221,9 +258,10 @@ class Walk:
                 if plan.clipped and name not in awq.NEVER_CLIPPED
             }
         if plan.scales == "pivots":
-            choices = scales.search_and_fold(probe, weights, quantisers)
+            choices, divided = scales.search_and_fold(probe, weights, quantisers)
         if plan.compensated:
-            self._compensate_layer(layer, weights, limits, hidden, after, positions)
+            moments = self._moments(layer, divided)
+            self._compensate_layer(layer, weights, limits, moments, hidden, after, positions)
         else:
             self._events.layer_scaled(layer, weights)
             self._packer.store_layer(layer, weights, limits)
@@ -236,11 +274,27 @@ class Walk:
         error = _relative(awq.layer_output(probe, weights), target)
         return LayerReport(layer, error_rtn, error, choices)
 
+    def _moments(self, layer: int, divided: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+        """Of the gradients by the outputs of those matrices whose outputs are coupled."""
+        coupled = [
+            name
+            for name, quantiser in self._packer.layer_quantisers(layer).items()
+            if self._packer.plan(quantiser.bits).coupled
+        ]
+        if not coupled:
+            return {}
+        kept = self._work.moments(layer, self._device)
+        return {
+            name: coupling.scaled(kept[name], divided[name]) if name in divided else kept[name]
+            for name in coupled
+        }
+
     def _compensate_layer(
         self,
         layer: int,
         weights: awq.Weights,
         limits: dict[str, torch.Tensor],
+        moments: dict[str, torch.Tensor],
         hidden: HiddenStates,
         after: HiddenStates,
         positions: Positions,
@@ -257,7 +311,7 @@ class Walk:
             hessian = gptq.Hessian.of(products)
             if corrections is not None:
                 matrices = corrections.targets(matrices, hessian)
-            return self._packer.store_stage(layer, matrices, hessian, limits)
+            return self._packer.store_stage(layer, matrices, hessian, limits, moments)
 
         mixed = self._work.mixed((*hidden.shape[:2], a.heads * a.head_size), self._device)
         corrections = gated = None
@@ -332,11 +386,15 @@ class Walk:
             for name, whole in empty().items()
         }
 
-    def _segments(self, hidden: HiddenStates) -> dict[int, list[slice]]:
-        """Batches of this process's blocks, by segment."""
+    def _batch_blocks(self, tokens: int) -> int:
+        """How many blocks of so many tokens go through the model together."""
         a = self._architecture
         widest = max(a.feed_forward_size, a.hidden_size, a.heads * a.head_size)
-        size = max(1, _BATCH_FLOATS[self._device.type] // (hidden.shape[1] * widest))
+        return max(1, _BATCH_FLOATS[self._device.type] // (tokens * widest))
+
+    def _segments(self, hidden: HiddenStates) -> dict[int, list[slice]]:
+        """Batches of this process's blocks, by segment."""
+        size = self._batch_blocks(hidden.shape[1])
         begin = self._processes.blocks(self._blocks).start
         return {
             segment: [

@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import json
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -90,13 +90,30 @@ class WorkDirectory:
         """Records a finished layer; what came before it is not needed any more."""
         self.layers.append(report)
         self._write_manifest()
-        (self._path / f"hidden.{len(self.layers) - 1}").unlink(missing_ok=True)
+        for spent in (f"hidden.{report.layer}", f"moments.{report.layer}.npz"):
+            (self._path / spent).unlink(missing_ok=True)
 
     def hidden(
         self, layers: int, shape: tuple[int, int, int], device: torch.device
     ) -> HiddenStates:
         """A place for the hidden states behind so many layers."""
         return HiddenStates(self._path / f"hidden.{layers}", shape, device)
+
+    def floats(
+        self, layers: int, shape: tuple[int, int, int], device: torch.device
+    ) -> HiddenStates:
+        """A place for the float model's states behind so many layers."""
+        return HiddenStates(self._path / f"float.{layers}", shape, device)
+
+    def store_moments(self, layer: int, moments: Mapping[str, torch.Tensor]) -> None:
+        """Keeps what was measured of a layer's gradients, by matrix, until the layer is done."""
+        arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in moments.items()}
+        np.savez(self._path / f"moments.{layer}.npz", **arrays)
+
+    def moments(self, layer: int, device: torch.device) -> dict[str, torch.Tensor]:
+        """What :meth:`store_moments` kept."""
+        with np.load(self._path / f"moments.{layer}.npz") as arrays:
+            return {name: torch.from_numpy(arrays[name]).to(device) for name in arrays.files}
 
     def gated(self, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:
         """A place for what the down matrix of the current layer reads in the float model."""

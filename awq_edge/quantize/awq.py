@@ -229,26 +229,34 @@ def fold_all(probe: Probe, weights: Weights, scales: Mapping[str, torch.Tensor])
     Raises:
         InternalError: A fold changed the layer's function.
     """
-    a = probe.architecture
-    output = scales["output"]
-    by_value_head = output.reshape(a.kv_heads, a.heads // a.kv_heads, a.head_size)[:, 0].reshape(-1)
+    factors = output_factors(probe.architecture, scales)
+    output, down = scales["output"], scales["down"]
     folds: list[tuple[str, Callable[[], None]]] = [
         (
             "qkv",
             lambda: fold_norm(weights, "attn_norm", ("attn_q", "attn_k", "attn_v"), scales["qkv"]),
         ),
-        ("output", lambda: fold_rows(weights, "attn_v", by_value_head, "attn_output", output)),
+        ("output", lambda: fold_rows(weights, "attn_v", factors["attn_v"], "attn_output", output)),
         (
             "gate_up",
             lambda: fold_norm(weights, "ffn_norm", ("ffn_gate", "ffn_up"), scales["gate_up"]),
         ),
-        ("down", lambda: fold_rows(weights, "ffn_up", scales["down"], "ffn_down", scales["down"])),
+        ("down", lambda: fold_rows(weights, "ffn_up", factors["ffn_up"], "ffn_down", down)),
     ]
     check = dataclasses.replace(probe, hidden=probe.hidden[:1])
     before = layer_output(check, weights)
     for name, fold in folds:
         fold()
         check_fold(check, weights, before, name)
+
+
+def output_factors(
+    architecture: Architecture, scales: Mapping[str, torch.Tensor]
+) -> dict[str, torch.Tensor]:
+    """What :func:`fold_all` divided the outputs of matrices by, [n] each, by "attn_v" and so on."""
+    a, output = architecture, scales["output"]
+    by_head = output.reshape(a.kv_heads, a.heads // a.kv_heads, a.head_size)[:, 0]
+    return {"attn_v": by_head.reshape(-1), "ffn_up": scales["down"]}
 
 
 def fold_norm(weights: Weights, norm: str, linears: tuple[str, ...], scales: torch.Tensor) -> None:

@@ -18,7 +18,7 @@ from collections.abc import Callable, Iterator
 
 import torch
 
-from awq_edge.quantize import grouped, recorded
+from awq_edge.quantize import columns, grouped
 from awq_edge.quantize.grids import Grid, to_half
 
 # Share of the mean diagonal that is added to it: the Hessian of few tokens is nearly singular.
@@ -27,6 +27,9 @@ DAMPING = 0.01
 _WEIGHTS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
 _BLOCK = 64  # inputs rounded before the rest of the matrix hears of their errors
 _STRIP = 1024  # rows or columns of a Hessian or its factor that are copied at once
+
+# Gives the grid of some rows, for their weights and which they are.
+ChooseGrid = Callable[[torch.Tensor, slice], Grid]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -186,15 +189,15 @@ def _backwards(half: list[torch.Tensor]) -> torch.Tensor:
 def quantise(
     weight: torch.Tensor,
     hessian: Hessian,
-    choose_grid: Callable[[torch.Tensor, slice], Grid],
+    choose_grid: ChooseGrid,
     rounds: int,
 ) -> Iterator[grouped.Quantised]:
-    """Rounds a matrix, some rows at a time: rows do not know of each other.
+    """Rounds a matrix, some rows at a time: rows do not know of each other (``coupling.py``).
 
     Args:
         weight: float32 [n, k].
         hessian: Of its input.
-        choose_grid: Gives the grid of some rows, for their weights and which they are.
+        choose_grid: Gives the grids.
         rounds: How often codes and scales are refined in turn.
 
     Yields:
@@ -202,22 +205,25 @@ def quantise(
     """
     n, k = weight.shape
     at_once = max(_WEIGHTS_AT_ONCE[weight.device.type] // k // 4, 1) * 4
-    with _one_thread(weight.device):
+    with one_thread(weight.device):
         for first in range(0, n, at_once):
             rows = slice(first, min(first + at_once, n))
-            target = weight[rows]
-            grid = choose_grid(target, rows)
-            codes = compensate(target, hessian, grid)
-            for _ in range(rounds):
-                codes = descend(codes, target, hessian, grid, 1)
-                grid = refit_scales(codes, target, hessian, grid)
-            if rounds:
-                codes = descend(codes, target, hessian, grid, 1)
-            yield grid.with_codes(codes)
+            yield rounded(weight[rows], hessian, choose_grid(weight[rows], rows), rounds)
+
+
+def rounded(target: torch.Tensor, hessian: Hessian, grid: Grid, rounds: int) -> grouped.Quantised:
+    """Rounds all rows of a target [n, k]; takes what :func:`quantise` takes."""
+    codes = compensate(target, hessian, grid)
+    for _ in range(rounds):
+        codes = descend(codes, target, hessian, grid, 1)
+        grid = refit_scales(codes, target, hessian, grid)
+    if rounds:
+        codes = descend(codes, target, hessian, grid, 1)
+    return grid.with_codes(codes)
 
 
 @contextlib.contextmanager
-def _one_thread(device: torch.device) -> Iterator[None]:
+def one_thread(device: torch.device) -> Iterator[None]:
     """Small steps, one after the other: handing them out to threads costs more than it gives."""
     threads = torch.get_num_threads()
     if device.type == "cpu":
@@ -239,43 +245,13 @@ def compensate(target: torch.Tensor, hessian: Hessian, grid: Grid) -> torch.Tens
         end = min(first + _BLOCK, k)
         inside = slice(first, end)
         errors = torch.empty_like(weights[inside])
-        recorded.run(
-            _compensate_block,
-            (scales[groups[inside]], zeros[groups[inside]], upper[inside, inside]),
-            (weights[inside], codes[inside], errors),
-            grid.largest_code,
-        )
+        steps = columns.Grid(scales[groups[inside]], zeros[groups[inside]], grid.largest_code)
+        columns.compensate(steps, upper[inside, inside], weights[inside], codes[inside], errors)
         if end < k:
             weights[end:] -= upper[inside, end:].T @ errors
     unordered = torch.empty_like(codes)
     unordered[hessian.order] = codes
     return unordered.T.contiguous()
-
-
-def _compensate_block(
-    given: tuple[torch.Tensor, ...], changed: tuple[torch.Tensor, ...], largest_code: float
-) -> None:
-    """Rounds a block's inputs one after the other; the later ones take over the errors.
-
-    Args:
-        given: Scales and zero-points [inputs, n] each, the block of ``upper``.
-        changed: Weights, and places for the codes and for errors over pivots, [inputs, n] each.
-        largest_code: Of the grid.
-    """
-    scales, zeros, upper = given
-    weights, codes, errors = changed
-    divisors = torch.where(scales == 0, torch.inf, scales)  # an empty group stays empty
-    lowest, highest = -zeros, largest_code - zeros
-    pivots = upper.diagonal()
-    for index in range(len(weights)):
-        w, steps, error = weights[index], codes[index], errors[index]
-        torch.div(w, divisors[index], out=steps)
-        steps.round_().clamp_(lowest[index], highest[index])
-        torch.mul(steps, scales[index], out=error)
-        torch.sub(w, error, out=error).div_(pivots[index])
-        if index + 1 < len(weights):
-            weights[index + 1 :].addr_(upper[index, index + 1 :], error, alpha=-1)
-    codes += zeros
 
 
 def descend(
@@ -303,45 +279,17 @@ def descend(
             end = min(first + _BLOCK, k)
             inside = slice(first, end)
             moves = torch.empty_like(codes[inside])
-            recorded.run(
-                _descend_block,
-                (
-                    scales[groups[inside]],
-                    zeros[groups[inside]],
-                    matrix[inside, inside],
-                    weights[inside],
-                ),
-                (slopes[inside], codes[inside], moves),
-                grid.largest_code,
+            steps = columns.Grid(scales[groups[inside]], zeros[groups[inside]], grid.largest_code)
+            columns.descend(
+                steps,
+                matrix[inside, inside],
+                weights[inside],
+                slopes[inside],
+                codes[inside],
+                moves,
             )
             slopes[end:].addmm_(matrix[end:, inside], moves)
     return codes.T.contiguous()
-
-
-def _descend_block(
-    given: tuple[torch.Tensor, ...], changed: tuple[torch.Tensor, ...], largest_code: float
-) -> None:
-    """Moves a block's codes one after the other.
-
-    Args:
-        given: Scales, zero-points [inputs, n] each, the block of the Hessian, weights [inputs, n].
-        changed: Slopes, codes, and a place for how far the weights moved, [inputs, n] each.
-        largest_code: Of the grid.
-    """
-    scales, zeros, matrix, weights = given
-    slopes, codes, moves = changed
-    divisors = torch.where(scales == 0, torch.inf, scales)  # an empty group stays empty
-    lowest, highest = -zeros, largest_code - zeros
-    pivots = matrix.diagonal()
-    for index in range(len(weights)):
-        w, steps, moved = weights[index], codes[index], moves[index]
-        torch.div(slopes[index], pivots[index], out=steps)
-        torch.sub(w, steps, out=steps).div_(divisors[index])
-        steps.round_().clamp_(lowest[index], highest[index])
-        torch.mul(steps, scales[index], out=moved).sub_(w)
-        if index + 1 < len(weights):
-            slopes[index + 1 :].addr_(matrix[index + 1 :, index], moved)
-    codes += zeros
 
 
 def refit_scales(codes: torch.Tensor, target: torch.Tensor, hessian: Hessian, grid: Grid) -> Grid:

@@ -50,6 +50,15 @@ class Quantised:
             zeros=self.zeros[first:end],
         )
 
+    def take(self, numbers: torch.Tensor) -> Quantised:
+        """The matrix of the rows with these numbers, in their order."""
+        return dataclasses.replace(
+            self,
+            codes=self.codes[numbers],
+            scales=self.scales[numbers],
+            zeros=self.zeros[numbers],
+        )
+
     def on_cpu(self) -> Quantised:
         """The same in the CPU's memory."""
         return dataclasses.replace(

@@ -25,6 +25,7 @@ class HiddenStates:
         self.shape = shape
         self.device = device
         self._block_bytes = 4 * shape[1] * shape[2]
+        self._path = path
         path.touch()
         self._file = path.open("r+b")
         self._memory = None if device.type == "cpu" else torch.empty(shape, device=device)
@@ -33,6 +34,11 @@ class HiddenStates:
         """Lets go of file and memory; the file stays."""
         self._file.close()
         self._memory = None
+
+    def discard(self) -> None:
+        """Lets go of file and memory, and of the states."""
+        self.close()
+        self._path.unlink(missing_ok=True)
 
     def read(self, blocks: slice) -> torch.Tensor:
         """A copy of some blocks, on the device: later writes do not change it."""

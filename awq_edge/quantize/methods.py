@@ -20,7 +20,7 @@ METHODS = ("auto", "awq", "awq+gptq", "gptq", "rtn")
 # Those that can give every matrix a width of its own.
 MIXING = ("auto", "gptq")
 # Parts of a method that can be left out, to see what each is worth.
-PARTS = ("scales", "clip", "joint", "asymmetry", "grid", "refinement", "propagation")
+PARTS = ("scales", "clip", "joint", "asymmetry", "grid", "refinement", "propagation", "gradients")
 
 # Parts of the widest scale that are tried. Fewer levels gain from clipping more.
 _SHARES = {
@@ -48,6 +48,7 @@ class Plan:
     shares: tuple[float, ...] = ()  # grids to choose from; none: the widest, or the clipped one
     rounds: int = 0
     propagated: bool = False  # targets that make up for what the layers before got wrong
+    coupled: bool = False  # outputs make up for each other's errors
 
 
 def plan(method: str, bits: int, without: tuple[str, ...] = ()) -> Plan:
@@ -62,6 +63,7 @@ def plan(method: str, bits: int, without: tuple[str, ...] = ()) -> Plan:
         shares=() if "grid" in without else whole.shares,
         rounds=0 if "refinement" in without else whole.rounds,
         propagated=whole.propagated and "propagation" not in without,
+        coupled=whole.coupled and "gradients" not in without,
     )
 
 
@@ -83,5 +85,6 @@ def _plan(method: str, bits: int) -> Plan:
             shares=_SHARES[bits],
             rounds=_ROUNDS[bits],
             propagated=bits < 8,
+            coupled=bits < 8,
         )
     raise InvalidArgumentError(f"The method {method!r} is none of {', '.join(METHODS)}.")

@@ -23,7 +23,7 @@ _ROWS = 512  # a sample of rows is enough to compare scales
 
 def search_and_fold(
     probe: Probe, weights: Weights, quantisers: Mapping[str, Quantiser]
-) -> dict[str, Choice]:
+) -> tuple[dict[str, Choice], dict[str, torch.Tensor]]:
     """Finds and folds the scales of a layer's four groups of matrices.
 
     Args:
@@ -32,7 +32,7 @@ def search_and_fold(
         quantisers: What each matrix will be rounded with, by its name.
 
     Returns:
-        What was chosen, by the group's name.
+        What was chosen, by the group's name, and what matrices' outputs were divided by, by theirs.
 
     Raises:
         InternalError: A fold changed the layer's function.
@@ -52,12 +52,15 @@ def search_and_fold(
     output, output_scales = found(("attn_output",), (a.kv_heads, repeats))
     gate_up, gate_scales = found(("ffn_gate", "ffn_up"))
     down, down_scales = found(("ffn_down",))
-    awq.fold_all(
-        probe,
-        weights,
-        {"qkv": qkv_scales, "output": output_scales, "gate_up": gate_scales, "down": down_scales},
-    )
-    return {"qkv": qkv, "output": output, "gate_up": gate_up, "down": down}
+    folded = {
+        "qkv": qkv_scales,
+        "output": output_scales,
+        "gate_up": gate_scales,
+        "down": down_scales,
+    }
+    awq.fold_all(probe, weights, folded)
+    choices = {"qkv": qkv, "output": output, "gate_up": gate_up, "down": down}
+    return choices, awq.output_factors(a, folded)
 
 
 def _costs(x: torch.Tensor) -> torch.Tensor:

@@ -1,0 +1,97 @@
+"""The innermost loop of rounding: one input's weights of all rows, and then the next input's.
+
+Owns the two walks through a block of inputs, in PyTorch; a GPU has kernels for them
+(``columns_triton.py``), for there starting so many small steps takes longer than doing them.
+Refuses to know where the block lies in its matrix: ``gptq.py`` cuts it out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+
+import torch
+
+
+@dataclasses.dataclass(frozen=True)
+class Grid:
+    """Scales and zero-points of a block of inputs."""
+
+    scales: torch.Tensor  # float32 [inputs, n]
+    zeros: torch.Tensor  # float32 [inputs, n], whole numbers
+    largest_code: float
+
+    def divisors(self) -> torch.Tensor:
+        """Scales to divide by: a group without a range stays at its zero-point."""
+        return torch.where(self.scales == 0, torch.inf, self.scales)
+
+
+def compensate(
+    grid: Grid,
+    upper: torch.Tensor,
+    weights: torch.Tensor,
+    codes: torch.Tensor,
+    errors: torch.Tensor,
+) -> None:
+    """Rounds a block's inputs one after the other; the later ones take over the errors.
+
+    Args:
+        grid: Of the block.
+        upper: The block [inputs, inputs] of the upper factor of the inverse Hessian.
+        weights: What is to be rounded, [inputs, n]; used up.
+        codes: A place for the codes, [inputs, n].
+        errors: A place for the errors over the factor's diagonal, [inputs, n].
+    """
+    if weights.device.type == "cuda":
+        from awq_edge.quantize import columns_triton
+
+        columns_triton.compensate(grid, upper, weights, codes, errors)
+        return
+    divisors = grid.divisors()
+    lowest, highest = -grid.zeros, grid.largest_code - grid.zeros
+    pivots = upper.diagonal()
+    for index in range(len(weights)):
+        w, steps, error = weights[index], codes[index], errors[index]
+        torch.div(w, divisors[index], out=steps)
+        steps.round_().clamp_(lowest[index], highest[index])
+        torch.mul(steps, grid.scales[index], out=error)
+        torch.sub(w, error, out=error).div_(pivots[index])
+        if index + 1 < len(weights):
+            weights[index + 1 :].addr_(upper[index, index + 1 :], error, alpha=-1)
+    codes += grid.zeros
+
+
+def descend(
+    grid: Grid,
+    matrix: torch.Tensor,
+    weights: torch.Tensor,
+    slopes: torch.Tensor,
+    codes: torch.Tensor,
+    moves: torch.Tensor,
+) -> None:
+    """Moves a block's codes, one input after the other, to where the error is smallest.
+
+    Args:
+        grid: Of the block.
+        matrix: The block [inputs, inputs] of the Hessian.
+        weights: What the codes stand for, [inputs, n].
+        slopes: Half the derivative of the error by each weight, [inputs, n]; used up.
+        codes: The codes, [inputs, n]; replaced.
+        moves: A place for how far each weight was moved, [inputs, n].
+    """
+    if weights.device.type == "cuda":
+        from awq_edge.quantize import columns_triton
+
+        columns_triton.descend(grid, matrix, weights, slopes, codes, moves)
+        return
+    divisors = grid.divisors()
+    lowest, highest = -grid.zeros, grid.largest_code - grid.zeros
+    pivots = matrix.diagonal()
+    for index in range(len(weights)):
+        w, steps, moved = weights[index], codes[index], moves[index]
+        torch.div(slopes[index], pivots[index], out=steps)
+        torch.sub(w, steps, out=steps).div_(divisors[index])
+        steps.round_().clamp_(lowest[index], highest[index])
+        torch.mul(steps, grid.scales[index], out=moved).sub_(w)
+        if index + 1 < len(weights):
+            slopes[index + 1 :].addr_(matrix[index + 1 :, index], moved)
+    codes += grid.zeros

@@ -1,0 +1,106 @@
+"""Rounding in which outputs make up for each other's errors, as inputs do in GPTQ.
+
+Owns the walk over the rows of a matrix. With H the mean of x x^T over what a matrix reads and G
+that of g g^T over the loss's gradients by what it gives (``gradients.py``), errors E [n, k] of its
+weights make the loss grow by about tr(G E H E^T): the Kronecker-factored Fisher information of
+Martens and Grosse, "Optimizing Neural Networks with Kronecker-factored Approximate Curvature" (ICML
+2015); Tseng et al., "Model-Preserving Adaptive Rounding" (2025), round with it. GPTQ knows H alone.
+Here some rows are rounded by GPTQ, and the targets of the rows that are still to come make good
+what went wrong, by G's inverse: GPTQ once more, along the outputs, rows of large gradients first.
+
+Outputs are coupled within runs of neighbours: heads and residual states are, and G stays small.
+Refuses to choose codes: ``gptq.py`` does.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import torch
+
+from awq_edge.quantize import gptq, grouped
+from awq_edge.quantize.grids import Grid
+
+_LONGEST_RUN = 1024
+_AT_ONCE = 64  # rows of every run that are rounded before the others hear of their errors
+# Share of the mean diagonal that is added to G: it is known from few tokens.
+_DAMPING = 0.1
+
+
+def runs(n: int) -> tuple[int, int]:
+    """How many runs n outputs are cut into, and how long these are; the last may be shorter."""
+    count = -(-n // _LONGEST_RUN)
+    return count, -(-n // count)
+
+
+def in_runs(values: torch.Tensor) -> torch.Tensor:
+    """[n, …] -> [runs, outputs, …], filled up with zeros."""
+    n = len(values)
+    count, length = runs(n)
+    filled = values.new_zeros(count * length, *values.shape[1:])
+    filled[:n] = values
+    return filled.view(count, length, *values.shape[1:])
+
+
+def scaled(moments: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
+    """Moments of outputs that were divided by ``factors`` [n]: their gradients grow as much."""
+    factors = in_runs(factors)
+    return moments * factors.unsqueeze(2) * factors.unsqueeze(1)
+
+
+def quantise(
+    weight: torch.Tensor,
+    hessian: gptq.Hessian,
+    moments: torch.Tensor,
+    choose_grid: Callable[[torch.Tensor], Grid],
+    rounds: int,
+) -> grouped.Quantised:
+    """Rounds a whole matrix.
+
+    Args:
+        weight: float32 [n, k].
+        hessian: Of its input.
+        moments: Of the gradients by its outputs, float32 [runs, outputs, outputs].
+        choose_grid: Gives the grid of some rows for their targets.
+        rounds: As in ``gptq.quantise``.
+    """
+    n = len(weight)
+    count, length = runs(n)
+    order, upper = _factors(moments)
+    numbers = order + length * torch.arange(count, device=order.device).unsqueeze(1)
+    targets = in_runs(weight).flatten(0, 1)[numbers]  # [runs, outputs, k]
+    parts = []
+    with gptq.one_thread(weight.device):
+        for first in range(0, length, _AT_ONCE):
+            end = min(first + _AT_ONCE, length)
+            target = targets[:, first:end].flatten(0, 1)
+            part = gptq.rounded(target, hessian, choose_grid(target), rounds)
+            parts.append(part)
+            errors = (target - part.dequantise()).view(count, end - first, -1)
+            pivots = upper[:, first:end, first:end].mT.contiguous()
+            errors = torch.linalg.solve_triangular(pivots, errors, upper=False)
+            targets[:, end:] -= upper[:, first:end, end:].mT @ errors
+    by_step = [
+        numbers[:, first : first + _AT_ONCE].flatten() for first in range(0, length, _AT_ONCE)
+    ]
+    return grouped.joined(parts).take(torch.argsort(torch.cat(by_step))[:n])
+
+
+def _factors(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Of each run the order of falling diagonals and, in it, the inverse's upper factor.
+
+    With damped moments, inverse = upper^T @ upper.
+    """
+    wide = moments.double()
+    diagonals = wide.diagonal(dim1=1, dim2=2)
+    mean = diagonals.sum() / (diagonals > 0).sum().clamp(min=1)
+    order = torch.argsort(diagonals, dim=1, descending=True, stable=True)
+    wide = wide.gather(1, order.unsqueeze(2).expand_as(wide))
+    wide = wide.gather(2, order.unsqueeze(1).expand_as(wide))
+    # Outputs that nothing depends on are coupled with none; any number on the diagonal will do.
+    added = torch.where(mean > 0, _DAMPING * mean, 1.0).expand_as(diagonals)
+    wide = wide + torch.diag_embed(added)
+    # Read backwards, the factor of the matrix is the inverse of the factor of the inverse.
+    lower = torch.linalg.cholesky(wide.flip(1, 2)).flip(1, 2)  # upper triangular: wide = V V^T
+    identity = torch.eye(wide.shape[1], dtype=wide.dtype, device=wide.device).expand_as(wide)
+    return order, torch.linalg.solve_triangular(lower, identity, upper=True).float()

@@ -1,0 +1,202 @@
+"""What an error of every output costs the predictions: second moments of the loss's gradients.
+
+Owns one walk forward and one backward through the float model, a layer's weights at a time. The
+loss is the divergence of the disturbed predictions from the float ones; its second derivative, the
+Fisher information, is the mean of g g^T over gradients g that start from the logits with covariance
+diag(p) - p p^T. They start as normal deviates of this covariance, not from tokens drawn by p: few
+tokens then tell as much as many, for a likely token's gradient is not zero mostly and large rarely.
+Refuses to round: ``coupling.py`` does, with what is measured here.
+
+The states of each layer lie in files until the way back has come by (``HiddenStates``); then their
+places hold gradients.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+
+from awq_edge import torch_decoder
+from awq_edge.float_model import FloatModel
+from awq_edge.quantize import coupling
+from awq_edge.quantize.distributed import Processes
+from awq_edge.quantize.hidden_states import HiddenStates
+from awq_edge.torch_decoder import LINEARS, Positions
+
+# Blocks of the calibration text that are walked with.
+BLOCKS = 16
+
+# Numbers of layers; gives each with its weights on the device.
+Layers = Callable[[Iterable[int]], Iterator[tuple[int, Mapping[str, torch.Tensor]]]]
+# Takes a layer's moments, float32 [runs, outputs, outputs] as in ``coupling.py``, by "attn_q" etc.
+Keep = Callable[[int, dict[str, torch.Tensor]], None]
+
+
+def chosen(blocks: int) -> list[int]:
+    """Which of so many calibration blocks are walked with."""
+    return sorted(set(torch.linspace(0, blocks - 1, min(blocks, BLOCKS)).round().long().tolist()))
+
+
+class Gradients:
+    """The walk through one model with this process's share of the blocks."""
+
+    def __init__(
+        self,
+        source: FloatModel,
+        layers: Layers,
+        states: Sequence[HiddenStates],
+        segments: Mapping[int, Sequence[slice]],
+        processes: Processes,
+        note: Callable[[str], None],
+    ) -> None:
+        """Takes everything but the tokens.
+
+        Args:
+            source: The float model.
+            layers: Reads its layers.
+            states: Places [b, t, hidden] in front of every layer and behind the last one.
+            segments: Blocks that go through the model together, by the segment of their sums.
+            processes: Those that share the blocks.
+            note: Hears how far the walk is.
+        """
+        self._source = source
+        self._architecture = source.architecture
+        self._layers = layers
+        self._states = states
+        self._segments = segments
+        self._processes = processes
+        self._note = note
+        self._device = states[0].device
+
+    def measure(self, tokens: torch.Tensor, numbers: Sequence[int], keep: Keep) -> None:
+        """Walks there and back.
+
+        Args:
+            tokens: int64 [b, t].
+            numbers: Of these blocks among all calibration blocks, [b].
+            keep: Hears of every layer, the last one first.
+        """
+        a = self._architecture
+        frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
+        with torch.inference_mode(mode=False):
+            positions = Positions.first(tokens.shape[1], frequencies)
+            with torch.no_grad():
+                self._forward(tokens, positions)
+                self._turn(numbers)
+            for layer, weights in self._layers(reversed(range(a.layers))):
+                self._note(f"gradients, back at layer {layer + 1}/{a.layers}")
+                keep(layer, self._backward(layer, weights, positions))
+                self._states[layer + 1].discard()
+        self._states[0].discard()
+
+    def _batches(self) -> list[slice]:
+        return [batch for batches in self._segments.values() for batch in batches]
+
+    def _forward(self, tokens: torch.Tensor, positions: Positions) -> None:
+        self._states[0].write(slice(0, len(tokens)), self._source.rows("token_embd.weight", tokens))
+        for layer, weights in self._layers(range(self._architecture.layers)):
+            self._note(f"gradients, layer {layer + 1}/{self._architecture.layers}")
+            linear = torch_decoder.plain_linear(weights)
+            for batch in self._batches():
+                states = torch_decoder.decoder_layer(
+                    self._architecture,
+                    layer,
+                    weights,
+                    linear,
+                    self._states[layer].read(batch),
+                    positions,
+                )
+                self._states[layer + 1].write(batch, states)
+
+    def _turn(self, numbers: Sequence[int]) -> None:
+        """Makes of the states behind the last layer the gradients by them."""
+        a = self._architecture
+        norm = self._source("output_norm.weight").to(self._device)
+        head = self._source("token_embd.weight" if a.tied_head else "output.weight")
+        head = head.to(self._device)
+        last = self._states[-1]
+        for block in range(last.shape[0]):
+            at = slice(block, block + 1)
+            with torch.enable_grad():
+                states = last.read(at).requires_grad_()
+                normed = torch_decoder.rms_norm(states, norm, a.norm_epsilon)
+            p = torch.softmax(torch_decoder.multiply(normed.detach(), head, None), dim=-1)
+            # The block's own deviates, whoever has the block.
+            generator = torch.Generator(self._device).manual_seed(numbers[block])
+            deviates = torch.randn(p.shape, generator=generator, device=p.device) * p.sqrt()
+            by_logits = deviates - p * deviates.sum(dim=-1, keepdim=True)
+            del p, deviates
+            torch.autograd.backward(normed, torch_decoder.multiply(by_logits, head.T, None))
+            assert states.grad is not None
+            last.write(at, states.grad)
+
+    def _backward(
+        self, layer: int, weights: Mapping[str, torch.Tensor], positions: Positions
+    ) -> dict[str, torch.Tensor]:
+        """Makes of the states in front of a layer the gradients by them; gives its moments."""
+        sums: dict[int, dict[str, torch.Tensor]] = {}
+        inside: dict[str, torch.Tensor] = {}  # the segment's
+
+        def watched(name: str, x: torch.Tensor) -> torch.Tensor:
+            def add(gradient: torch.Tensor) -> None:
+                inside[name] = inside.get(name, 0) + _products(gradient)
+
+            product: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+                x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), add
+            )
+            return product
+
+        for segment, batches in self._segments.items():
+            inside = {}
+            for batch in batches:
+                with torch.enable_grad():
+                    states = self._states[layer].read(batch).requires_grad_()
+                    after = torch_decoder.decoder_layer(
+                        self._architecture, layer, weights, watched, states, positions
+                    )
+                torch.autograd.backward(after, self._states[layer + 1].read(batch))
+                assert states.grad is not None
+                self._states[layer].write(batch, states.grad)
+            # One process adds up as it goes: several segments at once would take too much room.
+            key = 0 if self._processes.count == 1 else segment
+            so_far = sums.setdefault(key, {})
+            for name, part in inside.items():
+                so_far[name] = part + so_far[name] if name in so_far else part
+        moments = {}
+        for name in LINEARS:
+            n = torch_decoder.tensor_shape(self._architecture, f"{name}.weight")[0]
+            count, length = coupling.runs(n)
+            none = torch.zeros(count, length, length, device=self._device)
+            parts = {segment: part.pop(name) for segment, part in sums.items()}
+            moments[name] = self._processes.total(parts, none)
+        return moments
+
+
+class _Product(torch.autograd.Function):
+    """``torch_decoder.multiply`` both ways, as fast on the way back as on the way there."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        x: torch.Tensor,
+        weight: torch.Tensor,
+        bias: torch.Tensor | None,
+        heard: Callable[[torch.Tensor], None],
+    ) -> torch.Tensor:
+        """Multiplies; ``heard`` will be told the gradient by the product."""
+        ctx.weight, ctx.heard = weight, heard
+        return torch_decoder.multiply(x, weight, bias)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
+        """The gradient by x; the weight needs none."""
+        ctx.heard(gradient)
+        return torch_decoder.multiply(gradient, ctx.weight.T, None), None, None, None
+
+
+def _products(gradient: torch.Tensor) -> torch.Tensor:
+    """Sums of g_i * g_j within runs of outputs, [runs, outputs, outputs], for [.., n]."""
+    by_output = coupling.in_runs(gradient.detach().flatten(0, -2).T)
+    return torch.stack([torch_decoder.multiply(run, run, None) for run in by_output])
