@@ -85,7 +85,8 @@ class Walk:
             if any(plan.propagated for plan in plans):
                 self._float_blocks = propagation.FloatBlocks(mine)
             if any(plan.coupled for plan in plans) and not work.layers:
-                self._measure_gradients(blocks, mine.start)
+                with torch.inference_mode(mode=False):
+                    self._measure_gradients(blocks, mine.start)
         for report in work.layers:
             self._events.layer_done(report, a.layers)
         hidden = self._embedding(blocks)
@@ -276,18 +277,14 @@ class Walk:
 
     def _moments(self, layer: int, divided: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Of the gradients by the outputs of those matrices whose outputs are coupled."""
-        coupled = [
-            name
-            for name, quantiser in self._packer.layer_quantisers(layer).items()
-            if self._packer.plan(quantiser.bits).coupled
-        ]
-        if not coupled:
-            return {}
-        kept = self._work.moments(layer, self._device)
-        return {
-            name: coupling.scaled(kept[name], divided[name]) if name in divided else kept[name]
-            for name in coupled
-        }
+        moments = {}
+        for name, quantiser in self._packer.layer_quantisers(layer).items():
+            if self._packer.plan(quantiser.bits).coupled:
+                kept = self._work.moments(layer, name, self._device)
+                if name in divided:
+                    kept = coupling.scaled(kept, divided[name])
+                moments[name] = kept
+        return moments
 
     def _compensate_layer(
         self,

@@ -90,8 +90,9 @@ class WorkDirectory:
         """Records a finished layer; what came before it is not needed any more."""
         self.layers.append(report)
         self._write_manifest()
-        for spent in (f"hidden.{report.layer}", f"moments.{report.layer}.npz"):
-            (self._path / spent).unlink(missing_ok=True)
+        for spent in self._path.glob(f"moments.{report.layer}.*"):
+            spent.unlink()
+        (self._path / f"hidden.{report.layer}").unlink(missing_ok=True)
 
     def hidden(
         self, layers: int, shape: tuple[int, int, int], device: torch.device
@@ -107,13 +108,12 @@ class WorkDirectory:
 
     def store_moments(self, layer: int, moments: Mapping[str, torch.Tensor]) -> None:
         """Keeps what was measured of a layer's gradients, by matrix, until the layer is done."""
-        arrays: dict[str, Any] = {name: tensor.cpu().numpy() for name, tensor in moments.items()}
-        np.savez(self._path / f"moments.{layer}.npz", **arrays)
+        for name, tensor in moments.items():
+            np.save(self._path / f"moments.{layer}.{name}.npy", tensor.cpu().numpy())
 
-    def moments(self, layer: int, device: torch.device) -> dict[str, torch.Tensor]:
-        """What :meth:`store_moments` kept."""
-        with np.load(self._path / f"moments.{layer}.npz") as arrays:
-            return {name: torch.from_numpy(arrays[name]).to(device) for name in arrays.files}
+    def moments(self, layer: int, name: str, device: torch.device) -> torch.Tensor:
+        """What :meth:`store_moments` kept of a matrix."""
+        return torch.from_numpy(np.load(self._path / f"moments.{layer}.{name}.npy")).to(device)
 
     def gated(self, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:
         """A place for what the down matrix of the current layer reads in the float model."""

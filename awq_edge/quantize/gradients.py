@@ -80,15 +80,14 @@ class Gradients:
         """
         a = self._architecture
         frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
-        with torch.inference_mode(mode=False):
-            positions = Positions.first(tokens.shape[1], frequencies)
-            with torch.no_grad():
-                self._forward(tokens, positions)
-                self._turn(numbers)
-            for layer, weights in self._layers(reversed(range(a.layers))):
-                self._note(f"gradients, back at layer {layer + 1}/{a.layers}")
-                keep(layer, self._backward(layer, weights, positions))
-                self._states[layer + 1].discard()
+        positions = Positions.first(tokens.shape[1], frequencies)
+        with torch.no_grad():
+            self._forward(tokens, positions)
+            self._turn(numbers)
+        for layer, weights in self._layers(reversed(range(a.layers))):
+            self._note(f"gradients, back at layer {layer + 1}/{a.layers}")
+            keep(layer, self._backward(layer, weights, positions))
+            self._states[layer + 1].discard()
         self._states[0].discard()
 
     def _batches(self) -> list[slice]:
@@ -136,7 +135,8 @@ class Gradients:
         self, layer: int, weights: Mapping[str, torch.Tensor], positions: Positions
     ) -> dict[str, torch.Tensor]:
         """Makes of the states in front of a layer the gradients by them; gives its moments."""
-        sums: dict[int, dict[str, torch.Tensor]] = {}
+        # Of every second segment apart, by segment and matrix.
+        sums: tuple[dict[int, dict[str, torch.Tensor]], ...] = ({}, {})
         inside: dict[str, torch.Tensor] = {}  # the segment's
 
         def watched(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -160,18 +160,44 @@ class Gradients:
                 assert states.grad is not None
                 self._states[layer].write(batch, states.grad)
             # One process adds up as it goes: several segments at once would take too much room.
-            key = 0 if self._processes.count == 1 else segment
-            so_far = sums.setdefault(key, {})
+            alone = self._processes.count == 1
+            so_far = sums[segment % 2].setdefault(0 if alone else segment, {})
             for name, part in inside.items():
-                so_far[name] = part + so_far[name] if name in so_far else part
-        moments = {}
-        for name in LINEARS:
-            n = torch_decoder.tensor_shape(self._architecture, f"{name}.weight")[0]
-            count, length = coupling.runs(n)
-            none = torch.zeros(count, length, length, device=self._device)
-            parts = {segment: part.pop(name) for segment, part in sums.items()}
-            moments[name] = self._processes.total(parts, none)
-        return moments
+                so_far[name] = so_far[name] + part if name in so_far else part
+        return {name: self._trusted(name, sums) for name in LINEARS}
+
+    def _trusted(
+        self, name: str, sums: tuple[dict[int, dict[str, torch.Tensor]], ...]
+    ) -> torch.Tensor:
+        """A matrix's moments over all processes, with as much of the coupling as tokens confirm."""
+        n = torch_decoder.tensor_shape(self._architecture, f"{name}.weight")[0]
+        count, length = coupling.runs(n)
+        none = torch.zeros(count, length, length, device=self._device)
+        halves = [
+            self._processes.total({segment: part.pop(name) for segment, part in half.items()}, none)
+            for half in sums
+        ]
+        return shrunk(*halves)
+
+
+def shrunk(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """The moments of two halves of the tokens together, what they disagree about taken back.
+
+    What lies beside the diagonal is signal and noise; two halves share the signal alone. If their
+    correlation there is r, the share of the signal in their sum is 2 r / (1 + r) (Spearman and
+    Brown), and this factor takes the sum nearest to what more tokens would give.
+
+    Args:
+        first: Moments [runs, outputs, outputs].
+        second: Of other tokens.
+    """
+    both = first + second
+    diagonal = torch.diag_embed(both.diagonal(dim1=1, dim2=2))
+    a, b = (half - torch.diag_embed(half.diagonal(dim1=1, dim2=2)) for half in (first, second))
+    sizes = a.square().sum(dim=(1, 2)) * b.square().sum(dim=(1, 2))
+    r = (a * b).sum(dim=(1, 2)) / sizes.sqrt().clamp(min=torch.finfo(sizes.dtype).tiny)
+    share = (2 * r / (1 + r)).clamp(min=0.0, max=1.0).view(-1, 1, 1)
+    return diagonal + share * (both - diagonal)
 
 
 class _Product(torch.autograd.Function):
