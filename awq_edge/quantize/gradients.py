@@ -25,8 +25,9 @@ from awq_edge.quantize.distributed import Processes
 from awq_edge.quantize.hidden_states import HiddenStates
 from awq_edge.torch_decoder import LINEARS, Positions
 
-# Blocks of the calibration text that are walked with.
-BLOCKS = 16
+# Blocks of the calibration text that are walked with: four times as many change the divergence on
+# novels-45m by 1 %.
+BLOCKS = 8
 
 # Numbers of layers; gives each with its weights on the device.
 Layers = Callable[[Iterable[int]], Iterator[tuple[int, Mapping[str, torch.Tensor]]]]
@@ -124,9 +125,8 @@ class Gradients:
             p = torch.softmax(torch_decoder.multiply(normed.detach(), head, None), dim=-1)
             # The block's own deviates, whoever has the block.
             generator = torch.Generator(self._device).manual_seed(numbers[block])
-            deviates = torch.randn(p.shape, generator=generator, device=p.device) * p.sqrt()
-            by_logits = deviates - p * deviates.sum(dim=-1, keepdim=True)
-            del p, deviates
+            by_logits = logit_gradients(p, generator)
+            del p
             torch.autograd.backward(normed, torch_decoder.multiply(by_logits, head.T, None))
             assert states.grad is not None
             last.write(at, states.grad)
@@ -178,6 +178,12 @@ class Gradients:
             for half in sums
         ]
         return shrunk(*halves)
+
+
+def logit_gradients(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Normal deviates [.., v] of covariance diag(p) - p p^T for probabilities p [.., v]."""
+    deviates = torch.randn(p.shape, generator=generator, device=p.device).mul_(p.sqrt())
+    return deviates.sub_(p * deviates.sum(dim=-1, keepdim=True))
 
 
 def shrunk(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
