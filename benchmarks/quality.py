@@ -45,16 +45,19 @@ LLAMA_CPP = (
     ("IQ2_S", 20.2, 53.372),
 )
 
-# Method, bits, parts that are left out one at a time: those that it has at this width.
-ABLATIONS = (
-    ("auto", 4, ("scales", "grid", "refinement", "propagation")),
-    ("auto", 3, ("grid", "refinement", "propagation")),
-    ("auto", 2, ("grid", "refinement", "propagation")),
-    ("awq", 4, ("scales", "clip", "joint", "asymmetry")),
-    ("awq", 3, ("scales", "clip", "joint", "asymmetry")),
-    ("awq+gptq", 4, ("propagation",)),
-    ("awq+gptq", 3, ("propagation",)),
-    ("awq+gptq", 2, ("scales", "clip", "propagation")),
+AWQ_PARTS = ("scales", "clip", "joint", "asymmetry", "duo", "values")
+AWQ_EXTRAS = ("exponents", "activations", "tokens")
+# Method, bits, parts that are left out one at a time, those that it has at this width, and parts
+# that are added one at a time.
+ABLATIONS: tuple[tuple[str, int, tuple[str, ...], tuple[str, ...]], ...] = (
+    ("auto", 4, ("scales", "grid", "refinement", "propagation"), ()),
+    ("auto", 3, ("grid", "refinement", "propagation"), ()),
+    ("auto", 2, ("grid", "refinement", "propagation"), ()),
+    ("awq", 4, AWQ_PARTS, AWQ_EXTRAS),
+    ("awq", 3, AWQ_PARTS, AWQ_EXTRAS),
+    ("awq+gptq", 4, ("propagation",), ()),
+    ("awq+gptq", 3, ("propagation",), ()),
+    ("awq+gptq", 2, ("scales", "clip", "propagation"), ()),
 )
 
 
@@ -101,10 +104,11 @@ def rows() -> list[Row]:
                                 model, options))  # fmt: skip
     for name, size, _ in LLAMA_CPP:
         made.append(Row("novels-45m, whole files", name, "novels-45m", ("--size", f"{size:g}MB")))
-    for method, bits, parts in ABLATIONS:
-        for part in parts:
-            options = ("--method", method, "--bits", str(bits), "--without", part)
-            made.append(Row(f"Ablation: {method} without a part", f"{bits} bits, without {part}",
+    for method, bits, without, extra in ABLATIONS:
+        changes = [("without", part) for part in without] + [("with", part) for part in extra]
+        for word, part in changes:
+            options = ("--method", method, "--bits", str(bits), f"--{word}", part)
+            made.append(Row(f"Ablation: parts of {method}", f"{bits} bits, {word} {part}",
                             "novels-45m", options))  # fmt: skip
     default = ("--method", "auto", "--bits", "4")
     section = "Ablation: calibration of auto, 4 bits"

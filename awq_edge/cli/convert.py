@@ -71,8 +71,18 @@ def convert(
         typer.Option(
             help="Leave a part of the method out, to see what it is worth: scales, clip, joint "
             "(the search of both together), asymmetry (of clip limits), grid, refinement, "
-            "propagation (making up for the errors of the layers before) or gradients (making up "
-            "for the errors of other outputs)."
+            "propagation (making up for the errors of the layers before), gradients (making up "
+            "for the errors of other outputs), duo (scales of inputs and weights beside those of "
+            "inputs alone) or values (scaled where query heads share them)."
+        ),
+    ] = None,
+    extra: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--with",
+            help="Add a part to awq's search of scales that is off because it measured no better: "
+            "exponents (finer steps around the best), activations (rounded as at run time) or "
+            "tokens (errors measured on four times as many).",
         ),
     ] = None,
     from_awq: Annotated[
@@ -126,6 +136,7 @@ def convert(
         seed=seed,
         device=device,
         without=tuple(without or ()),
+        extra=tuple(extra or ()),
     )
     started = time.monotonic()
     listener = _Listener()

@@ -29,6 +29,7 @@ class Options:
     seed: int = 0
     device: str = "cpu"
     without: tuple[str, ...] = ()  # parts of the method that are left out
+    extra: tuple[str, ...] = ()  # parts that are added to the method
 
     def __post_init__(self) -> None:
         """Refuses values that can never work."""
@@ -36,11 +37,7 @@ class Options:
             raise InvalidArgumentError(
                 f"The method {self.method!r} is none of {', '.join(methods.METHODS)}."
             )
-        for part in self.without:
-            if part not in methods.PARTS:
-                raise InvalidArgumentError(
-                    f"{part!r} is no part of a method; parts are {', '.join(methods.PARTS)}."
-                )
+        self._check_parts()
         for name in ("head_bits", "embedding_bits"):
             if getattr(self, name) not in layouts.BITS:
                 raise InvalidArgumentError(
@@ -65,6 +62,32 @@ class Options:
                 "Calibration needs at least 1 sample of at least 2 tokens, "
                 f"not {self.samples} of {self.sequence_length}."
             )
+
+    def _check_parts(self) -> None:
+        """Refuses parts that do not exist, and to add one that is there or has no place."""
+        parts = (*methods.PARTS, *methods.EXTRAS)
+        for part in (*self.without, *self.extra):
+            if part not in parts:
+                raise InvalidArgumentError(
+                    f"{part!r} is no part of a method; parts are {', '.join(parts)}."
+                )
+        for part in self.without:
+            if part in methods.EXTRAS:
+                raise InvalidArgumentError(f"The part {part!r} is off unless it is added.")
+        bits = 4  # where every method has all that it ever has
+        whole = methods.plan(self.method, bits)
+        rest = methods.plan(self.method, bits, self.without)
+        for part in self.extra:
+            if methods.plan(self.method, bits, (part,)) != whole:
+                raise InvalidArgumentError(
+                    f"The part {part!r} of the method {self.method} is on unless it is left out."
+                )
+            if methods.plan(self.method, bits, (), (part,)) == whole:
+                raise InvalidArgumentError(f"The method {self.method} has no part {part!r}.")
+            if methods.plan(self.method, bits, self.without, (part,)) == rest:
+                raise InvalidArgumentError(
+                    f"The part {part!r} does nothing without {', '.join(self.without)}."
+                )
 
     @property
     def mixed(self) -> bool:

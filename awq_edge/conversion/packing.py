@@ -45,7 +45,7 @@ class Packer:
 
     def plan(self, bits: int) -> methods.Plan:
         """What the method means at a width."""
-        return methods.plan(self._options.method, bits, self._options.without)
+        return methods.plan(self._options.method, bits, self._options.without, self._options.extra)
 
     def layer_quantisers(self, layer: int) -> dict[str, awq.Quantiser]:
         """Bits and groups of a layer's matrices."""

@@ -227,7 +227,7 @@ class Walk:
         """Searches, packs, and makes of ``hidden`` what the quantised layer gives, ``after``."""
         quantisers = self._packer.layer_quantisers(layer)
         plan = self._packer.plan(min(quantiser.bits for quantiser in quantisers.values()))
-        count = max(1, min(self._blocks, _PROBE_TOKENS // hidden.shape[1]))
+        count = max(1, min(self._blocks, plan.tokens * _PROBE_TOKENS // hidden.shape[1]))
         chosen = torch.linspace(0, self._blocks - 1, count).round().long().tolist()
         sample = self._processes.gathered(hidden, chosen, self._blocks)
         probe = awq.Probe(self._architecture, layer, sample, positions)
@@ -250,7 +250,7 @@ class Walk:
 
             if plan.scales == "outputs":
                 joint = clip if plan.joint else None
-                choices = awq.search_scales(probe, weights, statistics, quantiser, joint)
+                choices = awq.search_scales(probe, weights, statistics, quantiser, plan, joint)
             limits = {
                 name: clip(
                     weights[f"{name}.weight"], statistics[awq.INPUT_OF[name]].mean_products()

@@ -9,9 +9,11 @@ checked, value-to-output scaled under grouped-query attention too, the lower and
 a group chosen apart, and the clip error summed over all calibration tokens (a quadratic form)
 instead of a sample of them.
 
-Tried and left out, because novels-45m did not gain (divergence from the float model, 4 bits): a
-finer search around the best exponent, free exponents for inputs and weights, the runtime's rounding
-of activations inside the search, four times the tokens, clipped queries and keys.
+Off by default, because novels-45m did not gain (divergence from the float model, 4 bits): a finer
+search around the best exponent, the runtime's rounding of activations inside the search, and four
+times the tokens. They are ``exponents``, ``activations`` and ``tokens`` of ``methods.EXTRAS``.
+Tried and left out for the same reason: free exponents for inputs and weights, clipped queries and
+keys.
 """
 
 from __future__ import annotations
@@ -29,6 +31,7 @@ from awq_edge.architecture import Architecture
 from awq_edge.errors import InternalError
 from awq_edge.quantize import grouped
 from awq_edge.quantize.calibration import InputStatistics
+from awq_edge.quantize.methods import Plan
 from awq_edge.torch_decoder import Positions
 
 # The matrix whose statistics stand for a matrix's input: some share one.
@@ -46,6 +49,7 @@ INPUT_OF = {
 NEVER_CLIPPED = frozenset(("attn_q", "attn_k"))
 
 _EXPONENTS = tuple(step / 20 for step in range(20))
+_FINER = (1 / 40, 1 / 80)  # steps to both sides of the best exponent so far
 _CLIP_SHARES = tuple(1 - step / 20 for step in range(10))  # of a group's largest magnitude
 # Of its lowest and of its highest value: every pair, then every pair one step around the best.
 _COARSE_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)
@@ -59,6 +63,13 @@ _FOLD_TOLERANCE = 1e-4
 Weights = dict[str, torch.Tensor]
 # Limits [n, groups, 2] for a folded weight [n, k] and the mean products of its input.
 Clip = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
+# A group's input [.., k] as its matrices see it.
+Seen = Callable[[torch.Tensor], torch.Tensor]
+# The mean square error of the output for rounded weights and what they see of their input, or
+# anything in proportion to it.
+OutputError = Callable[[Weights, Seen], float]
+# Choices and scales [k] of given exponents; identity comes first and is the plain exponent 0.
+Candidates = Callable[[tuple[float, ...]], Iterator[tuple["Choice", torch.Tensor]]]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -110,6 +121,7 @@ def search_scales(
     weights: Weights,
     statistics: Mapping[str, InputStatistics],
     quantiser: Quantiser,
+    plan: Plan,
     clip: Clip | None = None,
 ) -> dict[str, Choice]:
     """Finds and folds the scales of a layer's four groups of matrices.
@@ -119,6 +131,7 @@ def search_scales(
         weights: The layer's float weights; changed in place, its function is not.
         statistics: Of the layer's float inputs, by the names in ``INPUT_OF``.
         quantiser: What the weights will be rounded with.
+        plan: Which scales are tried and what they are compared by.
         clip: Chooses limits for a folded weight and the products of its input; the best scales are
             then compared with clipped weights. None: scales are chosen without.
 
@@ -131,75 +144,85 @@ def search_scales(
     a = probe.architecture
     inputs, attention_output, feed_forward_output = _record_inputs(probe, weights)
     # The feed-forward has no context, so tokens apart from each other tell more than neighbours.
-    stride = max(1, len(feed_forward_output) // _FEED_FORWARD_TOKENS)
+    stride = max(1, len(feed_forward_output) // (plan.tokens * _FEED_FORWARD_TOKENS))
     choices: dict[str, Choice] = {}
 
-    def magnitudes(name: str) -> torch.Tensor:
-        return statistics[name].mean_absolute()
+    def candidates(names: tuple[str, ...]) -> Candidates:
+        magnitudes = statistics[INPUT_OF[names[0]]].mean_absolute()
+        weight = _stacked(weights, names)
+        return lambda exponents: _candidates(
+            magnitudes, weight, quantiser.group_size, exponents, plan.duo
+        )
 
     def best(
-        candidates: Iterator[tuple[Choice, torch.Tensor]],
-        names: tuple[str, ...],
-        output_error: Callable[[Weights], float],
+        tried: Candidates, names: tuple[str, ...], output_error: OutputError
     ) -> tuple[Choice, torch.Tensor]:
-        def rounded(scales: torch.Tensor, clipped: bool) -> Weights:
+        def error(scales: torch.Tensor, clipped: bool) -> float:
+            def seen(x: torch.Tensor) -> torch.Tensor:
+                if not plan.activations:
+                    return x
+                return torch_decoder.rounded(x / scales, quantiser.group_size) * scales
+
             together: Weights = {}
             for name in names:
                 weight, limits = weights[f"{name}.weight"] * scales, None
                 if clip is not None and clipped and name not in NEVER_CLIPPED:
                     limits = clip(weight, statistics[INPUT_OF[name]].products_over(scales))
                 together[f"{name}.weight"] = quantiser.round_trip(weight, limits) / scales
-            return together
+            return output_error(together, seen)
 
-        return _best(candidates, rounded, output_error, joint=clip is not None)
+        return _best(tried, error, joint=clip is not None, finer=plan.exponents)
+
+    def own_error(name: str) -> OutputError:
+        """Of a matrix's own output."""
+        x, weight = inputs[name], weights[f"{name}.weight"]
+        if plan.activations:
+            target = torch_decoder.multiply(x, weight, None)
+
+            def error(rounded: Weights, seen: Seen) -> float:
+                output = torch_decoder.multiply(seen(x), rounded[f"{name}.weight"], None)
+                return float((output - target).square().sum())
+
+            return error
+        products = _products(x)
+        return lambda rounded, _: _quadratic(rounded[f"{name}.weight"] - weight, products)
 
     # attn_norm -> q, k, v, measured after attention.
     names: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")
 
-    def attention_error(rounded: Weights) -> float:
-        output = probe.attention({**weights, **rounded}, inputs["attn_q"])
+    def attention_error(rounded: Weights, seen: Seen) -> float:
+        output = probe.attention({**weights, **rounded}, seen(inputs["attn_q"]))
         return float((output - attention_output).square().mean())
 
-    candidates = _candidates(magnitudes("attn_q"), _stacked(weights, names), quantiser.group_size)
-    choices["qkv"], qkv_scales = best(candidates, names, attention_error)
+    choices["qkv"], qkv_scales = best(candidates(names), names, attention_error)
 
     # v -> output: one scale per channel of a key-value head.
-    repeats = a.heads // a.kv_heads
-    output_products = _products(inputs["attn_output"])
+    names, repeats = ("attn_output",), a.heads // a.kv_heads
+    unshared = candidates(names)
 
-    def output_error(rounded: Weights) -> float:
-        difference = rounded["attn_output.weight"] - weights["attn_output.weight"]
-        return _quadratic(difference, output_products)
+    def shared(exponents: tuple[float, ...]) -> Iterator[tuple[Choice, torch.Tensor]]:
+        return _shared_among_heads(unshared(exponents), a.kv_heads, repeats, a.head_size)
 
-    candidates = _candidates(
-        magnitudes("attn_output"), weights["attn_output.weight"], quantiser.group_size
-    )
-    candidates = _shared_among_heads(candidates, a.kv_heads, repeats, a.head_size)
-    choices["output"], output_scales = best(candidates, ("attn_output",), output_error)
+    if repeats == 1 or plan.values:
+        choices["output"], output_scales = best(shared, names, own_error("attn_output"))
+    else:
+        choices["output"] = Choice("none", 0.0)
+        output_scales = torch.ones_like(inputs["attn_output"][0])
 
     # ffn_norm -> gate, up, measured after the feed-forward.
     names = ("ffn_gate", "ffn_up")
 
     x, target = inputs["ffn_gate"][::stride], feed_forward_output[::stride]
 
-    def feed_forward_error(rounded: Weights) -> float:
+    def feed_forward_error(rounded: Weights, seen: Seen) -> float:
         linear = torch_decoder.plain_linear({**weights, **rounded})
-        return float((torch_decoder.feed_forward(linear, x) - target).square().mean())
+        return float((torch_decoder.feed_forward(linear, seen(x)) - target).square().mean())
 
-    candidates = _candidates(magnitudes("ffn_gate"), _stacked(weights, names), quantiser.group_size)
-    choices["gate_up"], gate_scales = best(candidates, names, feed_forward_error)
+    choices["gate_up"], gate_scales = best(candidates(names), names, feed_forward_error)
 
     # up -> down.
-    down_products = _products(inputs["ffn_down"])
-
-    def down_error(rounded: Weights) -> float:
-        difference = rounded["ffn_down.weight"] - weights["ffn_down.weight"]
-        return _quadratic(difference, down_products)
-
-    candidates = _candidates(
-        magnitudes("ffn_down"), weights["ffn_down.weight"], quantiser.group_size
-    )
-    choices["down"], down_scales = best(candidates, ("ffn_down",), down_error)
+    names = ("ffn_down",)
+    choices["down"], down_scales = best(candidates(names), names, own_error("ffn_down"))
 
     fold_all(
         probe,
@@ -398,9 +421,13 @@ def _stacked(weights: Weights, names: tuple[str, ...]) -> torch.Tensor:
 
 
 def _candidates(
-    magnitudes: torch.Tensor, weight: torch.Tensor, group_size: int
+    magnitudes: torch.Tensor,
+    weight: torch.Tensor,
+    group_size: int,
+    exponents: tuple[float, ...],
+    duo: bool,
 ) -> Iterator[tuple[Choice, torch.Tensor]]:
-    """Scales to try, [k] each; identity comes first.
+    """Scales to try, [k] each; identity is the plain exponent 0.
 
     Inputs that never were anything but zero keep scale 1 and have no say in the others'.
 
@@ -408,8 +435,11 @@ def _candidates(
         magnitudes: Mean magnitude of each input, [k].
         weight: The rows that read it, [n, k].
         group_size: Inputs per group.
+        exponents: Of the magnitudes, in the order of the candidates.
+        duo: Whether scales that weigh the weights' magnitudes too are tried beside plain ones.
     """
-    yield Choice("none", 0.0), torch.ones_like(magnitudes)
+    if 0.0 in exponents:
+        yield Choice("none", 0.0), torch.ones_like(magnitudes)
     alive = magnitudes > 0
     if not bool(alive.any()):
         return
@@ -418,12 +448,12 @@ def _candidates(
     k = weight.shape[1]
     largest = grouped.group_maxima(weight, group_size).repeat_interleave(group_size, dim=1)[:, :k]
     w = (weight.abs() / (largest + 1e-6)).mean(dim=0)
-    for exponent in _EXPONENTS:
+    for exponent in exponents:
         plain = x**exponent
-        duo = plain / (w ** (1 - exponent) + 1e-4)
-        for kind, scales in (("plain", plain), ("duo", duo)):
+        for kind in ("plain", "duo") if duo else ("plain",):
             if kind == "plain" and exponent == 0.0:
                 continue  # identity again
+            scales = plain / (w ** (1 - exponent) + 1e-4) if kind == "duo" else plain
             scales = scales.clamp(min=_SMALLEST_SCALE)
             scales = scales / (scales[alive].max() * scales[alive].min()).sqrt()
             yield Choice(kind, exponent), torch.where(alive, scales, 1.0)
@@ -451,35 +481,46 @@ def _shared_among_heads(
 
 
 def _best(
-    candidates: Iterator[tuple[Choice, torch.Tensor]],
-    rounded: Callable[[torch.Tensor, bool], Weights],
-    output_error: Callable[[Weights], float],
+    candidates: Candidates,
+    output_error: Callable[[torch.Tensor, bool], float],
     joint: bool,
+    finer: bool,
 ) -> tuple[Choice, torch.Tensor]:
     """The candidate of the smallest mean square error of the output; the first one on a tie.
 
     Args:
-        candidates: Choices and scales [k]; the first is identity.
-        rounded: The rounded matrices for given scales, clipped or not.
-        output_error: The mean square error of the output for given rounded weights, or anything
-            in proportion to it.
+        candidates: Choices and scales [k] for given exponents; the very first is identity.
+        output_error: The mean square error of the output for given scales, of clipped weights or
+            not, or anything in proportion to it.
         joint: Whether the first and the best few are compared again with clipped weights.
+        finer: Whether exponents around the best one are tried in the end.
     """
+    numbers = itertools.count()
 
     def measured(scales: torch.Tensor, clipped: bool) -> float:
-        error = output_error(rounded(scales, clipped))
+        error = output_error(scales, clipped)
         return error if math.isfinite(error) else math.inf
 
-    found = [
-        (measured(scales, False), number, choice, scales)
-        for number, (choice, scales) in enumerate(candidates)
-    ]
+    def tried(
+        exponents: tuple[float, ...], clipped: bool
+    ) -> list[tuple[float, int, Choice, torch.Tensor]]:
+        return [
+            (measured(scales, clipped), next(numbers), choice, scales)
+            for choice, scales in candidates(exponents)
+        ]
+
+    found = tried(_EXPONENTS, False)
     first = found[0]
     found.sort(key=lambda entry: entry[:2])
     if joint and len(found) > 1:
         again = found[:_JOINT] + [entry for entry in found[_JOINT:] if entry[1] == 0]
         found = [(measured(entry[3], True), *entry[1:]) for entry in again]
         first = next(entry for entry in found if entry[1] == 0)
+        found.sort(key=lambda entry: entry[:2])
+    for step in _FINER if finer else ():
+        middle = found[0][2].exponent
+        around = tuple(exponent for exponent in (middle - step, middle + step) if exponent > 0)
+        found += tried(around, joint)
         found.sort(key=lambda entry: entry[:2])
     error, _, choice, scales = found[0]
     gain = 1 - error / first[0] if first[0] > 0 else 0.0

@@ -20,7 +20,20 @@ METHODS = ("auto", "awq", "awq+gptq", "gptq", "rtn")
 # Those that can give every matrix a width of its own.
 MIXING = ("auto", "gptq")
 # Parts of a method that can be left out, to see what each is worth.
-PARTS = ("scales", "clip", "joint", "asymmetry", "grid", "refinement", "propagation", "gradients")
+PARTS = (
+    "scales",
+    "clip",
+    "joint",
+    "asymmetry",
+    "grid",
+    "refinement",
+    "propagation",
+    "gradients",
+    "duo",
+    "values",
+)
+# Parts that are off, for they measured no better, and can be added.
+EXTRAS = ("exponents", "activations", "tokens")
 
 # Parts of the widest scale that are tried. Fewer levels gain from clipping more.
 _SHARES = {
@@ -49,11 +62,19 @@ class Plan:
     rounds: int = 0
     propagated: bool = False  # targets that make up for what the layers before got wrong
     coupled: bool = False  # outputs make up for each other's errors
+    duo: bool = False  # scales that weigh the weights' magnitudes too are tried beside plain ones
+    values: bool = False  # values are scaled even where query heads share them
+    exponents: bool = False  # finer steps around the best exponent
+    activations: bool = False  # scales compared with inputs rounded as at run time
+    tokens: int = 1  # times as many, where scales are compared
 
 
-def plan(method: str, bits: int, without: tuple[str, ...] = ()) -> Plan:
-    """What a method means at a width, some of its parts left out."""
+def plan(
+    method: str, bits: int, without: tuple[str, ...] = (), extra: tuple[str, ...] = ()
+) -> Plan:
+    """What a method means at a width, some of its parts left out and some of ``EXTRAS`` added."""
     whole = _plan(method, bits)
+    searched = whole.scales == "outputs" and "scales" not in without
     return dataclasses.replace(
         whole,
         scales="none" if "scales" in without else whole.scales,
@@ -64,6 +85,11 @@ def plan(method: str, bits: int, without: tuple[str, ...] = ()) -> Plan:
         rounds=0 if "refinement" in without else whole.rounds,
         propagated=whole.propagated and "propagation" not in without,
         coupled=whole.coupled and "gradients" not in without,
+        duo=whole.duo and not {"scales", "duo"} & set(without),
+        values=whole.values and not {"scales", "values"} & set(without),
+        exponents=searched and "exponents" in extra,
+        activations=searched and "activations" in extra,
+        tokens=4 if searched and "tokens" in extra else 1,
     )
 
 
@@ -71,12 +97,18 @@ def _plan(method: str, bits: int) -> Plan:
     if method == "rtn":
         return Plan(calibrated=False)
     if method == "awq":
-        return Plan(scales="outputs", clipped=True, joint=True, apart=True)
+        return Plan(scales="outputs", clipped=True, joint=True, apart=True, duo=True, values=True)
     if method == "gptq":
         return Plan(compensated=True)
     if method == "awq+gptq":
         return Plan(
-            scales="outputs", clipped=True, apart=True, compensated=True, propagated=bits < 8
+            scales="outputs",
+            clipped=True,
+            apart=True,
+            compensated=True,
+            propagated=bits < 8,
+            duo=True,
+            values=True,
         )
     if method == "auto":
         return Plan(

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import pytest
 
@@ -11,10 +12,11 @@ torch = pytest.importorskip("torch")
 from awq_edge import torch_decoder  # noqa: E402  (after the check that torch is there)
 from awq_edge.architecture import Architecture  # noqa: E402
 from awq_edge.errors import InternalError  # noqa: E402
-from awq_edge.quantize import awq, grouped  # noqa: E402
+from awq_edge.quantize import awq, grouped, methods  # noqa: E402
 from awq_edge.quantize.calibration import InputStatistics  # noqa: E402
 
 QUANTISER = awq.Quantiser(3, 32)
+PLAN = methods.plan("awq", 3)
 
 
 def architecture(**changes: object) -> Architecture:
@@ -74,7 +76,7 @@ def output_error(
     weights = dict(weights)
     statistics = statistics_of(probe, weights)
     if scale:
-        awq.search_scales(probe, weights, statistics, QUANTISER)
+        awq.search_scales(probe, weights, statistics, QUANTISER, PLAN)
     for name in torch_decoder.LINEARS:
         limits = None
         if clip and name not in awq.NEVER_CLIPPED:
@@ -112,7 +114,7 @@ def test_search_keeps_the_float_function(kv_heads: int, biases: bool, qk_norm: b
     weights, probe = random_weights(a), probe_of(a)
     before = awq.layer_output(probe, weights)
     original = {name: tensor.clone() for name, tensor in weights.items()}
-    choices = awq.search_scales(probe, weights, statistics_of(probe, weights), QUANTISER)
+    choices = awq.search_scales(probe, weights, statistics_of(probe, weights), QUANTISER, PLAN)
     assert set(choices) == {"qkv", "output", "gate_up", "down"}
     assert any(choice.kind != "none" for choice in choices.values())
     assert any(not torch.equal(weights[name], original[name]) for name in weights)
@@ -142,9 +144,15 @@ def test_a_fold_that_gives_nan_is_refused() -> None:
         awq.check_fold(probe, weights, before, "qkv")
 
 
+def candidates_of(
+    magnitudes: torch.Tensor, weight: torch.Tensor
+) -> Iterator[tuple[awq.Choice, torch.Tensor]]:
+    return awq._candidates(magnitudes, weight, 32, awq._EXPONENTS, duo=True)
+
+
 def test_identity_comes_first_and_wins_ties() -> None:
     """Where scaling cannot help (every candidate is as good), nothing is scaled."""
-    candidates = list(awq._candidates(torch.rand(72) + 0.1, torch.randn(5, 72), 32))
+    candidates = list(candidates_of(torch.rand(72) + 0.1, torch.randn(5, 72)))
     assert candidates[0][0].kind == "none"
     assert torch.equal(candidates[0][1], torch.ones(72))
     kinds = {(choice.kind, choice.exponent) for choice, _ in candidates}
@@ -152,7 +160,7 @@ def test_identity_comes_first_and_wins_ties() -> None:
     for joint in (False, True):
         for error in (1.0, torch.nan):
             choice, scales = awq._best(
-                iter(candidates), lambda scales, clipped: {}, lambda _, error=error: error, joint
+                lambda exponents: iter(candidates), lambda *_, error=error: error, joint, False
             )
             assert choice.kind == "none" and torch.equal(scales, torch.ones(72))
 
@@ -164,15 +172,13 @@ def test_joint_search_judges_scales_by_clipped_weights() -> None:
     ]
     candidates[0] = (awq.Choice("none", 0.0), torch.ones(8))
 
-    def rounded(scales: torch.Tensor, clipped: bool) -> awq.Weights:
-        return {"clipped": torch.tensor(clipped), "scale": scales[0]}
+    def error(scales: torch.Tensor, clipped: bool) -> float:
+        return abs(float(scales[0]) - (6.0 if clipped else 4.0)) + 1.0
 
-    def error(weights: awq.Weights) -> float:
-        best = 6.0 if bool(weights["clipped"]) else 4.0
-        return float((weights["scale"] - best).abs()) + 1.0
-
-    alone, _ = awq._best(iter(candidates), rounded, error, joint=False)
-    jointly, _ = awq._best(iter(candidates), rounded, error, joint=True)
+    alone, jointly = (
+        awq._best(lambda exponents: iter(candidates), error, joint, finer=False)[0]
+        for joint in (False, True)
+    )
     assert (alone.exponent, jointly.exponent) == (3 / 20, 4 / 20)  # of the best four without
     assert jointly.gain == pytest.approx(1 - 2 / 6)  # beside identity, clipped too
 
@@ -182,7 +188,7 @@ def test_scales_do_not_depend_on_the_activations_unit(size: float) -> None:
     torch.manual_seed(2)
     magnitudes, weight = torch.rand(64) + 0.1, torch.randn(6, 64)
     for (choice, scales), (_, resized) in zip(
-        awq._candidates(magnitudes, weight, 32), awq._candidates(size * magnitudes, weight, 32)
+        candidates_of(magnitudes, weight), candidates_of(size * magnitudes, weight)
     ):
         assert torch.allclose(scales, resized, rtol=1e-3), choice
 
@@ -193,10 +199,10 @@ def test_dead_channels_and_zero_groups_give_finite_scales() -> None:
     magnitudes[:40] = 0.0
     weight = torch.randn(4, 96)
     weight[:, 32:64] = 0.0
-    for _, scales in awq._candidates(magnitudes, weight, 32):
+    for _, scales in candidates_of(magnitudes, weight):
         assert bool(torch.isfinite(scales).all()) and float(scales.min()) > 0
         assert torch.equal(scales[:40], torch.ones(40))
-    assert len(list(awq._candidates(torch.zeros(96), weight, 32))) == 1
+    assert len(list(candidates_of(torch.zeros(96), weight))) == 1
 
 
 def test_layer_with_dead_channels_converts() -> None:
@@ -217,12 +223,137 @@ def test_one_token_is_enough_to_run() -> None:
     torch.manual_seed(5)
     a = architecture()
     weights, probe = random_weights(a), probe_of(a, blocks=1, tokens=1)
-    awq.search_scales(probe, weights, statistics_of(probe, weights), QUANTISER)
+    awq.search_scales(probe, weights, statistics_of(probe, weights), QUANTISER, PLAN)
+
+
+def searched(
+    seed: int, plan: methods.Plan, quantiser: awq.Quantiser = QUANTISER, **changes: object
+) -> tuple[awq.Probe, awq.Weights, awq.Weights, dict[str, awq.Choice]]:
+    """A random layer's probe, its weights before and after a search, and what was chosen."""
+    torch.manual_seed(seed)
+    a = architecture(**changes)
+    weights, probe = random_weights(a), probe_of(a, blocks=4)
+    original = {name: tensor.clone() for name, tensor in weights.items()}
+    choices = awq.search_scales(probe, weights, statistics_of(probe, weights), quantiser, plan)
+    return probe, original, weights, choices
+
+
+def test_without_duo_only_inputs_make_scales() -> None:
+    plain = methods.plan("awq", 3, ("duo",))
+    both = [searched(seed, PLAN)[3] for seed in (20, 21)]
+    alone = [searched(seed, plain)[3] for seed in (20, 21)]
+    assert "duo" in {choice.kind for choices in both for choice in choices.values()}
+    assert {choice.kind for choices in alone for choice in choices.values()} <= {"plain", "none"}
+    for choices, fewer in zip(both, alone):
+        assert all(choices[group].gain >= fewer[group].gain for group in choices)
+
+
+@pytest.mark.parametrize("kv_heads", [2, 6])
+def test_without_values_those_that_heads_share_stay_unscaled(kv_heads: int) -> None:
+    """Unshared values are scaled in the paper too."""
+    _, original, weights, choices = searched(
+        22, methods.plan("awq", 3, ("values",)), kv_heads=kv_heads
+    )
+    *_, as_ever, default = searched(22, PLAN, kv_heads=kv_heads)
+    shared = kv_heads < 6
+    assert (choices["output"].kind == "none") == shared
+    assert default["output"].kind != "none"
+    assert {**choices, "output": default["output"]} == default
+    # The values' own columns are scaled with those of queries and keys: their rows are not.
+    assert torch.equal(weights["attn_output.weight"], original["attn_output.weight"]) == shared
+    assert torch.equal(weights["attn_v.weight"], as_ever["attn_v.weight"]) != shared
+
+
+def test_finer_exponents_lie_around_the_best() -> None:
+    finer = methods.plan("awq", 3, extra=("exponents",))
+    off_the_grid = 0
+    for seed in (23, 24):
+        *_, coarse = searched(seed, PLAN)
+        *_, fine = searched(seed, finer)
+        for group, choice in fine.items():
+            assert choice.gain >= coarse[group].gain
+            assert choice.exponent * 80 == pytest.approx(round(choice.exponent * 80))
+            assert abs(choice.exponent - coarse[group].exponent) < 0.04
+            off_the_grid += abs(choice.exponent * 20 - round(choice.exponent * 20)) > 0.1
+    assert off_the_grid >= 4  # of 8 groups
+
+
+def test_finer_exponents_are_judged_as_the_others() -> None:
+    """With clipped weights if the search is joint, and never below 0."""
+    tried: list[tuple[float, bool]] = []
+
+    def candidates(
+        exponents: tuple[float, ...], best: float
+    ) -> Iterator[tuple[awq.Choice, torch.Tensor]]:
+        for exponent in exponents:
+            kind = "none" if exponent == 0.0 else "plain"
+            yield awq.Choice(kind, exponent), torch.tensor([exponent, best])
+
+    def error(scales: torch.Tensor, clipped: bool) -> float:
+        tried.append((float(scales[0]), clipped))
+        return abs(float(scales[0] - scales[1]))
+
+    for best, around in ((0.61, [0.575, 0.625, 0.5875, 0.6125]), (0.0, [0.025, 0.0125])):
+        for joint in (False, True):
+            tried.clear()
+            choice, _ = awq._best(lambda e, b=best: candidates(e, b), error, joint, finer=True)
+            assert choice.exponent == pytest.approx({0.61: 0.6125}.get(best, 0.0))
+            assert tried[-len(around) :] == [(pytest.approx(e), joint) for e in around]
+
+
+def test_rounded_activations_have_a_say_in_the_scales() -> None:
+    """Weights that need no scales, being rounded already, get some for their inputs' sake."""
+    torch.manual_seed(25)
+    a, quantiser = architecture(), awq.Quantiser(8, 32)
+    probe = probe_of(a)
+    original = {
+        name: quantiser.round_trip(tensor) if tensor.dim() == 2 else tensor
+        for name, tensor in random_weights(a).items()
+    }
+    target = awq.layer_output(probe, original)
+
+    def found(extra: tuple[str, ...]) -> tuple[set[str], float]:
+        """The kinds of scales, and the layer's error as the runtime computes it."""
+        weights, plan = dict(original), methods.plan("awq", 8, extra=extra)
+        statistics = statistics_of(probe, weights)
+        choices = awq.search_scales(probe, weights, statistics, quantiser, plan)
+        for name in torch_decoder.LINEARS:
+            weights[f"{name}.weight"] = quantiser.round_trip(weights[f"{name}.weight"])
+        linear = torch_decoder.plain_linear(weights)
+
+        def at_run_time(name: str, x: torch.Tensor) -> torch.Tensor:
+            return linear(name, torch_decoder.rounded(x, 32))
+
+        error = float((awq.layer_change(probe, weights, at_run_time) - target).norm())
+        return {choice.kind for choice in choices.values()}, error
+
+    kinds, error = found(())
+    kinds_for_inputs, error_for_inputs = found(("activations",))
+    assert kinds == {"none"} and kinds_for_inputs > {"none"}
+    assert error_for_inputs < 0.95 * error
+
+
+def test_more_tokens_reach_the_feed_forward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The walk gives the probe more of them; the sample of the feed-forward grows with it."""
+    monkeypatch.setattr(awq, "_FEED_FORWARD_TOKENS", 10)
+    feed_forward = torch_decoder.feed_forward
+    seen: set[int] = set()
+
+    def counting(linear: torch_decoder.Linear, x: torch.Tensor) -> torch.Tensor:
+        if x.dim() == 2:
+            seen.add(len(x))
+        return feed_forward(linear, x)
+
+    monkeypatch.setattr(torch_decoder, "feed_forward", counting)
+    for extra, tokens in (((), 10), (("tokens",), 40)):
+        seen.clear()
+        searched(26, methods.plan("awq", 3, extra=extra))  # 80 tokens
+        assert seen == {tokens}
 
 
 def test_value_heads_get_one_scale_for_all_their_readers() -> None:
     torch.manual_seed(6)
-    candidates = awq._candidates(torch.rand(72) + 0.01, torch.randn(8, 72), 32)
+    candidates = candidates_of(torch.rand(72) + 0.01, torch.randn(8, 72))
     seen = set()
     for choice, scales in awq._shared_among_heads(candidates, 2, 3, 12):
         by_head = scales.reshape(2, 3, 12)
