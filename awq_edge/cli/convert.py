@@ -136,7 +136,7 @@ def convert(
                 events = replace(events, layer_scaled=exporting.layer_scaled)
             report = conversion.convert(model, output, options, force=force, events=events)
     except KeyboardInterrupt:
-        if listener.done:
+        if listener.done and os.environ.get("WORLD_SIZE", "1") == "1":
             out.status(
                 f"Interrupted after layer {listener.done} of {listener.layers}; "
                 "the same command continues there."
