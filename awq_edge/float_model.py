@@ -13,7 +13,8 @@ import torch
 from awq_edge.architecture import Architecture
 from awq_edge.checkpoint import Checkpoint, open_checkpoint
 from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
-from awq_edge.torch_decoder import layer_tensor_names, tensor_shape
+from awq_edge.errors import CheckpointError
+from awq_edge.torch_decoder import LINEARS, layer_tensor_names, tensor_shape
 
 _ROWS = 8192  # of a matrix, read at once where only some are wanted
 
@@ -33,6 +34,7 @@ class FloatModel:
         self.architecture: Architecture = self._converter.architecture(checkpoint.config)
         for name in self.tensor_names():
             checkpoint.check(self._converter.checkpoint_name(name), self.shape(name))
+        refuse_stray_biases(checkpoint, self._converter, self.architecture)
 
     def tensor_names(self) -> list[str]:
         """Our names of every tensor that the checkpoint must hold."""
@@ -70,6 +72,27 @@ class FloatModel:
         """Every tensor of one layer, by its name without ``blk.N.``."""
         names = layer_tensor_names(self.architecture)
         return {name: self(f"blk.{index}.{name}") for name in names}
+
+
+def refuse_stray_biases(
+    checkpoint: Checkpoint, converter: Converter, architecture: Architecture
+) -> None:
+    """Refuses biases that config.json does not announce, unless all are zero, as some tools write.
+
+    Raises:
+        CheckpointError: One is there that would be lost.
+    """
+    announced = layer_tensor_names(architecture)
+    for layer in range(architecture.layers):
+        for matrix in LINEARS:
+            if f"{matrix}.bias" in announced:
+                continue
+            name = str(converter.checkpoint_name(f"blk.{layer}.{matrix}.bias"))
+            if name in checkpoint and bool(checkpoint.stored(name).any()):
+                raise CheckpointError(
+                    f"{checkpoint.directory} holds {name}, but its config.json says that there is "
+                    "no such bias; one of the two is wrong."
+                )
 
 
 def open_float_model(model: str) -> FloatModel:

@@ -78,7 +78,9 @@ def write_error(path: Path, error: OSError) -> AwqEdgeError:
     """One sentence for a failed write to ``path``."""
     if isinstance(error, AwqEdgeError):
         return error
-    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+    # numpy tells a short write, "8 requested and 4 written", without a number.
+    short = error.errno is None and str(error).endswith(" written")
+    if short or error.errno in (errno.ENOSPC, errno.EDQUOT):
         return FileUnreadableError(
             f"The disk that holds {path} is full; free some space and convert again."
         )

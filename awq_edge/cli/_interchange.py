@@ -14,6 +14,7 @@ from awq_edge.errors import FileUnreadableError, InvalidArgumentError
 from awq_edge.quantities import size_text
 
 if TYPE_CHECKING:
+    from awq_edge.conversion import Options
     from awq_edge.interchange.importer import ImportReport
 
 EXPORT_KINDS = ("hf-awq", "gguf")
@@ -51,9 +52,14 @@ def export_packed(packed: Path, kind: str, path: Path, output: Output) -> None:
 class ConversionExport:
     """An export that belongs to a conversion: it also has the float checkpoint at hand."""
 
-    def __init__(self, kind: str, path: Path) -> None:
-        """Checks what can be checked before the conversion."""
+    def __init__(self, kind: str, path: Path, packed: Path) -> None:
+        """Checks what can be checked without the checkpoint; ``packed`` is the other output."""
         check_export(kind, path)
+        if path.resolve() == packed.resolve():
+            raise InvalidArgumentError(
+                f"The packed file and the export cannot both be {path}; choose another name for "
+                "the export."
+            )
         self._kind = kind
         self._path = path
         self._scaled: Any = None
@@ -61,6 +67,15 @@ class ConversionExport:
             from awq_edge.interchange.scaled_weights import ScaledWeights
 
             self._scaled = ScaledWeights(path.with_name(path.name + ".partial"))
+
+    def check_model(self, model: str, options: Options) -> None:
+        """Refuses a model or widths that the export cannot hold, before hours of work."""
+        if self._kind == "hf-awq":
+            from awq_edge.float_model import open_float_model
+            from awq_edge.interchange.export_hf_awq import check_exportable
+
+            bits = None if options.mixed else int(options.bits)
+            check_exportable(open_float_model(model).architecture, bits, options.group_size)
 
     @property
     def layer_scaled(self) -> Callable[[int, Any], None]:

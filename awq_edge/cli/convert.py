@@ -20,11 +20,28 @@ from awq_edge.quantities import duration_text, size_text
 if TYPE_CHECKING:
     from awq_edge.conversion import LayerReport, Report
 
+# What --from-awq has no use for, by parameter and option.
+_OF_CALIBRATION = {
+    name: f"--{name.replace('_', '-')}"
+    for name in (
+        "method",
+        "bits",
+        "group_size",
+        "size",
+        "calibration",
+        "samples",
+        "sequence_length",
+        "seed",
+        "device",
+        "without",
+    )
+}
 # The context whose keys and values the table of boards counts.
 _CONTEXT = 2048
 
 
 def convert(
+    context: typer.Context,
     model: Annotated[
         str, typer.Argument(metavar="MODEL", help="A checkpoint's directory, or a hub id.")
     ],
@@ -108,8 +125,9 @@ def convert(
 ) -> None:
     """Calibrate a checkpoint and write one packed file. Run again to resume after Ctrl-C."""
     out = Output(as_json=as_json, quiet=quiet)
-    exporting = ConversionExport(*export) if export is not None else None
+    exporting = ConversionExport(*export, output) if export is not None else None
     if from_awq:
+        _refuse_calibration(context)
         import_quantised(
             model,
             output,
@@ -138,6 +156,8 @@ def convert(
         without=tuple(without or ()),
         extra=tuple(extra or ()),
     )
+    if exporting is not None:
+        exporting.check_model(model, options)
     started = time.monotonic()
     listener = _Listener()
     try:
@@ -150,7 +170,7 @@ def convert(
                 events = replace(events, layer_scaled=exporting.layer_scaled)
             report = conversion.convert(model, output, options, force=force, events=events)
     except KeyboardInterrupt:
-        if listener.done:
+        if listener.done and os.environ.get("WORLD_SIZE", "1") == "1":
             out.status(
                 f"Interrupted after layer {listener.done} of {listener.layers}; "
                 "the same command continues there."
@@ -160,6 +180,17 @@ def convert(
         _print_report(out, report, time.monotonic() - started)
     if exporting is not None:
         exporting.write(model, output, out)
+
+
+def _refuse_calibration(context: typer.Context) -> None:
+    """Options that an import would silently ignore."""
+    for name, option in _OF_CALIBRATION.items():
+        source = context.get_parameter_source(name)
+        if source is not None and source.name == "COMMANDLINE":
+            raise InvalidArgumentError(
+                f"{option} means nothing with --from-awq, which takes over the checkpoint's own "
+                "integers; leave one of the two out."
+            )
 
 
 def _bytes(text: str) -> int:

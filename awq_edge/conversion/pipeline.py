@@ -47,7 +47,8 @@ def convert(
 
     Raises:
         AwqEdgeError: Something is wrong with the input, the disk or the options.
-        KeyboardInterrupt: As it stands; the work directory stays and the same call resumes.
+        KeyboardInterrupt: As it stands; the work directory of a single process stays and the same
+            call resumes.
     """
     events = events or Events()
     check_output(output, force)
@@ -75,14 +76,12 @@ def convert(
                 with torch.inference_mode():
                     Walk(source, options, chosen, device, work, events, processes).run(blocks)
                 metadata = {**plain, **widths.metadata(chosen)}
-                try:
-                    model_file.write_model(written, metadata, work.tensors(source))
-                    report = _report(written, source.architecture, work)
-                finally:
-                    work.finished()
+                model_file.write_model(written, metadata, work.tensors(source))
+                report = _report(written, source.architecture, work)
+            work.finished()
         finally:
-            if processes.rank > 0:
-                shutil.rmtree(path.parent, ignore_errors=True)
+            if processes.count > 1:
+                shutil.rmtree(path.parent if processes.rank > 0 else path, ignore_errors=True)
     return dataclasses.replace(report, path=output)
 
 

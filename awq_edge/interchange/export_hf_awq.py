@@ -15,13 +15,15 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from awq_edge import layouts
+from awq_edge.architecture import Architecture
 from awq_edge.checkpoint import Checkpoint
 from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.interchange import autoawq, hf_config
 from awq_edge.interchange.safetensors_writer import Announced, write_safetensors
 from awq_edge.model_file import PackedFile, write_error
-from awq_edge.torch_decoder import tensor_shape
+from awq_edge.torch_decoder import layer_tensor_names, tensor_shape
 
 _TABLES = ("token_embd.weight", "output.weight")
 _INTEGER_PARTS = ("qweight", "qzeros", "scales")
@@ -48,7 +50,7 @@ def export_hf_awq(packed: Path, directory: Path, checkpoint: Checkpoint | None =
         if checkpoint
         else hf_config.describe(file.architecture, file.metadata)
     )
-    group_size = _require_gemm(file)
+    group_size = _require_one_gemm(file)
     partial = directory.with_name(f".{directory.name}.writing")
     shutil.rmtree(partial, ignore_errors=True)
     try:
@@ -68,30 +70,57 @@ def export_hf_awq(packed: Path, directory: Path, checkpoint: Checkpoint | None =
         shutil.rmtree(partial, ignore_errors=True)
 
 
-def _require_gemm(file: PackedFile) -> int:
+def check_exportable(architecture: Architecture, bits: int | None, group_size: int) -> None:
+    """Refuses what :func:`export_hf_awq` would refuse of a file that is still to be made.
+
+    Args:
+        architecture: The decoder.
+        bits: Of all decoder matrices; None if widths are mixed.
+        group_size: Of all decoder matrices.
+
+    Raises:
+        UnsupportedError: The format cannot hold such a file.
+    """
+    if bits is None:
+        raise UnsupportedError(
+            f"AutoAWQ's format holds {autoawq.BITS}-bit matrices only; convert with --bits "
+            f"{autoawq.BITS} and without --size."
+        )
+    for part in layer_tensor_names(architecture):
+        shape = tensor_shape(architecture, f"blk.0.{part}")
+        if len(shape) == 2:
+            n, k = shape
+            _require_gemm(f"blk.0.{part}", layouts.Layout(n, k, bits, group_size))
+
+
+def _require_one_gemm(file: PackedFile) -> int:
     """The one group size of all decoder matrices, if the format can hold them."""
     sizes: set[int] = set()
     for name in _decoder_matrices(file):
-        n, k = tensor_shape(file.architecture, name)
-        header = file.layout(name)
-        sizes.add(header.group_size)
-        if header.bits != autoawq.BITS:
-            raise UnsupportedError(
-                f"AutoAWQ's format holds {autoawq.BITS}-bit matrices only, and {name} has "
-                f"{header.bits} bits; convert with --bits {autoawq.BITS}."
-            )
-        if n % autoawq.CODES_PER_WORD or k % header.group_size:
-            raise UnsupportedError(
-                f"AutoAWQ's format needs rows in multiples of {autoawq.CODES_PER_WORD} and columns "
-                f"in multiples of the group size; {name} is {n} x {k} in groups of "
-                f"{header.group_size}."
-            )
+        layout = file.layout(name)
+        sizes.add(layout.group_size)
+        _require_gemm(name, layout)
     if len(sizes) > 1:
         raise UnsupportedError(
             "AutoAWQ's format has one group size for all matrices; this file has "
             f"{', '.join(map(str, sorted(sizes)))}."
         )
     return sizes.pop()
+
+
+def _require_gemm(name: str, layout: layouts.Layout) -> None:
+    """Refuses a matrix that the format cannot hold."""
+    if layout.bits != autoawq.BITS:
+        raise UnsupportedError(
+            f"AutoAWQ's format holds {autoawq.BITS}-bit matrices only, and {name} has "
+            f"{layout.bits} bits; convert with --bits {autoawq.BITS}."
+        )
+    if layout.n % autoawq.CODES_PER_WORD or layout.k % layout.group_size:
+        raise UnsupportedError(
+            f"AutoAWQ's format needs rows in multiples of {autoawq.CODES_PER_WORD} and columns "
+            f"in multiples of the group size; {name} is {layout.n} x {layout.k} in groups of "
+            f"{layout.group_size}."
+        )
 
 
 def _decoder_matrices(file: PackedFile) -> list[str]:

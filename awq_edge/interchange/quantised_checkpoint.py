@@ -20,6 +20,7 @@ from awq_edge.architecture import Architecture
 from awq_edge.checkpoint import Checkpoint, open_checkpoint, read_json
 from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
 from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.float_model import refuse_stray_biases
 from awq_edge.interchange import autoawq, compressed_tensors
 from awq_edge.layouts import GROUP_SIZES, Unpacked
 from awq_edge.torch_decoder import tensor_shape
@@ -62,6 +63,7 @@ class QuantisedCheckpoint:
         self.checkpoint = checkpoint
         self._converter: Converter = find(checkpoint.config)
         self.architecture: Architecture = self._converter.architecture(checkpoint.config)
+        refuse_stray_biases(checkpoint, self._converter, self.architecture)
         self._packing = _find_packing(checkpoint)
         self.format_name = self._packing.name
         self.bits = self._packing.bits

@@ -196,6 +196,28 @@ def test_interrupted_conversion_resumes_to_the_same_file(
     assert output.read_bytes() == (tmp_path / "whole").read_bytes()
 
 
+def test_an_interrupt_while_the_file_is_written_keeps_the_layers(
+    tmp_path: Path,
+    checkpoint: Callable[..., Path],
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    def stop(*_: object) -> None:
+        raise KeyboardInterrupt
+
+    source, options = str(checkpoint()), Options(method="rtn", calibration=text, **QUICK)
+    output = tmp_path / "output"
+    with monkeypatch.context() as patch:
+        patch.setattr("awq_edge.model_file.write_model", stop)
+        with pytest.raises(KeyboardInterrupt):
+            convert(source, output, options)
+    assert names_beside(output) == {"output.partial"}
+    messages: list[str] = []
+    convert(source, output, options, events=Events(messages.append))
+    assert messages == ["Resuming after layer 3 of an interrupted conversion."]
+    assert names_beside(output) == {"output"}
+
+
 def test_an_interrupt_before_the_first_layer_is_done_leaves_nothing(
     tmp_path: Path, checkpoint: Callable[..., Path], text: Path
 ) -> None:

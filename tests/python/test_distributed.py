@@ -2,10 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -16,6 +18,9 @@ pytest.importorskip("gguf")
 import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
 from conftest import ROOT  # noqa: E402
 
+from awq_edge import conversion  # noqa: E402
+from awq_edge.conversion import LayerReport  # noqa: E402
+from awq_edge.conversion.work_directory import WorkDirectory  # noqa: E402
 from awq_edge.quantize.distributed import SEGMENTS, Processes  # noqa: E402
 
 
@@ -91,3 +96,27 @@ def test_two_processes_write_the_bytes_of_one(tmp_path: Path, method: str, bits:
     one = convert(tmp_path, "one", 1, method, bits)
     assert convert(tmp_path, "two", 2, method, bits) == one
     assert SEGMENTS >= 2
+
+
+def test_interrupted_work_of_several_processes_leaves_nothing(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not resumed, so it must not stay."""
+
+    class Stopped:
+        def __init__(self, *parts: Any) -> None:
+            self._work = next(part for part in parts if isinstance(part, WorkDirectory))
+
+        def run(self, blocks: object) -> None:
+            self._work.layer_done(LayerReport(0, None, None, {}))
+            raise KeyboardInterrupt
+
+    checkpoints.save(checkpoints.random_model("llama"), tmp_path / "checkpoint")
+    two = contextlib.nullcontext(Processes(rank=0, count=2))
+    monkeypatch.setattr("awq_edge.quantize.distributed.joined", lambda device: two)
+    monkeypatch.setattr("awq_edge.conversion.pipeline.Walk", Stopped)
+    with pytest.raises(KeyboardInterrupt):
+        conversion.convert(
+            str(tmp_path / "checkpoint"), tmp_path / "m", conversion.Options(method="rtn")
+        )
+    assert [entry.name for entry in tmp_path.iterdir()] == ["checkpoint"]

@@ -312,6 +312,21 @@ def test_damaged_checkpoints_are_refused_and_nothing_is_left(fault: str, tmp_pat
     assert sorted(tmp_path.iterdir()) == before
 
 
+@pytest.mark.parametrize("value", [0.0, 0.5])
+def test_a_bias_that_config_json_does_not_know_is_refused_unless_zero(
+    value: float, tmp_path: Path
+) -> None:
+    truth = made.write_gemm(tmp_path)
+    path = tmp_path / "model.safetensors"
+    name = "model.layers.1.mlp.up_proj.bias"
+    save_file({**load_file(path), name: torch.full((192,), value).half()}, path)
+    if value:
+        with pytest.raises(CheckpointError, match=name):
+            imported(tmp_path)
+    else:
+        assert_exact(imported(tmp_path)[1], truth)
+
+
 def test_act_order_is_refused(tmp_path: Path) -> None:
     def pack(name: str, matrix: made.Matrix) -> dict[str, np.ndarray]:
         order = np.arange(matrix.codes.shape[1], dtype=np.int32)
@@ -355,6 +370,11 @@ def test_the_command_imports_and_exports_again(command: Command, tmp_path: Path)
         (("--from-awq", "{quantised}", "-o", "{new}/below"), "no directory"),
         (("{float}", "-o", "{new}", "--export", "onnx", "{new}2"), "no export 'onnx'"),
         (("{float}", "-o", "{new}", "--export", "gguf", "{float}"), "exists already"),
+        (("{float}", "-o", "{new}", "--export", "gguf", "{new}"), "cannot both be"),
+        (("{float}", "-o", "{new}", "--export", "hf-awq", "{new}2", "--bits", "3"), "--bits 4"),
+        (("{float}", "-o", "{new}", "--export", "hf-awq", "{new}2", "--size", "1MB"), "--size"),
+        (("--from-awq", "{quantised}", "-o", "{new}", "--bits", "3"), "--bits means nothing"),
+        (("--from-awq", "{quantised}", "-o", "{new}", "--size", "4MB"), "--size means nothing"),
     ],
 )
 def test_the_command_refuses_in_one_sentence(

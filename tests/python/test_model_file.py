@@ -136,6 +136,11 @@ def test_full_device(tmp_path: Path) -> None:
     assert not list(tmp_path.iterdir())
 
 
+def test_a_short_write_of_numpy_is_a_full_disk(tmp_path: Path) -> None:
+    error = OSError("65536 requested and 59232 written")
+    assert "is full" in str(model_file.write_error(tmp_path / "m", error))
+
+
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
     with pytest.raises(FileUnreadableError, match="no file"):
         model_file.read_dequantised(tmp_path / "missing")

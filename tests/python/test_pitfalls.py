@@ -1,7 +1,8 @@
 """Mistakes that other implementations made, each with a name.
 
 A pitfall that another file tests already is named there: groups of one sign, dead channels and odd
-sizes in ``test_grouped`` and ``test_awq``, tied embeddings in ``test_conversion``, lists of modules
+sizes in ``test_grouped`` and ``test_awq``, the clip filter and the check of every fold in
+``test_awq``, tied embeddings in ``test_conversion``, lists of modules
 not to convert in ``test_interchange``. Families with offset norms, experts, fused matrices or gated
 queries are refused by name; the last test here sees to that.
 """
@@ -71,6 +72,9 @@ def test_probe_gets_what_the_matrix_reads() -> None:
         return plain(name, x)
 
     torch_decoder.decoder_layer(a, 0, weights, recording, probe.hidden, probe.positions)
+    squares = probe.hidden.pow(2).mean(-1, keepdim=True)
+    normed = probe.hidden / (squares + a.norm_epsilon).sqrt() * weights["attn_norm.weight"]
+    torch.testing.assert_close(seen["attn_q"], normed)
     for name, x in awq.record_inputs(probe, weights).items():
         assert torch.equal(x.reshape(-1, x.shape[-1]), seen[name].reshape(-1, x.shape[-1]))
 
@@ -180,10 +184,18 @@ def test_conversion_loads_no_modelling_code_of_transformers() -> None:
 
 
 @pytest.mark.parametrize(
-    "family", ["GemmaForCausalLM", "MixtralForCausalLM", "GPTNeoXForCausalLM", "Phi3ForCausalLM"]
+    "family",
+    [
+        "GemmaForCausalLM",
+        "GPTNeoXForCausalLM",
+        "MixtralForCausalLM",
+        "Phi3ForCausalLM",
+        "Qwen3MoeForCausalLM",
+        "Qwen3NextForCausalLM",
+    ],
 )
 def test_families_whose_folds_are_not_known_are_refused(tmp_path: Path, family: str) -> None:
-    """Offset norms, experts that share a norm, and fused rows need folds of their own."""
+    """Offset norms, experts that share a norm, fused rows, gated queries: folds of their own."""
     directory = checkpoints.save(checkpoints.random_model("llama"), tmp_path / "checkpoint")
     config = json.loads((directory / "config.json").read_text())
     config["architectures"] = [family]
