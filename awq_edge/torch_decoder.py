@@ -100,18 +100,22 @@ def plain_linear(weights: Mapping[str, torch.Tensor]) -> Linear:
 
 
 @functools.cache
-def _has_onednn() -> bool:
-    return bool(torch.backends.mkldnn.is_available())  # type: ignore[no-untyped-call]
+def _onednn() -> Callable[..., torch.Tensor] | None:
+    """OneDNN's product of plain tensors, where this PyTorch has it.
+
+    Equally exact as PyTorch's default one, and up to 1.7 times as fast on a CPU not Intel's.
+    """
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+        return None
+    return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 
 
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiplies x [.., k] by weight [n, k] transposed and adds bias [n]."""
-    if x.device.type == "cpu" and _has_onednn():
-        # oneDNN's product: equally exact, and 1.7 times as fast as the default one of PyTorch's
-        # x86 packages on a CPU that is not Intel's.
-        product = F.linear(x.contiguous().to_mkldnn(), weight.contiguous().to_mkldnn()).to_dense()
-        return product if bias is None else product + bias
-    return F.linear(x, weight, bias)
+    product = _onednn() if x.device.type == "cpu" else None
+    if product is None:
+        return F.linear(x, weight, bias)
+    return product(x.contiguous(), weight.contiguous(), bias, "none", [], "")
 
 
 def rounded(x: torch.Tensor, group_size: int) -> torch.Tensor:

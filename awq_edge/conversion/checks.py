@@ -12,6 +12,8 @@ from awq_edge.architecture import Architecture
 from awq_edge.conversion.options import Options
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError, UnsupportedError
 from awq_edge.quantities import size_text
+from awq_edge.quantize import coupling, gradients, methods
+from awq_edge.torch_decoder import LINEARS, tensor_shape
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -47,6 +49,9 @@ def check_disk(
     widths = 2 * architecture.hidden_size + architecture.heads * architecture.head_size
     widths = 3 * widths + architecture.feed_forward_size
     hidden = 0 if blocks is None else 2 * blocks.numel() * widths
+    plan = methods.plan(options.method, 4, options.without)
+    if blocks is not None and plan.coupled:
+        hidden += _gradient_bytes(architecture, blocks)
     needed = 2 * packed + hidden  # the work directory and the file itself
     free = shutil.disk_usage(output.parent).free
     if free < needed:
@@ -54,6 +59,17 @@ def check_disk(
             f"The disk that holds {output} is too full: the conversion needs {size_text(needed)}, "
             f"{size_text(free)} are free."
         )
+
+
+def _gradient_bytes(architecture: Architecture, blocks: torch.Tensor) -> int:
+    """What the walk back through the float model leaves: states, then moments of every layer."""
+    a = architecture
+    tokens = len(gradients.chosen(len(blocks))) * blocks.shape[1]
+    moments = 0
+    for name in LINEARS:
+        count, length = coupling.runs(tensor_shape(a, f"{name}.weight")[0])
+        moments += count * length**2
+    return 4 * ((a.layers + 1) * tokens * a.hidden_size + a.layers * moments)
 
 
 def device_named(name: str) -> torch.device:

@@ -103,9 +103,14 @@ class Packer:
         rounded = {}
         for names in self._rounded_together(layer, weights, moments):
             full = [f"blk.{layer}.{name}" for name in names]
-            stem = names[0][: -len(".weight")]
-            if stem in moments:
-                whole = self._coupled(full[0], weights[names[0]], hessian, moments[stem])
+            stems = [name[: -len(".weight")] for name in names]
+            if stems[0] in moments:
+                whole = self._coupled(
+                    full[0],
+                    [weights[name] for name in names],
+                    hessian,
+                    [moments[stem] for stem in stems],
+                )
             else:
                 parts = self._compensated(
                     full[0],
@@ -161,8 +166,8 @@ class Packer:
     def _rounded_together(
         self, layer: int, names: Iterable[str], moments: Mapping[str, torch.Tensor]
     ) -> list[list[str]]:
-        """A GPU rounds matrices of one width together: more rows take it hardly more time."""
-        if self._device.type == "cpu" or moments:
+        """Matrices of one width, where more rows at once take hardly more time."""
+        if self._device.type == "cpu" and not moments:
             return [[name] for name in names]
         by_width: dict[awq.Quantiser, list[str]] = {}
         for name in names:
@@ -198,16 +203,20 @@ class Packer:
         )
 
     def _coupled(
-        self, name: str, weight: torch.Tensor, hessian: gptq.Hessian, moments: torch.Tensor
+        self,
+        name: str,
+        weights: Sequence[torch.Tensor],
+        hessian: gptq.Hessian,
+        moments: Sequence[torch.Tensor],
     ) -> grouped.Quantised:
-        """The named matrix, its outputs making up for each other's errors."""
+        """Weights of the named matrix's width, outputs making up for each other's errors."""
         choose_grid = self._grid_chooser(name, hessian, None)
 
         def choose(part: torch.Tensor) -> grids.Grid:
             return choose_grid(part, slice(0, len(part)))
 
         rounds = self.plan(self._widths[name].bits).rounds
-        return coupling.quantise(weight, hessian, moments, choose, rounds)
+        return grouped.joined(coupling.quantise(weights, hessian, moments, choose, rounds))
 
     def _grid_chooser(
         self, name: str, hessian: gptq.Hessian, limits: torch.Tensor | None

@@ -19,7 +19,7 @@ from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumen
 from awq_edge.hf_tokenizer import StoredTokenizer
 
 _SHIPPED_TEXT = Path(__file__).with_name("calibration_text.txt.xz")
-_STRIP_ROWS = 1024  # of products, computed at once: enough for every processor to be busy
+_STRIP_ROWS = 256  # of products, computed at once: enough for every processor to be busy
 
 
 def read_text(path: Path | None) -> str:

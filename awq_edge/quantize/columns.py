@@ -8,6 +8,7 @@ Refuses to know where the block lies in its matrix: ``gptq.py`` cuts it out.
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 
@@ -19,10 +20,6 @@ class Grid:
     scales: torch.Tensor  # float32 [inputs, n]
     zeros: torch.Tensor  # float32 [inputs, n], whole numbers
     largest_code: float
-
-    def divisors(self) -> torch.Tensor:
-        """Scales to divide by: a group without a range stays at its zero-point."""
-        return torch.where(self.scales == 0, torch.inf, self.scales)
 
 
 def compensate(
@@ -46,17 +43,14 @@ def compensate(
 
         columns_triton.compensate(grid, upper, weights, codes, errors)
         return
-    divisors = grid.divisors()
-    lowest, highest = -grid.zeros, grid.largest_code - grid.zeros
-    pivots = upper.diagonal()
-    for index in range(len(weights)):
-        w, steps, error = weights[index], codes[index], errors[index]
-        torch.div(w, divisors[index], out=steps)
-        steps.round_().clamp_(lowest[index], highest[index])
-        torch.mul(steps, grid.scales[index], out=error)
-        torch.sub(w, error, out=error).div_(pivots[index])
+    rows = _rows(grid, weights, codes, errors, upper)
+    pivots = upper.diagonal().tolist()
+    for index, (scale, divisor, lowest, highest, w, steps, error, factors) in enumerate(rows):
+        torch.div(w, divisor, out=steps)
+        steps.round_().clamp_(lowest, highest)
+        torch.addcmul(w, steps, scale, value=-1, out=error).div_(pivots[index])
         if index + 1 < len(weights):
-            weights[index + 1 :].addr_(upper[index, index + 1 :], error, alpha=-1)
+            weights[index + 1 :].addr_(factors[index + 1 :], error, alpha=-1)
     codes += grid.zeros
 
 
@@ -83,15 +77,19 @@ def descend(
 
         columns_triton.descend(grid, matrix, weights, slopes, codes, moves)
         return
-    divisors = grid.divisors()
-    lowest, highest = -grid.zeros, grid.largest_code - grid.zeros
-    pivots = matrix.diagonal()
-    for index in range(len(weights)):
-        w, steps, moved = weights[index], codes[index], moves[index]
-        torch.div(slopes[index], pivots[index], out=steps)
-        torch.sub(w, steps, out=steps).div_(divisors[index])
-        steps.round_().clamp_(lowest[index], highest[index])
-        torch.mul(steps, grid.scales[index], out=moved).sub_(w)
+    rows = _rows(grid, weights, codes, moves, matrix)
+    pivots = matrix.diagonal().tolist()
+    for index, (scale, divisor, lowest, highest, w, steps, moved, factors) in enumerate(rows):
+        torch.sub(w, slopes[index], alpha=1 / pivots[index], out=steps)
+        steps.div_(divisor).round_().clamp_(lowest, highest)
+        torch.mul(steps, scale, out=moved).sub_(w)
         if index + 1 < len(weights):
-            slopes[index + 1 :].addr_(matrix[index + 1 :, index], moved)
+            slopes[index + 1 :].addr_(factors[index + 1 :], moved)
     codes += grid.zeros
+
+
+def _rows(grid: Grid, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+    """By input: scale, divisor, lowest and highest steps from the zero-point, then the tensors."""
+    divisors = torch.where(grid.scales == 0, torch.inf, grid.scales)  # no range: no step
+    limits = -grid.zeros, grid.largest_code - grid.zeros
+    return zip(*(values.unbind() for values in (grid.scales, divisors, *limits, *tensors)))

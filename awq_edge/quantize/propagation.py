@@ -99,8 +99,10 @@ class Propagation:
         self._processes = processes
         self._linear = torch_decoder.plain_linear(weights)
         self._segment = -1
-        self._open: dict[str, torch.Tensor] = {}  # the segment's sums, by matrix
-        self._closed: dict[str, dict[int, torch.Tensor]] = {}  # by matrix and segment
+        # The segment's sums: "tokens"; "lost", of lost output and input, [n, k], for matrices that
+        # add to the stream; "missing", of missing and actual input, [k, k], for all others.
+        self._open: dict[str, torch.Tensor] = {}
+        self._closed: dict[str, dict[int, torch.Tensor]] = {}  # the same, by segment too
 
     def take(self, names: tuple[str, ...], segment: int, batch: slice, x: torch.Tensor) -> None:
         """Takes what a stage's matrices read, and moves the float stream on.
@@ -121,11 +123,13 @@ class Propagation:
         exact = self._advance(names[0], at)
         x = x[inside].flatten(0, 1)
         missing = exact.flatten(0, 1) - x
-        for name in names:
+        if drift is None:
+            self._add(self._open, "missing", torch_decoder.multiply(missing.T, x.T, None))
+        else:
+            (name,) = names
             lost = torch_decoder.multiply(missing, self._weights[f"{name}.weight"], None)
-            if drift is not None:
-                lost = lost + drift.flatten(0, 1)
-            self._add(self._open, name, torch_decoder.multiply(lost.T, x.T, None))
+            lost += drift.flatten(0, 1)
+            self._add(self._open, "lost", torch_decoder.multiply(lost.T, x.T, None))
         tokens = torch.tensor([len(x)], dtype=torch.float64, device=x.device)
         self._add(self._open, "tokens", tokens)
 
@@ -143,17 +147,24 @@ class Propagation:
         device = hessian.matrix.device
         none = torch.zeros(1, dtype=torch.float64, device=device)
         tokens = float(self._processes.total(self._closed.pop("tokens", {}), none).clamp(min=1))
+        drifts = self._adds_to_stream(next(iter(weights))[: -len(".weight")])
+        like = next(iter(weights.values())) if drifts else hessian.matrix
+        sums = self._closed.pop("lost" if drifts else "missing", {})
+        mean = self._processes.total(sums, like).div_(tokens)
+        del sums
         corrected = {}
         for name, weight in weights.items():
-            sums = self._closed.pop(name[: -len(".weight")], {})
-            mean = self._processes.total(sums, weight).div_(tokens)
-            del sums
             target = torch.empty_like(weight)
             for first in range(0, len(weight), _ROWS):
                 rows = slice(first, first + _ROWS)
-                target[rows] = weight[rows] + _SHARE * hessian.solve(mean[rows])
+                lost = mean[rows] if drifts else weight[rows] @ mean
+                target[rows] = weight[rows] + _SHARE * hessian.solve(lost)
             corrected[name] = target
         return corrected
+
+    @staticmethod
+    def _adds_to_stream(name: str) -> bool:
+        return name in ("attn_output", "ffn_down")
 
     def _close(self) -> None:
         """Adds the segment's sums to those of its process, or keeps them for all processes."""
@@ -172,8 +183,10 @@ class Propagation:
 
     def _drift(self, name: str, at: slice, batch: slice, inside: slice) -> torch.Tensor | None:
         """How far the states that a matrix adds to are from the float ones; None if it does not."""
-        states = {"attn_output": self._states.before, "ffn_down": self._states.after}.get(name)
-        return None if states is None else states.read(at) - states.read(batch)[inside]
+        if not self._adds_to_stream(name):
+            return None
+        states = self._states.before if name == "attn_output" else self._states.after
+        return states.read(at) - states.read(batch)[inside]
 
     def _advance(self, name: str, at: slice) -> torch.Tensor:
         """Walks a part of the layer with float states.

@@ -53,7 +53,7 @@ def test_coupling_lowers_the_loss_that_gradients_measure(n: int, k: int) -> None
     hessian, moments = gptq.Hessian.of(covariance(k, 0)), covariance(n, 3)
     target = weight(n, k)
     alone = grouped.joined(list(gptq.quantise(target, hessian, lambda p, _: spanning(p), 0)))
-    together = coupling.quantise(target, hessian, in_runs(moments), spanning, 0)
+    together = coupling.quantise([target], hessian, [in_runs(moments)], spanning, 0)[0]
     assert together.codes.shape == (n, k)
     before, after = (loss(q, target, moments, hessian.matrix) for q in (alone, together))
     assert after < 0.8 * before
@@ -70,7 +70,7 @@ def test_outputs_of_independent_gradients_are_rounded_alone(
     diagonal = torch.rand(n, generator=torch.Generator().manual_seed(5)) + 0.1
     alone = grouped.joined(list(gptq.quantise(target, hessian, lambda p, _: spanning(p), rounds)))
     moments = in_runs(diagonal.diag())
-    together = coupling.quantise(target, hessian, moments, spanning, rounds)
+    together = coupling.quantise([target], hessian, [moments], spanning, rounds)[0]
     assert torch.equal(together.codes, alone.codes)
     assert torch.equal(together.scales, alone.scales)
     assert torch.equal(together.zeros, alone.zeros)
@@ -92,14 +92,14 @@ def test_rows_are_those_of_the_textbook(monkeypatch: pytest.MonkeyPatch) -> None
         error = (wanted[row] - rounded[0].double()) / inverse[0, 0]
         wanted[left] -= inverse[0][:, None] * error
         left = left[1:]
-    actual = coupling.quantise(target, hessian, in_runs(moments), spanning, 0).dequantise()
+    actual = coupling.quantise([target], hessian, [in_runs(moments)], spanning, 0)[0].dequantise()
     # float32 against float64 may round a tie otherwise, and the rows behind it then differ.
     assert (actual - expected).abs().lt(1e-5).float().mean() > 0.9
 
 
 def test_outputs_without_gradients_are_rounded_too() -> None:
     hessian, target = gptq.Hessian.of(covariance(64, 0)), weight(9, 64)
-    together = coupling.quantise(target, hessian, torch.zeros(1, 9, 9), spanning, 0)
+    together = coupling.quantise([target], hessian, [torch.zeros(1, 9, 9)], spanning, 0)[0]
     alone = grouped.joined(list(gptq.quantise(target, hessian, lambda p, _: spanning(p), 0)))
     assert torch.equal(together.codes, alone.codes)
 
@@ -110,3 +110,15 @@ def test_moments_follow_the_scales_of_outputs() -> None:
     moments = (gradients.T @ gradients).unsqueeze(0)
     grown = gradients * factors
     torch.testing.assert_close(coupling.scaled(moments, factors)[0], grown.T @ grown)
+
+
+def test_matrices_rounded_together_are_what_they_are_alone() -> None:
+    hessian, sizes = gptq.Hessian.of(covariance(64, 0)), (40, 13, 1)
+    targets = [weight(n, 64) * (n + 1) for n in sizes]
+    moments = [in_runs(covariance(n, n)) for n in sizes]
+    together = coupling.quantise(targets, hessian, moments, spanning, 1)
+    for target, by_output, actual in zip(targets, moments, together):
+        (alone,) = coupling.quantise([target], hessian, [by_output], spanning, 1)
+        # Sums over more rows may be taken in another order.
+        assert (actual.codes == alone.codes).float().mean() > 0.98
+        assert actual.codes.shape == target.shape
