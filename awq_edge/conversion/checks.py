@@ -44,11 +44,11 @@ def check_disk(
         + tables * (options.embedding_bits + overhead)
         + (0 if architecture.tied_head else tables * (options.head_bits + overhead))
     ) / 8
-    # A layer's input, what its output matrix reads, its output; the same once more for half of the
-    # blocks with float states, and what the down matrix reads for these.
+    # A layer's input and output, what its output and its down matrix read; the same once more for
+    # half of the blocks with float states.
     widths = 2 * architecture.hidden_size + architecture.heads * architecture.head_size
-    widths = 3 * widths + architecture.feed_forward_size
-    hidden = 0 if blocks is None else 2 * blocks.numel() * widths
+    widths += architecture.feed_forward_size
+    hidden = 0 if blocks is None else 6 * blocks.numel() * widths
     plan = methods.plan(options.method, 4, options.without)
     if blocks is not None and plan.coupled:
         hidden += _gradient_bytes(architecture, blocks)

@@ -7,6 +7,7 @@ before it give. Refuses packing (``packing``) and mathematics (``awq_edge.quanti
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
 from concurrent.futures import ThreadPoolExecutor
@@ -36,6 +37,7 @@ from awq_edge.torch_decoder import LINEARS, Positions
 
 # Enough that the exponents hardly depend on which tokens they are (measured on novels-45m).
 _PROBE_TOKENS = 4096
+_SHOWN_TOKENS = 1024  # of these, for the errors that are reported
 # Floats in the widest intermediate of one batch: 64 MiB each, whatever the model's size; more for a
 # GPU, which needs many tokens at once to be busy.
 _BATCH_FLOATS = {"cpu": 1 << 24, "cuda": 1 << 26}
@@ -231,13 +233,16 @@ class Walk:
         chosen = torch.linspace(0, self._blocks - 1, count).round().long().tolist()
         sample = self._processes.gathered(hidden, chosen, self._blocks)
         probe = awq.Probe(self._architecture, layer, sample, positions)
-        target = awq.layer_output(probe, weights)
+        shown = dataclasses.replace(
+            probe, hidden=sample[: max(1, _SHOWN_TOKENS // hidden.shape[1])]
+        )
+        target = awq.layer_output(shown, weights)
 
         def rounding(name: str, x: torch.Tensor) -> torch.Tensor:
             rounded = quantisers[name].round_trip(weights[f"{name}.weight"])
             return torch_decoder.multiply(x, rounded, weights.get(f"{name}.bias"))
 
-        error_rtn = _relative(awq.layer_change(probe, weights, rounding), target)
+        error_rtn = _relative(awq.layer_change(shown, weights, rounding), target)
         choices: dict[str, awq.Choice] = {}
         limits: dict[str, torch.Tensor] = {}
         divided: dict[str, torch.Tensor] = {}  # outputs, by scales that were folded
@@ -272,7 +277,7 @@ class Walk:
                     self._architecture, layer, weights, linear, hidden.read(batch), positions
                 )
                 after.write(batch, states)
-        error = _relative(awq.layer_output(probe, weights), target)
+        error = _relative(awq.layer_output(shown, weights), target)
         return LayerReport(layer, error_rtn, error, choices)
 
     def _moments(self, layer: int, divided: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -311,10 +316,9 @@ class Walk:
             return self._packer.store_stage(layer, matrices, hessian, limits, moments)
 
         mixed = self._work.mixed((*hidden.shape[:2], a.heads * a.head_size), self._device)
-        corrections = gated = None
+        gated = self._work.gated((*hidden.shape[:2], a.feed_forward_size), self._device)
+        corrections = None
         if self._float_blocks is not None:
-            shape = (self._float_blocks.count, hidden.shape[1], a.feed_forward_size)
-            gated = self._work.gated(shape, self._device)
             corrections = propagation.Propagation(
                 a,
                 layer,
@@ -333,10 +337,9 @@ class Walk:
             self._processes.means,
             None if corrections is None else corrections.take,
         )
-        stages.run(hidden, mixed, after, self._segments(hidden))
+        stages.run(hidden, mixed, gated, after, self._segments(hidden))
         for states in (mixed, gated):
-            if states is not None:
-                states.close()
+            states.close()
 
     def _statistics(
         self, layer: int, weights: awq.Weights, hidden: HiddenStates, positions: Positions

@@ -116,7 +116,7 @@ class WorkDirectory:
         return torch.from_numpy(np.load(self._path / f"moments.{layer}.{name}.npy")).to(device)
 
     def gated(self, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:
-        """A place for what the down matrix of the current layer reads in the float model."""
+        """A place for what the down matrix of the current layer reads."""
         return HiddenStates(self._path / "gated", shape, device)
 
     def mixed(self, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:

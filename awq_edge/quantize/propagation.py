@@ -40,7 +40,7 @@ class States:
 
     before: HiddenStates  # [b, t, hidden], the layer's input
     mixed: HiddenStates  # [b, t, heads * head size], what the output matrix reads
-    gated: HiddenStates  # [b, t, feed-forward], what the down matrix reads; float ones alone
+    gated: HiddenStates  # [b, t, feed-forward], what the down matrix reads
     after: HiddenStates  # [b, t, hidden], between the layer's parts, in the end its output
 
 
@@ -199,7 +199,6 @@ class Propagation:
             What the matrix reads, [b, t, k].
         """
         a, states = self._architecture, self._states
-        alone = slice(at.start - self._blocks.behind, at.stop - self._blocks.behind)
         if name == "attn_q":
             x = self._norm("attn_norm", states.before.read(at))
             mixed = torch_decoder.attention(
@@ -213,9 +212,9 @@ class Propagation:
             return mixed
         if name == "ffn_gate":
             x = self._norm("ffn_norm", states.after.read(at))
-            states.gated.write(alone, torch_decoder.feed_forward(self._without("ffn_down"), x))
+            states.gated.write(at, torch_decoder.feed_forward(self._without("ffn_down"), x))
             return x
-        gated = states.gated.read(alone)
+        gated = states.gated.read(at)
         states.after.write(at, states.after.read(at) + self._linear(name, gated))
         return gated
 

@@ -69,6 +69,7 @@ class StagedLayer:
         self,
         before: HiddenStates,
         mixed: HiddenStates,
+        gated: HiddenStates,
         after: HiddenStates,
         segments: Mapping[int, Sequence[slice]],
     ) -> None:
@@ -77,6 +78,7 @@ class StagedLayer:
         Args:
             before: [b, t, hidden], what the layers before gave.
             mixed: [b, t, heads * head size], a place for what the output matrix reads.
+            gated: [b, t, feed-forward], a place for what the down matrix reads.
             after: [b, t, hidden], a place for the layer's output.
             segments: Blocks that go together, by the segment whose sums they belong to.
         """
@@ -89,6 +91,11 @@ class StagedLayer:
             mixed.write(batch, x)
             return x
 
+        def gate(batch: slice) -> torch.Tensor:
+            x = self._gated(after.read(batch))
+            gated.write(batch, x)
+            return x
+
         batches = [batch for run in segments.values() for batch in run]
         self._round(STAGES[0], segments, normed)
         self._round(STAGES[1], segments, mix)
@@ -96,10 +103,10 @@ class StagedLayer:
             states = before.read(batch) + self._linear("attn_output", mixed.read(batch))
             after.write(batch, states)
         self._round(STAGES[2], segments, lambda b: self._norm("ffn_norm", after.read(b)))
-        self._round(STAGES[3], segments, lambda b: self._gated(after.read(b)))
+        self._round(STAGES[3], segments, gate)
         for batch in batches:
-            states = after.read(batch)
-            after.write(batch, states + self._linear("ffn_down", self._gated(states)))
+            states = after.read(batch) + self._linear("ffn_down", gated.read(batch))
+            after.write(batch, states)
 
     def _round(
         self,
