@@ -50,9 +50,9 @@ AWQ_EXTRAS = ("exponents", "activations", "tokens")
 # Method, bits, parts that are left out one at a time, those that it has at this width, and parts
 # that are added one at a time.
 ABLATIONS: tuple[tuple[str, int, tuple[str, ...], tuple[str, ...]], ...] = (
-    ("auto", 4, ("scales", "grid", "refinement", "propagation"), ()),
-    ("auto", 3, ("grid", "refinement", "propagation"), ()),
-    ("auto", 2, ("grid", "refinement", "propagation"), ()),
+    ("auto", 4, ("scales", "grid", "refinement", "propagation", "gradients"), ()),
+    ("auto", 3, ("grid", "refinement", "propagation", "gradients"), ()),
+    ("auto", 2, ("grid", "refinement", "propagation", "gradients"), ()),
     ("awq", 4, AWQ_PARTS, AWQ_EXTRAS),
     ("awq", 3, AWQ_PARTS, AWQ_EXTRAS),
     ("awq+gptq", 4, ("propagation",), ()),
@@ -158,7 +158,15 @@ def evaluate(assets: Path, model: str, path: Path, threads: int) -> dict[str, An
     return document
 
 
-def measure(assets: Path, row: Row, directory: Path, threads: int) -> dict[str, Any]:
+def processor(device: str, threads: int) -> str:
+    """What converts: a CPU with so many threads, or a GPU."""
+    if device == "cpu":
+        return f"{cpu_name()}, {threads} thread{'s' if threads > 1 else ''}"
+    query = ["nvidia-smi", "--query-gpu=name", "--format=csv,noheader"]
+    return subprocess.check_output(query, text=True).splitlines()[0].strip()
+
+
+def measure(assets: Path, row: Row, directory: Path, device: str, threads: int) -> dict[str, Any]:
     """Converts and evaluates in an empty directory."""
     directory.mkdir()
     output = directory / "m.gguf"
@@ -167,9 +175,10 @@ def measure(assets: Path, row: Row, directory: Path, threads: int) -> dict[str, 
         text = code_text(assets, directory)
     model = str(assets / "models" / row.model)
     _, seconds, memory = run(
-        ["convert", model, "-o", str(output), "--calibration", str(text), *row.options],
+        ["convert", model, "-o", str(output), "--calibration", str(text), "--device", device,
+         *row.options],
         threads,
-    )
+    )  # fmt: skip
     document = evaluate(assets, row.model, output, threads)
     size = output.stat().st_size
     shutil.rmtree(directory)
@@ -181,6 +190,7 @@ def measure(assets: Path, row: Row, directory: Path, threads: int) -> dict[str, 
         "bytes": size,
         "seconds": seconds,
         "memory": memory,
+        "processor": processor(device, threads),
     }
 
 
@@ -195,8 +205,8 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
         "bits where a row does not choose its size. Divergence is the mean over tokens, in nats, "
         "from the float model. Groups of 128, at 2 bits of 64. Calibrated on 128 blocks of 512 "
         "tokens of other novels. Another draw of blocks moves a perplexity by up to 0.1 %; "
-        "divergences separate finer. Seconds of processor time and peak resident memory are those "
-        f"of the conversion alone, on {cpu_name()}, with as many threads as the last column says.",
+        "divergences separate finer. Seconds of the CPU's time and peak resident memory are those "
+        "of the conversion alone, on what the last column says.",
     ]
     recorded = {name: (size, perplexity) for name, size, perplexity in LLAMA_CPP}
     section = ""
@@ -219,7 +229,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
             lines += [
                 "",
                 "| | perplexity | over float | divergence | same top token | MB | CPU seconds | "
-                f"peak RSS, MB | threads |{last}",
+                f"peak RSS, MB | on |{last}",
                 "|---|" + "---|" * (8 + (3 if beside else 0)),
             ]
         over = 100 * (result["perplexity"] / result["reference"] - 1)
@@ -228,7 +238,7 @@ def markdown(results: dict[str, dict[str, Any]]) -> str:
             f"| {label} | {result['perplexity']:.4f} | {over:+.2f} % | "
             f"{result['divergence']:.5f} | {100 * result['agreement']:.2f} % | "
             f"{result['bytes'] / 1e6:.1f} | {result['seconds']:.0f} | "
-            f"{result['memory'] / 1e6:.0f} | {result['threads']} |"
+            f"{result['memory'] / 1e6:.0f} | {result['processor']} |"
         )
         if beside:
             size, perplexity = recorded[row.label]
@@ -246,6 +256,7 @@ def main() -> None:
     parser.add_argument(
         "--jobs", type=int, default=1, help="Rows measured side by side; they share the cores."
     )
+    parser.add_argument("--device", default="cpu", help="What converts: cpu or cuda.")
     arguments = parser.parse_args()
     threads = max(1, (os.cpu_count() or 1) // arguments.jobs)
     results: dict[str, dict[str, Any]] = {}
@@ -263,12 +274,12 @@ def main() -> None:
     ):
         places = (Path(directory) / str(number) for number in range(len(missing)))
         measured = {
-            pool.submit(measure, arguments.assets, row, place, threads): row
+            pool.submit(measure, arguments.assets, row, place, arguments.device, threads): row
             for row, place in zip(missing.values(), places)
         }
         for done in concurrent.futures.as_completed(measured):
             row = measured[done]
-            results[row.key] = {**done.result(), "threads": threads}
+            results[row.key] = done.result()
             print(f"{row.section}: {row.label}", file=sys.stderr, flush=True)
             arguments.results.write_text(json.dumps(results, indent=1))
             OUTPUT.write_text(markdown(results), encoding="utf-8")

@@ -170,7 +170,7 @@ def interrupted(source: str, output: Path, options: Options, layers: int) -> Non
         convert(source, output, options, events=Events(layer_done=stop))
 
 
-@pytest.mark.parametrize("method", ["awq", "rtn"])
+@pytest.mark.parametrize("method", ["auto", "awq", "rtn"])
 @pytest.mark.parametrize("layers", [1, 2, 3])
 def test_interrupted_conversion_resumes_to_the_same_file(
     tmp_path: Path, checkpoint: Callable[..., Path], text: Path, method: str, layers: int
@@ -187,7 +187,7 @@ def test_interrupted_conversion_resumes_to_the_same_file(
         source,
         output,
         options,
-        events=Events(messages.append, lambda layer, total: done.append(layer.layer)),
+        events=Events(messages.append, layer_done=lambda layer, _: done.append(layer.layer)),
     )
     assert messages == [f"Resuming after layer {layers} of an interrupted conversion."]
     assert done == [0, 1, 2]
