@@ -127,15 +127,21 @@ class Walk:
     def _layers(self, numbers: Iterable[int]) -> Iterator[tuple[int, awq.Weights]]:
         """Layers with their weights on the device; beside a GPU the next one is read meanwhile."""
         left = list(numbers)
+        device = self._device
+        if device.type == "cuda":  # the one of this thread: others begin with the first one
+            device = torch.device("cuda", torch.cuda.current_device())
+
+        def read(layer: int) -> awq.Weights:
+            return {name: tensor.to(device) for name, tensor in self._source.layer(layer).items()}
+
         with ThreadPoolExecutor(1) as reader:
             ahead = None
             while left:
                 layer = left.pop(0)
-                read = self._source.layer(layer) if ahead is None else ahead.result()
-                weights = {name: tensor.to(self._device) for name, tensor in read.items()}
-                del read  # the caller replaces weights: none may outlive it here
-                if self._device.type != "cpu" and left:
-                    ahead = reader.submit(self._source.layer, left[0])
+                weights = read(layer) if ahead is None else ahead.result()
+                ahead = None  # the caller replaces weights: none may outlive it here
+                if device.type != "cpu" and left:
+                    ahead = reader.submit(read, left[0])
                 yield layer, weights
                 del weights
 
@@ -158,14 +164,24 @@ class Walk:
                 for first in range(0, len(places), size)
             ]
         self._events.message("Measuring what errors of every output cost the predictions …")
-        gradients.Gradients(
+        walk = gradients.Gradients(
             self._source,
             self._layers,
             [work.floats(layer, shape, self._device) for layer in range(a.layers + 1)],
             segments,
             self._processes,
             self._events.note,
-        ).measure(blocks[[n - begin for n in numbers]], numbers, work.store_moments)
+        )
+        measured = walk.measure(blocks[[n - begin for n in numbers]], numbers)
+        with ThreadPoolExecutor(1) as writer:
+            unsettled = None
+            for layer, moments in measured:
+                if unsettled is not None:
+                    unsettled.result()  # no more than one layer waits
+                unsettled = writer.submit(work.store_moments, layer, moments)
+                del moments
+            assert unsettled is not None
+            unsettled.result()
 
     def _embedding(self, blocks: torch.Tensor | None) -> HiddenStates | None:
         """Packs it, and gives the hidden states in front of the first unfinished layer."""

@@ -31,8 +31,6 @@ BLOCKS = 8
 
 # Numbers of layers; gives each with its weights on the device.
 Layers = Callable[[Iterable[int]], Iterator[tuple[int, Mapping[str, torch.Tensor]]]]
-# Takes a layer's moments, float32 [runs, outputs, outputs] as in ``coupling.py``, by "attn_q" etc.
-Keep = Callable[[int, dict[str, torch.Tensor]], None]
 
 
 def chosen(blocks: int) -> list[int]:
@@ -71,13 +69,18 @@ class Gradients:
         self._note = note
         self._device = states[0].device
 
-    def measure(self, tokens: torch.Tensor, numbers: Sequence[int], keep: Keep) -> None:
+    def measure(
+        self, tokens: torch.Tensor, numbers: Sequence[int]
+    ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Walks there and back.
 
         Args:
             tokens: int64 [b, t].
             numbers: Of these blocks among all calibration blocks, [b].
-            keep: Hears of every layer, the last one first.
+
+        Yields:
+            Layers, the last one first, with their moments, float32 [runs, outputs, outputs] as in
+            ``coupling.py``, by "attn_q" and so on.
         """
         a = self._architecture
         frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
@@ -87,7 +90,7 @@ class Gradients:
             self._turn(numbers)
         for layer, weights in self._layers(reversed(range(a.layers))):
             self._note(f"gradients, back at layer {layer + 1}/{a.layers}")
-            keep(layer, self._backward(layer, weights, positions))
+            yield layer, self._backward(layer, weights, positions)
             self._states[layer + 1].discard()
         self._states[0].discard()
 

@@ -36,14 +36,12 @@ def measured(source: FloatModel, directory: Path) -> dict[str, torch.Tensor]:
         for number in range(a.layers + 1)
     ]
     segments = {0: [slice(0, 1)], 1: [slice(1, 3)]}
-    found: dict[str, torch.Tensor] = {}
-
-    def keep(layer: int, moments: dict[str, torch.Tensor]) -> None:
-        found.update({f"blk.{layer}.{name}": values for name, values in moments.items()})
-
     walk = gradients.Gradients(source, layers, states, segments, Processes(), lambda note: None)
-    walk.measure(TOKENS, NUMBERS, keep)
-    return found
+    return {
+        f"blk.{layer}.{name}": values
+        for layer, moments in walk.measure(TOKENS, NUMBERS)
+        for name, values in moments.items()
+    }
 
 
 def expected(source: FloatModel) -> dict[str, torch.Tensor]:
