@@ -61,14 +61,16 @@ class Checkpoint:
         """Whether a tensor of that name is there."""
         return name in self._entries
 
-    def tensor(self, name: str, shape: tuple[int, ...]) -> torch.Tensor:
-        """Reads one tensor as float32.
+    def tensor(
+        self, name: str, shape: tuple[int, ...], device: torch.device | None = None
+    ) -> torch.Tensor:
+        """Reads one tensor as float32, into the memory of a device or of the CPU.
 
         Raises:
             CheckpointError: It is missing, has another shape, or holds NaN or infinity.
         """
         entry = self._entry(name, shape)
-        return self._read(name, entry, 0, math.prod(shape)).reshape(shape)
+        return self._read(name, entry, 0, math.prod(shape), device=device).reshape(shape)
 
     def row_blocks(
         self, name: str, shape: tuple[int, int], rows: int
@@ -121,19 +123,26 @@ class Checkpoint:
         return entry
 
     def _read(
-        self, name: str, entry: _Entry, first: int, count: int, *, as_stored: bool = False
+        self,
+        name: str,
+        entry: _Entry,
+        first: int,
+        count: int,
+        *,
+        as_stored: bool = False,
+        device: torch.device | None = None,
     ) -> torch.Tensor:
-        size = entry.dtype.itemsize
-        buffer = bytearray(count * size)
+        values = torch.empty(count, dtype=entry.dtype)
         try:
             with entry.path.open("rb") as file:
-                file.seek(entry.offset + first * size)
-                read = file.readinto(buffer)
+                file.seek(entry.offset + first * entry.dtype.itemsize)
+                read = file.readinto(values.view(torch.uint8).numpy().data)
         except OSError as error:
             raise FileUnreadableError(f"Cannot read {entry.path}: {error.strerror}.") from error
-        if read != len(buffer):
+        if read != values.nbytes:
             raise CheckpointError(f"{entry.path} became shorter while it was read.")
-        values = torch.frombuffer(buffer, dtype=entry.dtype)
+        if device is not None:
+            values = values.to(device)  # before it grows to float32
         if not as_stored:
             values = values.float()
         if not bool(torch.isfinite(values).all()):

@@ -49,11 +49,12 @@ class FloatModel:
         """The shape of one of our tensors."""
         return tensor_shape(self.architecture, name)
 
-    def __call__(self, name: str) -> torch.Tensor:
-        """Reads a tensor by our name, float32."""
+    def __call__(self, name: str, device: torch.device | None = None) -> torch.Tensor:
+        """Reads a tensor by our name, float32, into the memory of a device or of the CPU."""
         if name == "rope.inverse_frequencies":
-            return torch.from_numpy(self.architecture.inverse_frequencies())
-        return self.checkpoint.tensor(self._converter.checkpoint_name(name), self.shape(name))
+            return torch.from_numpy(self.architecture.inverse_frequencies()).to(device)
+        stored = self._converter.checkpoint_name(name)
+        return self.checkpoint.tensor(stored, self.shape(name), device)
 
     def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Reads a matrix a block of rows at a time, as ``Checkpoint.row_blocks`` does."""
@@ -68,10 +69,10 @@ class FloatModel:
             rows[inside] = block[numbers[inside] - first]
         return rows
 
-    def layer(self, index: int) -> dict[str, torch.Tensor]:
+    def layer(self, index: int, device: torch.device | None = None) -> dict[str, torch.Tensor]:
         """Every tensor of one layer, by its name without ``blk.N.``."""
         names = layer_tensor_names(self.architecture)
-        return {name: self(f"blk.{index}.{name}") for name in names}
+        return {name: self(f"blk.{index}.{name}", device) for name in names}
 
 
 def refuse_stray_biases(

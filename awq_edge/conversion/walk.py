@@ -131,17 +131,14 @@ class Walk:
         if device.type == "cuda":  # the one of this thread: others begin with the first one
             device = torch.device("cuda", torch.cuda.current_device())
 
-        def read(layer: int) -> awq.Weights:
-            return {name: tensor.to(device) for name, tensor in self._source.layer(layer).items()}
-
         with ThreadPoolExecutor(1) as reader:
             ahead = None
             while left:
                 layer = left.pop(0)
-                weights = read(layer) if ahead is None else ahead.result()
+                weights = self._source.layer(layer, device) if ahead is None else ahead.result()
                 ahead = None  # the caller replaces weights: none may outlive it here
                 if device.type != "cpu" and left:
-                    ahead = reader.submit(read, left[0])
+                    ahead = reader.submit(self._source.layer, left[0], device)
                 yield layer, weights
                 del weights
 
