@@ -41,7 +41,6 @@ _SHOWN_TOKENS = 1024  # of these, for the errors that are reported
 # Floats in the widest intermediate of one batch: 64 MiB each, whatever the model's size; more for a
 # GPU, which needs many tokens at once to be busy.
 _BATCH_FLOATS = {"cpu": 1 << 24, "cuda": 1 << 26}
-_KEPT_FLOATS = 4  # a way back keeps that many times as much of a batch as a way forward
 
 
 class Walk:
@@ -150,16 +149,14 @@ class Walk:
             begin: The number of the first one among all processes' blocks.
         """
         a, work = self._architecture, self._work
-        numbers = [n for n in gradients.chosen(self._blocks) if 0 <= n - begin < len(blocks)]
+        chosen = gradients.chosen(self._blocks)
+        numbers = [number for number in chosen if 0 <= number - begin < len(blocks)]
+        halves = [chosen.index(number) % 2 for number in numbers]
         shape = (len(numbers), blocks.shape[1], a.hidden_size)
-        size = max(1, self._batch_blocks(blocks.shape[1]) // _KEPT_FLOATS)
-        segments = {}
-        for segment, part in self._processes.segments(self._blocks):
-            places = [place for place, n in enumerate(numbers) if part.start <= n < part.stop]
-            segments[segment] = [
-                slice(places[first], places[min(first + size, len(places)) - 1] + 1)
-                for first in range(0, len(places), size)
-            ]
+        segments = {
+            segment: [at for at, n in enumerate(numbers) if part.start <= n < part.stop]
+            for segment, part in self._processes.segments(self._blocks)
+        }
         self._events.message("Measuring what errors of every output cost the predictions …")
         walk = gradients.Gradients(
             self._source,
@@ -169,7 +166,7 @@ class Walk:
             self._processes,
             self._events.note,
         )
-        measured = walk.measure(blocks[[n - begin for n in numbers]], numbers)
+        measured = walk.measure(blocks[[n - begin for n in numbers]], numbers, halves)
         with ThreadPoolExecutor(1) as writer:
             unsettled = None
             for layer, moments in measured:
@@ -399,15 +396,11 @@ class Walk:
             for name, whole in empty().items()
         }
 
-    def _batch_blocks(self, tokens: int) -> int:
-        """How many blocks of so many tokens go through the model together."""
-        a = self._architecture
-        widest = max(a.feed_forward_size, a.hidden_size, a.heads * a.head_size)
-        return max(1, _BATCH_FLOATS[self._device.type] // (tokens * widest))
-
     def _segments(self, hidden: HiddenStates) -> dict[int, list[slice]]:
         """Batches of this process's blocks, by segment."""
-        size = self._batch_blocks(hidden.shape[1])
+        a = self._architecture
+        widest = max(a.feed_forward_size, a.hidden_size, a.heads * a.head_size)
+        size = max(1, _BATCH_FLOATS[self._device.type] // (hidden.shape[1] * widest))
         begin = self._processes.blocks(self._blocks).start
         return {
             segment: [

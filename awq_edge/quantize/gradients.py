@@ -26,7 +26,8 @@ from awq_edge.quantize.hidden_states import HiddenStates
 from awq_edge.torch_decoder import LINEARS, Positions
 
 # Blocks of the calibration text that are walked with: four times as many change the divergence on
-# novels-45m by 1 %.
+# novels-45m by 1 %. No more than there are segments: none then has two blocks of one half, and the
+# order of sums does not depend on the number of processes.
 BLOCKS = 8
 
 # Numbers of layers; gives each with its weights on the device.
@@ -46,7 +47,7 @@ class Gradients:
         source: FloatModel,
         layers: Layers,
         states: Sequence[HiddenStates],
-        segments: Mapping[int, Sequence[slice]],
+        segments: Mapping[int, Sequence[int]],
         processes: Processes,
         note: Callable[[str], None],
     ) -> None:
@@ -56,7 +57,7 @@ class Gradients:
             source: The float model.
             layers: Reads its layers.
             states: Places [b, t, hidden] in front of every layer and behind the last one.
-            segments: Blocks that go through the model together, by the segment of their sums.
+            segments: Which of the blocks belong to a segment's sums.
             processes: Those that share the blocks.
             note: Hears how far the walk is.
         """
@@ -70,13 +71,14 @@ class Gradients:
         self._device = states[0].device
 
     def measure(
-        self, tokens: torch.Tensor, numbers: Sequence[int]
+        self, tokens: torch.Tensor, numbers: Sequence[int], halves: Sequence[int]
     ) -> Iterator[tuple[int, dict[str, torch.Tensor]]]:
         """Walks there and back.
 
         Args:
             tokens: int64 [b, t].
             numbers: Of these blocks among all calibration blocks, [b].
+            halves: Which half of the tokens, 0 or 1, each block belongs to, [b].
 
         Yields:
             Layers, the last one first, with their moments, float32 [runs, outputs, outputs] as in
@@ -90,28 +92,28 @@ class Gradients:
             self._turn(numbers)
         for layer, weights in self._layers(reversed(range(a.layers))):
             self._note(f"gradients, back at layer {layer + 1}/{a.layers}")
-            yield layer, self._backward(layer, weights, positions)
+            yield layer, self._backward(layer, weights, positions, halves)
             self._states[layer + 1].discard()
         self._states[0].discard()
-
-    def _batches(self) -> list[slice]:
-        return [batch for batches in self._segments.values() for batch in batches]
 
     def _forward(self, tokens: torch.Tensor, positions: Positions) -> None:
         self._states[0].write(slice(0, len(tokens)), self._source.rows("token_embd.weight", tokens))
         for layer, weights in self._layers(range(self._architecture.layers)):
             self._note(f"gradients, layer {layer + 1}/{self._architecture.layers}")
             linear = torch_decoder.plain_linear(weights)
-            for batch in self._batches():
+            for at in self._blocks():
                 states = torch_decoder.decoder_layer(
                     self._architecture,
                     layer,
                     weights,
                     linear,
-                    self._states[layer].read(batch),
+                    self._states[layer].read(at),
                     positions,
                 )
-                self._states[layer + 1].write(batch, states)
+                self._states[layer + 1].write(at, states)
+
+    def _blocks(self) -> list[slice]:
+        return [slice(block, block + 1) for block in range(self._states[0].shape[0])]
 
     def _turn(self, numbers: Sequence[int]) -> None:
         """Makes of the states behind the last layer the gradients by them."""
@@ -120,14 +122,13 @@ class Gradients:
         head = self._source("token_embd.weight" if a.tied_head else "output.weight")
         head = head.to(self._device)
         last = self._states[-1]
-        for block in range(last.shape[0]):
-            at = slice(block, block + 1)
+        for at, number in zip(self._blocks(), numbers):
             with torch.enable_grad():
                 states = last.read(at).requires_grad_()
                 normed = torch_decoder.rms_norm(states, norm, a.norm_epsilon)
             p = torch.softmax(torch_decoder.multiply(normed.detach(), head, None), dim=-1)
             # The block's own deviates, whoever has the block.
-            generator = torch.Generator(self._device).manual_seed(numbers[block])
+            generator = torch.Generator(self._device).manual_seed(number)
             by_logits = logit_gradients(p, generator)
             del p
             torch.autograd.backward(normed, by_logits @ head)
@@ -135,38 +136,42 @@ class Gradients:
             last.write(at, states.grad)
 
     def _backward(
-        self, layer: int, weights: Mapping[str, torch.Tensor], positions: Positions
+        self,
+        layer: int,
+        weights: Mapping[str, torch.Tensor],
+        positions: Positions,
+        halves: Sequence[int],
     ) -> dict[str, torch.Tensor]:
         """Makes of the states in front of a layer the gradients by them; gives its moments."""
-        # Of every second segment apart, by segment and matrix.
+        # Of both halves, by segment and matrix.
         sums: tuple[dict[int, dict[str, torch.Tensor]], ...] = ({}, {})
-        inside: dict[str, torch.Tensor] = {}  # the segment's
+        inside: dict[str, torch.Tensor] = {}  # the block's
 
         def watched(name: str, x: torch.Tensor) -> torch.Tensor:
             def add(gradient: torch.Tensor) -> None:
-                inside[name] = inside.get(name, 0) + _products(gradient)
+                inside[name] = _products(gradient)
 
             product: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]
                 x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), add
             )
             return product
 
-        for segment, batches in self._segments.items():
-            inside = {}
-            for batch in batches:
+        for segment, blocks in self._segments.items():
+            # One process adds up as it goes: several segments at once would take too much room.
+            key = 0 if self._processes.count == 1 else segment
+            for block in blocks:
+                inside, at = {}, slice(block, block + 1)
                 with torch.enable_grad():
-                    states = self._states[layer].read(batch).requires_grad_()
+                    states = self._states[layer].read(at).requires_grad_()
                     after = torch_decoder.decoder_layer(
                         self._architecture, layer, weights, watched, states, positions
                     )
-                torch.autograd.backward(after, self._states[layer + 1].read(batch))
+                torch.autograd.backward(after, self._states[layer + 1].read(at))
                 assert states.grad is not None
-                self._states[layer].write(batch, states.grad)
-            # One process adds up as it goes: several segments at once would take too much room.
-            alone = self._processes.count == 1
-            so_far = sums[segment % 2].setdefault(0 if alone else segment, {})
-            for name, part in inside.items():
-                so_far[name] = so_far[name] + part if name in so_far else part
+                self._states[layer].write(at, states.grad)
+                so_far = sums[halves[block]].setdefault(key, {})
+                for name, part in inside.items():
+                    so_far[name] = so_far[name] + part if name in so_far else part
         return {name: self._trusted(name, sums) for name in LINEARS}
 
     def _trusted(

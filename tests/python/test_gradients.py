@@ -35,11 +35,11 @@ def measured(source: FloatModel, directory: Path) -> dict[str, torch.Tensor]:
         HiddenStates(directory / str(number), shape, torch.device("cpu"))
         for number in range(a.layers + 1)
     ]
-    segments = {0: [slice(0, 1)], 1: [slice(1, 3)]}
+    segments = {0: [0], 1: [1, 2]}
     walk = gradients.Gradients(source, layers, states, segments, Processes(), lambda note: None)
     return {
         f"blk.{layer}.{name}": values
-        for layer, moments in walk.measure(TOKENS, NUMBERS)
+        for layer, moments in walk.measure(TOKENS, NUMBERS, [0, 1, 0])
         for name, values in moments.items()
     }
 
