@@ -94,14 +94,14 @@ def test_each_stage_sees_what_the_rounded_matrices_before_it_give(tmp_path: Path
         }
 
     layer = staged.StagedLayer(a, 0, weights, probe.positions, round_matrices, Processes().means)
-    widths = (a.hidden_size, a.heads * a.head_size, a.hidden_size)
+    widths = (a.hidden_size, a.heads * a.head_size, a.feed_forward_size, a.hidden_size)
     states = [
         HiddenStates(tmp_path / str(place), (*hidden.shape[:2], width), torch.device("cpu"))
         for place, width in enumerate(widths)
     ]
     states[0].write(slice(0, 3), hidden)
-    layer.run(states[0], states[1], states[2], {0: [slice(0, 2)], 1: [slice(2, 3)]})
-    hidden = states[2].read(slice(0, 3))
+    layer.run(*states, {0: [slice(0, 2)], 1: [slice(2, 3)]})
+    hidden = states[3].read(slice(0, 3))
 
     inputs = {}
     plain = torch_decoder.plain_linear(weights)  # rounded by now

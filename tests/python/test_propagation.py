@@ -63,7 +63,7 @@ def test_targets_are_half_of_the_least_squares_correction(tmp_path: Path, in_mem
 
     before, after = states("before", 8, a.hidden_size), states("after", 8, a.hidden_size)
     mixed = states("mixed", 8, a.heads * a.head_size)
-    gated = states("gated", 3, a.feed_forward_size)
+    gated = states("gated", 8, a.feed_forward_size)
     before.write(slice(0, 5), disturbed)
     before.write(slice(5, 8), exact)
     corrections = Propagation(
@@ -86,7 +86,7 @@ def test_targets_are_half_of_the_least_squares_correction(tmp_path: Path, in_mem
     layer = staged.StagedLayer(
         a, 0, weights, probe.positions, round_matrices, means, corrections.take
     )
-    layer.run(before, mixed, after, {0: [slice(0, 2)], 1: [slice(2, 3), slice(3, 5)]})
+    layer.run(before, mixed, gated, after, {0: [slice(0, 2)], 1: [slice(2, 3), slice(3, 5)]})
 
     def walked(tensors: awq.Weights, hidden: torch.Tensor) -> tuple[awq.Weights, torch.Tensor]:
         seen: awq.Weights = {}
