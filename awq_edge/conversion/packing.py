@@ -82,7 +82,7 @@ class Packer:
     def store_stage(
         self,
         layer: int,
-        weights: Mapping[str, torch.Tensor],
+        weights: dict[str, torch.Tensor],
         hessian: gptq.Hessian,
         limits: Mapping[str, torch.Tensor],
         moments: Mapping[str, torch.Tensor],
@@ -91,7 +91,7 @@ class Packer:
 
         Args:
             layer: Which one.
-            weights: Its matrices that read the same input, by "attn_q.weight" and so on.
+            weights: Its matrices that read the same input, by "attn_q.weight" and so on; used up.
             hessian: Of this input.
             limits: Of those that are clipped, [n, groups, 2], by "attn_q" and so on.
             moments: Of the gradients by the outputs of those whose outputs make up for each
@@ -107,21 +107,21 @@ class Packer:
             if stems[0] in moments:
                 whole = self._coupled(
                     full[0],
-                    [weights[name] for name in names],
+                    [weights.pop(name) for name in names],
                     hessian,
                     [moments[stem] for stem in stems],
                 )
             else:
                 parts = self._compensated(
                     full[0],
-                    _stacked([weights[name] for name in names]),
+                    _stacked([weights.pop(name) for name in names]),
                     hessian,
                     self._stacked_limits(full, names, limits),
                 )
                 whole = grouped.joined(list(parts))
             first = 0
             for name in names:
-                end = first + len(weights[name])
+                end = first + self._source.shape(f"blk.{layer}.{name}")[0]
                 quantised = whole.rows(first, end)
                 self._store(f"blk.{layer}.{name}", quantised)
                 rounded[name] = quantised.dequantise()

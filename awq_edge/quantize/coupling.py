@@ -89,7 +89,8 @@ class _Matrix:
         self._count, length = runs(self._n)
         order, self._upper = _factors(moments)
         numbers = order + length * torch.arange(self._count, device=order.device).unsqueeze(1)
-        self._targets = in_runs(weight).flatten(0, 1)[numbers]  # [runs, outputs, k]
+        self._targets = weight[numbers.clamp(max=self._n - 1)]  # [runs, outputs, k]
+        self._targets[numbers >= self._n] = 0
         bounds = [length * part // _PARTS for part in range(_PARTS + 1)]
         self._parts = [slice(*pair) for pair in zip(bounds, bounds[1:])]
         self._places = torch.cat([numbers[:, part].flatten() for part in self._parts])
@@ -120,16 +121,18 @@ def _factors(moments: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
 
     With damped moments, inverse = upper^T @ upper.
     """
-    wide = moments.double()
-    diagonals = wide.diagonal(dim1=1, dim2=2)
+    diagonals = moments.diagonal(dim1=1, dim2=2).double()
     mean = diagonals.sum() / (diagonals > 0).sum().clamp(min=1)
-    order = torch.argsort(diagonals, dim=1, descending=True, stable=True)
-    wide = wide.gather(1, order.unsqueeze(2).expand_as(wide))
-    wide = wide.gather(2, order.unsqueeze(1).expand_as(wide))
     # Outputs that nothing depends on are coupled with none; any number on the diagonal will do.
-    added = torch.where(mean > 0, _DAMPING * mean, 1.0).expand_as(diagonals)
-    wide = wide + torch.diag_embed(added)
-    # Read backwards, the factor of the matrix is the inverse of the factor of the inverse.
-    lower = torch.linalg.cholesky(wide.flip(1, 2)).flip(1, 2)  # upper triangular: wide = V V^T
-    identity = torch.eye(wide.shape[1], dtype=wide.dtype, device=wide.device).expand_as(wide)
-    return order, torch.linalg.solve_triangular(lower, identity, upper=True).float()
+    added = torch.where(mean > 0, _DAMPING * mean, 1.0)
+    orders, factors = [], []
+    for run, diagonal in zip(moments, diagonals):
+        order = torch.argsort(diagonal, descending=True, stable=True)
+        wide = run[order][:, order].double()
+        wide.diagonal().add_(added)
+        # Read backwards, the factor of the matrix is the inverse of the factor of the inverse.
+        factor = torch.linalg.cholesky(wide.flip(0, 1)).flip(0, 1)  # upper triangular: wide = V V^T
+        identity = torch.eye(len(wide), dtype=wide.dtype, device=wide.device)
+        factors.append(torch.linalg.solve_triangular(factor, identity, upper=True).float())
+        orders.append(order)
+    return torch.stack(orders), torch.stack(factors)

@@ -37,9 +37,9 @@ class Quantised:
     def dequantise(self) -> torch.Tensor:
         """The weights, float32 [n, k]: exactly what the runtime computes with."""
         n, k = self.codes.shape
-        codes = _in_groups(self.codes.float(), self.group_size)
-        scales, zeros = self.scales.float().unsqueeze(2), self.zeros.float().unsqueeze(2)
-        return ((codes - zeros) * scales).reshape(n, -1)[:, :k].contiguous()
+        weights = _in_groups(self.codes.float(), self.group_size)
+        weights.sub_(self.zeros.float().unsqueeze(2)).mul_(self.scales.float().unsqueeze(2))
+        return weights.reshape(n, -1)[:, :k].contiguous()
 
     def rows(self, first: int, end: int) -> Quantised:
         """Some rows of the matrix."""

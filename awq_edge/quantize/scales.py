@@ -18,7 +18,7 @@ from awq_edge.quantize.calibration import Products
 
 _COST_EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
 _WEIGHT_EXPONENTS = (0.0, 0.25, 0.5, 0.75)
-_ROWS = 512  # a sample of rows is enough to compare scales
+_ROWS = 512  # looked at together; a sample of so many is enough to compare scales
 
 
 def search_and_fold(
@@ -70,6 +70,18 @@ def _costs(x: torch.Tensor) -> torch.Tensor:
     return gptq.conditional(products.means())
 
 
+def _relative_sizes(weight: torch.Tensor, group_size: int) -> torch.Tensor:
+    """Means over rows of each weight's share of its group's largest one, [k]."""
+    n, k = weight.shape
+    total = torch.zeros(k, device=weight.device)
+    for first in range(0, n, _ROWS):
+        rows = weight[first : first + _ROWS]
+        largest = grouped.group_maxima(rows, group_size) + 1e-6
+        largest = largest.repeat_interleave(group_size, dim=1)[:, :k]
+        total += (rows.abs() / largest).sum(dim=0)
+    return total / n
+
+
 def search(
     weight: torch.Tensor,
     costs: torch.Tensor,
@@ -84,10 +96,8 @@ def search(
         quantiser: Bits and groups.
         heads: Key-value heads, and query heads for each: their inputs then share scales.
     """
-    n, k = weight.shape
-    g = quantiser.group_size
-    largest = grouped.group_maxima(weight, g).repeat_interleave(g, dim=1)[:, :k]
-    size = (weight.abs() / (largest + 1e-6)).mean(dim=0)
+    n = len(weight)
+    size = _relative_sizes(weight, quantiser.group_size)
     alive = size > 0
     x = (costs / costs.mean()).sqrt()
     sample = weight[torch.linspace(0, n - 1, min(n, _ROWS), device=weight.device).round().long()]
