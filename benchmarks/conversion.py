@@ -89,11 +89,11 @@ def make_checkpoint(shape: Shape, directory: Path) -> None:
         "eos_token_id": 2,
         "torch_dtype": "bfloat16",
     }
-    (directory / "config.json").write_text(json.dumps(config))
     index = {"metadata": {}, "weight_map": files}
     (directory / "model.safetensors.index.json").write_text(json.dumps(index))
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, directory)
+    (directory / "config.json").write_text(json.dumps(config))  # last: with it, all is there
 
 
 def main() -> None:
@@ -116,7 +116,7 @@ def main() -> None:
     vocabulary = arguments.vocabulary or chosen.vocabulary
     shape = Shape(**{**vars(chosen), "layers": layers, "vocabulary": vocabulary})
     checkpoint = arguments.directory / f"{arguments.shape}-{layers}-{vocabulary}"
-    if not checkpoint.exists():
+    if not (checkpoint / "config.json").exists():
         make_checkpoint(shape, checkpoint)
     if arguments.make_only:
         return

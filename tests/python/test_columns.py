@@ -48,7 +48,8 @@ def test_kernels_do_what_the_loops_do(count: int, n: int) -> None:
         whole = torch.zeros(count + 9, count + 9, device=device)  # as a block of a larger matrix
         whole[3 : 3 + count, 3 : 3 + count] = upper.to(device)
         factor = whole[3 : 3 + count, 3 : 3 + count]
-        columns.compensate(here, factor, weights.to(device), codes, errors)
+        used_up = weights.to(device, copy=True)
+        columns.compensate(here, factor, used_up, codes, errors)
         moved, moves = codes.clone(), torch.empty_like(codes)
         values = (codes - here.zeros) * here.scales
         slopes = hessian.to(device) @ (values - weights.to(device))
