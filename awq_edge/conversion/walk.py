@@ -10,7 +10,7 @@ import contextlib
 import dataclasses
 import math
 from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
@@ -41,6 +41,7 @@ _SHOWN_TOKENS = 1024  # of these, for the errors that are reported
 # Floats in the widest intermediate of one batch: 64 MiB each, whatever the model's size; more for a
 # GPU, which needs many tokens at once to be busy.
 _BATCH_FLOATS = {"cpu": 1 << 24, "cuda": 1 << 26}
+_READERS = 4  # tensors that are read at once beside a GPU's work
 
 
 class Walk:
@@ -125,21 +126,28 @@ class Walk:
 
     def _layers(self, numbers: Iterable[int]) -> Iterator[tuple[int, awq.Weights]]:
         """Layers with their weights on the device; beside a GPU the next one is read meanwhile."""
+        if self._device.type == "cpu":
+            for layer in numbers:
+                yield layer, self._source.layer(layer)
+            return
+        # The GPU of this thread: other threads begin with the first one.
+        device = torch.device("cuda", torch.cuda.current_device())
         left = list(numbers)
-        device = self._device
-        if device.type == "cuda":  # the one of this thread: others begin with the first one
-            device = torch.device("cuda", torch.cuda.current_device())
+        with ThreadPoolExecutor(_READERS) as readers:
 
-        with ThreadPoolExecutor(1) as reader:
-            ahead = None
+            def begin(layer: int) -> dict[str, Future[torch.Tensor]]:
+                return {
+                    name: readers.submit(self._source, f"blk.{layer}.{name}", device)
+                    for name in torch_decoder.layer_tensor_names(self._architecture)
+                }
+
+            ahead = begin(left[0]) if left else {}
             while left:
                 layer = left.pop(0)
-                weights = self._source.layer(layer, device) if ahead is None else ahead.result()
-                ahead = None  # the caller replaces weights: none may outlive it here
-                if device.type != "cpu" and left:
-                    ahead = reader.submit(self._source.layer, left[0], device)
+                weights = {name: ahead.pop(name).result() for name in list(ahead)}
+                ahead = begin(left[0]) if left else {}
                 yield layer, weights
-                del weights
+                del weights  # the caller replaces them: none may outlive it here
 
     def _measure_gradients(self, blocks: torch.Tensor, begin: int) -> None:
         """Leaves every layer's moments in the work directory.

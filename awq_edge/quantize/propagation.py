@@ -130,7 +130,7 @@ class Propagation:
             lost = torch_decoder.multiply(missing, self._weights[f"{name}.weight"], None)
             lost += drift.flatten(0, 1)
             self._add(self._open, "lost", torch_decoder.multiply(lost.T, x.T, None))
-        tokens = torch.tensor([len(x)], dtype=torch.float64, device=x.device)
+        tokens = torch.full((1,), len(x), dtype=torch.float64, device=x.device)
         self._add(self._open, "tokens", tokens)
 
     def targets(
