@@ -17,7 +17,7 @@ from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge.accuracy.confined_python import NOT_CONFINED
+from awq_edge.accuracy.confined_python import NOT_CONFINED, SIGNALLED
 from awq_edge.errors import UnsupportedError
 
 _PROGRAM = Path(__file__).with_name("confined_python.py")
@@ -88,13 +88,16 @@ def run_python(code: str, limits: Limits | None = None) -> Outcome:
         answer.seek(0)
         complaint.seek(0)
         said, lines = answer.read(), complaint.read().decode("utf-8", errors="replace").splitlines()
-    if process.returncode == NOT_CONFINED:
+    status = process.returncode
+    if status == NOT_CONFINED:
         raise UnsupportedError(
             "This system offers no way to cut generated code off from the network, so it is not "
             "run; measure on a Linux system."
         )
-    if process.returncode == 0 and said == done.encode():
+    if status == 0 and said == done.encode():
         return Outcome(True, "")
-    if process.returncode == -signal.SIGXCPU or process.returncode == -signal.SIGKILL:
+    if status > SIGNALLED:
+        status = SIGNALLED - status
+    if status in (-signal.SIGXCPU, -signal.SIGKILL):
         return Outcome(False, f"more than {limits.cpu_seconds} s of CPU time")
-    return Outcome(False, lines[-1] if lines else f"ended with status {process.returncode}")
+    return Outcome(False, lines[-1] if lines else f"ended with status {status}")

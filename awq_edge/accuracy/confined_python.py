@@ -14,11 +14,14 @@ import json
 import os
 import platform
 import resource
+import signal
 import sys
 
 NOT_CONFINED = 97  # status: this system offers no way to cut the network off
+SIGNALLED = 128  # status: this, and the number of the signal that ended the code
 
-_CLONE_NEWUSER, _CLONE_NEWNET = 0x10000000, 0x40000000
+_CLONE_NEWUSER, _CLONE_NEWPID, _CLONE_NEWNET = 0x10000000, 0x20000000, 0x40000000
+_PR_SET_PDEATHSIG = 1
 _PR_SET_SECCOMP, _PR_SET_NO_NEW_PRIVS, _SECCOMP_MODE_FILTER = 22, 38, 2
 # Numbers of the system calls that open sockets: socket and, which can do the same, io_uring_setup.
 _SOCKET_CALLS = {"x86_64": (41, 425), "aarch64": (198, 425)}
@@ -43,12 +46,31 @@ class _Program(ctypes.Structure):
     )
 
 
-def cut_off_network() -> bool:
-    """An empty network of its own; where that is forbidden, a filter that refuses sockets."""
+def cut_off() -> bool:
+    """Namespaces of its own without a network; where forbidden, a filter that refuses sockets.
+
+    In a namespace of processes whatever the code leaves behind ends with it.
+    """
     libc = ctypes.CDLL(None, use_errno=True)
-    if hasattr(libc, "unshare") and libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
-        return True
+    if hasattr(libc, "unshare"):
+        if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET | _CLONE_NEWPID) == 0:
+            _go_on_in_child(libc)  # number 1 of the namespace, which ends with it
+            _go_on_in_child(libc)  # number 1 would not hear most signals
+            return True
+        if libc.unshare(_CLONE_NEWUSER | _CLONE_NEWNET) == 0:
+            return True
     return refuse_sockets(libc)
+
+
+def _go_on_in_child(libc: ctypes.CDLL) -> None:
+    """Returns in a child that ends with this process; here, ends as the child does."""
+    child = os.fork()
+    if child == 0:
+        libc.prctl(_PR_SET_PDEATHSIG, signal.SIGKILL, 0, 0, 0)
+        return
+    _, status = os.waitpid(child, 0)
+    # As in a shell: a process cannot always send itself the signal that ended its child.
+    os._exit(SIGNALLED + os.WTERMSIG(status) if os.WIFSIGNALED(status) else os.WEXITSTATUS(status))
 
 
 def refuse_sockets(libc: ctypes.CDLL) -> bool:
@@ -83,7 +105,7 @@ def main() -> None:
     """Confines itself, then runs the code."""
     settings = json.loads(sys.argv[1])
     code = sys.stdin.buffer.read().decode("utf-8")
-    if not cut_off_network():
+    if not cut_off():
         sys.exit(NOT_CONFINED)
     set_limits(settings)
     answer, complaint = os.dup(sys.stdout.fileno()), os.dup(sys.stderr.fileno())
