@@ -97,5 +97,5 @@ def refuse_stray_biases(
 
 
 def open_float_model(model: str) -> FloatModel:
-    """Opens a directory or a hub id; reads no weights yet."""
+    """Opens a directory or a hub id; reads no weights but biases that should not be there."""
     return FloatModel(open_checkpoint(model))

@@ -70,12 +70,21 @@ class ConversionExport:
 
     def check_model(self, model: str, options: Options) -> None:
         """Refuses a model or widths that the export cannot hold, before hours of work."""
+        from awq_edge.float_model import open_float_model
+
+        source = open_float_model(model)
         if self._kind == "hf-awq":
-            from awq_edge.float_model import open_float_model
-            from awq_edge.interchange.export_hf_awq import check_exportable
+            from awq_edge.interchange import export_hf_awq
 
             bits = None if options.mixed else int(options.bits)
-            check_exportable(open_float_model(model).architecture, bits, options.group_size)
+            export_hf_awq.check_exportable(source.architecture, bits, options.group_size)
+        else:
+            from awq_edge.hf_tokenizer import read_tokenizer
+            from awq_edge.interchange import export_gguf
+
+            tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
+            metadata = {} if tokenizer is None else tokenizer.to_metadata()
+            export_gguf.check_exportable(source.architecture, metadata)
 
     @property
     def layer_scaled(self) -> Callable[[int, Any], None]:
@@ -101,11 +110,18 @@ class ConversionExport:
             from awq_edge.interchange.export_gguf import write_gguf
             from awq_edge.model_file import PackedFile
 
-            self._scaled.complete(source)
-            metadata = PackedFile(packed).metadata
-            write_gguf(self._path, source.architecture, metadata, self._scaled)
-            self._scaled.remove()
+            try:
+                self._scaled.complete(source)
+                metadata = PackedFile(packed).metadata
+                write_gguf(self._path, source.architecture, metadata, self._scaled)
+            finally:
+                self.give_up()
         _report(self._kind, self._path, output)
+
+    def give_up(self) -> None:
+        """Removes what was kept for the export: the conversion is over or will begin anew."""
+        if self._scaled is not None:
+            self._scaled.remove()
 
 
 def import_quantised(

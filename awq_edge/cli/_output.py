@@ -63,6 +63,8 @@ class Progress:
 
     def note(self, note: str) -> None:
         """Changes the text behind the bar without counting anything as done."""
+        if not self._done:  # the time before the first step tells nothing of the steps
+            self._started = time.monotonic()
         self.advance(0, note)
 
     def line(self, text: str) -> None:
@@ -74,16 +76,17 @@ class Progress:
 
     def _print_line(self) -> None:
         now = time.monotonic()
-        if now - self._printed < _SECONDS_BETWEEN_LINES or self._done <= 0:
+        if now - self._printed < _SECONDS_BETWEEN_LINES or not (self._done or self._note):
             return
         self._printed = now
-        left = (now - self._started) * (self._total - self._done) / self._done
-        note = f", {self._note}" if self._note else ""
-        share = 100 * self._done / self._total if self._total else 100.0
-        _write(
-            sys.stderr,
-            f"{self._description}: {share:.0f} %, {duration_text(max(left, 0))} left{note}\n",
-        )
+        parts = []
+        if self._done:
+            left = (now - self._started) * (self._total - self._done) / self._done
+            share = 100 * self._done / self._total if self._total else 100.0
+            parts = [f"{share:.0f} %", f"{duration_text(max(left, 0))} left"]
+        if self._note:
+            parts.append(self._note)
+        _write(sys.stderr, f"{self._description}: {', '.join(parts)}\n")
 
 
 class Output:

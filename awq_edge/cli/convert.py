@@ -35,7 +35,7 @@ _OF_CALIBRATION = {
         "device",
         "without",
     )
-}
+} | {"extra": "--with"}
 # The context whose keys and values the table of boards counts.
 _CONTEXT = 2048
 
@@ -125,7 +125,8 @@ def convert(
 ) -> None:
     """Calibrate a checkpoint and write one packed file. Run again to resume after Ctrl-C."""
     out = Output(as_json=as_json, quiet=quiet)
-    exporting = ConversionExport(*export, output) if export is not None else None
+    first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes: it writes and reports
+    exporting = ConversionExport(*export, output) if export is not None and first else None
     if from_awq:
         _refuse_calibration(context)
         import_quantised(
@@ -162,6 +163,7 @@ def convert(
         exporting.check_model(model, options)
     started = time.monotonic()
     listener = _Listener()
+    partial = output.with_name(output.name + ".partial")
     try:
         with out.progress("Converting", 1.0) as bar:
             listener.bar = bar
@@ -171,14 +173,17 @@ def convert(
             if exporting is not None:
                 events = replace(events, layer_scaled=exporting.layer_scaled)
             report = conversion.convert(model, output, options, force=force, events=events)
-    except KeyboardInterrupt:
-        if listener.done and os.environ.get("WORLD_SIZE", "1") == "1":
+    except BaseException as error:
+        if exporting is not None and not partial.exists():
+            exporting.give_up()
+        if isinstance(error, KeyboardInterrupt) and first and partial.exists():
+            after = f"after layer {listener.done} of {listener.layers}"
             out.status(
-                f"Interrupted after layer {listener.done} of {listener.layers}; "
+                f"Interrupted {after if listener.done else 'at the first layer'}; "
                 "the same command continues there."
             )
         raise
-    if int(os.environ.get("RANK", "0")) == 0:
+    if first:
         _print_report(out, report, time.monotonic() - started)
     if exporting is not None:
         exporting.write(model, output, out)

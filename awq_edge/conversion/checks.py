@@ -53,7 +53,9 @@ def check_disk(
     if blocks is not None and plan.coupled:
         hidden += _gradient_bytes(architecture, blocks)
     needed = 2 * packed + hidden  # the work directory and the file itself
-    free = shutil.disk_usage(output.parent).free
+    partial = output.with_name(output.name + ".partial")  # goes, or counts among what is needed
+    there = sum(path.stat().st_size for path in partial.glob("*")) if partial.is_dir() else 0
+    free = shutil.disk_usage(output.parent).free + there
     if free < needed:
         raise FileUnreadableError(
             f"The disk that holds {output} is too full: the conversion needs {size_text(needed)}, "

@@ -62,7 +62,8 @@ class Packer:
             for first, block in self._source.row_blocks(name, self._rows_at_once(k)):
                 weight = block.to(self._device)
                 if bits < 8 and shares:
-                    quantised = grids.best(weight, costs, bits, group_size, shares).rounded(weight)
+                    grid = grids.best(weight, costs, bits, group_size, shares, name=name)
+                    quantised = grid.rounded(weight)
                 else:
                     quantised = grouped.quantise(weight, bits, group_size, name=name)
                 file.write(_packed_blocks(quantised))
@@ -76,7 +77,7 @@ class Packer:
         with self._work.matrix_file(name) as file:
             file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
             for _, block in self._source.row_blocks(name, self._rows_at_once(k)):
-                for part in self._compensated(name, block.to(self._device), hessian, None):
+                for part in self._compensated([name], block.to(self._device), hessian, None):
                     file.write(_packed_blocks(part))
 
     def store_stage(
@@ -106,14 +107,14 @@ class Packer:
             stems = [name[: -len(".weight")] for name in names]
             if stems[0] in moments:
                 whole = self._coupled(
-                    full[0],
+                    full,
                     [weights.pop(name) for name in names],
                     hessian,
                     [moments[stem] for stem in stems],
                 )
             else:
                 parts = self._compensated(
-                    full[0],
+                    full,
                     _stacked([weights.pop(name) for name in names]),
                     hessian,
                     self._stacked_limits(full, names, limits),
@@ -191,44 +192,44 @@ class Packer:
 
     def _compensated(
         self,
-        name: str,
+        names: Sequence[str],
         weight: torch.Tensor,
         hessian: gptq.Hessian,
         limits: torch.Tensor | None,
     ) -> Iterator[grouped.Quantised]:
-        """Some rows after the other of a weight that has the width of the named matrix."""
-        choose_grid = self._grid_chooser(name, hessian, limits)
+        """Some rows after the other of the named matrices' weight, all of one width."""
+        choose_grid = self._grid_chooser(names, hessian, limits)
         return gptq.quantise(
-            weight, hessian, choose_grid, self.plan(self._widths[name].bits).rounds
+            weight, hessian, choose_grid, self.plan(self._widths[names[0]].bits).rounds
         )
 
     def _coupled(
         self,
-        name: str,
+        names: Sequence[str],
         weights: Sequence[torch.Tensor],
         hessian: gptq.Hessian,
         moments: Sequence[torch.Tensor],
     ) -> grouped.Quantised:
-        """Weights of the named matrix's width, outputs making up for each other's errors."""
-        choose_grid = self._grid_chooser(name, hessian, None)
+        """The named matrices, all of one width, outputs making up for each other's errors."""
+        choose_grid = self._grid_chooser(names, hessian, None)
 
         def choose(part: torch.Tensor) -> grids.Grid:
             return choose_grid(part, slice(0, len(part)))
 
-        rounds = self.plan(self._widths[name].bits).rounds
+        rounds = self.plan(self._widths[names[0]].bits).rounds
         return grouped.joined(coupling.quantise(weights, hessian, moments, choose, rounds))
 
     def _grid_chooser(
-        self, name: str, hessian: gptq.Hessian, limits: torch.Tensor | None
+        self, names: Sequence[str], hessian: gptq.Hessian, limits: torch.Tensor | None
     ) -> gptq.ChooseGrid:
-        bits, group_size = self._widths[name].bits, self._widths[name].group_size
-        plan, costs = self.plan(bits), hessian.conditional()
+        bits, group_size = self._widths[names[0]].bits, self._widths[names[0]].group_size
+        plan, costs, either = self.plan(bits), hessian.conditional(), " or ".join(names)
 
         def choose_grid(part: torch.Tensor, rows: slice) -> grids.Grid:
             if plan.shares:
-                return grids.best(part, costs, bits, group_size, plan.shares)
+                return grids.best(part, costs, bits, group_size, plan.shares, name=either)
             within = None if limits is None else limits[rows]
-            return grids.spanning(part, bits, group_size, within, name)
+            return grids.spanning(part, bits, group_size, within, either)
 
         return choose_grid
 

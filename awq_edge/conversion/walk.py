@@ -24,6 +24,7 @@ from awq_edge.float_model import FloatModel
 from awq_edge.quantize import (
     awq,
     calibration,
+    columns,
     coupling,
     distributed,
     gptq,
@@ -78,6 +79,11 @@ class Walk:
             blocks: Calibration tokens, int64 [b, t]; None for a method that needs none.
         """
         a, work = self._architecture, self._work
+        if self._device.type == "cuda" and columns.kernels() is None:
+            self._events.message(
+                "Triton cannot compile kernels here (it needs a C compiler): rounding with "
+                "compensation takes several times as long."
+            )
         if blocks is not None:
             self._blocks = len(blocks)
             mine = self._processes.blocks(len(blocks))
@@ -86,7 +92,7 @@ class Walk:
             plans = [self._packer.plan(width) for width in bits]
             if any(plan.propagated for plan in plans):
                 self._float_blocks = propagation.FloatBlocks(mine)
-            if any(plan.coupled for plan in plans) and not work.layers:
+            if any(plan.coupled for plan in plans) and not (work.layers or work.measured):
                 with torch.inference_mode(mode=False):
                     self._measure_gradients(blocks, mine.start)
         for report in work.layers:
@@ -99,6 +105,7 @@ class Walk:
         with contextlib.closing(self._packer), self._recorder:
             for layer, weights in self._layers(range(len(work.layers), a.layers)):
                 hidden = self._walked(layer, weights, hidden, positions)
+                del weights  # before the next layer is read
         if not a.tied_head:
             self._head(hidden)
 
@@ -184,6 +191,7 @@ class Walk:
                 del moments
             assert unsettled is not None
             unsettled.result()
+        work.moments_stored()
 
     def _embedding(self, blocks: torch.Tensor | None) -> HiddenStates | None:
         """Packs it, and gives the hidden states in front of the first unfinished layer."""
@@ -224,7 +232,7 @@ class Walk:
             for _ in self._packer.packed_rows(name):
                 pass
             return
-        norm = self._source("output_norm.weight").to(self._device)
+        norm = self._source("output_norm.weight", self._device)
 
         def summed(batches: list[slice]) -> calibration.Products:
             products = calibration.Products(a.hidden_size, self._device)

@@ -36,15 +36,20 @@ class WorkDirectory:
         self._events = events
         self._output = path.with_name(path.name[: -len(".partial")])
         self.layers: list[LayerReport] = []
+        self.measured = False  # whether the moments of every unfinished layer are there
 
     def __enter__(self) -> WorkDirectory:
         """Takes up what an interrupted conversion left, if it was the same conversion."""
         manifest = self._read_manifest()
         if manifest is not None and manifest.get("key") == self._key:
             self.layers = [_layer_report(entry) for entry in manifest["layers"]]
-            self._events.message(
-                f"Resuming after layer {len(self.layers)} of an interrupted conversion."
-            )
+            self.measured = manifest.get("measured", False)
+            if self._worth_keeping():
+                self._events.message(
+                    f"Resuming after layer {len(self.layers)} of an interrupted conversion."
+                    if self.layers
+                    else "Resuming at the first layer of an interrupted conversion."
+                )
             return self
         if self._path.exists():
             if manifest is None and any(self._path.iterdir()):
@@ -65,12 +70,15 @@ class WorkDirectory:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
-        """Keeps finished layers after Ctrl-C, clears all after an error; words a failed write."""
-        if kind is None or (self.layers and not issubclass(kind, Exception)):
+        """Keeps what is finished after Ctrl-C, clears all after an error; words a failed write."""
+        if kind is None or (self._worth_keeping() and not issubclass(kind, Exception)):
             return
         self.finished()
         if isinstance(error, OSError):
             raise model_file.write_error(self._output, error) from error
+
+    def _worth_keeping(self) -> bool:
+        return bool(self.layers) or self.measured
 
     def finished(self) -> None:
         """Removes the directory."""
@@ -111,6 +119,11 @@ class WorkDirectory:
         for name, tensor in moments.items():
             np.save(self._path / f"moments.{layer}.{name}.npy", tensor.cpu().numpy())
 
+    def moments_stored(self) -> None:
+        """Records that :meth:`store_moments` was called for every layer."""
+        self.measured = True
+        self._write_manifest()
+
     def moments(self, layer: int, name: str, device: torch.device) -> torch.Tensor:
         """What :meth:`store_moments` kept of a matrix."""
         return torch.from_numpy(np.load(self._path / f"moments.{layer}.{name}.npy")).to(device)
@@ -145,7 +158,11 @@ class WorkDirectory:
 
     def _write_manifest(self) -> None:
         text = json.dumps(
-            {"key": self._key, "layers": [dataclasses.asdict(report) for report in self.layers]}
+            {
+                "key": self._key,
+                "measured": self.measured,
+                "layers": [dataclasses.asdict(report) for report in self.layers],
+            }
         )
         partial = self._path / "manifest.json.writing"
         partial.write_text(text, encoding="utf-8")

@@ -26,6 +26,7 @@ FloatSource = Callable[[str], npt.NDArray[np.float32]]
 
 _FILE_TYPE_MOSTLY_F16 = 1
 _LARGEST_HALF = 65504.0
+_TOKENIZER = "tokenizer.huggingface.json"  # our model files' entry
 # llama.cpp multiplies each rotary frequency's period by this tensor.
 _FREQUENCY_FACTORS = "rope_freqs.weight"
 
@@ -79,6 +80,22 @@ def write_gguf(
             partial.unlink()
 
 
+def check_exportable(architecture: Architecture, metadata: Mapping[str, Any]) -> None:
+    """Refuses what :func:`write_gguf` would refuse.
+
+    Args:
+        architecture: The decoder.
+        metadata: Entries of its tokenizer.
+
+    Raises:
+        UnsupportedError: llama.cpp has no architecture for this decoder, or no such tokenizer.
+    """
+    llama_cpp_architecture(architecture)
+    text = metadata.get(_TOKENIZER)
+    if isinstance(text, str):
+        translate(text, architecture.vocabulary_size)
+
+
 def llama_cpp_architecture(architecture: Architecture) -> str:
     """The architecture of llama.cpp that computes what this decoder does."""
     a = architecture
@@ -120,7 +137,7 @@ def _describe(writer: Any, architecture: Architecture, metadata: Mapping[str, An
 
 
 def _add_tokenizer(writer: Any, architecture: Architecture, metadata: Mapping[str, Any]) -> None:
-    text = metadata.get("tokenizer.huggingface.json")
+    text = metadata.get(_TOKENIZER)
     if not isinstance(text, str):
         writer.add_tokenizer_model("no_vocab")
         return

@@ -37,6 +37,8 @@ class ScaledWeights:
         path = self._directory / f"layer.{layer}.npz"
         partial = path.with_name(path.name + ".writing")
         try:
+            if layer == 0:  # what is there belongs to another conversion
+                self.remove()
             self._directory.mkdir(exist_ok=True)
             with partial.open("wb") as file:
                 np.savez(file, **arrays)  # type: ignore[arg-type,unused-ignore]  # numpy's stubs

@@ -1,20 +1,23 @@
 """The innermost loop of rounding: one input's weights of all rows, and then the next input's.
 
 Owns the two walks through a block of inputs, in PyTorch; a GPU has kernels for them
-(``columns_triton.py``), for there starting so many small steps takes longer than doing them.
+(``columns_triton.py``), for there starting so many small steps takes longer than doing them. Where
+Triton does not work the walks in PyTorch do it there too.
 Refuses to know where the block lies in its matrix: ``gptq.py`` cuts it out.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import functools
 from collections.abc import Iterator
+from types import ModuleType
 
 import torch
 
 
 @dataclasses.dataclass(frozen=True)
-class Grid:
+class BlockGrid:
     """Scales and zero-points of a block of inputs."""
 
     scales: torch.Tensor  # float32 [inputs, n]
@@ -22,8 +25,20 @@ class Grid:
     largest_code: float
 
 
+@functools.cache
+def kernels() -> ModuleType | None:
+    """The GPU's kernels; None where Triton is missing or cannot compile them."""
+    try:
+        from awq_edge.quantize import columns_triton
+
+        columns_triton.try_out()
+    except Exception:  # whatever its compilers, the driver and a missing C compiler raise
+        return None
+    return columns_triton
+
+
 def compensate(
-    grid: Grid,
+    grid: BlockGrid,
     upper: torch.Tensor,
     weights: torch.Tensor,
     codes: torch.Tensor,
@@ -38,10 +53,9 @@ def compensate(
         codes: A place for the codes, [inputs, n].
         errors: A place for the errors over the factor's diagonal, [inputs, n].
     """
-    if weights.device.type == "cuda":
-        from awq_edge.quantize import columns_triton
-
-        columns_triton.compensate(grid, upper, weights, codes, errors)
+    fast = kernels() if weights.device.type == "cuda" else None
+    if fast is not None:
+        fast.compensate(grid, upper, weights, codes, errors)
         return
     rows = _rows(grid, weights, codes, errors, upper)
     pivots = upper.diagonal().tolist()
@@ -55,7 +69,7 @@ def compensate(
 
 
 def descend(
-    grid: Grid,
+    grid: BlockGrid,
     matrix: torch.Tensor,
     weights: torch.Tensor,
     slopes: torch.Tensor,
@@ -72,10 +86,9 @@ def descend(
         codes: The codes, [inputs, n]; replaced.
         moves: A place for how far each weight was moved, [inputs, n].
     """
-    if weights.device.type == "cuda":
-        from awq_edge.quantize import columns_triton
-
-        columns_triton.descend(grid, matrix, weights, slopes, codes, moves)
+    fast = kernels() if weights.device.type == "cuda" else None
+    if fast is not None:
+        fast.descend(grid, matrix, weights, slopes, codes, moves)
         return
     rows = _rows(grid, weights, codes, moves, matrix)
     pivots = matrix.diagonal().tolist()
@@ -88,7 +101,7 @@ def descend(
     codes += grid.zeros
 
 
-def _rows(grid: Grid, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
+def _rows(grid: BlockGrid, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
     """By input: scale, divisor, lowest and highest steps from the zero-point, then the tensors."""
     divisors = torch.where(grid.scales == 0, torch.inf, grid.scales)  # no range: no step
     limits = -grid.zeros, grid.largest_code - grid.zeros

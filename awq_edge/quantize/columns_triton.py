@@ -1,4 +1,6 @@
-"""The loops of ``columns.py`` as kernels for a GPU, in Triton, which PyTorch's CUDA builds bring.
+"""The loops of ``columns.py`` as kernels for a GPU, in Triton.
+
+On Linux PyTorch's CUDA builds bring it; it compiles with a C compiler of the system's.
 
 Owns two kernels; each of their programs takes some rows and walks all inputs of the block with what
 is left of them in registers. One warp a program: nothing has to wait for other warps.
@@ -13,7 +15,7 @@ import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
 import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
 
 if TYPE_CHECKING:
-    from awq_edge.quantize.columns import Grid
+    from awq_edge.quantize.columns import BlockGrid
 
 _ROWS = 16  # of a program: 64 inputs of them are 32 registers a thread
 
@@ -79,7 +81,7 @@ def _descend(  # type: ignore[no-untyped-def]
 
 
 def compensate(
-    grid: Grid,
+    grid: BlockGrid,
     upper: torch.Tensor,
     weights: torch.Tensor,
     codes: torch.Tensor,
@@ -95,7 +97,7 @@ def compensate(
 
 
 def descend(
-    grid: Grid,
+    grid: BlockGrid,
     matrix: torch.Tensor,
     weights: torch.Tensor,
     slopes: torch.Tensor,
@@ -109,3 +111,14 @@ def descend(
         matrix.stride(0), count, n, grid.largest_code,
         INPUTS=triton.next_power_of_2(count), ROWS=_ROWS, num_warps=1,
     )  # fmt: skip
+
+
+def try_out() -> None:
+    """Raises if the kernels do not compile or run here."""
+    from awq_edge.quantize.columns import BlockGrid
+
+    one = torch.ones(1, 1, device="cuda")
+    grid = BlockGrid(one, one, 15.0)
+    compensate(grid, one, one.clone(), one.clone(), one.clone())
+    descend(grid, one, one, one.clone(), one.clone(), one.clone())
+    torch.cuda.synchronize()

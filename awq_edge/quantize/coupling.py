@@ -73,12 +73,25 @@ def quantise(
             target = torch.cat(targets)
             if not len(target):
                 continue  # all matrices have fewer rows than parts
-            rounded, first = gptq.rounded(target, hessian, choose_grid(target), rounds), 0
+            rounded, first = _rounded(target, hessian, choose_grid, rounds), 0
             for matrix, rows in zip(matrices, targets):
                 if len(rows):
                     matrix.take(part, rounded.rows(first, first + len(rows)))
                 first += len(rows)
     return [matrix.whole() for matrix in matrices]
+
+
+def _rounded(
+    target: torch.Tensor,
+    hessian: gptq.Hessian,
+    choose_grid: Callable[[torch.Tensor], Grid],
+    rounds: int,
+) -> grouped.Quantised:
+    """Rows that do not know of each other, no more at once than there is memory for."""
+    pieces = torch.split(target, gptq.rows_at_once(target.shape[1], target.device))
+    return grouped.joined(
+        [gptq.rounded(piece, hessian, choose_grid(piece), rounds) for piece in pieces]
+    )
 
 
 class _Matrix:

@@ -104,8 +104,8 @@ def _reorder(matrix: torch.Tensor, order: torch.Tensor) -> None:
         rows = matrix[first : first + _STRIP]
         rows.copy_(rows[:, order])
     for first in range(0, len(matrix), _STRIP):
-        columns = matrix[:, first : first + _STRIP]
-        columns.copy_(columns[order])
+        across = matrix[:, first : first + _STRIP]
+        across.copy_(across[order])
 
 
 def _factorise(matrix: torch.Tensor) -> torch.Tensor:
@@ -204,11 +204,16 @@ def quantise(
         What rows became, a multiple of 4 of them but for the last ones.
     """
     n, k = weight.shape
-    at_once = max(_WEIGHTS_AT_ONCE[weight.device.type] // k // 4, 1) * 4
+    at_once = rows_at_once(k, weight.device)
     with one_thread(weight.device):
         for first in range(0, n, at_once):
             rows = slice(first, min(first + at_once, n))
             yield rounded(weight[rows], hessian, choose_grid(weight[rows], rows), rounds)
+
+
+def rows_at_once(k: int, device: torch.device) -> int:
+    """How many rows of k weights there is memory for to round together, a multiple of 4."""
+    return max(_WEIGHTS_AT_ONCE[device.type] // k // 4, 1) * 4
 
 
 def rounded(target: torch.Tensor, hessian: Hessian, grid: Grid, rounds: int) -> grouped.Quantised:
@@ -245,7 +250,7 @@ def compensate(target: torch.Tensor, hessian: Hessian, grid: Grid) -> torch.Tens
         end = min(first + _BLOCK, k)
         inside = slice(first, end)
         errors = torch.empty_like(weights[inside])
-        steps = columns.Grid(scales[groups[inside]], zeros[groups[inside]], grid.largest_code)
+        steps = columns.BlockGrid(scales[groups[inside]], zeros[groups[inside]], grid.largest_code)
         columns.compensate(steps, upper[inside, inside], weights[inside], codes[inside], errors)
         if end < k:
             weights[end:] -= upper[inside, end:].T @ errors
@@ -279,7 +284,9 @@ def descend(
             end = min(first + _BLOCK, k)
             inside = slice(first, end)
             moves = torch.empty_like(codes[inside])
-            steps = columns.Grid(scales[groups[inside]], zeros[groups[inside]], grid.largest_code)
+            steps = columns.BlockGrid(
+                scales[groups[inside]], zeros[groups[inside]], grid.largest_code
+            )
             columns.descend(
                 steps,
                 matrix[inside, inside],

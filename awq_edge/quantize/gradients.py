@@ -5,18 +5,22 @@ loss is the divergence of the disturbed predictions from the float ones; its sec
 Fisher information, is the mean of g g^T over gradients g that start from the logits with covariance
 diag(p) - p p^T. They start as normal deviates of this covariance, not from tokens drawn by p: few
 tokens then tell as much as many, for a likely token's gradient is not zero mostly and large rarely.
-Refuses to round: ``coupling.py`` does, with what is measured here.
+These means for a matrix's outputs, here called moments, are the outputs' side of its
+Kronecker-factored Fisher information. Refuses to round: ``coupling.py`` does, with what is measured
+here.
 
-The states of each layer lie in files until the way back has come by (``HiddenStates``); then their
-places hold gradients.
+The states in front of every layer are kept until the way back has come by (``HiddenStates``: in
+files, on a GPU in its memory); then their places hold gradients.
 """
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from awq_edge import torch_decoder
 from awq_edge.float_model import FloatModel
@@ -29,6 +33,7 @@ from awq_edge.torch_decoder import LINEARS, Positions
 # novels-45m by 1 %. No more than there are segments: none then has two blocks of one half, and the
 # order of sums does not depend on the number of processes.
 BLOCKS = 8
+_LOGITS = 1 << 24  # held at once: of so many positions that it is 64 MiB
 
 # Numbers of layers; gives each with its weights on the device.
 Layers = Callable[[Iterable[int]], Iterator[tuple[int, Mapping[str, torch.Tensor]]]]
@@ -92,7 +97,10 @@ class Gradients:
             self._turn(numbers)
         for layer, weights in self._layers(reversed(range(a.layers))):
             self._note(f"gradients, back at layer {layer + 1}/{a.layers}")
-            yield layer, self._backward(layer, weights, positions, halves)
+            moments = self._backward(layer, weights, positions, halves)
+            del weights  # before the next layer is read
+            yield layer, moments
+            del moments
             self._states[layer + 1].discard()
         self._states[0].discard()
 
@@ -111,6 +119,7 @@ class Gradients:
                     positions,
                 )
                 self._states[layer + 1].write(at, states)
+            del weights, linear  # before the next layer is read
 
     def _blocks(self) -> list[slice]:
         return [slice(block, block + 1) for block in range(self._states[0].shape[0])]
@@ -118,20 +127,21 @@ class Gradients:
     def _turn(self, numbers: Sequence[int]) -> None:
         """Makes of the states behind the last layer the gradients by them."""
         a = self._architecture
-        norm = self._source("output_norm.weight").to(self._device)
-        head = self._source("token_embd.weight" if a.tied_head else "output.weight")
-        head = head.to(self._device)
+        norm = self._source("output_norm.weight", self._device)
+        head = self._source("token_embd.weight" if a.tied_head else "output.weight", self._device)
+        rows = max(1, _LOGITS // len(head))
         last = self._states[-1]
         for at, number in zip(self._blocks(), numbers):
             with torch.enable_grad():
                 states = last.read(at).requires_grad_()
                 normed = torch_decoder.rms_norm(states, norm, a.norm_epsilon)
-            p = torch.softmax(torch_decoder.multiply(normed.detach(), head, None), dim=-1)
             # The block's own deviates, whoever has the block.
             generator = torch.Generator(self._device).manual_seed(number)
-            by_logits = logit_gradients(p, generator)
-            del p
-            torch.autograd.backward(normed, by_logits @ head)
+            by_normed = []
+            for some in torch.split(normed.detach(), rows, dim=1):
+                p = torch.softmax(torch_decoder.multiply(some, head, None), dim=-1)
+                by_normed.append(logit_gradients(p, generator) @ head)
+            torch.autograd.backward(normed, torch.cat(by_normed, dim=1))
             assert states.grad is not None
             last.write(at, states.grad)
 
@@ -161,7 +171,7 @@ class Gradients:
             key = 0 if self._processes.count == 1 else segment
             for block in blocks:
                 inside, at = {}, slice(block, block + 1)
-                with torch.enable_grad():
+                with torch.enable_grad(), _repeatable(self._device):
                     states = self._states[layer].read(at).requires_grad_()
                     after = torch_decoder.decoder_layer(
                         self._architecture, layer, weights, watched, states, positions
@@ -188,6 +198,13 @@ class Gradients:
         return shrunk(*halves)
 
 
+def _repeatable(device: torch.device) -> contextlib.AbstractContextManager[None]:
+    """Keeps a GPU from attention whose way back adds up in any order."""
+    if device.type == "cpu":
+        return contextlib.nullcontext()
+    return sdpa_kernel(SDPBackend.MATH)
+
+
 def logit_gradients(p: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
     """Normal deviates [.., v] of covariance diag(p) - p p^T for probabilities p [.., v]."""
     deviates = torch.randn(p.shape, generator=generator, device=p.device).mul_(p.sqrt())
@@ -207,11 +224,17 @@ def shrunk(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     """
     both = first + second
     diagonal = torch.diag_embed(both.diagonal(dim1=1, dim2=2))
-    a, b = (half - torch.diag_embed(half.diagonal(dim1=1, dim2=2)) for half in (first, second))
-    sizes = a.square().sum(dim=(1, 2)) * b.square().sum(dim=(1, 2))
-    r = (a * b).sum(dim=(1, 2)) / sizes.sqrt().clamp(min=torch.finfo(sizes.dtype).tiny)
-    share = (2 * r / (1 + r)).clamp(min=0.0, max=1.0).view(-1, 1, 1)
+    r = torch.stack([_correlation(*run) for run in zip(first, second)])
+    r = r.clamp(min=0.0, max=1.0)  # below zero there is nothing but noise
+    share = (2 * r / (1 + r)).to(both.dtype).view(-1, 1, 1)
     return diagonal + share * (both - diagonal)
+
+
+def _correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    """Of what lies beside two matrices' diagonals, in float64: squares of moments may be huge."""
+    a, b = (half.double().fill_diagonal_(0).flatten() for half in (first, second))
+    size = a.norm() * b.norm()
+    return torch.where(size > 0, a @ b / size, 0.0)
 
 
 class _Product(torch.autograd.Function):

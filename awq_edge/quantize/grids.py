@@ -80,6 +80,7 @@ def best(
     group_size: int,
     shares: tuple[float, ...],
     shifts: tuple[int, ...] = (-1, 0, 1),
+    name: str = "a matrix",
 ) -> Grid:
     """The grid of the smallest error when every weight is rounded to nearest.
 
@@ -90,9 +91,13 @@ def best(
         group_size: Inputs per group.
         shares: Parts of the widest grid's scale to try.
         shifts: Offsets from the zero-point that suits the share.
+        name: For an error.
+
+    Raises:
+        UnsupportedError: A group's range is too large for an fp16 scale.
     """
     n, k = weight.shape
-    wide = spanning(weight, bits, group_size)
+    wide = spanning(weight, bits, group_size, name=name)
     padding = (0, -k % group_size)
     groups = torch.nn.functional.pad(weight, padding).reshape(n, -1, group_size)
     by_group = torch.nn.functional.pad(costs, padding).reshape(-1, group_size)

@@ -44,7 +44,8 @@ _SHARES = {
 }
 # Rounds of moving single codes and refitting scales after GPTQ.
 _ROUNDS = {8: 0, 4: 1, 3: 2, 2: 3}
-# Where scales beside a searched grid measured better than the grid alone.
+# Where scales beside a searched grid measured no worse than the grid alone. At 4 bits they lower
+# novels-7m's divergence from 0.0290 to 0.0284 nats, and not novels-45m's (0.0260, four draws).
 _SCALED = (4, 8)
 
 

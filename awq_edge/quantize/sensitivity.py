@@ -73,7 +73,7 @@ def measure(
     states.append(rounded(table, None, 4, groups.get(4, 128))[places].to(device))
     reference = [float((states[1] - states[0]).square().sum())]
     for layer in range(a.layers):
-        weights = {name: tensor.to(device) for name, tensor in source.layer(layer).items()}
+        weights = source.layer(layer, device)
         probe = awq.Probe(a, layer, states[0], positions)
         harms, disturbed = _layer_harms(probe, weights, groups)
         local.update({f"blk.{layer}.{name}.weight": harm for name, harm in harms.items()})
@@ -84,7 +84,7 @@ def measure(
             for state in states
         ]
         states.append(disturbed)
-    norm = source("output_norm.weight").to(device)
+    norm = source("output_norm.weight", device)
     ends = [torch_decoder.rms_norm(state, norm, a.norm_epsilon).flatten(0, 1) for state in states]
     return _shared_out(source, local, reference, ends, groups)
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import signal
 import subprocess
 import sys
@@ -88,6 +89,42 @@ def test_failures(
     result = command("convert", *arguments, "-o", tmp_path / "m")
     result.assert_one_sentence(words)
     assert not list(tmp_path.iterdir())
+
+
+def test_an_export_that_cannot_be_is_refused_before_the_work(
+    command: Command, tmp_path: Path
+) -> None:
+    pytest.importorskip("transformers")
+    import checkpoints
+
+    source = checkpoints.save(checkpoints.random_model("llama"), tmp_path / "source")
+    checkpoints.save_tokenizer(source)
+    result = command(
+        "convert", source, "-o", tmp_path / "m", "--export", "gguf", tmp_path / "x", *QUICK, "-q"
+    )
+    result.assert_one_sentence("no name in llama.cpp")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
+
+
+def test_what_is_kept_for_an_export_goes_with_a_conversion_that_fails(
+    command: Command, tmp_path: Path
+) -> None:
+    """Whatever was done, the next run begins anew."""
+    source = tmp_path / "source"
+    shutil.copytree(EXAMPLE, source)
+    weights = source / "model.safetensors"
+    content = bytearray(weights.read_bytes())
+    start = 8 + int.from_bytes(content[:8], "little")
+    header = json.loads(content[8:start])
+    first, last = header["model.layers.5.mlp.up_proj.weight"]["data_offsets"]
+    content[start + first : start + last] = b"\xff" * (last - first)  # NaN in every 16-bit float
+    weights.write_bytes(content)
+    result = command(
+        "convert", source, "-o", tmp_path / "m", "--export", "gguf", tmp_path / "x", *QUICK,
+        "--without", "gradients", "-q",
+    )  # fmt: skip
+    result.assert_one_sentence("up_proj.weight", "NaN")
+    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
 def test_interrupt_says_how_to_continue(tmp_path: Path) -> None:

@@ -187,6 +187,8 @@ def test_progress_in_a_pipe_prints_lines(
 ) -> None:
     monkeypatch.setattr(_output, "_SECONDS_BETWEEN_LINES", 0.0)
     with _output.Output().progress("Working", 4) as progress:
+        progress.note("looking ahead")
+        assert capsys.readouterr().err == "Working: looking ahead\n"
         progress.advance(1, "layer 0")
         progress.line("a line")
     err = capsys.readouterr().err

@@ -9,7 +9,7 @@ torch = pytest.importorskip("torch")
 from awq_edge.quantize import columns  # noqa: E402
 
 
-def block(count: int, n: int) -> tuple[columns.Grid, torch.Tensor, torch.Tensor, torch.Tensor]:
+def block(count: int, n: int) -> tuple[columns.BlockGrid, torch.Tensor, torch.Tensor, torch.Tensor]:
     """A grid with an empty group, a factor, a Hessian and weights, of ``count`` inputs."""
     generator = torch.Generator().manual_seed(count)
     scales = 0.05 + 0.1 * torch.rand(count, n, generator=generator)
@@ -20,7 +20,7 @@ def block(count: int, n: int) -> tuple[columns.Grid, torch.Tensor, torch.Tensor,
     upper = torch.linalg.cholesky(torch.linalg.inv(hessian), upper=True).contiguous()
     inside = slice(3, 3 + count)
     weights = 0.3 * torch.randn(count, n, generator=generator)
-    grid = columns.Grid(scales, zeros, 15.0)
+    grid = columns.BlockGrid(scales, zeros, 15.0)
     return grid, upper[inside, inside], hessian[inside, inside], weights
 
 
@@ -43,7 +43,7 @@ def test_kernels_do_what_the_loops_do(count: int, n: int) -> None:
     grid, upper, hessian, weights = block(count, n)
 
     def run(device: str) -> tuple[torch.Tensor, ...]:
-        here = columns.Grid(grid.scales.to(device), grid.zeros.to(device), grid.largest_code)
+        here = columns.BlockGrid(grid.scales.to(device), grid.zeros.to(device), grid.largest_code)
         codes, errors = (torch.empty_like(weights, device=device) for _ in range(2))
         whole = torch.zeros(count + 9, count + 9, device=device)  # as a block of a larger matrix
         whole[3 : 3 + count, 3 : 3 + count] = upper.to(device)

@@ -17,9 +17,11 @@ tokenizers = pytest.importorskip("tokenizers")
 pytest.importorskip("gguf")
 
 import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
+from safetensors.torch import load_file, save_file  # noqa: E402
 
 from awq_edge import layouts, model_file, torch_decoder  # noqa: E402
 from awq_edge.conversion import Events, Options, Report, convert  # noqa: E402
+from awq_edge.conversion.work_directory import WorkDirectory  # noqa: E402
 from awq_edge.errors import (  # noqa: E402
     AwqEdgeError,
     CheckpointError,
@@ -28,6 +30,7 @@ from awq_edge.errors import (  # noqa: E402
     UnsupportedError,
 )
 from awq_edge.float_model import open_float_model  # noqa: E402
+from awq_edge.quantize import coupling, scales  # noqa: E402
 
 QUICK = dict(samples=6, sequence_length=24, group_size=32)
 
@@ -216,6 +219,87 @@ def test_an_interrupt_while_the_file_is_written_keeps_the_layers(
     convert(source, output, options, events=Events(messages.append))
     assert messages == ["Resuming after layer 3 of an interrupted conversion."]
     assert names_beside(output) == {"output"}
+
+
+def test_an_interrupt_in_the_first_layer_keeps_what_gradients_told(
+    tmp_path: Path, checkpoint: Callable[..., Path], text: Path
+) -> None:
+    def stop(layer: int, weights: object) -> None:
+        raise KeyboardInterrupt
+
+    source, options = str(checkpoint()), Options(calibration=text, **QUICK)
+    convert(source, tmp_path / "whole", options)
+    output = tmp_path / "resumed"
+    with pytest.raises(KeyboardInterrupt):
+        convert(source, output, options, events=Events(layer_scaled=stop))
+    assert names_beside(output) == {"whole", "resumed.partial"}
+    messages: list[str] = []
+    notes: list[str] = []
+    convert(source, output, options, events=Events(messages.append, note=notes.append))
+    assert messages == ["Resuming at the first layer of an interrupted conversion."]
+    assert not notes  # the gradients were not measured again
+    assert output.read_bytes() == (tmp_path / "whole").read_bytes()
+
+
+def test_outputs_are_weighed_by_their_own_gradients(
+    tmp_path: Path,
+    checkpoint: Callable[..., Path],
+    text: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """With moments that are scaled where scales were folded into its rows."""
+    stored: dict[tuple[int, str], torch.Tensor] = {}
+    divided: list[dict[str, torch.Tensor]] = []
+    seen: list[tuple[torch.Tensor, torch.Tensor]] = []
+    store, search, quantise = (
+        WorkDirectory.store_moments,
+        scales.search_and_fold,
+        coupling.quantise,
+    )
+
+    def storing(self: WorkDirectory, layer: int, moments: dict[str, torch.Tensor]) -> None:
+        stored.update({(layer, name): tensor for name, tensor in moments.items()})
+        store(self, layer, moments)
+
+    def searching(*arguments: Any) -> Any:
+        choices, factors = search(*arguments)
+        divided.append(factors)
+        return choices, factors
+
+    def quantising(weights: Any, hessian: Any, moments: Any, *rest: Any) -> Any:
+        seen.extend(zip(weights, moments))
+        return quantise(weights, hessian, moments, *rest)
+
+    monkeypatch.setattr(WorkDirectory, "store_moments", storing)
+    monkeypatch.setattr(scales, "search_and_fold", searching)
+    monkeypatch.setattr(coupling, "quantise", quantising)
+    directory = checkpoint()
+    convert(str(directory), tmp_path / "m", Options(calibration=text, **QUICK))
+    layers = open_float_model(str(directory)).architecture.layers
+    assert len(stored) == len(seen) == 7 * layers
+    assert len(divided) == layers
+    assert any(not bool((factors == 1).all()) for layer in divided for factors in layer.values())
+    for (weight, moments), (layer, name) in zip(
+        seen, [(layer, name) for layer in range(layers) for name in torch_decoder.LINEARS]
+    ):
+        wanted = stored[layer, name][0]
+        assert len(wanted) == len(weight)
+        if name in divided[layer]:
+            wanted = divided[layer][name][:, None] * wanted * divided[layer][name]
+        torch.testing.assert_close(moments[0], wanted)
+
+
+def test_damaged_weights_are_named(
+    tmp_path: Path, checkpoint: Callable[..., Path], text: Path
+) -> None:
+    directory = checkpoint()
+    file = directory / "model.safetensors"
+    tensors = load_file(file)
+    tensors["model.layers.1.self_attn.v_proj.weight"][3, 5] = 3e6
+    save_file(tensors, file, {"format": "pt"})
+    with pytest.raises(UnsupportedError, match=r"blk\.1\.attn_q.* or blk\.1\.attn_v.*reach"):
+        convert(str(directory), tmp_path / "m", Options(calibration=text, **QUICK))
+    assert names_beside(tmp_path / "m") == set()
 
 
 def test_an_interrupt_before_the_first_layer_is_done_leaves_nothing(

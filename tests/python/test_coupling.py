@@ -97,6 +97,15 @@ def test_rows_are_those_of_the_textbook(monkeypatch: pytest.MonkeyPatch) -> None
     assert (actual - expected).abs().lt(1e-5).float().mean() > 0.9
 
 
+def test_few_rows_at_once_give_the_same(monkeypatch: pytest.MonkeyPatch) -> None:
+    hessian, moments, target = gptq.Hessian.of(covariance(64, 0)), covariance(97, 3), weight(97, 64)
+    (whole,) = coupling.quantise([target], hessian, [in_runs(moments)], spanning, 1)
+    monkeypatch.setattr(gptq, "_WEIGHTS_AT_ONCE", {"cpu": 4 * 64})
+    (some,) = coupling.quantise([target], hessian, [in_runs(moments)], spanning, 1)
+    # Sums over more rows may be taken in another order.
+    assert (some.codes == whole.codes).float().mean() > 0.98
+
+
 def test_outputs_without_gradients_are_rounded_too() -> None:
     hessian, target = gptq.Hessian.of(covariance(64, 0)), weight(9, 64)
     together = coupling.quantise([target], hessian, [torch.zeros(1, 9, 9)], spanning, 0)[0]

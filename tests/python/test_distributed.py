@@ -21,7 +21,7 @@ from conftest import ROOT  # noqa: E402
 from awq_edge import conversion  # noqa: E402
 from awq_edge.conversion import LayerReport  # noqa: E402
 from awq_edge.conversion.work_directory import WorkDirectory  # noqa: E402
-from awq_edge.quantize.distributed import SEGMENTS, Processes  # noqa: E402
+from awq_edge.quantize.distributed import Processes  # noqa: E402
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
@@ -95,7 +95,28 @@ def test_two_processes_write_the_bytes_of_one(tmp_path: Path, method: str, bits:
     (tmp_path / "text.txt").write_text("The quick brown fox jumps over the lazy dog. " * 20)
     one = convert(tmp_path, "one", 1, method, bits)
     assert convert(tmp_path, "two", 2, method, bits) == one
-    assert SEGMENTS >= 2
+
+
+def test_one_of_the_processes_exports(tmp_path: Path) -> None:
+    for directory, count in (("one", 1), ("two", 2)):
+        (tmp_path / directory).mkdir()
+        subprocess.run(
+            [
+                sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}",
+                "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
+                "-m", "awq_edge.cli.main", "convert", str(ROOT / "examples/novels-7m"),
+                "-o", f"{directory}/m", "--samples", "2", "--sequence-length", "64",
+                "--export", "gguf", f"{directory}/x",
+            ],
+            check=True,
+            timeout=300,
+            cwd=tmp_path,
+            env={**os.environ, "PYTHONPATH": str(ROOT)},
+        )  # fmt: skip
+    for name in ("m", "x"):
+        one, two = (tmp_path / directory / name for directory in ("one", "two"))
+        assert one.read_bytes() == two.read_bytes()
+    assert sorted(entry.name for entry in (tmp_path / "two").iterdir()) == ["m", "x"]
 
 
 def test_interrupted_work_of_several_processes_leaves_nothing(

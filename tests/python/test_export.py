@@ -312,7 +312,10 @@ def test_scaled_weights_that_were_not_kept_are_missed(tmp_path: Path) -> None:
     scaled.keep(1, source.layer(1))
     with pytest.raises(FileUnreadableError, match="layer 0"):
         scaled.complete(source)
-    scaled.keep(0, source.layer(0))
+    scaled.keep(0, source.layer(0))  # a conversion from the start: layer 1 was another one's
+    with pytest.raises(FileUnreadableError, match="layer 1"):
+        scaled.complete(source)
+    scaled.keep(1, source.layer(1))
     scaled.complete(source)
     name = "blk.1.ffn_up.weight"
     np.testing.assert_array_equal(scaled(name), source(name).half().float().numpy())

@@ -104,6 +104,41 @@ def test_moments_are_those_of_a_backward_pass_through_the_model(
         )
 
 
+def test_outputs_that_lie_apart_are_not_coupled(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Moments are those of runs of neighbours; the last run may be shorter."""
+    source = open_float_model(
+        str(checkpoints.save(checkpoints.random_model("llama"), tmp_path / "model"))
+    )
+    monkeypatch.setattr(gradients, "shrunk", lambda first, second: first + second)
+    whole = {name: moments[0] for name, moments in measured(source, tmp_path).items()}
+    monkeypatch.setattr(coupling, "_LONGEST_RUN", 11)
+    assert any(len(moments) % coupling.runs(len(moments))[1] for moments in whole.values())
+    for name, moments in measured(source, tmp_path).items():
+        count, length = coupling.runs(len(whole[name]))
+        assert count > 1
+        assert moments.shape == (count, length, length)
+        for run, actual in enumerate(moments):
+            inside = slice(run * length, (run + 1) * length)
+            wanted = whole[name][inside, inside]
+            size = len(wanted)
+            torch.testing.assert_close(actual[:size, :size], wanted)
+            assert not bool(actual[size:].any() or actual[:, size:].any())
+
+
+def test_few_logits_at_once_give_the_same(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    source = open_float_model(
+        str(checkpoints.save(checkpoints.random_model("llama"), tmp_path / "model"))
+    )
+    # The deviates of a token must not depend on how many others are drawn with it.
+    monkeypatch.setattr(gradients, "logit_gradients", lambda p, generator: p - p.square())
+    at_once = measured(source, tmp_path)
+    monkeypatch.setattr(gradients, "_LOGITS", 1)
+    for name, moments in measured(source, tmp_path).items():
+        torch.testing.assert_close(moments, at_once[name])
+
+
 def test_deviates_of_logits_have_the_covariance_of_the_loss() -> None:
     p = torch.softmax(torch.tensor([2.0, 0.5, 0.0, -1.0, -3.0]), dim=0)
     generator = torch.Generator().manual_seed(0)
@@ -143,6 +178,23 @@ def test_shrunk_moments_are_nearer_to_the_truth() -> None:
     both = halves[0] + halves[1]
     before, after = (off_diagonal(m - truth).norm() for m in (both, gradients.shrunk(*halves)))
     assert after < 0.9 * before
+
+
+@pytest.mark.parametrize("size", [1e-15, 1e-3, 1e3, 1e15])
+def test_shrinking_knows_no_scale(size: float) -> None:
+    halves = [vectors(40, seed, torch.eye(30) + 0.05) for seed in (1, 2)]
+    assert float(off_diagonal(gradients.shrunk(*halves)).abs().max()) > 0
+    shrunk = gradients.shrunk(*(size * half for half in halves))
+    torch.testing.assert_close(shrunk / size, gradients.shrunk(*halves))
+
+
+@pytest.mark.parametrize("opposed", [-0.1, -0.3, -1.0])
+def test_halves_that_contradict_each_other_couple_nothing(opposed: float) -> None:
+    first = torch.tensor([[[1.0, 0.3], [0.3, 1.0]]])
+    second = torch.tensor([[[1.0, opposed], [opposed, 1.0]]])
+    torch.testing.assert_close(
+        gradients.shrunk(1.7 * first, 3.1 * second), 4.8 * torch.eye(2)[None]
+    )
 
 
 def test_moments_of_nothing_are_nothing() -> None:
