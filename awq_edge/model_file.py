@@ -12,6 +12,7 @@ import dataclasses
 import errno
 import hashlib
 import os
+import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union
@@ -72,6 +73,23 @@ def write_model(
     finally:
         with contextlib.suppress(OSError):
             partial.unlink()
+
+
+def check_place(path: Path) -> None:
+    """Refuses a place for a file that could not be written in the end, before any work.
+
+    Raises:
+        FileUnreadableError: There is no such directory, or it takes no files.
+    """
+    if not path.parent.is_dir():
+        raise FileUnreadableError(f"There is no directory {path.parent} to write into.")
+    try:
+        with tempfile.TemporaryFile(dir=path.parent):
+            pass
+    except OSError as error:
+        raise FileUnreadableError(
+            f"Cannot write into the directory {path.parent.resolve()}: {error.strerror}."
+        ) from error
 
 
 def write_error(path: Path, error: OSError) -> AwqEdgeError:

@@ -15,7 +15,7 @@ from typing import Any
 
 from awq_edge.accuracy import local_tasks
 from awq_edge.accuracy.task_models import TaskModel
-from awq_edge.errors import InvalidArgumentError
+from awq_edge.errors import FileUnreadableError, InvalidArgumentError
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,12 @@ def run_tasks(
 
     Raises:
         InvalidArgumentError: There is no such task, or ours lack their folder.
+        FileUnreadableError: The data of one of the harness's tasks cannot be downloaded.
     """
     # Our own progress is enough; tqdm reads this when it is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    import lm_eval  # type: ignore[import-not-found,unused-ignore]
+    from lm_eval import evaluator  # type: ignore[import-not-found,unused-ignore]
     from lm_eval.tasks import TaskManager  # type: ignore[import-not-found,unused-ignore]
 
     from awq_edge.accuracy.harness_model import HarnessModel
@@ -85,15 +86,22 @@ def run_tasks(
         local_tasks.make_task(task, data) if data is not None and task in ours else task
         for task in tasks
     ]
-    found = lm_eval.simple_evaluate(
-        model=HarnessModel(model, name, advance),
-        tasks=objects,
-        task_manager=manager,
-        limit=limit,
-        apply_chat_template=chat,
-        fewshot_as_multiturn=chat,
-        log_samples=False,
-    )
+    # The harness notes the commit of the directory that it runs in, and git complains without one.
+    evaluator.get_git_commit_hash = lambda: None
+    try:
+        found = evaluator.simple_evaluate(
+            model=HarnessModel(model, name, advance),
+            tasks=objects,
+            task_manager=manager,
+            limit=limit,
+            apply_chat_template=chat,
+            fewshot_as_multiturn=chat,
+            log_samples=False,
+        )
+    except ConnectionError as error:
+        raise FileUnreadableError(
+            f"The data of {', '.join(theirs)} cannot be downloaded: {str(error).splitlines()[0]}."
+        ) from error
     return [
         result
         for task in found["results"]

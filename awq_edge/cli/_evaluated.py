@@ -53,9 +53,24 @@ def open_evaluated(
         prefill_threads: Threads while reading.
         kv: How a packed file's session keeps keys and values.
         check_memory: Refuse what the free memory cannot hold.
+
+    Raises:
+        InvalidArgumentError: The context is longer than the model knows, or keys and values of a
+            float model are to be kept otherwise.
     """
     if path.is_dir():
-        source, tokenizer, _, _ = _open_checkpoint(path)
+        source, tokenizer, floats, _ = _open_checkpoint(path)
+        longest = floats.architecture.context_length
+        if context > longest:
+            raise InvalidArgumentError(
+                f"{path} was trained for contexts of {longest} tokens, not of {context}; use a "
+                "shorter --context."
+            )
+        if kv != "fp16":
+            raise InvalidArgumentError(
+                f"--kv {kv} is how a packed file's runtime keeps keys and values; leave it out for "
+                "a float model."
+            )
         yield Evaluated(source, tokenizer, {"weights": "float32"})
         return
     from awq_edge.perplexity import SessionSource

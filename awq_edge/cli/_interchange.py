@@ -10,7 +10,8 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from awq_edge.cli._output import Output
-from awq_edge.errors import FileUnreadableError, InvalidArgumentError
+from awq_edge.errors import InvalidArgumentError
+from awq_edge.model_file import check_place
 from awq_edge.quantities import size_text
 
 if TYPE_CHECKING:
@@ -29,8 +30,7 @@ def check_export(kind: str, path: Path) -> None:
         )
     if path.exists():
         raise InvalidArgumentError(f"{path} exists already; choose another name for the export.")
-    if not path.parent.is_dir():
-        raise FileUnreadableError(f"There is no directory {path.parent} to write into.")
+    check_place(path)
 
 
 def export_packed(packed: Path, kind: str, path: Path, output: Output) -> None:
@@ -62,11 +62,13 @@ class ConversionExport:
             )
         self._kind = kind
         self._path = path
+        self.scaled_weights: Path | None = None  # where they are kept, for a kind that needs them
         self._scaled: Any = None
         if kind == "gguf":
             from awq_edge.interchange.scaled_weights import ScaledWeights
 
-            self._scaled = ScaledWeights(path.with_name(path.name + ".partial"))
+            self.scaled_weights = path.with_name(path.name + ".partial")
+            self._scaled = ScaledWeights(self.scaled_weights)
 
     def check_model(self, model: str, options: Options) -> None:
         """Refuses a model or widths that the export cannot hold, before hours of work."""

@@ -1,5 +1,6 @@
-"""Arguments and options that several commands share. Owns their names and help texts only."""
+"""Arguments and options that several commands share. Owns their names, help texts and lists."""
 
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -32,3 +33,8 @@ IgnoreMemory = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No status lines, no progress.")]
+
+
+def listed(values: Iterable[str]) -> list[str]:
+    """The entries of an option that takes ``a,b`` and may be given again."""
+    return [part.strip() for value in values for part in value.split(",") if part.strip()]

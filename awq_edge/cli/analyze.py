@@ -8,7 +8,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from awq_edge.cli._options import Json, Quiet
+from awq_edge.cli._options import Json, Quiet, listed
 from awq_edge.cli._output import Output
 from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
 
@@ -36,15 +36,22 @@ def analyze(
     samples: Annotated[int, typer.Option(min=1, help="Calibration blocks.")] = 32,
     sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a block.")] = 256,
     sizes: Annotated[
-        str,
-        typer.Option(metavar="N,…", help="Numbers of blocks to calibrate with; none: skip that."),
-    ] = "1,4,16,64",
+        Optional[list[str]],
+        typer.Option(
+            metavar="N,…",
+            help="Numbers of blocks to calibrate with, by default 1,4,16,64; none: skip that.",
+        ),
+    ] = None,
     methods: Annotated[
-        str, typer.Option(metavar="NAME,…", help="Methods whose calibration is compared.")
-    ] = "awq",
+        Optional[list[str]],
+        typer.Option(
+            metavar="NAME,…", help="Methods whose calibration is compared, by default awq."
+        ),
+    ] = None,
     context: Annotated[int, typer.Option(min=4, help="Tokens per judged chunk.")] = 256,
     chunks: Annotated[int, typer.Option(min=1, help="Judged chunks.")] = 16,
     seed: Annotated[int, typer.Option(help="Draws blocks and random channels.")] = 0,
+    force: Annotated[bool, typer.Option("--force", help="Replace an existing page.")] = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -64,7 +71,7 @@ def analyze(
     from awq_edge.quantize.methods import plan
 
     Layout(1, 1, bits, group_size)  # refuses widths and groups that do not exist
-    check_output(report, force=True)
+    check_output(report, force)
     settings = Settings(bits, group_size, samples, sequence_length, context, chunks, seed)
     texts = calibration_runs.named_texts(calibration or [])
     if not texts:
@@ -74,8 +81,8 @@ def analyze(
         texts[names[0]], judged = divide_text(texts[names[0]])
     else:
         judged = read_text(text)
-    counts = _numbers(sizes)
-    wanted = [method.strip() for method in methods.split(",") if method.strip()]
+    counts = _numbers(listed(sizes or ["1,4,16,64"]))
+    wanted = listed(methods or ["awq"])
     for method in wanted:
         plan(method, bits)  # refuses names that do not exist
 
@@ -126,13 +133,15 @@ def analyze(
     output.json({"report": str(report), **asdict(analysis)})
 
 
-def _numbers(text: str) -> list[int]:
-    if text.strip() in ("", "none"):
+def _numbers(parts: list[str]) -> list[int]:
+    if parts in ([], ["none"]):
         return []
     try:
-        numbers = [int(part) for part in text.split(",")]
+        numbers = [int(part) for part in parts]
     except ValueError:
         numbers = [0]
     if min(numbers) < 1:
-        raise InvalidArgumentError(f"--sizes {text!r} is no list of positive whole numbers.")
+        raise InvalidArgumentError(
+            f"--sizes {','.join(parts)} is no list of positive whole numbers."
+        )
     return numbers

@@ -5,6 +5,7 @@
 import os
 import re
 import time
+from collections.abc import Iterator, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
@@ -12,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any, Optional
 import typer
 
 from awq_edge.cli._interchange import ConversionExport, export_packed, import_quantised
-from awq_edge.cli._options import Json, Quiet
+from awq_edge.cli._options import Json, Quiet, listed
 from awq_edge.cli._output import Output, Progress
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.quantities import duration_text, size_text
@@ -36,6 +37,8 @@ _OF_CALIBRATION = {
         "without",
     )
 } | {"extra": "--with"}
+_OF_WIDTHS = {"bits": "--bits", "head_bits": "--head-bits", "embedding_bits": "--embedding-bits"}
+_OF_TEXT = ("calibration", "samples", "sequence_length", "seed")
 # The context whose keys and values the table of boards counts.
 _CONTEXT = 2048
 
@@ -55,8 +58,8 @@ def convert(
     bits: Annotated[
         float,
         typer.Option(
-            help="Bits of the decoder's weights: 2, 3, 4 or 8, or a mean such as 3.5 that widths "
-            "are mixed to."
+            help="Bits of the decoder's weights: 2, 3, 4 or 8, or a mean between them such as 3.5 "
+            "that widths are mixed to."
         ),
     ] = 4,
     group_size: Annotated[
@@ -128,7 +131,13 @@ def convert(
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes: it writes and reports
     exporting = ConversionExport(*export, output) if export is not None and first else None
     if from_awq:
-        _refuse_calibration(context)
+        for option in _given(context, _OF_CALIBRATION):
+            raise InvalidArgumentError(
+                f"{option} means nothing with --from-awq, which takes over the checkpoint's own "
+                "integers; leave one of the two out."
+            )
+        if not first:
+            return
         import_quantised(
             model,
             output,
@@ -140,6 +149,15 @@ def convert(
         if export is not None:
             export_packed(output, *export, out)
         return
+    if size is not None:
+        for option in _given(context, _OF_WIDTHS):
+            raise InvalidArgumentError(
+                f"{option} means nothing with --size, which chooses every width; leave one of the "
+                "two out."
+            )
+    if method == "rtn":
+        for option in _given(context, {name: _OF_CALIBRATION[name] for name in _OF_TEXT}):
+            out.status(f"{option} is not used: --method rtn reads no calibration text.")
     # PyTorch reads it once: memory in huge pages, for fresh small ones cost a tenth of the time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from awq_edge import conversion
@@ -156,8 +174,9 @@ def convert(
         sequence_length=sequence_length,
         seed=seed,
         device=device,
-        without=tuple(without or ()),
-        extra=tuple(extra or ()),
+        without=tuple(listed(without or ())),
+        extra=tuple(listed(extra or ())),
+        scaled_weights=exporting.scaled_weights if exporting is not None else None,
     )
     if exporting is not None:
         exporting.check_model(model, options)
@@ -189,21 +208,18 @@ def convert(
         exporting.write(model, output, out)
 
 
-def _refuse_calibration(context: typer.Context) -> None:
-    """Options that an import would silently ignore."""
-    for name, option in _OF_CALIBRATION.items():
+def _given(context: typer.Context, options: Mapping[str, str]) -> Iterator[str]:
+    """Those options, by parameter, that stand on the command line."""
+    for name, option in options.items():
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
-            raise InvalidArgumentError(
-                f"{option} means nothing with --from-awq, which takes over the checkpoint's own "
-                "integers; leave one of the two out."
-            )
+            yield option
 
 
 def _bytes(text: str) -> int:
     """600MB, 1.5GB, 700MiB or a plain number, in bytes."""
-    units = {"": 1, "kB": 10**3, "MB": 10**6, "GB": 10**9, "MiB": 2**20, "GiB": 2**30}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kMG]B|[MG]iB)", text.strip(), re.IGNORECASE)
+    units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Mi": 2**20, "Gi": 2**30}
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kMG]|[MG]i)B?", text.strip(), re.IGNORECASE)
     if match is None:
         raise InvalidArgumentError(
             f"The size {text!r} is no number of bytes; write it as 600MB, 1.5GB or 700MiB."

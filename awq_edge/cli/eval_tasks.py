@@ -9,7 +9,7 @@ from typing import Annotated, Any, Optional
 import typer
 
 from awq_edge.cli._evaluated import open_task_model
-from awq_edge.cli._options import IgnoreMemory, Json, PrefillThreads, Quiet, Threads
+from awq_edge.cli._options import IgnoreMemory, Json, PrefillThreads, Quiet, Threads, listed
 from awq_edge.cli._output import Output
 from awq_edge.quantities import figure_text
 
@@ -22,7 +22,7 @@ def tasks(
         ),
     ],
     names: Annotated[
-        str,
+        list[str],
         typer.Option(
             "--tasks",
             metavar="NAME,…",
@@ -58,7 +58,7 @@ def tasks(
     from awq_edge.accuracy.tasks import run_tasks
 
     output = Output(as_json=as_json, quiet=quiet)
-    wanted = [name.strip() for name in names.split(",") if name.strip()]
+    wanted = listed(names)
     settings: dict[str, Any] = {
         "context": context,
         "threads": threads,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import shutil
-import tempfile
 from pathlib import Path
 
 import torch
@@ -11,6 +10,7 @@ import torch
 from awq_edge.architecture import Architecture
 from awq_edge.conversion.options import Options
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError, UnsupportedError
+from awq_edge.model_file import check_place
 from awq_edge.quantities import size_text
 from awq_edge.quantize import coupling, gradients, methods
 from awq_edge.torch_decoder import LINEARS, tensor_shape
@@ -22,15 +22,7 @@ def check_output(output: Path, force: bool) -> None:
         raise InvalidArgumentError(f"{output} is a directory; give the name of a file in it.")
     if output.exists() and not force:
         raise InvalidArgumentError(f"{output} exists already; add --force to replace it.")
-    if not output.parent.is_dir():
-        raise FileUnreadableError(f"There is no directory {output.parent} to write into.")
-    try:
-        with tempfile.TemporaryFile(dir=output.parent):
-            pass
-    except OSError as error:
-        raise FileUnreadableError(
-            f"Cannot write into the directory {output.parent.resolve()}: {error.strerror}."
-        ) from error
+    check_place(output)
 
 
 def check_disk(

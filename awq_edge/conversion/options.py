@@ -30,6 +30,8 @@ class Options:
     device: str = "cpu"
     without: tuple[str, ...] = ()  # parts of the method that are left out
     extra: tuple[str, ...] = ()  # parts that are added to the method
+    # Where scaled weights go meanwhile, if they are kept: every layer's, or an export lacks some.
+    scaled_weights: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that can never work."""
@@ -37,21 +39,21 @@ class Options:
             raise InvalidArgumentError(
                 f"The method {self.method!r} is none of {', '.join(methods.METHODS)}."
             )
-        self._check_parts()
         for name in ("head_bits", "embedding_bits"):
             if getattr(self, name) not in layouts.BITS:
                 raise InvalidArgumentError(
-                    f"{name} is {getattr(self, name)}; it must be 2, 3, 4 or 8."
+                    f"{name.replace('_', ' ')} is {getattr(self, name)}; it must be 2, 3, 4 or 8."
                 )
-        if not (self.bits in layouts.BITS or (2 < self.bits < 8 and self.bits % 1 != 0)):
+        if not 2 <= self.bits <= 8:
             raise InvalidArgumentError(
-                f"bits is {self.bits:g}; it must be 2, 3, 4 or 8, or a fraction between 2 and 8 "
-                "that widths are mixed to."
+                f"bits is {self.bits:g}; it must be 2, 3, 4 or 8, or a number between that widths "
+                "are mixed to."
             )
+        self._check_parts()
         if self.mixed and self.method not in methods.MIXING:
             raise InvalidArgumentError(
                 f"The method {self.method} knows one width for all matrices; use "
-                f"{' or '.join(methods.MIXING)} with a size or a fraction of bits."
+                f"{' or '.join(methods.MIXING)} with a size or a mean of bits."
             )
         if self.group_size not in layouts.GROUP_SIZES:
             raise InvalidArgumentError(
@@ -71,9 +73,18 @@ class Options:
                 raise InvalidArgumentError(
                     f"{part!r} is no part of a method; parts are {', '.join(parts)}."
                 )
+        widths = layouts.BITS if self.mixed else (int(self.bits),)
         for part in self.without:
             if part in methods.EXTRAS:
                 raise InvalidArgumentError(f"The part {part!r} is off unless it is added.")
+            if all(
+                methods.plan(self.method, width, (part,)) == methods.plan(self.method, width)
+                for width in widths
+            ):
+                where = "" if self.mixed else f" at {self.bits:g} bits"
+                raise InvalidArgumentError(
+                    f"The method {self.method} has no part {part!r}{where} to leave out."
+                )
         bits = 4  # where every method has all that it ever has
         whole = methods.plan(self.method, bits)
         rest = methods.plan(self.method, bits, self.without)

@@ -55,12 +55,10 @@ def convert(
     device = device_named(options.device)
     source = open_float_model(model)
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
-    blocks, digest = _calibration(source, tokenizer, options)
+    blocks, digest = _calibration(source, tokenizer, options, events)
     check_disk(output, source.architecture, options, blocks)
     plain = _metadata(source, tokenizer, options, digest)
-    chosen = widths.choose(
-        source, options, blocks, device, widths.container_bytes(source, plain), events
-    )
+    chosen = widths.choose(source, options, blocks, device, plain, events)
 
     with distributed.joined(device) as processes:
         path, written = output.with_name(output.name + ".partial"), output
@@ -86,7 +84,7 @@ def convert(
 
 
 def _calibration(
-    source: FloatModel, tokenizer: StoredTokenizer | None, options: Options
+    source: FloatModel, tokenizer: StoredTokenizer | None, options: Options, events: Events
 ) -> tuple[torch.Tensor | None, str | None]:
     """Calibration tokens [b, t] and the digest of their text; None for a method without any."""
     if not methods.plan(options.method, 4).calibrated:
@@ -100,12 +98,21 @@ def _calibration(
     length = min(options.sequence_length, source.architecture.context_length)
     blocks = calibration.token_blocks(tokenizer, text, options.samples, length, options.seed)
     calibration.check_tokens(blocks, source.architecture.vocabulary_size)
+    if (len(blocks), length) != (options.samples, options.sequence_length):
+        events.message(
+            f"Calibrating on {len(blocks)} blocks of {length} tokens: the text holds no more, or "
+            "the model was trained for no longer ones."
+        )
     return blocks, calibration.text_digest(text)
 
 
 def _key(source: FloatModel, options: Options, digest: str | None) -> str:
     """Changes with anything that changes a tensor."""
-    settings = {**dataclasses.asdict(options), "calibration": digest}
+    settings = {
+        **dataclasses.asdict(options),
+        "calibration": digest,
+        "scaled_weights": str(options.scaled_weights),
+    }
     identity = [__version__, torch.__version__, source.checkpoint.identity(), settings]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 

@@ -6,9 +6,11 @@ solve (``quantize.budget``).
 
 from __future__ import annotations
 
-import math
+import tempfile
 from collections.abc import Mapping
+from pathlib import Path
 
+import numpy as np
 import torch
 
 from awq_edge import layouts, model_file
@@ -26,10 +28,22 @@ def choose(
     options: Options,
     blocks: torch.Tensor | None,
     device: torch.device,
-    container_bytes: int,
+    plain: Mapping[str, MetadataValue],
     events: Events,
 ) -> dict[str, awq.Quantiser]:
-    """Bits and group size of every packed matrix, by name."""
+    """Bits and group size of every packed matrix, by name.
+
+    Args:
+        source: The float model.
+        options: What the user chose.
+        blocks: Calibration tokens, int64 [b, t]; None for a method that needs none.
+        device: Where sensitivity is measured.
+        plain: What the file will say of itself, widths apart.
+        events: Who listens.
+
+    Raises:
+        InvalidArgumentError: The size is smaller than any file of the model.
+    """
     a = source.architecture
     names = [name for name in source.tensor_names() if len(source.shape(name)) == 2]
     tables = {"token_embd.weight": options.embedding_bits, "output.weight": options.head_bits}
@@ -43,14 +57,16 @@ def choose(
 
     sizes = {
         name: {
-            bits: layouts.Layout(n, k, bits, group).total_bytes for bits, group in groups.items()
+            bits: _aligned(layouts.Layout(n, k, bits, group).total_bytes)
+            for bits, group in groups.items()
         }
         for name in names
         for n, k in [source.shape(name)]
     }
     if options.size is not None:
         fixed: dict[str, int] = {}
-        smallest = container_bytes + sum(min(by_bits.values()) for by_bits in sizes.values())
+        container = _container_bytes(source, plain)
+        smallest = container + sum(min(by_bits.values()) for by_bits in sizes.values())
         if options.size < smallest:
             raise InvalidArgumentError(
                 f"No file of {options.size} bytes can hold {source.checkpoint.directory.name}: the "
@@ -68,27 +84,31 @@ def choose(
             sizes[name] = {bits: n * k * bits // 8 for bits in groups}
         total = int(a.linear_parameters() * options.bits / 8)
     else:
-        total = options.size - container_bytes
+        total = options.size - container
     items = [budget.Item(name, sizes[name], harms[name]) for name in names if name not in fixed]
     chosen = {**fixed, **budget.solve(items, total)}
     return {name: awq.Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
 
 
-def container_bytes(source: FloatModel, metadata: Mapping[str, MetadataValue]) -> int:
-    """At most so many bytes of the file are no packed matrix."""
-    described = sum(
-        len(str(key)) + (len(value.encode()) if isinstance(value, str) else 16) + 32
-        if not isinstance(value, list)
-        else len(str(key)) + 4 * len(value) + 32
-        for key, value in metadata.items()
-    )
-    names = source.tensor_names()
-    tensors = sum(len(name) + 64 + model_file.ALIGNMENT for name in [*names, "rope" * 8])
-    vectors = sum(
-        4 * math.prod(source.shape(name)) for name in names if len(source.shape(name)) == 1
-    )
-    frequencies = 4 * source.architecture.head_size
-    return described + tensors + vectors + frequencies + 1024 + model_file.TRAILING_BYTES
+def _container_bytes(source: FloatModel, plain: Mapping[str, MetadataValue]) -> int:
+    """How many bytes of the file are no packed matrix: those of a file in which these are empty.
+
+    Args:
+        source: The float model.
+        plain: What the file will say of itself, widths apart.
+    """
+    names, shapes = source.tensor_names(), source.shape
+    matrices = [name for name in names if len(shapes(name)) == 2]
+    told = {**plain, **metadata(dict.fromkeys(matrices, awq.Quantiser(4, 128)))}
+    tensors: list[tuple[str, model_file.TensorSource]] = [
+        (name, b"" if name in matrices else np.zeros(shapes(name), dtype=np.float32))
+        for name in names
+    ]
+    tensors.append(("rope.inverse_frequencies", source.architecture.inverse_frequencies()))
+    with tempfile.TemporaryDirectory() as directory:
+        path = Path(directory) / "empty"
+        model_file.write_model(path, told, tensors)
+        return path.stat().st_size
 
 
 def metadata(widths: Mapping[str, awq.Quantiser]) -> dict[str, MetadataValue]:
@@ -102,3 +122,7 @@ def metadata(widths: Mapping[str, awq.Quantiser]) -> dict[str, MetadataValue]:
         "awq_edge.quantization.head_bits": head.bits,
         "awq_edge.quantization.embedding_bits": embedding.bits,
     }
+
+
+def _aligned(size: int) -> int:
+    return -(-size // model_file.ALIGNMENT) * model_file.ALIGNMENT

@@ -303,6 +303,7 @@ def test_the_page_holds_everything_and_fetches_nothing(
         (("--text", "{none}"), "none.txt"),
         (("-o", "{none}/page.html"), "no directory"),
         (("-o", "/"), "is a directory"),
+        (("-o", "{short}"), "exists already"),
     ],
 )
 def test_bad_input_is_one_sentence(

@@ -174,6 +174,13 @@ def test_context_beyond_the_trained_length(command: Command, story: Path) -> Non
     result.assert_one_sentence("512")
 
 
+def test_float_models_refuse_what_means_nothing_to_them(command: Command, story: Path) -> None:
+    pytest.importorskip("torch")
+    floats = ("eval", "ppl", ROOT / "examples/novels-7m", "--text", story)
+    command(*floats, "--context", 600).assert_one_sentence("512", "not of 600")
+    command(*floats, "--context", 64, "--kv", "int8").assert_one_sentence("--kv int8", "float")
+
+
 @pytest.mark.parametrize("fault", sorted(set(BAD_FILES) - {"directory"}))
 def test_bad_file(
     command: Command, broken_file: Callable[[str], Path], story: Path, fault: str

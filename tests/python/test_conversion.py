@@ -289,6 +289,23 @@ def test_outputs_are_weighed_by_their_own_gradients(
         torch.testing.assert_close(moments[0], wanted)
 
 
+def test_less_text_than_asked_for_is_told(
+    tmp_path: Path, checkpoint: Callable[..., Path], text: Path
+) -> None:
+    messages: list[str] = []
+    options = dict(QUICK, samples=1000, sequence_length=40)
+    convert(
+        str(checkpoint()),
+        tmp_path / "m",
+        Options(method="gptq", calibration=text, **options),
+        events=Events(messages.append),
+    )
+    # 62 letters, 20 times, in blocks of 39 and BOS.
+    assert [message.split(":")[0] for message in messages] == [
+        "Calibrating on 31 blocks of 40 tokens"
+    ]
+
+
 def test_damaged_weights_are_named(
     tmp_path: Path, checkpoint: Callable[..., Path], text: Path
 ) -> None:
@@ -467,7 +484,7 @@ def test_text_shorter_than_a_block_is_refused(
     ("options", "words"),
     [
         (dict(method="gguf"), "is none of .*awq"),
-        (dict(bits=5), "2, 3, 4 or 8"),
+        (dict(bits=9), "2, 3, 4 or 8"),
         (dict(head_bits=16), "2, 3, 4 or 8"),
         (dict(group_size=16), "32, 64 or 128"),
         (dict(samples=0), "at least 1 sample"),

@@ -376,6 +376,16 @@ def test_the_command_imports_and_exports_again(command: Command, tmp_path: Path)
         (("--from-awq", "{quantised}", "-o", "{new}", "--bits", "3"), "--bits means nothing"),
         (("--from-awq", "{quantised}", "-o", "{new}", "--size", "4MB"), "--size means nothing"),
         (("--from-awq", "{quantised}", "-o", "{new}", "--with", "tokens"), "--with means nothing"),
+        (("{float}", "-o", "{new}", "--size", "4MB", "--bits", "4"), "--bits means nothing"),
+        (
+            ("{float}", "-o", "{new}", "--size", "4M", "--head-bits", "4"),
+            "--head-bits means nothing",
+        ),
+        (("{float}", "-o", "{new}", "--without", "clip"), "auto has no part 'clip' at 4 bits"),
+        (
+            ("{float}", "-o", "{new}", "--bits", "3", "--without", "grid,scales"),
+            "auto has no part 'scales' at 3 bits",
+        ),
     ],
 )
 def test_the_command_refuses_in_one_sentence(
