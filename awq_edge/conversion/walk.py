@@ -79,10 +79,10 @@ class Walk:
             blocks: Calibration tokens, int64 [b, t]; None for a method that needs none.
         """
         a, work = self._architecture, self._work
-        if self._device.type == "cuda" and columns.kernels() is None:
+        if self._device.type == "cuda" and columns.gpu_kernels() is None:
             self._events.message(
-                "Triton cannot compile kernels here (it needs a C compiler): rounding with "
-                "compensation takes several times as long."
+                "Triton cannot compile kernels here (it needs a C compiler): blocks of weights go "
+                "to the CPU and back, which takes longer."
             )
         if blocks is not None:
             self._blocks = len(blocks)

@@ -1,8 +1,8 @@
 """The innermost loop of rounding: one input's weights of all rows, and then the next input's.
 
-Owns the two walks through a block of inputs, in PyTorch; a GPU has kernels for them
-(``columns_triton.py``), for there starting so many small steps takes longer than doing them. Where
-Triton does not work the walks in PyTorch do it there too.
+Owns the choice between two kernels for each of two walks through a block of inputs: those of a CPU
+(``columns_numba.py``) and of a GPU (``columns_triton.py``). As steps of PyTorch a walk takes a
+hundred times as long. Where Triton does not work a GPU's blocks go to the CPU and back.
 Refuses to know where the block lies in its matrix: ``gptq.py`` cuts it out.
 """
 
@@ -10,9 +10,10 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Iterator
+from collections.abc import Callable, Sequence
 from types import ModuleType
 
+import numpy as np
 import torch
 
 
@@ -26,7 +27,7 @@ class BlockGrid:
 
 
 @functools.cache
-def kernels() -> ModuleType | None:
+def gpu_kernels() -> ModuleType | None:
     """The GPU's kernels; None where Triton is missing or cannot compile them."""
     try:
         from awq_edge.quantize import columns_triton
@@ -53,19 +54,13 @@ def compensate(
         codes: A place for the codes, [inputs, n].
         errors: A place for the errors over the factor's diagonal, [inputs, n].
     """
-    fast = kernels() if weights.device.type == "cuda" else None
+    fast = gpu_kernels() if weights.device.type == "cuda" else None
     if fast is not None:
         fast.compensate(grid, upper, weights, codes, errors)
         return
-    rows = _rows(grid, weights, codes, errors, upper)
-    pivots = upper.diagonal().tolist()
-    for index, (scale, divisor, lowest, highest, w, steps, error, factors) in enumerate(rows):
-        torch.div(w, divisor, out=steps)
-        steps.round_().clamp_(lowest, highest)
-        torch.addcmul(w, steps, scale, value=-1, out=error).div_(pivots[index])
-        if index + 1 < len(weights):
-            weights[index + 1 :].addr_(factors[index + 1 :], error, alpha=-1)
-    codes += grid.zeros
+    from awq_edge.quantize import columns_numba  # Numba takes half a second
+
+    _on_cpu(columns_numba.compensate, grid, upper, (weights,), (codes, errors))
 
 
 def descend(
@@ -86,23 +81,28 @@ def descend(
         codes: The codes, [inputs, n]; replaced.
         moves: A place for how far each weight was moved, [inputs, n].
     """
-    fast = kernels() if weights.device.type == "cuda" else None
+    fast = gpu_kernels() if weights.device.type == "cuda" else None
     if fast is not None:
         fast.descend(grid, matrix, weights, slopes, codes, moves)
         return
-    rows = _rows(grid, weights, codes, moves, matrix)
-    pivots = matrix.diagonal().tolist()
-    for index, (scale, divisor, lowest, highest, w, steps, moved, factors) in enumerate(rows):
-        torch.sub(w, slopes[index], alpha=1 / pivots[index], out=steps)
-        steps.div_(divisor).round_().clamp_(lowest, highest)
-        torch.mul(steps, scale, out=moved).sub_(w)
-        if index + 1 < len(weights):
-            slopes[index + 1 :].addr_(factors[index + 1 :], moved)
-    codes += grid.zeros
+    from awq_edge.quantize import columns_numba
+
+    _on_cpu(columns_numba.descend, grid, matrix, (weights, slopes), (codes, moves))
 
 
-def _rows(grid: BlockGrid, *tensors: torch.Tensor) -> Iterator[tuple[torch.Tensor, ...]]:
-    """By input: scale, divisor, lowest and highest steps from the zero-point, then the tensors."""
-    divisors = torch.where(grid.scales == 0, torch.inf, grid.scales)  # no range: no step
-    limits = -grid.zeros, grid.largest_code - grid.zeros
-    return zip(*(values.unbind() for values in (grid.scales, divisors, *limits, *tensors)))
+def _on_cpu(
+    kernel: Callable[..., None],
+    grid: BlockGrid,
+    matrix: torch.Tensor,
+    given: Sequence[torch.Tensor],
+    made: Sequence[torch.Tensor],
+) -> None:
+    """Lets a kernel of the CPU fill ``made``, wherever the tensors lie; ``given`` is used up."""
+    places = [tensor.cpu() for tensor in made]
+    read = [tensor.cpu().numpy() for tensor in (grid.scales, grid.zeros)]
+    square = np.ascontiguousarray(matrix.cpu().numpy())
+    written = [tensor.cpu().numpy() for tensor in (*given, *places)]
+    kernel(*read, np.float32(grid.largest_code), square, *written)
+    for tensor, place in zip(made, places):
+        if tensor is not place:
+            tensor.copy_(place)

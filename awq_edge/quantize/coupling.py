@@ -67,17 +67,16 @@ def quantise(
         rounds: As in ``gptq.quantise``.
     """
     matrices = [_Matrix(*given) for given in zip(weights, moments)]
-    with gptq.one_thread(weights[0].device):
-        for part in range(_PARTS):
-            targets = [matrix.targets(part) for matrix in matrices]
-            target = torch.cat(targets)
-            if not len(target):
-                continue  # all matrices have fewer rows than parts
-            rounded, first = _rounded(target, hessian, choose_grid, rounds), 0
-            for matrix, rows in zip(matrices, targets):
-                if len(rows):
-                    matrix.take(part, rounded.rows(first, first + len(rows)))
-                first += len(rows)
+    for part in range(_PARTS):
+        targets = [matrix.targets(part) for matrix in matrices]
+        target = torch.cat(targets)
+        if not len(target):
+            continue  # all matrices have fewer rows than parts
+        rounded, first = _rounded(target, hessian, choose_grid, rounds), 0
+        for matrix, rows in zip(matrices, targets):
+            if len(rows):
+                matrix.take(part, rounded.rows(first, first + len(rows)))
+            first += len(rows)
     return [matrix.whole() for matrix in matrices]
 
 

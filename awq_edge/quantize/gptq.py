@@ -12,7 +12,6 @@ rows then lie together.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 from collections.abc import Callable, Iterator
 
@@ -205,10 +204,9 @@ def quantise(
     """
     n, k = weight.shape
     at_once = rows_at_once(k, weight.device)
-    with one_thread(weight.device):
-        for first in range(0, n, at_once):
-            rows = slice(first, min(first + at_once, n))
-            yield rounded(weight[rows], hessian, choose_grid(weight[rows], rows), rounds)
+    for first in range(0, n, at_once):
+        rows = slice(first, min(first + at_once, n))
+        yield rounded(weight[rows], hessian, choose_grid(weight[rows], rows), rounds)
 
 
 def rows_at_once(k: int, device: torch.device) -> int:
@@ -225,18 +223,6 @@ def rounded(target: torch.Tensor, hessian: Hessian, grid: Grid, rounds: int) -> 
     if rounds:
         codes = descend(codes, target, hessian, grid, 1)
     return grid.with_codes(codes)
-
-
-@contextlib.contextmanager
-def one_thread(device: torch.device) -> Iterator[None]:
-    """Small steps, one after the other: handing them out to threads costs more than it gives."""
-    threads = torch.get_num_threads()
-    if device.type == "cpu":
-        torch.set_num_threads(1)
-    try:
-        yield
-    finally:
-        torch.set_num_threads(threads)
 
 
 def compensate(target: torch.Tensor, hessian: Hessian, grid: Grid) -> torch.Tensor:
