@@ -25,7 +25,7 @@ DAMPING = 0.01
 # Weights refined together: bounds the memory. A GPU has more of it, and wants long rows.
 _WEIGHTS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
 _BLOCK = 64  # inputs rounded before the rest of the matrix hears of their errors
-_STRIP = 1024  # rows or columns of a Hessian or its factor that are copied at once
+_STRIP = 512  # rows or columns of a Hessian or its factor that are copied at once
 
 # Gives the grid of some rows, for their weights and which they are.
 ChooseGrid = Callable[[torch.Tensor, slice], Grid]
