@@ -86,7 +86,7 @@ class Packer:
         weights: dict[str, torch.Tensor],
         hessian: gptq.Hessian,
         limits: Mapping[str, torch.Tensor],
-        moments: Mapping[str, torch.Tensor],
+        moments: dict[str, torch.Tensor],
     ) -> dict[str, torch.Tensor]:
         """Packs matrices of a layer with GPTQ.
 
@@ -96,7 +96,7 @@ class Packer:
             hessian: Of this input.
             limits: Of those that are clipped, [n, groups, 2], by "attn_q" and so on.
             moments: Of the gradients by the outputs of those whose outputs make up for each
-                other's errors, [runs, outputs, outputs], by "attn_q" and so on.
+                other's errors, [runs, outputs, outputs], by "attn_q" and so on; used up.
 
         Returns:
             The weights as the runtime will see them, by the same names.
@@ -110,7 +110,7 @@ class Packer:
                     full,
                     [weights.pop(name) for name in names],
                     hessian,
-                    [moments[stem] for stem in stems],
+                    [moments.pop(stem) for stem in stems],
                 )
             else:
                 parts = self._compensated(
@@ -206,9 +206,9 @@ class Packer:
     def _coupled(
         self,
         names: Sequence[str],
-        weights: Sequence[torch.Tensor],
+        weights: list[torch.Tensor],
         hessian: gptq.Hessian,
-        moments: Sequence[torch.Tensor],
+        moments: list[torch.Tensor],
     ) -> grouped.Quantised:
         """The named matrices, all of one width, outputs making up for each other's errors."""
         choose_grid = self._grid_chooser(names, hessian, None)

@@ -6,7 +6,7 @@ and resumed finds them again. Values are kept as fp16, as the export stores them
 
 from __future__ import annotations
 
-import shutil
+import contextlib
 from collections.abc import Mapping
 from pathlib import Path
 
@@ -72,5 +72,8 @@ class ScaledWeights:
         return self._layer[1][part].astype(np.float32)
 
     def remove(self) -> None:
-        """Deletes the directory."""
-        shutil.rmtree(self._directory, ignore_errors=True)
+        """Deletes what was kept, and the directory if nothing else is in it."""
+        for path in self._directory.glob("layer.*.npz*"):
+            path.unlink()
+        with contextlib.suppress(OSError):
+            self._directory.rmdir()

@@ -1,8 +1,8 @@
 """The innermost loop of rounding: one input's weights of all rows, and then the next input's.
 
 Owns the choice between two kernels for each of two walks through a block of inputs: those of a CPU
-(``columns_numba.py``) and of a GPU (``columns_triton.py``). As steps of PyTorch a walk takes a
-hundred times as long. Where Triton does not work a GPU's blocks go to the CPU and back.
+(``columns_numba.py``) and of a GPU (``columns_triton.py``). As steps of PyTorch a walk takes
+tens of times as long. Where Triton does not work a GPU's blocks go to the CPU and back.
 Refuses to know where the block lies in its matrix: ``gptq.py`` cuts it out.
 """
 

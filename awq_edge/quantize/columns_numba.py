@@ -2,7 +2,7 @@
 
 Owns two functions on arrays. Inputs are walked one after the other, and for each of them all rows,
 which lie together: the compiler makes vectors of them. It is told neither to fuse nor to reorder,
-so every machine rounds alike.
+so these loops round alike on every machine.
 """
 
 from __future__ import annotations

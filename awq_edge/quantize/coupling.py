@@ -14,7 +14,7 @@ Refuses to choose codes: ``gptq.py`` does.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 
 import torch
 
@@ -51,22 +51,24 @@ def scaled(moments: torch.Tensor, factors: torch.Tensor) -> torch.Tensor:
 
 
 def quantise(
-    weights: Sequence[torch.Tensor],
+    weights: list[torch.Tensor],
     hessian: gptq.Hessian,
-    moments: Sequence[torch.Tensor],
+    moments: list[torch.Tensor],
     choose_grid: Callable[[torch.Tensor], Grid],
     rounds: int,
 ) -> list[grouped.Quantised]:
     """Rounds whole matrices that read the same input, together: that takes hardly more time.
 
     Args:
-        weights: float32 [n, k] each.
+        weights: float32 [n, k] each; the list is used up, and that of the moments.
         hessian: Of their input.
         moments: Of the gradients by their outputs, float32 [runs, outputs, outputs] each.
         choose_grid: Gives the grid of some rows for their targets.
         rounds: As in ``gptq.quantise``.
     """
-    matrices = [_Matrix(*given) for given in zip(weights, moments)]
+    matrices = []
+    while weights:
+        matrices.append(_Matrix(weights.pop(0), moments.pop(0)))
     for part in range(_PARTS):
         targets = [matrix.targets(part) for matrix in matrices]
         target = torch.cat(targets)

@@ -319,6 +319,11 @@ def test_scaled_weights_that_were_not_kept_are_missed(tmp_path: Path) -> None:
     scaled.complete(source)
     name = "blk.1.ffn_up.weight"
     np.testing.assert_array_equal(scaled(name), source(name).half().float().numpy())
+    foreign = tmp_path / "scaled.partial" / "thesis.txt"
+    foreign.write_text("ten years of work")
+    scaled.remove()
+    assert list(foreign.parent.iterdir()) == [foreign]
+    foreign.unlink()
     scaled.remove()
     assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
