@@ -259,9 +259,8 @@ class Walk:
         chosen = torch.linspace(0, self._blocks - 1, count).round().long().tolist()
         sample = self._processes.gathered(hidden, chosen, self._blocks)
         probe = awq.Probe(self._architecture, layer, sample, positions)
-        shown = dataclasses.replace(
-            probe, hidden=sample[: max(1, _SHOWN_TOKENS // hidden.shape[1])]
-        )
+        few = sample[: max(1, _SHOWN_TOKENS // hidden.shape[1])].clone()  # the rest goes early
+        shown = dataclasses.replace(probe, hidden=few)
         target = awq.layer_output(shown, weights)
 
         def rounding(name: str, x: torch.Tensor) -> torch.Tensor:
@@ -291,6 +290,7 @@ class Walk:
             }
         if plan.scales == "pivots":
             choices, divided = scales.search_and_fold(probe, weights, quantisers)
+        del probe, sample
         if plan.compensated:
             moments = self._moments(layer, divided)
             self._compensate_layer(layer, weights, limits, moments, hidden, after, positions)
