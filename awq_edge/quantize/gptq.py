@@ -20,8 +20,10 @@ import torch
 from awq_edge.quantize import columns, grouped
 from awq_edge.quantize.grids import Grid, to_half
 
-# Share of the mean diagonal that is added to it: the Hessian of few tokens is nearly singular.
-DAMPING = 0.01
+# Share of a typical input's mean square that is added to the diagonal: few tokens tell the Hessian.
+# The paper's 0.01 leaves novels-45m with 3 % more divergence at 4 and 2 bits, with 5 % more at 3.
+DAMPING = 0.1
+_SOLVABLE = 1e-9  # of the largest mean square: less than this is lost when float64 factorises
 # Weights refined together: bounds the memory. A GPU has more of it, and wants long rows.
 _WEIGHTS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
 _BLOCK = 64  # inputs rounded before the rest of the matrix hears of their errors
@@ -50,7 +52,7 @@ class Hessian:
         Args:
             products: Means of x_i * x_j, float64 [k, k], symmetric. Used up: the factor is computed
                 in its memory, which is the largest of a conversion.
-            damping: Share of the mean diagonal.
+            damping: Share of a typical input's mean square.
         """
         _damp(products, damping)
         damped = _lower_half(products)
@@ -92,9 +94,12 @@ def _release(used_up: torch.Tensor) -> None:
 def _damp(products: torch.Tensor, damping: float) -> None:
     """Adds to the diagonal."""
     diagonal = products.diagonal()
-    dead = diagonal <= 0
-    mean = diagonal.mean() if bool((~dead).any()) else torch.ones_like(diagonal[0])
-    diagonal += torch.where(dead, mean, mean * damping)
+    alive = diagonal > 0
+    typical = torch.ones_like(diagonal[0])
+    if bool(alive.any()):
+        # The geometric mean: of the plain one, a few large inputs could be most.
+        typical = diagonal[alive].log().mean().exp().clamp(min=_SOLVABLE * diagonal.max())
+    diagonal += torch.where(alive, typical * damping, typical)
 
 
 def _reorder(matrix: torch.Tensor, order: torch.Tensor) -> None:

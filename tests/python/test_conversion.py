@@ -312,7 +312,7 @@ def test_damaged_weights_are_named(
     directory = checkpoint()
     file = directory / "model.safetensors"
     tensors = load_file(file)
-    tensors["model.layers.1.self_attn.v_proj.weight"][3, 5] = 3e6
+    tensors["model.layers.1.self_attn.v_proj.weight"][3, 5] = 3e8
     save_file(tensors, file, {"format": "pt"})
     with pytest.raises(UnsupportedError, match=r"blk\.1\.attn_q.* or blk\.1\.attn_v.*reach"):
         convert(str(directory), tmp_path / "m", Options(calibration=text, **QUICK))

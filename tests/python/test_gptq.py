@@ -100,6 +100,25 @@ def test_compensation_of_independent_inputs_is_rounding_to_nearest() -> None:
     assert torch.equal(codes.to(torch.uint8), grouped.quantise(target, 4, G).codes)
 
 
+def test_a_few_large_inputs_do_not_hide_the_others() -> None:
+    """Damped by the plain mean of squares, the others would look independent of each other."""
+    x = inputs(100)
+    usual = gptq.DAMPING * products(x).diagonal().mean()
+    x[:, 7] *= 1000
+    added = (gptq.Hessian.of(products(x)).matrix.double() - products(x)).diagonal()
+    assert bool((added[:7] > 0.2 * usual).all())
+    assert bool((added[:7] < 2 * usual).all())
+
+
+def test_inputs_that_are_nearly_nothing_do_not_stop_the_factorisation() -> None:
+    """Twice the same inputs, and most of the others so small that damping must not be like them."""
+    x = inputs(96).repeat(1, 2)
+    x[:, 8:96] *= 1e-18
+    x[:, 104:] *= 1e-18
+    hessian = gptq.Hessian.of(products(x))
+    assert bool(torch.isfinite(hessian.upper).all())
+
+
 def test_descent_ends_where_no_single_code_can_improve() -> None:
     hessian = gptq.Hessian.of(products(inputs(40)))
     target = weight(4, 40)
