@@ -29,6 +29,7 @@ from awq_edge.quantize import (
     distributed,
     gptq,
     gradients,
+    methods,
     propagation,
     scales,
     staged,
@@ -67,6 +68,7 @@ class Walk:
         self._events = events
         self._widths = widths
         self._processes = processes
+        self._damping = methods.plan(options.method, 4).damping
         self._packer = Packer(source, options, widths, device, work)
         self._recorder = Recorder(work, device)
         self._blocks = 0  # of calibration, over all processes
@@ -242,7 +244,8 @@ class Walk:
 
         parts = ((segment, summed(batches)) for segment, batches in self._segments(hidden).items())
         empty = calibration.Products(a.hidden_size, self._device)
-        self._packer.store_head(gptq.Hessian.of(self._processes.means(parts, empty)))
+        products = self._processes.means(parts, empty)
+        self._packer.store_head(gptq.Hessian.of(products, self._damping))
 
     def _calibrated_layer(
         self,
@@ -289,7 +292,7 @@ class Walk:
                 if plan.clipped and name not in awq.NEVER_CLIPPED
             }
         if plan.scales == "pivots":
-            choices, divided = scales.search_and_fold(probe, weights, quantisers)
+            choices, divided = scales.search_and_fold(probe, weights, quantisers, plan.damping)
         del probe, sample
         if plan.compensated:
             moments = self._moments(layer, divided)
@@ -336,7 +339,7 @@ class Walk:
             names: tuple[str, ...], products: torch.Tensor
         ) -> dict[str, torch.Tensor]:
             matrices = {f"{name}.weight": weights[f"{name}.weight"] for name in names}
-            hessian = gptq.Hessian.of(products)
+            hessian = gptq.Hessian.of(products, self._damping)
             if corrections is not None:
                 matrices = corrections.targets(matrices, hessian)
             return self._packer.store_stage(layer, matrices, hessian, limits, moments)

@@ -19,10 +19,8 @@ import torch
 
 from awq_edge.quantize import columns, grouped
 from awq_edge.quantize.grids import Grid, to_half
+from awq_edge.quantize.methods import DAMPING
 
-# Share of a typical input's mean square that is added to the diagonal: few tokens tell the Hessian.
-# The paper's 0.01 leaves novels-45m with 3 % more divergence at 4 and 2 bits, with 5 % more at 3.
-DAMPING = 0.1
 _SOLVABLE = 1e-9  # of the largest mean square: less than this is lost when float64 factorises
 # Weights refined together: bounds the memory. A GPU has more of it, and wants long rows.
 _WEIGHTS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}

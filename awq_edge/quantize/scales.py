@@ -22,7 +22,7 @@ _ROWS = 512  # looked at together; a sample of so many is enough to compare scal
 
 
 def search_and_fold(
-    probe: Probe, weights: Weights, quantisers: Mapping[str, Quantiser]
+    probe: Probe, weights: Weights, quantisers: Mapping[str, Quantiser], damping: float
 ) -> tuple[dict[str, Choice], dict[str, torch.Tensor]]:
     """Finds and folds the scales of a layer's four groups of matrices.
 
@@ -30,6 +30,7 @@ def search_and_fold(
         probe: Blocks whose float inputs stand for all.
         weights: The layer's float weights; changed in place, its function is not.
         quantisers: What each matrix will be rounded with, by its name.
+        damping: Of the Hessians, as when it is rounded.
 
     Returns:
         What was chosen, by the group's name, and what matrices' outputs were divided by, by theirs.
@@ -44,7 +45,7 @@ def search_and_fold(
     def found(
         names: tuple[str, ...], heads: tuple[int, int] | None = None
     ) -> tuple[Choice, torch.Tensor]:
-        costs = _costs(inputs.pop(awq.INPUT_OF[names[0]]))
+        costs = _costs(inputs.pop(awq.INPUT_OF[names[0]]), damping)
         weight = torch.cat([weights[f"{name}.weight"] for name in names])
         return search(weight, costs, quantisers[names[0]], heads)
 
@@ -63,11 +64,11 @@ def search_and_fold(
     return choices, awq.output_factors(a, folded)
 
 
-def _costs(x: torch.Tensor) -> torch.Tensor:
+def _costs(x: torch.Tensor, damping: float) -> torch.Tensor:
     """What a square error of each input costs, [k], for inputs [.., k]."""
     products = Products(x.shape[-1], x.device)
     products.add(x)
-    return gptq.conditional(products.means())
+    return gptq.conditional(products.means(), damping)
 
 
 def _relative_sizes(weight: torch.Tensor, group_size: int) -> torch.Tensor:

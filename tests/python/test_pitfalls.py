@@ -55,7 +55,7 @@ def test_value_to_output_fold_under_grouped_query_attention(repeats: int) -> Non
     before = awq.layer_output(probe, weights)
     quantisers = dict.fromkeys(torch_decoder.LINEARS, awq.Quantiser(3, 32))
     original = weights["attn_output.weight"].clone()
-    scales.search_and_fold(probe, weights, quantisers)
+    scales.search_and_fold(probe, weights, quantisers, 0.1)
     assert not torch.equal(weights["attn_output.weight"], original)
     torch.testing.assert_close(awq.layer_output(probe, weights), before, rtol=1e-3, atol=1e-3)
 
