@@ -20,7 +20,7 @@ from awq_edge.conversion.report import Events
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.float_model import FloatModel
 from awq_edge.quantities import size_text
-from awq_edge.quantize import awq, budget, sensitivity
+from awq_edge.quantize import awq, budget, methods, sensitivity
 
 
 def choose(
@@ -76,7 +76,8 @@ def choose(
         fixed = tables
     assert blocks is not None
     events.message("Measuring what every width of every matrix costs in accuracy …")
-    harms = sensitivity.measure(source, blocks, groups, device)
+    damping = methods.plan(options.method, 4).damping
+    harms = sensitivity.measure(source, blocks, groups, device, damping)
     if options.size is None:
         # Codes alone count: a width of 3.5 bits means the same whatever the group size.
         for name in names:

@@ -45,7 +45,11 @@ def rounded(
 
 @torch.inference_mode()
 def measure(
-    source: FloatModel, blocks: torch.Tensor, groups: Mapping[int, int], device: torch.device
+    source: FloatModel,
+    blocks: torch.Tensor,
+    groups: Mapping[int, int],
+    device: torch.device,
+    damping: float,
 ) -> Harms:
     """The divergence (mean over tokens, nats) that each width of each matrix causes alone.
 
@@ -54,6 +58,7 @@ def measure(
         blocks: Calibration tokens, int64 [b, t].
         groups: The widths to measure, with their group sizes.
         device: Where to compute.
+        damping: Of the Hessians, as in the conversion.
 
     Returns:
         By the matrix's name and its bits.
@@ -75,7 +80,7 @@ def measure(
     for layer in range(a.layers):
         weights = source.layer(layer, device)
         probe = awq.Probe(a, layer, states[0], positions)
-        harms, disturbed = _layer_harms(probe, weights, groups)
+        harms, disturbed = _layer_harms(probe, weights, groups, damping)
         local.update({f"blk.{layer}.{name}.weight": harm for name, harm in harms.items()})
         reference.append(sum(harm[_LAYER_BITS] for harm in harms.values()))
         linear = torch_decoder.plain_linear(weights)
@@ -86,11 +91,11 @@ def measure(
         states.append(disturbed)
     norm = source("output_norm.weight", device)
     ends = [torch_decoder.rms_norm(state, norm, a.norm_epsilon).flatten(0, 1) for state in states]
-    return _shared_out(source, local, reference, ends, groups)
+    return _shared_out(source, local, reference, ends, groups, damping)
 
 
 def _layer_harms(
-    probe: awq.Probe, weights: awq.Weights, groups: Mapping[int, int]
+    probe: awq.Probe, weights: awq.Weights, groups: Mapping[int, int], damping: float
 ) -> tuple[Harms, torch.Tensor]:
     """Each matrix's harm to the layer's output, and the output with all of them rounded."""
     inputs = awq.record_inputs(probe, weights)
@@ -101,7 +106,7 @@ def _layer_harms(
     for name in LINEARS:
         products = Products(weights[f"{name}.weight"].shape[1], probe.hidden.device)
         products.add(inputs[awq.INPUT_OF[name]])
-        hessian = gptq.Hessian.of(products.means())
+        hessian = gptq.Hessian.of(products.means(), damping)
         harms[name] = {}
         for bits, group_size in {_LAYER_BITS: groups.get(_LAYER_BITS, 128), **groups}.items():
             alone = rounded(weights[f"{name}.weight"], hessian, bits, group_size)
@@ -118,6 +123,7 @@ def _shared_out(
     reference: list[float],
     ends: list[torch.Tensor],
     groups: Mapping[int, int],
+    damping: float,
 ) -> Harms:
     """Turns harms inside layers into divergences of the model's predictions."""
     tied = source.architecture.tied_head
@@ -132,7 +138,7 @@ def _shared_out(
         harms[matrix] = {bits: harm * unit for bits, harm in by_bits.items() if bits in groups}
     products = Products(head.shape[1], head.device)
     products.add(ends[0])
-    hessian = None if tied else gptq.Hessian.of(products.means())
+    hessian = None if tied else gptq.Hessian.of(products.means(), damping)
     for bits, group_size in groups.items():
         logits = _log_probabilities(ends[0], rounded(head, hessian, bits, group_size))
         harms.setdefault(name, {}).setdefault(bits, 0.0)
