@@ -173,6 +173,23 @@ const float* need_vector(const GgufFile& file, const std::string& name, uint64_t
     return tensor.floats;
 }
 
+// Frequencies beyond what the reduction of an angle can resolve (FORMAT.md says why).
+const float* need_frequencies(const GgufFile& file, const Architecture& a) {
+    constexpr const char* kName = "rope.inverse_frequencies";
+    const float* frequencies = need_vector(file, kName, a.head_size / 2);
+    const float most = std::fmax(1.0f, 0x1p22f / static_cast<float>(a.context_length));
+    for (uint32_t i = 0; i < a.head_size / 2; ++i) {
+        if (std::fabs(frequencies[i]) > most) {
+            fail(AWQE_FILE_INVALID,
+                 "tensor %s holds %g at index %u; with a context of %u the largest magnitude "
+                 "allowed is %g",
+                 kName, static_cast<double>(frequencies[i]), i, a.context_length,
+                 static_cast<double>(most));
+        }
+    }
+    return frequencies;
+}
+
 PackedMatrix need_matrix(const GgufFile& file, const std::string& name, uint64_t rows,
                          uint64_t columns) {
     const Tensor& tensor = need_tensor(file, name);
@@ -257,7 +274,7 @@ Model::Model(std::unique_ptr<MappedFile> mapping, const uint8_t* bytes, size_t s
         head_ = {need_matrix(file_, "output.weight", a.vocabulary_size, a.hidden_size), nullptr};
     }
     output_norm_ = need_vector(file_, "output_norm.weight", a.hidden_size);
-    inverse_frequencies_ = need_vector(file_, "rope.inverse_frequencies", a.head_size / 2);
+    inverse_frequencies_ = need_frequencies(file_, a);
     for (uint32_t i = 0; i < a.layers; ++i) layers_.push_back(read_layer(file_, a, i));
 }
 

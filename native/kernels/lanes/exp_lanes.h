@@ -21,7 +21,8 @@ inline Lanes exp(Lanes x) {
     p = fma(p, r, broadcast(0x1p-1f));
     p = fma(p, r, broadcast(1.0f));
     p = fma(p, r, broadcast(1.0f));
-    return zero_where_less(mul(p, power_of_two(shifted)), x, limit);
+    // x * 0 adds nothing to a number, and makes NaN of what is not finite.
+    return fma(x, zero(), zero_where_less(mul(p, power_of_two(shifted)), x, limit));
 }
 
 }  // namespace

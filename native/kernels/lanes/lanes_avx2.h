@@ -97,10 +97,6 @@ struct IntLanes {
 [[maybe_unused]] inline Lanes min(Lanes a, Lanes b) {
     return {_mm256_min_ps(a.low, b.low), _mm256_min_ps(a.high, b.high)};
 }
-[[maybe_unused]] inline Lanes abs(Lanes a) {
-    const __m256 sign = _mm256_set1_ps(-0.0f);
-    return {_mm256_andnot_ps(sign, a.low), _mm256_andnot_ps(sign, a.high)};
-}
 [[maybe_unused]] inline Lanes negate(Lanes a) {
     const __m256 sign = _mm256_set1_ps(-0.0f);
     return {_mm256_xor_ps(sign, a.low), _mm256_xor_ps(sign, a.high)};
@@ -145,6 +141,21 @@ struct IntLanes {
 }
 [[maybe_unused]] inline IntLanes int_add(IntLanes a, IntLanes b) {
     return {_mm256_add_epi32(a.low, b.low), _mm256_add_epi32(a.high, b.high)};
+}
+[[maybe_unused]] inline IntLanes magnitude_bits(Lanes v) {
+    const __m256i all_but_sign = _mm256_set1_epi32(0x7fffffff);
+    return {_mm256_and_si256(_mm256_castps_si256(v.low), all_but_sign),
+            _mm256_and_si256(_mm256_castps_si256(v.high), all_but_sign)};
+}
+[[maybe_unused]] inline IntLanes int_max(IntLanes a, IntLanes b) {
+    return {_mm256_max_epi32(a.low, b.low), _mm256_max_epi32(a.high, b.high)};
+}
+[[maybe_unused]] inline int32_t int_largest(IntLanes v) {
+    const __m256i eight = _mm256_max_epi32(v.low, v.high);
+    const __m128i four =
+        _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 [[maybe_unused]] inline int32_t int_sum(IntLanes v) {
     const __m256i eight = _mm256_add_epi32(v.low, v.high);

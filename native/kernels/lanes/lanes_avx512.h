@@ -65,7 +65,6 @@ struct IntLanes {
 }
 [[maybe_unused]] inline Lanes max(Lanes a, Lanes b) { return {_mm512_max_ps(a.v, b.v)}; }
 [[maybe_unused]] inline Lanes min(Lanes a, Lanes b) { return {_mm512_min_ps(a.v, b.v)}; }
-[[maybe_unused]] inline Lanes abs(Lanes a) { return {_mm512_abs_ps(a.v)}; }
 [[maybe_unused]] inline Lanes negate(Lanes a) {
     return {_mm512_xor_ps(a.v, _mm512_set1_ps(-0.0f))};
 }
@@ -110,6 +109,20 @@ struct IntLanes {
 [[maybe_unused]] inline IntLanes int_zero() { return {_mm512_setzero_si512()}; }
 [[maybe_unused]] inline IntLanes int_add(IntLanes a, IntLanes b) {
     return {_mm512_add_epi32(a.v, b.v)};
+}
+[[maybe_unused]] inline IntLanes magnitude_bits(Lanes a) {
+    return {_mm512_and_si512(_mm512_castps_si512(a.v), _mm512_set1_epi32(0x7fffffff))};
+}
+[[maybe_unused]] inline IntLanes int_max(IntLanes a, IntLanes b) {
+    return {_mm512_max_epi32(a.v, b.v)};
+}
+[[maybe_unused]] inline int32_t int_largest(IntLanes a) {
+    const __m256i eight =
+        _mm256_max_epi32(_mm512_castsi512_si256(a.v), _mm512_extracti64x4_epi64(a.v, 1));
+    const __m128i four =
+        _mm_max_epi32(_mm256_castsi256_si128(eight), _mm256_extracti128_si256(eight, 1));
+    const __m128i two = _mm_max_epi32(four, _mm_shuffle_epi32(four, 0x4e));
+    return _mm_cvtsi128_si32(_mm_max_epi32(two, _mm_shuffle_epi32(two, 0xb1)));
 }
 [[maybe_unused]] inline int32_t int_sum(IntLanes a) {
     const __m256i eight =

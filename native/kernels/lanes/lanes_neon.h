@@ -145,11 +145,6 @@ struct IntLanes {
     for (int i = 0; i < 4; ++i) v.q[i] = vminnmq_f32(a.q[i], b.q[i]);
     return v;
 }
-[[maybe_unused]] inline Lanes abs(Lanes a) {
-    Lanes v;
-    for (int i = 0; i < 4; ++i) v.q[i] = vabsq_f32(a.q[i]);
-    return v;
-}
 [[maybe_unused]] inline Lanes negate(Lanes a) {
     Lanes v;
     for (int i = 0; i < 4; ++i) v.q[i] = vnegq_f32(a.q[i]);
@@ -203,6 +198,19 @@ struct IntLanes {
     IntLanes v;
     for (int i = 0; i < 4; ++i) v.q[i] = vaddq_s32(a.q[i], b.q[i]);
     return v;
+}
+[[maybe_unused]] inline IntLanes magnitude_bits(Lanes a) {
+    IntLanes v;
+    for (int i = 0; i < 4; ++i) v.q[i] = vreinterpretq_s32_f32(vabsq_f32(a.q[i]));
+    return v;
+}
+[[maybe_unused]] inline IntLanes int_max(IntLanes a, IntLanes b) {
+    IntLanes v;
+    for (int i = 0; i < 4; ++i) v.q[i] = vmaxq_s32(a.q[i], b.q[i]);
+    return v;
+}
+[[maybe_unused]] inline int32_t int_largest(IntLanes v) {
+    return vmaxvq_s32(vmaxq_s32(vmaxq_s32(v.q[0], v.q[1]), vmaxq_s32(v.q[2], v.q[3])));
 }
 [[maybe_unused]] inline int32_t int_sum(IntLanes v) {
     return vaddvq_s32(vaddq_s32(vaddq_s32(v.q[0], v.q[1]), vaddq_s32(v.q[2], v.q[3])));

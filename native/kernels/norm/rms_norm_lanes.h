@@ -15,8 +15,9 @@ inline void rms_norm_lanes(const float* x, const float* weight, size_t n, float 
         const Lanes rest = load_first(x + whole, n - whole);
         squares = fma(rest, rest, squares);
     }
-    const float mean = sum(squares) / (float)n;
-    const Lanes inverse = broadcast(1.0f / sqrtf(mean + epsilon));
+    const float square = sum(squares) / (float)n + epsilon;
+    // square * 0 makes NaN of a sum that has overflowed, and changes nothing otherwise.
+    const Lanes inverse = broadcast(fmaf(square, 0.0f, 1.0f / sqrtf(square)));
     for (size_t i = 0; i < whole; i += 16) {
         store(y + i, mul(mul(load(x + i), inverse), load(weight + i)));
     }

@@ -17,12 +17,18 @@ inline void quantize_act_lanes(const float* x, size_t k, size_t group_size,
     for (size_t begin = 0, group = 0; begin < k; begin += group_size, ++group) {
         const size_t end = begin + group_size < k ? begin + group_size : k;
         const size_t whole = begin + (end - begin) / 16 * 16;
-        Lanes magnitudes = zero();
-        for (size_t i = begin; i < whole; i += 16) magnitudes = max(abs(load(x + i)), magnitudes);
-        if (whole < end) magnitudes = max(abs(load_first(x + whole, end - whole)), magnitudes);
-        const float amplitude = largest(magnitudes);
-        if (amplitude < 0x1p-100f) {
-            scales[group] = 0.0f;
+        IntLanes magnitudes = int_zero();
+        for (size_t i = begin; i < whole; i += 16) {
+            magnitudes = int_max(magnitudes, magnitude_bits(load(x + i)));
+        }
+        if (whole < end) {
+            magnitudes = int_max(magnitudes, magnitude_bits(load_first(x + whole, end - whole)));
+        }
+        const int32_t bits = int_largest(magnitudes);
+        float amplitude;
+        memcpy(&amplitude, &bits, sizeof(amplitude));
+        if (bits < kSmallestBits || bits >= kInfinityBits) {
+            scales[group] = bits < kSmallestBits ? 0.0f : __builtin_nanf("");
             sums[group] = 0;
             memset(codes + begin, 0, end - begin);
             continue;

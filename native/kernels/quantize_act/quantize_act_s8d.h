@@ -7,7 +7,13 @@
 
 namespace awqe {
 
-// m rows of k activations quantised in groups of g: x = scale * code, code in -127 ... 127.
+// Bits of the smallest magnitude that a code is made of, and of infinity: magnitudes are compared
+// as integers, in which infinity and NaN stand above every number and lose no comparison.
+constexpr int32_t kSmallestBits = 0x0d800000;  // 2^-100
+constexpr int32_t kInfinityBits = 0x7f800000;
+
+// m rows of k activations quantised in groups of g: x = scale * code, code in -127 ... 127. A group
+// that holds a number which is not finite has the scale NaN and zeros as codes.
 struct QuantizedRows {
     int8_t* codes;        // [m, code_stride]; zero from k up to code_stride; 64-byte aligned for
                           // products, while the quantiser itself needs no alignment

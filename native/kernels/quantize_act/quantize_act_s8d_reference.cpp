@@ -8,8 +8,7 @@ namespace awqe {
 namespace {
 
 // To the nearest integer, ties to even, for |x| < 2^22: 1.5 * 2^23 leaves no bit for a fraction,
-// and the low bits of the sum are the integer. Any other input gives some number and no undefined
-// conversion.
+// and the low bits of the sum are the integer.
 int32_t round_to_int(float x) {
     const float shifted = x + 0x1.8p+23f;
     uint32_t bits;
@@ -26,17 +25,22 @@ void quantize_act_s8d_reference(const float* x, size_t k, size_t group_size,
     int32_t* sums = out->sums + row * out->group_stride;
     for (size_t begin = 0, group = 0; begin < k; begin += group_size, ++group) {
         const size_t end = begin + group_size < k ? begin + group_size : k;
-        float largest = 0.0f;
+        int32_t largest_bits = 0;
         for (size_t i = begin; i < end; ++i) {
-            const float absolute = x[i] < 0.0f ? -x[i] : x[i];
-            if (absolute > largest) largest = absolute;
+            int32_t bits;
+            memcpy(&bits, &x[i], sizeof(bits));
+            bits &= 0x7fffffff;
+            if (bits > largest_bits) largest_bits = bits;
         }
-        const bool zero = largest < 0x1p-100f;
-        scales[group] = zero ? 0.0f : largest / 127.0f;
+        float largest;
+        memcpy(&largest, &largest_bits, sizeof(largest));
+        const bool zero = largest_bits < kSmallestBits;
+        const bool finite = largest_bits < kInfinityBits;
+        scales[group] = zero ? 0.0f : finite ? largest / 127.0f : __builtin_nanf("");
         const float inverse = zero ? 0.0f : 127.0f / largest;
         int32_t sum = 0;
         for (size_t i = begin; i < end; ++i) {
-            codes[i] = (int8_t)round_to_int(x[i] * inverse);
+            codes[i] = finite ? (int8_t)round_to_int(x[i] * inverse) : (int8_t)0;
             sum += codes[i];
         }
         sums[group] = sum;

@@ -8,7 +8,9 @@
 namespace awqe {
 
 static inline float exp_scalar(float x) {
-    if (x < -87.0f) return 0.0f;
+    // +0 for a number, whose sum with a result changes no bit; NaN for what is not finite.
+    const float nothing = x * 0.0f + 0.0f;
+    if (x < -87.0f) return nothing;
     if (x > 88.0f) x = 88.0f;
     // n = x / ln 2 to the nearest even integer: 1.5 * 2^23 leaves no bit for a fraction.
     const float shifted = x * 0x1.715476p+0f + 0x1.8p+23f;
@@ -28,7 +30,7 @@ static inline float exp_scalar(float x) {
     const uint32_t power_bits = (shifted_bits + 127) << 23;
     float power;
     memcpy(&power, &power_bits, sizeof(power));
-    return p * power;
+    return p * power + nothing;
 }
 
 }  // namespace awqe

@@ -401,6 +401,24 @@ TEST(rule_11_every_required_tensor) {
     }
 }
 
+TEST(rule_11_frequencies_have_a_bound) {
+    const auto with = [](uint32_t context, float frequency) {
+        return broken([&](FileSpec& f) {
+            f.set_u32("awq_edge.decoder.context_length", context);
+            f.set_floats("rope.inverse_frequencies", {0.5f, frequency});
+        });
+    };
+    // 2^22 over the context length, and never less than 1.
+    check_accepted(with(64, 65536.0f));
+    check_accepted(with(64, -65536.0f));
+    check_accepted(with(1u << 24, -1.0f));
+    check_refused(with(64, 65537.0f),
+                  "tensor rope.inverse_frequencies holds 65537 at index 1; with a context of 64 "
+                  "the largest magnitude allowed is 65536");
+    check_refused(with(64, -3e38f), "tensor rope.inverse_frequencies holds -3e+38 at index 1");
+    check_refused(with(1u << 24, 1.25f), "the largest magnitude allowed is 1");
+}
+
 TEST(rule_11_flags_agree_with_tensors) {
     check_refused(broken([](FileSpec& f) { f.set_matrix("output.weight", 5, 8); }),
                   "there is a tensor output.weight, although awq_edge.decoder.tied_head is true");

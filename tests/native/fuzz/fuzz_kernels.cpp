@@ -4,8 +4,8 @@
 //   build/fuzz/tests/native/fuzz_kernels -len_control=0 -max_len=64    libFuzzer (`fuzz` preset)
 //   fuzz_kernels_loop CASES [SEED]       plain, on every machine, by ctest
 //
-// All numbers are finite and small enough for no sum to overflow: that is what the kernels promise
-// to be equal for (native/ARITHMETIC.md, section 1).
+// Numbers of every size, infinities and NaN among them: results are equal bits, or NaN in both
+// (native/ARITHMETIC.md, section 1).
 #include <algorithm>
 #include <cmath>
 #include <cstdint>
@@ -53,10 +53,17 @@ class Choices {
 // Numbers of several kinds; which of them occur is chosen once.
 class Numbers {
   public:
-    Numbers(Choices& choices, int largest_exponent)
-        : kinds_(choices.byte()), largest_exponent_(largest_exponent), random_(choices.seed()) {}
+    explicit Numbers(Choices& choices)
+        : kinds_(choices.byte() | choices.byte() << 8),
+          largest_exponent_(static_cast<int>(choices.byte() % 128)),
+          random_(choices.seed()) {}
 
     float next() {
+        // What is not finite spoils everything that it meets: seldom.
+        static const float spoilers[] = {INFINITY, -INFINITY, NAN};
+        if ((kinds_ >> 8 & 7) == 7 && random_.integer(0, 999) == 0) {
+            return spoilers[random_.integer(0, 2)];
+        }
         const int kind = random_.integer(0, 15);
         if (kind >= 8 || (kinds_ >> kind & 1) == 0) return random_.real(1.0f);
         switch (kind) {
@@ -89,6 +96,18 @@ class Numbers {
     Random random_;
 };
 
+template <class T>
+bool same(T a, T b) {
+    return std::memcmp(&a, &b, sizeof(T)) == 0;
+}
+bool same(float a, float b) {
+    return std::memcmp(&a, &b, sizeof(float)) == 0 || (std::isnan(a) && std::isnan(b));
+}
+// A half that is NaN may be any NaN, as the float that it is made of.
+bool same(uint16_t a, uint16_t b) {
+    return a == b || ((a & 0x7fff) > 0x7c00 && (b & 0x7fff) > 0x7c00);
+}
+
 // Runs `compute(table, out)` for every table; all must leave `out` as the reference does.
 template <class T, class Compute>
 void compare(const std::string& what, size_t count, const Compute& compute) {
@@ -99,7 +118,8 @@ void compare(const std::string& what, size_t count, const Compute& compute) {
         compute(*table, out.data());
         if (std::memcmp(out.data(), expected.data(), count * sizeof(T)) == 0) continue;
         size_t i = 0;
-        while (std::memcmp(out.data() + i, expected.data() + i, sizeof(T)) == 0) ++i;
+        while (i < count && same(out[i], expected[i])) ++i;
+        if (i == count) continue;
         std::fprintf(stderr, "%s: %s: element %zu is %.9g, the reference gives %.9g\n", table->name,
                      what.c_str(), i, static_cast<double>(out[i]),
                      static_cast<double>(expected[i]));
@@ -132,9 +152,16 @@ void multiply(Choices& choices) {
     size_t end = std::min(n, (choices.number(begin, n) + 3) / 4 * 4);
     const bool extreme = choices.coin();
     const size_t stride = n + choices.number(0, 3);
-    const TestMatrix w(n, k, bits, g, fill, choices.seed());
+    TestMatrix w(n, k, bits, g, fill, choices.seed());
+    if (choices.byte() % 8 == 0) {  // a scale of the matrix that is not finite
+        const uint16_t half = static_cast<uint16_t>(0x7c00 | choices.byte() << 8 | choices.byte());
+        const size_t row = choices.number(0, n - 1);
+        const size_t group = choices.number(0, w.groups - 1);
+        std::memcpy(w.blocks.data() + row / 4 * w.packed.block_bytes + 2 * (group * 4 + row % 4),
+                    &half, sizeof(half));
+    }
     TestActivations x(m, k, g, extreme, choices.seed());
-    Numbers scales(choices, 60);
+    Numbers scales(choices);
     if (choices.coin()) {
         for (size_t i = 0; i < x.scales.size(); ++i) x.scales[i] = std::fabs(scales.next());
     }
@@ -155,7 +182,7 @@ void quantize(Choices& choices) {
     const size_t g = choices.coin() ? size_t{32} << choices.byte() % 3 : choices.number(1, 256);
     const size_t padded = (k + 63) / 64 * 64;
     const size_t groups = (k + g - 1) / g;
-    Numbers numbers(choices, 126);
+    Numbers numbers(choices);
     GuardedBuffer<float> x(k);
     numbers.fill(x.data(), k);
     // Codes, scales and sums behind each other.
@@ -175,7 +202,7 @@ void quantize(Choices& choices) {
 
 void normalize(Choices& choices) {
     const size_t n = width(choices);
-    Numbers numbers(choices, 50);
+    Numbers numbers(choices);
     GuardedBuffer<float> x(n);
     GuardedBuffer<float> weight(n);
     numbers.fill(x.data(), n);
@@ -191,7 +218,7 @@ void normalize(Choices& choices) {
 
 void gate(Choices& choices) {
     const size_t n = width(choices);
-    Numbers numbers(choices, 60);
+    Numbers numbers(choices);
     GuardedBuffer<float> gates(n);
     GuardedBuffer<float> up(n);
     numbers.fill(gates.data(), n);
@@ -210,7 +237,7 @@ void rotate(Choices& choices) {
     const size_t heads = choices.number(1, 9);
     const size_t half = choices.number(1, 128);
     const size_t position = choices.number(0, 65535);
-    Numbers numbers(choices, 60);
+    Numbers numbers(choices);
     std::vector<float> frequencies(half);
     for (float& f : frequencies) f = std::fabs(numbers.random().real(1.0f));
     GuardedBuffer<float> cosines(half);
@@ -227,7 +254,7 @@ void rotate(Choices& choices) {
 
 void store_halves(Choices& choices) {
     const size_t n = width(choices);
-    Numbers numbers(choices, 18);
+    Numbers numbers(choices);
     GuardedBuffer<float> x(n);
     numbers.fill(x.data(), n);
     compare<uint16_t>(
@@ -245,21 +272,23 @@ void attend(Choices& choices) {
     const size_t ring = is_ring ? chunks * kAttentionChunk : end;
     const size_t begin = choices.number(end > ring ? end - ring : 0, end - 1);
     const size_t stride = d + choices.number(0, 9);
-    Numbers numbers(choices, 10);
+    Numbers numbers(choices);
     GuardedBuffer<float> queries(count * d);
     numbers.fill(queries.data(), queries.size());
     const std::string shape = text("%zu queries of %zu, positions %zu to %zu, ring %zu, stride %zu",
                                    count, d, begin, end, ring, stride);
     const size_t elements = (ring - 1) * stride + d;
     Random& random = numbers.random();
+    const bool any_half = choices.byte() % 8 == 0;
     if (choices.coin()) {
         GuardedBuffer<uint16_t> keys(elements);
         GuardedBuffer<uint16_t> values(elements);
         for (GuardedBuffer<uint16_t>* cache : {&keys, &values}) {
             for (size_t i = 0; i < elements; ++i) {
-                // Any finite half below 2^8, subnormal ones included.
+                // Any finite half below 2^8, subnormal ones included; or any half at all.
+                const uint32_t past = any_half && random.integer(0, 99) == 0 ? 0x8000 : 0x5c00;
                 (*cache)[i] =
-                    static_cast<uint16_t>((random.bits() & 0x8000) | random.bits() % 0x5c00);
+                    static_cast<uint16_t>((random.bits() & 0x8000) | random.bits() % past);
             }
         }
         const CacheF16 cache = {keys.data(), values.data(), stride, ring};
@@ -277,7 +306,13 @@ void attend(Choices& choices) {
     }
     GuardedBuffer<float> key_scales(ring);
     GuardedBuffer<float> value_scales(ring);
+    const bool any_scale = choices.byte() % 8 == 0;
     for (size_t t = 0; t < ring; ++t) {
+        if (any_scale) {
+            key_scales[t] = std::fabs(numbers.next());
+            value_scales[t] = std::fabs(numbers.next());
+            continue;
+        }
         key_scales[t] = random.integer(0, 9) == 0 ? 0.0f : std::fabs(random.real(0.1f));
         value_scales[t] = random.integer(0, 9) == 0 ? 0.0f : std::fabs(random.real(0.1f));
     }

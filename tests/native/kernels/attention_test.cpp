@@ -211,6 +211,63 @@ TEST(every_table_gives_the_bits_of_the_reference) {
     compare_with_the_reference<S8>();
 }
 
+// One key, value or query that is not finite, at every place that a chunk treats in its own way.
+void check_fp16(float bad, size_t at, size_t end) {
+    Case<F16> c(5, 30, 3, end, 3.0f, at);
+    const uint16_t half = std::isnan(bad) ? 0x7e00 : bad > 0 ? 0x7c00 : 0xfc00;
+    const auto outputs = [&](const KernelTable& table) {
+        GuardedBuffer<float> out(c.count * c.head_size);
+        c.run(table, out.data());
+        return out;
+    };
+    for (const int what : {0, 1, 2}) {
+        const uint16_t key = c.keys[at * c.stride + 7];
+        const uint16_t value = c.values[at * c.stride + 7];
+        const float query = c.queries[2 * c.head_size + 7];
+        if (what == 0) c.keys[at * c.stride + 7] = half;
+        if (what == 1) c.values[at * c.stride + 7] = half;
+        if (what == 2) c.queries[2 * c.head_size + 7] = bad;
+        const GuardedBuffer<float> expected = outputs(reference_table());
+        for (const KernelTable* table : runnable_tables()) {
+            const GuardedBuffer<float> out = outputs(*table);
+            check_same_values(out.data(), expected.data(), out.size(), table->name);
+            for (size_t i = 0; i < out.size(); ++i) {
+                const size_t q = i / c.head_size;
+                const bool touched =
+                    what == 0 || (what == 1 && i % c.head_size == 7) || (what == 2 && q == 2);
+                CHECK_EQUAL(std::isfinite(out[i]), !touched);
+            }
+        }
+        c.keys[at * c.stride + 7] = key;
+        c.values[at * c.stride + 7] = value;
+        c.queries[2 * c.head_size + 7] = query;
+    }
+}
+
+TEST(what_is_not_finite_in_a_cache_stays_so) {
+    for (const float bad : {INFINITY, -INFINITY, NAN}) {
+        for (const size_t end : {40, 64, 150}) {
+            for (const size_t at : {3, 4, 39, 63, 64, 100, 149}) {
+                if (at < end) check_fp16(bad, at, end);
+            }
+        }
+    }
+}
+
+TEST(a_position_without_a_scale_leaves_no_number) {
+    for (const bool of_key : {true, false}) {
+        for (const size_t at : {0, 1, 63, 64, 99}) {
+            Case<S8> c(5, 30, 0, 100, 3.0f, at);
+            (of_key ? c.key_scales : c.value_scales)[at] = NAN;
+            for (const KernelTable* table : runnable_tables()) {
+                GuardedBuffer<float> out(c.count * c.head_size);
+                c.run(*table, out.data());
+                for (size_t i = 0; i < out.size(); ++i) CHECK(std::isnan(out[i]));
+            }
+        }
+    }
+}
+
 template <class Kind>
 void compare_ring_with_straight_rows() {
     for (const KernelTable* table : runnable_tables()) {

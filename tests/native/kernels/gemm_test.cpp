@@ -107,6 +107,28 @@ TEST(a_range_of_rows_is_written_alone) {
     }
 }
 
+TEST(a_token_without_a_scale_has_no_results_and_its_neighbours_have_theirs) {
+    for (const int bits : bit_widths()) {
+        for (const size_t m : token_counts()) {
+            const TestMatrix w(21, 200, bits, 64, Fill::kRandom, m);
+            TestActivations x(m, 200, 64, false, m + 1);
+            const size_t token = m / 2;
+            std::memset(x.codes.data() + token * x.rows.code_stride + 64, 0, 64);
+            x.sums[token * x.groups + 1] = 0;
+            x.scales[token * x.groups + 1] = NAN;
+            const GuardedBuffer<float> expected = token_by_token(w, bits, x);
+            for (const KernelTable* table : runnable_tables()) {
+                GuardedBuffer<float> y(m * w.rows);
+                table->gemm[bits](&w.packed, &x.rows, m, y.data(), w.rows, 0, w.rows);
+                check_same_values(y.data(), expected.data(), y.size(), table->name);
+                for (size_t i = 0; i < y.size(); ++i) {
+                    CHECK_EQUAL(std::isnan(y[i]), i / w.rows == token);
+                }
+            }
+        }
+    }
+}
+
 }  // namespace
 }  // namespace awqe::test
 

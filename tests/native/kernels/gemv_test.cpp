@@ -95,6 +95,53 @@ TEST(a_range_of_rows_is_computed_alone) {
     }
 }
 
+TEST(a_scale_that_is_no_number_leaves_none) {
+    for (const int bits : bit_widths()) {
+        for (const size_t group_size : group_sizes()) {
+            TestMatrix w(10, 300, bits, group_size, Fill::kRandom, 5);
+            const size_t last = w.groups - 1;
+            TestActivations x(1, 300, group_size, false, 6);
+            x.scales[0] = 0.0f;  // times infinity is NaN
+            for (const size_t group : {size_t{0}, last}) {
+                for (const uint16_t half : {0x7c00, 0xfc00, 0x7e00, 0xfe01}) {
+                    // Rows 1 and 9; the second stands in the last block, which is not whole.
+                    uint16_t before[2];
+                    for (const size_t i : {0, 1}) {
+                        uint8_t* scale =
+                            w.blocks.data() + 2 * i * w.packed.block_bytes + 2 * (group * 4 + 1);
+                        std::memcpy(&before[i], scale, sizeof(half));
+                        std::memcpy(scale, &half, sizeof(half));
+                    }
+                    GuardedBuffer<float> expected(w.rows);
+                    reference_table().gemv[bits](&w.packed, &x.rows, expected.data(), 0, w.rows);
+                    for (const KernelTable* table : runnable_tables()) {
+                        GuardedBuffer<float> y(w.rows);
+                        table->gemv[bits](&w.packed, &x.rows, y.data(), 0, w.rows);
+                        check_same_values(y.data(), expected.data(), w.rows, table->name);
+                        for (size_t row = 0; row < w.rows; ++row) {
+                            CHECK_EQUAL(std::isfinite(y[row]), row != 1 && row != 9);
+                        }
+                    }
+                    for (const size_t i : {0, 1}) {
+                        std::memcpy(
+                            w.blocks.data() + 2 * i * w.packed.block_bytes + 2 * (group * 4 + 1),
+                            &before[i], sizeof(half));
+                    }
+                }
+            }
+            // A group of activations without a scale reaches every row.
+            std::memset(x.codes.data(), 0, group_size);
+            x.sums[0] = 0;
+            x.scales[0] = NAN;
+            for (const KernelTable* table : runnable_tables()) {
+                GuardedBuffer<float> y(w.rows);
+                table->gemv[bits](&w.packed, &x.rows, y.data(), 0, w.rows);
+                for (size_t row = 0; row < w.rows; ++row) CHECK(std::isnan(y[row]));
+            }
+        }
+    }
+}
+
 }  // namespace
 }  // namespace awqe::test
 

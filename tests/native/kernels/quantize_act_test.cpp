@@ -1,6 +1,8 @@
 // The activation quantiser: the reference against its definition in float64, every table against
 // the reference by ==.
+#include <bit>
 #include <cmath>
+#include <cstring>
 
 #include "tests/native/support/check.h"
 #include "tests/native/support/guarded_buffer.h"
@@ -130,14 +132,42 @@ TEST(a_row_is_written_at_its_place) {
     }
 }
 
-TEST(infinities_and_nan_stay_inside_the_buffers) {
+TEST(what_is_not_finite_makes_its_group_nan_and_no_other) {
+    constexpr uint32_t kNan = 0x7fc00000;
+    const float negative_nan = std::bit_cast<float>(0xffc00001u);
     for (const KernelTable* table : runnable_tables()) {
-        for (const float bad : {INFINITY, -INFINITY, NAN}) {
-            GuardedBuffer<float> x(129);
-            for (size_t i = 0; i < x.size(); ++i) x[i] = i % 5 == 0 ? bad : 1.0f;
-            const Quantized q(*table, x, 64);
-            CHECK_EQUAL(+q.codes[q.codes.size() - 1], 0);
+        for (const size_t g : group_sizes()) {
+            const GuardedBuffer<float> sound = make_input(200, g);
+            const Quantized expected(*table, sound, g);
+            for (const float bad : {INFINITY, -INFINITY, NAN, negative_nan}) {
+                for (const size_t at : {0, 1, 15, 16, 31, 63, 64, 127, 128, 190, 199}) {
+                    GuardedBuffer<float> x(sound.size());
+                    std::memcpy(x.data(), sound.data(), x.size() * sizeof(float));
+                    x[at] = bad;
+                    const Quantized q(*table, x, g);
+                    for (size_t i = 0; i < x.size(); ++i) {
+                        CHECK_EQUAL(+q.codes[i], i / g == at / g ? 0 : +expected.codes[i]);
+                    }
+                    for (size_t group = 0; group < q.scales.size(); ++group) {
+                        const uint32_t sound_bits = std::bit_cast<uint32_t>(expected.scales[group]);
+                        CHECK_EQUAL(std::bit_cast<uint32_t>(q.scales[group]),
+                                    group == at / g ? kNan : sound_bits);
+                        CHECK_EQUAL(q.sums[group], group == at / g ? 0 : expected.sums[group]);
+                    }
+                }
+            }
         }
+    }
+}
+
+TEST(the_largest_numbers_have_codes) {
+    for (const KernelTable* table : runnable_tables()) {
+        GuardedBuffer<float> x(32);
+        for (size_t i = 0; i < 32; ++i) x[i] = i % 2 == 0 ? 0x1.fffffep+127f : -0x1.fffffep+127f;
+        const Quantized q(*table, x, 32);
+        CHECK_EQUAL(q.scales[0], 0x1.fffffep+127f / 127.0f);
+        for (size_t i = 0; i < 32; ++i) CHECK_EQUAL(+q.codes[i], i % 2 == 0 ? 127 : -127);
+        CHECK_EQUAL(q.sums[0], 0);
     }
 }
 

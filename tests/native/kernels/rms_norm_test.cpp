@@ -67,6 +67,23 @@ TEST(every_table_gives_the_bits_of_the_reference) {
     }
 }
 
+TEST(a_sum_of_squares_that_is_no_number_leaves_none) {
+    // 2^64 squared overflows; twice the square of 2^63.5, in two lanes, does so in the tree.
+    for (const float bad : {INFINITY, -INFINITY, NAN, 0x1p+64f, -0x1.6bp+63f}) {
+        for (const size_t n : {2, 16, 33, 172}) {
+            GuardedBuffer<float> x(n);
+            GuardedBuffer<float> weight(n);
+            for (size_t i = 0; i < n; ++i) x[i] = weight[i] = 1.0f;
+            x[0] = x[n - 1] = bad;
+            for (const KernelTable* table : runnable_tables()) {
+                GuardedBuffer<float> y(n);
+                table->rms_norm(x.data(), weight.data(), n, kNormEpsilon, y.data());
+                for (size_t i = 0; i < n; ++i) CHECK(std::isnan(y[i]));
+            }
+        }
+    }
+}
+
 }  // namespace
 }  // namespace awqe::test
 

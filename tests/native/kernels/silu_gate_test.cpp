@@ -99,6 +99,30 @@ TEST(every_table_gives_the_bits_of_the_reference) {
     }
 }
 
+TEST(what_is_not_finite_stays_so) {
+    const float numbers[] = {INFINITY, -INFINITY, NAN, 0.0f, 1.0f, -100.0f};
+    for (const KernelTable* table : runnable_tables()) {
+        for (const float gate : numbers) {
+            for (const float up : numbers) {
+                for (const size_t n : {1, 16, 21}) {
+                    GuardedBuffer<float> gates(n);
+                    GuardedBuffer<float> ups(n);
+                    for (size_t i = 0; i < n; ++i) gates[i] = ups[i] = 2.0f;
+                    gates[n - 1] = gate;
+                    ups[n - 1] = up;
+                    GuardedBuffer<float> out(n);
+                    GuardedBuffer<float> expected(n);
+                    table->silu_gate(gates.data(), ups.data(), n, out.data());
+                    reference_table().silu_gate(gates.data(), ups.data(), n, expected.data());
+                    check_same_values(out.data(), expected.data(), n, table->name);
+                    CHECK_EQUAL(std::isfinite(out[n - 1]),
+                                std::isfinite(gate) && std::isfinite(up));
+                }
+            }
+        }
+    }
+}
+
 }  // namespace
 }  // namespace awqe::test
 

@@ -2,6 +2,7 @@
 // over. Under an emulator the same loop reaches the tables of the emulated CPU.
 #pragma once
 
+#include <cmath>
 #include <cstring>
 #include <string>
 #include <vector>
@@ -39,6 +40,16 @@ void check_same_bits(const T* actual, const T* expected, size_t count, const std
         text << where << ": element " << i << " is " << +actual[i] << ", the reference gives "
              << +expected[i];
         fail(__FILE__, __LINE__, text.str());
+    }
+}
+
+// The same for results that may hold NaN: which NaN it is may differ (native/ARITHMETIC.md,
+// section 1), that it is one may not.
+inline void check_same_values(const float* actual, const float* expected, size_t count,
+                              const std::string& where) {
+    for (size_t i = 0; i < count; ++i) {
+        if (std::isnan(actual[i]) && std::isnan(expected[i])) continue;
+        check_same_bits(actual + i, expected + i, 1, where + ", from element " + std::to_string(i));
     }
 }
 
