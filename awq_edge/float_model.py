@@ -1,7 +1,7 @@
 """A checkpoint seen through its converter: our tensor names, our Architecture, float32.
 
 Owns the pairing of the two. Refuses to know a family or a file format: ``awq_edge.converters`` and
-``awq_edge.checkpoint`` do.
+``awq_edge.checkpoints`` do.
 """
 
 from __future__ import annotations
@@ -11,7 +11,7 @@ from collections.abc import Iterator
 import torch
 
 from awq_edge.architecture import Architecture
-from awq_edge.checkpoint import Checkpoint, open_checkpoint
+from awq_edge.checkpoints import Checkpoint, open_checkpoint
 from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
 from awq_edge.errors import CheckpointError
 from awq_edge.torch_decoder import LINEARS, layer_tensor_names, tensor_shape

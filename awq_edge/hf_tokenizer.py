@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from awq_edge.architecture import MetadataValue
-from awq_edge.checkpoint import read_json
+from awq_edge.checkpoints import read_json
 from awq_edge.errors import CheckpointError, FileUnreadableError, UnsupportedError
 
 # SentencePiece's own numbers (sentencepiece_model.proto).

@@ -113,7 +113,7 @@ def analyze(
             else []
         )
     analysis = Analysis(
-        name=source.checkpoint.directory.resolve().name,
+        name=source.checkpoint.name,
         settings=settings,
         float_perplexity=baseline.value,
         tokens=baseline.tokens,

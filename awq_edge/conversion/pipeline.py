@@ -122,7 +122,7 @@ def _metadata(
 ) -> dict[str, MetadataValue]:
     """What the file says of itself, widths apart."""
     metadata: dict[str, MetadataValue] = {
-        "general.name": source.checkpoint.directory.resolve().name,
+        "general.name": source.checkpoint.name,
         **source.architecture.to_metadata(),
         "awq_edge.quantization.method": options.method,
         "awq_edge.quantization.tool_version": __version__,

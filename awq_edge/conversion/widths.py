@@ -69,7 +69,7 @@ def choose(
         smallest = container + sum(min(by_bits.values()) for by_bits in sizes.values())
         if options.size < smallest:
             raise InvalidArgumentError(
-                f"No file of {options.size} bytes can hold {source.checkpoint.directory.name}: the "
+                f"No file of {options.size} bytes can hold {source.checkpoint.name}: the "
                 f"smallest possible one has {smallest} bytes ({size_text(smallest)})."
             )
     else:

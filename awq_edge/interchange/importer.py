@@ -102,7 +102,7 @@ def import_checkpoint(
 
     head = "token_embd.weight" if architecture.tied_head else "output.weight"
     metadata: dict[str, MetadataValue] = {
-        "general.name": source.checkpoint.directory.resolve().name,
+        "general.name": source.checkpoint.name,
         **architecture.to_metadata(),
         "awq_edge.quantization.method": "awq",
         "awq_edge.quantization.bits": source.bits,

@@ -17,7 +17,7 @@ import numpy.typing as npt
 import torch
 
 from awq_edge.architecture import Architecture
-from awq_edge.checkpoint import Checkpoint, open_checkpoint, read_json
+from awq_edge.checkpoints import Checkpoint, open_checkpoint, read_json
 from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
 from awq_edge.errors import CheckpointError, UnsupportedError
 from awq_edge.float_model import refuse_stray_biases

@@ -21,7 +21,7 @@ from safetensors.torch import load_file  # noqa: E402
 
 from awq_edge import conversion, layouts, torch_decoder  # noqa: E402
 from awq_edge.architecture import Architecture  # noqa: E402
-from awq_edge.checkpoint import open_checkpoint  # noqa: E402
+from awq_edge.checkpoints import open_checkpoint  # noqa: E402
 from awq_edge.errors import InvalidArgumentError, UnsupportedError  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
 from awq_edge.hf_tokenizer import read_tokenizer  # noqa: E402

@@ -1,0 +1,194 @@
+"""A Hugging Face checkpoint: its configuration, and its tensors one at a time as float32.
+
+Owns opening a directory or a hub id, and that a tensor which is asked for is there, has its shape
+and holds numbers; nothing else is ever in memory. Refuses the meaning of quantised ones
+(``awq_edge.interchange`` knows it) and of names: ``awq_edge.converters`` knows those. Every refusal
+is one sentence.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from awq_edge.checkpoints import hub
+from awq_edge.checkpoints.json_files import read_json
+from awq_edge.checkpoints.resolver import find_tensors, foreign_weights
+from awq_edge.checkpoints.stored_tensor import StoredTensor
+from awq_edge.errors import CheckpointError
+
+# A matrix that is quantised lies in parts of these names instead of "weight".
+_QUANTISED_PARTS = ("qweight", "weight_packed", "B")
+
+# In front of every name but the head's, in a checkpoint of the whole model; saved on its own, the
+# decoder leaves it out.
+_BASE = "model."
+
+
+class Checkpoint:
+    """A checked directory of weights with its configuration.
+
+    Attributes:
+        directory: Where it lies.
+        config: Its config.json.
+    """
+
+    def __init__(
+        self, directory: Path, config: dict[str, Any], tensors: dict[str, StoredTensor]
+    ) -> None:
+        """Takes what :func:`open_checkpoint` found."""
+        self.directory = directory
+        self.config = config
+        self._tensors = tensors
+
+    @property
+    def name(self) -> str:
+        """What the model is called."""
+        return hub.model_name(self.directory)
+
+    def __contains__(self, name: str) -> bool:
+        """Whether a tensor of that name is there, with or without the base prefix."""
+        return self._found(name) is not None
+
+    def tensor(
+        self, name: str, shape: tuple[int, ...], device: torch.device | None = None
+    ) -> torch.Tensor:
+        """Reads one tensor as float32, into the memory of a device or of the CPU.
+
+        Raises:
+            CheckpointError: It is missing, has another shape, or holds NaN or infinity.
+        """
+        entry = self._weights(name, shape)
+        return _floats(name, entry, 0, math.prod(shape), device).reshape(shape)
+
+    def row_blocks(
+        self, name: str, shape: tuple[int, int], rows: int
+    ) -> Iterator[tuple[int, torch.Tensor]]:
+        """Reads a matrix [n, k] as float32 a block of rows at a time.
+
+        Yields:
+            The number of the block's first row, and the block [at most ``rows``, k].
+        """
+        entry = self._weights(name, shape)
+        n, k = shape
+        for first in range(0, n, rows):
+            count = min(rows, n - first)
+            yield first, _floats(name, entry, first * k, count * k, None).reshape(count, k)
+
+    def stored(self, name: str) -> torch.Tensor:
+        """Reads one tensor as it stands, integers too.
+
+        Raises:
+            CheckpointError: It is missing, or holds NaN or infinity.
+        """
+        entry = self._computable(name)
+        values = entry.read(0, math.prod(entry.shape))
+        _refuse_non_finite(name, entry, values)
+        return values.reshape(entry.shape)
+
+    def check(self, name: str, shape: tuple[int, ...]) -> None:
+        """Refuses a tensor that is missing or has another shape; reads no weights."""
+        self._weights(name, shape)
+
+    def identity(self) -> list[tuple[str, int, int]]:
+        """Name, size and time of every file that matters: changes when the checkpoint does."""
+        paths = {entry.path for entry in self._tensors.values()}
+        for pattern in ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja"):
+            paths |= set(self.directory.glob(pattern))
+        stats = [(path.name, path.stat()) for path in sorted(paths) if path.exists()]
+        return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+    def _found(self, name: str) -> StoredTensor | None:
+        entry = self._tensors.get(name)
+        if entry is None and name.startswith(_BASE):
+            entry = self._tensors.get(name[len(_BASE) :])
+        return entry
+
+    def _computable(self, name: str) -> StoredTensor:
+        entry = self._found(name)
+        if entry is None:
+            stem = name.rpartition(".")[0]
+            for part in _QUANTISED_PARTS:
+                if self._found(f"{stem}.{part}") is not None:
+                    raise CheckpointError(
+                        f"{self.directory} holds {stem} quantised already ({stem}.{part}), which "
+                        "its config.json does not tell; use the original float checkpoint."
+                    )
+            raise CheckpointError(f"The checkpoint {self.directory} has no tensor {name}.")
+        if entry.dtype is None:
+            raise CheckpointError(
+                f"The tensor {name} in {entry.path} has the type {entry.type_name}; weights of 16, "
+                "32 and 64-bit floats are read."
+            )
+        return entry
+
+    def _weights(self, name: str, shape: tuple[int, ...]) -> StoredTensor:
+        entry = self._computable(name)
+        if entry.shape != shape:
+            raise CheckpointError(
+                f"The tensor {name} in {entry.path} is {list(entry.shape)}, "
+                f"but config.json asks for {list(shape)}."
+            )
+        if entry.dtype is not None and not entry.dtype.is_floating_point:
+            raise CheckpointError(f"The tensor {name} in {entry.path} holds integers, not weights.")
+        return entry
+
+
+def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
+    """Finds and checks a checkpoint; reads no weights.
+
+    Args:
+        model: A directory, or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
+        quantised: Whether its matrices may be quantised already.
+    """
+    if not model or "\x00" in model:
+        raise CheckpointError(f"{model!r} names no directory and no model of the hub.")
+    directory = Path(model).expanduser()
+    if not directory.exists():
+        directory = hub.download(model)
+    if not directory.is_dir():
+        raise CheckpointError(
+            f"{directory} is a file; give the directory that holds config.json and the weights."
+        )
+    config_path = directory / "config.json"
+    if not config_path.exists():
+        # What lies there instead may say more than the name of the file that does not.
+        raise CheckpointError(foreign_weights(directory) or f"{directory} holds no config.json.")
+    config = read_json(config_path)
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if settings and not quantised:
+        method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else ""
+        importable = method in ("awq", "compressed-tensors")
+        raise CheckpointError(
+            f"{directory} is already quantised ({method or 'unknown'}); convert the original float "
+            f"checkpoint instead{', or import this one with --from-awq' if importable else ''}."
+        )
+    return Checkpoint(directory, config, find_tensors(directory))
+
+
+def _floats(
+    name: str, entry: StoredTensor, first: int, count: int, device: torch.device | None
+) -> torch.Tensor:
+    values = entry.read(first, count)
+    if device is not None:
+        values = values.to(device)  # before it grows to float32
+    whole = values.float()
+    if entry.dtype == torch.float64 and not bool(torch.isfinite(whole).all()):
+        _refuse_non_finite(name, entry, values)
+        raise CheckpointError(
+            f"The tensor {name} in {entry.path} holds weights beyond the range of float32."
+        )
+    _refuse_non_finite(name, entry, whole)
+    return whole
+
+
+def _refuse_non_finite(name: str, entry: StoredTensor, values: torch.Tensor) -> None:
+    if not bool(torch.isfinite(values).all()):
+        raise CheckpointError(
+            f"The tensor {name} in {entry.path} holds NaN or infinite weights; "
+            "download the checkpoint again or use another one."
+        )

@@ -1,0 +1,107 @@
+"""JSON of a checkpoint: read within limits, refused in a sentence.
+
+Owns the limits of size, depth and numbers, for every JSON file and safetensors header. Refuses
+meaning: whoever asks for an object knows what belongs in it.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+from awq_edge.checkpoints.files import open_regular, refuse_pointer
+from awq_edge.errors import AwqEdgeError, CheckpointError, FileUnreadableError
+
+# The longest string of a model file, and a hundred times what any published configuration takes.
+_MAX_BYTES = 64 << 20
+# Configurations nest four or five levels deep. Far from where Python's own recursion ends, so that
+# whatever walks or prints a value that was read once is safe.
+_MAX_DEPTH = 64
+_MAX_DIGITS = 400  # of a whole number: the longest that a float may have
+
+
+def read_json(path: Path) -> dict[str, Any]:
+    """One JSON object from a file.
+
+    Raises:
+        CheckpointError: It is missing, too large, nested too deeply or no JSON object.
+        FileUnreadableError: The system refuses it.
+    """
+    try:
+        with open_regular(path) as file:
+            text = file.read(_MAX_BYTES + 1)
+    except FileUnreadableError as error:
+        if isinstance(error.__cause__, FileNotFoundError):
+            raise CheckpointError(f"{path.parent} holds no {path.name}.") from error
+        raise
+    except OSError as error:
+        raise FileUnreadableError(f"Cannot read {path}: {error.strerror}.") from error
+    if len(text) > _MAX_BYTES:
+        raise CheckpointError(f"{path} is larger than {_MAX_BYTES >> 20} MiB; is it the right one?")
+    refuse_pointer(path, text)
+    try:
+        value = parse_json(text)
+    except ValueError as error:
+        raise CheckpointError(f"{path} is not valid JSON: {error}.") from error
+    if not isinstance(value, dict):
+        raise CheckpointError(f"{path} is not a JSON object.")
+    return value
+
+
+def read_optional_json(path: Path) -> dict[str, Any]:
+    """A side file that a model does without: empty if it is missing, broken or unreadable."""
+    try:
+        return read_json(path)
+    except AwqEdgeError:
+        return {}
+
+
+def parse_json(text: bytes) -> Any:
+    """Any JSON value, from UTF-8 text.
+
+    Raises:
+        ValueError: It is no JSON, nested too deeply, or has a number of too many digits.
+    """
+    try:
+        value = json.loads(text.decode("utf-8"), parse_int=_whole_number)
+    except RecursionError:
+        raise ValueError("it is nested too deeply") from None
+    if not _shallow(value, _MAX_DEPTH):
+        raise ValueError("it is nested too deeply")
+    return value
+
+
+def _whole_number(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:  # the time to read one grows with the square of its length
+        raise ValueError(f"a number has {len(digits)} digits")
+    return int(digits)
+
+
+def _shallow(value: Any, levels: int) -> bool:
+    """Whether lists and objects are nested at most so many levels deep."""
+    if isinstance(value, dict):
+        inner = value.values()
+    elif isinstance(value, list):
+        inner = value  # type: ignore[assignment]  # both are iterated over
+    else:
+        return True
+    return levels > 0 and all(
+        _shallow(part, levels - 1) for part in inner if isinstance(part, (dict, list))
+    )
+
+
+def is_whole_number(value: Any) -> bool:
+    """Whether a value is a JSON number without a fraction; true and false are none."""
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def is_number(value: Any) -> bool:
+    """Whether a value is a finite JSON number that a float can hold."""
+    if isinstance(value, bool) or not isinstance(value, (int, float)):
+        return False
+    try:
+        return math.isfinite(float(value))
+    except OverflowError:
+        return False
