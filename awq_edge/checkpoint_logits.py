@@ -30,6 +30,7 @@ class CheckpointSource:
     def __init__(self, model: FloatModel) -> None:
         """Keeps the weights in memory if they fit twice; otherwise each chunk reads them again."""
         self._architecture = model.architecture
+        self.vocabulary_size = model.architecture.vocabulary_size
         size = sum(_elements(model.shape(name)) for name in model.tensor_names()) * _FLOAT_BYTES
         fits = 2 * size < read_free_memory().available
         self._weights = functools.cache(model) if fits else model

@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -210,36 +210,64 @@ class Model:
         return eos_token_ids(self.metadata)
 
     def tokenize(self, text: str, *, add_bos: bool | None = None) -> list[int]:
-        """Token ids of a prompt, with BOS in front if the model expects it."""
+        """Token ids of a prompt and of what the model expects around it: ``Tokenizer.encode``."""
         return self.tokenizer.encode(text, add_bos=add_bos)
 
     def detokenize(self, tokens: Sequence[int]) -> str:
         """The text of token ids, without special tokens."""
         return self.tokenizer.decode(tokens)
 
-    def chat_prompt(self, messages: Sequence[dict[str, Any]], **variables: object) -> str:
-        """The prompt for a conversation, by the file's chat template.
+    def chat_prompt(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        add_generation_prompt: bool = True,
+        **variables: object,
+    ) -> str:
+        """The text of a prompt for a conversation, by the file's chat template.
+
+        It holds every token that the model was trained on, also BOS where there is one: its ids are
+        those of :meth:`chat_tokens`.
 
         Args:
             messages: ``{"role": …, "content": …}``, oldest first.
-            **variables: What else the template may ask for, for example ``tools``.
+            tools: What the model may call, as JSON schemas.
+            documents: What the model may read, ``{"title": …, "text": …}``.
+            template: The name of one of several templates; None takes ``tool_use`` if there are
+                tools and the file has it, and else ``default``.
+            add_generation_prompt: Whether to end with the opening of the assistant's turn.
+            **variables: What else the template may ask for, for example ``enable_thinking``.
 
         Raises:
-            InvalidArgumentError: The file has no chat template, or it refuses these messages.
+            InvalidArgumentError: The file has no such template, or it refuses these messages.
         """
-        from awq_edge.chat import render_chat
+        from awq_edge.chat import chat_prompt
 
-        template = self.metadata.get("tokenizer.chat_template")
-        if not isinstance(template, str):
-            raise InvalidArgumentError(
-                f"{self.path} has no chat template: it holds a base model; write a plain prompt."
+        try:
+            return chat_prompt(
+                self.metadata,
+                self.tokenizer,
+                messages,
+                tools=tools,
+                documents=documents,
+                template=template,
+                add_generation_prompt=add_generation_prompt,
+                **variables,
             )
-        eos = self.eos_token_ids
-        spelt: dict[str, Any] = {
-            "bos_token": self.tokenizer.token_text(self.tokenizer.bos_token_id),
-            "eos_token": self.tokenizer.token_text(eos[0] if eos else None),
-        }
-        return render_chat(template, messages, **{**spelt, **variables})
+        except InvalidArgumentError as error:
+            raise InvalidArgumentError(f"{self.path}: {error}") from error
+
+    def chat_tokens(self, messages: Sequence[Mapping[str, Any]], **settings: Any) -> list[int]:
+        """Token ids of a prompt for a conversation: the template's tokens alone.
+
+        Args:
+            messages: As for :meth:`chat_prompt`.
+            **settings: Its other arguments.
+        """
+        return self.tokenizer.encode(self.chat_prompt(messages, **settings), add_bos=False)
 
     # ---- computing ---------------------------------------------------------------------------
 

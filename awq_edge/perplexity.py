@@ -30,7 +30,15 @@ _BLOCK = 64
 
 
 class LogitsSource(Protocol):
-    """Whatever can say how likely each next token is."""
+    """Whatever can say how likely each next token is.
+
+    Attributes:
+        vocabulary_size: Tokens that it knows; the ids from there on have no logit.
+    """
+
+    @property
+    def vocabulary_size(self) -> int:
+        """See above."""
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterable[NDArray[np.float32]]:
         """Logits after the tokens at ``first`` … of a fresh context, in blocks.
@@ -50,6 +58,7 @@ class SessionSource:
     def __init__(self, session: Session) -> None:
         """Uses ``session``, and forgets what it holds."""
         self._session = session
+        self.vocabulary_size: int = session.model.info.vocabulary_size
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
         """See ``LogitsSource``."""
@@ -108,6 +117,20 @@ def cut_chunks(
     return chunks
 
 
+def check_ids(tokens: Iterable[int], vocabulary_size: int) -> None:
+    """Refuses ids that a model has no logit for: its tokenizer and its weights do not match.
+
+    Raises:
+        InvalidArgumentError: One lies outside; every evaluation asks before it begins.
+    """
+    for token in tokens:
+        if not 0 <= token < vocabulary_size:
+            raise InvalidArgumentError(
+                f"The tokenizer gives token {token}, but the model knows only {vocabulary_size}; "
+                "tokenizer and weights do not belong together."
+            )
+
+
 def measure(
     source: LogitsSource,
     chunks: Iterable[Sequence[int]],
@@ -119,7 +142,13 @@ def measure(
         source: Where logits come from.
         chunks: As ``cut_chunks`` gives them; at least one.
         report: Called after each chunk with the estimate so far.
+
+    Raises:
+        InvalidArgumentError: A chunk holds a token that the source does not know.
     """
+    chunks = list(chunks)
+    for chunk in chunks:
+        check_ids(chunk, source.vocabulary_size)
     total = squares = 0.0
     tokens = chunk_count = 0
     for chunk in chunks:

@@ -1,14 +1,16 @@
 """Text to token ids and back, from the ``tokenizer.json`` that lies in the model file.
 
-Owns the BOS rule, text that arrives token by token, and stop strings. Refuses chat templates
-(``chat.py``) and SentencePiece models: the converter turned those into a ``tokenizer.json``.
-Importing this module loads nothing heavy; ``tokenizers`` is imported with the first tokenizer.
+Owns the BOS rule (nobody else puts BOS before a text), text that arrives token by token, and stop
+strings. Refuses chat templates (``chat.py``) and SentencePiece models: the converter turned those
+into a ``tokenizer.json``. Importing this module loads nothing heavy; ``tokenizers`` is imported
+with the first tokenizer.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
+from awq_edge import tokenizers_library as library
 from awq_edge.errors import FileInvalidError, InvalidArgumentError, UnsupportedError
 
 # Shown by decoders in the place of bytes that are no complete character.
@@ -19,7 +21,15 @@ _MAX_PENDING_TOKENS = 8
 
 
 class Tokenizer:
-    """Encodes and decodes. May be used from several threads at once."""
+    """Encodes and decodes. May be used from several threads at once.
+
+    Attributes:
+        bos_token_id: The token that begins a text, if there is one.
+        eos_token_ids: Every token that ends a turn.
+        before: Ids that stand before every prompt: what the tokenizer's post-processor puts there,
+            and BOS as the model expects it.
+        behind: Ids that the post-processor puts behind every prompt.
+    """
 
     def __init__(
         self,
@@ -28,6 +38,7 @@ class Tokenizer:
         bos_token_id: int | None = None,
         eos_token_ids: Sequence[int] = (),
         add_bos_token: bool = False,
+        split_special_tokens: bool = False,
     ) -> None:
         """Reads a whole ``tokenizer.json``.
 
@@ -35,21 +46,26 @@ class Tokenizer:
             tokenizer_json: The text of that file.
             bos_token_id: The token that begins a text, if there is one.
             eos_token_ids: Every token that ends a turn.
-            add_bos_token: Whether the model expects BOS before a prompt.
-        """
-        from tokenizers import Tokenizer as HuggingFaceTokenizer
+            add_bos_token: Whether the model expects BOS before a prompt. This decides about BOS,
+                and the tokenizer's post-processor about everything else that it puts around a text.
+            split_special_tokens: Read special tokens that are spelt out in a text as mere text.
 
-        try:
-            self._tokenizer = HuggingFaceTokenizer.from_str(tokenizer_json)
-        except Exception as error:  # tokenizers raises nothing narrower
-            raise FileInvalidError(
-                f"The tokenizer in the file cannot be read by the package 'tokenizers': {error}."
-            ) from error
-        self._tokenizer.no_truncation()
-        self._tokenizer.no_padding()
+        Raises:
+            FileInvalidError: The package ``tokenizers`` cannot read or use it.
+        """
+        self._tokenizer = library.load_tokenizer(tokenizer_json, _unreadable)
+        if split_special_tokens:
+            self._tokenizer.encode_special_tokens = True
         self.bos_token_id = bos_token_id
         self.eos_token_ids = tuple(eos_token_ids)
-        self.add_bos_token = add_bos_token and bos_token_id is not None
+        before, behind = library.surroundings(self._tokenizer, _unreadable)
+        if bos_token_id is not None:
+            begins = before[:1] == [bos_token_id]
+            if add_bos_token and not begins:
+                before = [bos_token_id, *before]
+            elif begins and not add_bos_token:
+                before = before[1:]
+        self.before, self.behind = tuple(before), tuple(behind)
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, object]) -> Tokenizer:
@@ -60,6 +76,7 @@ class Tokenizer:
 
         Raises:
             UnsupportedError: The file has none.
+            FileInvalidError: It has one that cannot be used.
         """
         text = metadata.get("tokenizer.huggingface.json")
         if not isinstance(text, str):
@@ -73,7 +90,13 @@ class Tokenizer:
             bos_token_id=bos if isinstance(bos, int) else None,
             eos_token_ids=eos_token_ids(metadata),
             add_bos_token=bool(metadata.get("tokenizer.ggml.add_bos_token", False)),
+            split_special_tokens=metadata.get("awq_edge.tokenizer.split_special_tokens") is True,
         )
+
+    @property
+    def add_bos_token(self) -> bool:
+        """Whether a prompt begins with BOS."""
+        return self.bos_token_id is not None and self.before[:1] == (self.bos_token_id,)
 
     @property
     def vocabulary_size(self) -> int:
@@ -85,30 +108,45 @@ class Tokenizer:
 
         Args:
             text: Any text.
-            add_bos: Whether to put BOS first, unless it is there already. None does what the
-                model expects.
+            add_bos: None puts around the text what the model expects: ``before`` and ``behind``.
+                True puts BOS alone before it, False nothing. A text that begins with BOS, spelt
+                out, gets no second one.
         """
         try:
-            ids = list(self._tokenizer.encode(text, add_special_tokens=False).ids)
-        except (TypeError, UnicodeEncodeError) as error:  # which one depends on the release
+            text.encode("utf-8")
+        except (AttributeError, UnicodeEncodeError) as error:
             raise InvalidArgumentError("The prompt is not a text of valid Unicode.") from error
-        wanted = self.add_bos_token if add_bos is None else add_bos
-        if wanted and self.bos_token_id is not None and ids[:1] != [self.bos_token_id]:
-            ids.insert(0, self.bos_token_id)
-        return ids
+        ids = library.encode(self._tokenizer, text, _unusable)
+        before, behind = self.before, self.behind
+        if add_bos is not None:
+            bos = self.bos_token_id
+            before, behind = ((bos,) if add_bos and bos is not None else ()), ()
+        if before and before[0] == self.bos_token_id and ids[:1] == [before[0]]:
+            del ids[0]
+        return [*before, *ids, *behind]
 
     def decode(self, tokens: Sequence[int], *, skip_special_tokens: bool = True) -> str:
         """The text of token ids; bytes that form no character show as U+FFFD."""
-        try:
-            return str(
-                self._tokenizer.decode(list(tokens), skip_special_tokens=skip_special_tokens)
-            )
-        except (OverflowError, TypeError) as error:
-            raise InvalidArgumentError(f"Token ids are whole numbers: {error}.") from error
+        return library.decode(self._tokenizer, tokens, skip_special_tokens, _undecodable)
 
     def token_text(self, token: int | None) -> str:
         """How one token is spelt in the vocabulary; empty for None and for unknown ids."""
         return "" if token is None else self._tokenizer.id_to_token(token) or ""
+
+
+def _unreadable(reason: str) -> FileInvalidError:
+    return FileInvalidError(
+        f"The tokenizer in the file cannot be read by the package 'tokenizers' ({reason}): convert "
+        "the model again."
+    )
+
+
+def _unusable(reason: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"The tokenizer in the file cannot read this text ({reason}).")
+
+
+def _undecodable(reason: str) -> InvalidArgumentError:
+    return InvalidArgumentError(f"Token ids are whole numbers of the vocabulary: {reason}.")
 
 
 def eos_token_ids(metadata: Mapping[str, object]) -> tuple[int, ...]:

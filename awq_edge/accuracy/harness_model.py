@@ -19,6 +19,7 @@ from lm_eval.utils import (  # type: ignore[import-not-found,unused-ignore]
 
 from awq_edge.accuracy.task_models import TaskModel, chat_prompt
 from awq_edge.errors import InvalidArgumentError
+from awq_edge.perplexity import check_ids
 
 _DEFAULT_NEW_TOKENS = 256
 
@@ -40,6 +41,7 @@ class HarnessModel(LM):  # type: ignore[misc,unused-ignore]  # the package has n
         self._model = model
         self._name = name
         self._advance = advance
+        self._chats = False
 
     # ---- requests ----------------------------------------------------------------------------
 
@@ -79,6 +81,7 @@ class HarnessModel(LM):  # type: ignore[misc,unused-ignore]  # the package has n
             room = self._model.context_length - 1
             count = min(wanted, room)
             tokens = self._cut_left(self._encode(prompt), max(room - count, 1))
+            check_ids(tokens, self._model.vocabulary_size)
             results.append(
                 self._model.generate(tokens, [text for text in stop if text], count, temperature)
             )
@@ -99,13 +102,15 @@ class HarnessModel(LM):  # type: ignore[misc,unused-ignore]  # the package has n
     def apply_chat_template(
         self, chat_history: list[dict[str, str]], add_generation_prompt: bool = True
     ) -> str:
-        """The prompt for a conversation."""
+        """The prompt for a conversation; from then on, prompts hold all of their special tokens."""
+        self._chats = True
         return chat_prompt(self._model, chat_history, add_generation_prompt)
 
     # ---- tokens ------------------------------------------------------------------------------
 
     def _encode(self, text: str) -> list[int]:
-        return self._model.tokenizer.encode(text) or [self._first_token()]
+        add_bos = False if self._chats else None
+        return self._model.tokenizer.encode(text, add_bos=add_bos) or [self._first_token()]
 
     def _first_token(self) -> int:
         """What stands before a text that has nothing before it."""
@@ -153,6 +158,7 @@ class HarnessModel(LM):  # type: ignore[misc,unused-ignore]  # the package has n
             )
         # The last new token is scored, never fed.
         known = self._cut_left(known, self._model.context_length - len(new) + 1)
+        check_ids([*known, *new], self._model.vocabulary_size)
         tokens = (known + new)[:-1]
         total, greedy, position = 0.0, True, 0
         for logits in self._model.next_token_logits(tokens, len(known) - 1):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
 from awq_edge.errors import InvalidArgumentError
-from awq_edge.perplexity import from_loss
+from awq_edge.perplexity import check_ids, from_loss
 
 if TYPE_CHECKING:
     import numpy as np
@@ -77,10 +77,15 @@ def measure(
         report: Called after each chunk with the estimate so far.
 
     Raises:
-        InvalidArgumentError: The vocabularies differ in size.
+        InvalidArgumentError: The vocabularies differ in size, or a chunk holds a token that one of
+            the models does not know.
     """
     import numpy as np
 
+    chunks = list(chunks)
+    for source in (reference, model):
+        for chunk in chunks:
+            check_ids(chunk, source.vocabulary_size)
     columns: list[NDArray[np.float64]] = []
     for number, chunk in enumerate(chunks, start=1):
         first = len(chunk) // 2

@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any, Protocol
 
-from awq_edge.errors import InvalidArgumentError, UnsupportedError
+from awq_edge.errors import UnsupportedError
 from awq_edge.tokenizer import IncrementalDecoder, StopStrings, Tokenizer, eos_token_ids
 
 if TYPE_CHECKING:
@@ -28,11 +28,13 @@ class TaskModel(Protocol):
     Attributes:
         tokenizer: The model's.
         context_length: Tokens that fit.
+        vocabulary_size: Tokens that the model knows.
         metadata: Entries of a model file: chat template and special tokens.
     """
 
     tokenizer: Tokenizer
     context_length: int
+    vocabulary_size: int
     metadata: Mapping[str, Any]
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterable[NDArray[np.float32]]:
@@ -52,6 +54,7 @@ class PackedTaskModel:
         self._session = model.shared_session
         self.tokenizer = model.tokenizer
         self.context_length = self._session.context_length
+        self.vocabulary_size: int = model.info.vocabulary_size
         self.metadata: Mapping[str, Any] = model.metadata
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
@@ -91,6 +94,7 @@ class FloatTaskModel:
         self._source = source
         self.tokenizer = tokenizer
         self.context_length = context_length
+        self.vocabulary_size = source.vocabulary_size
         self.metadata = metadata
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterable[NDArray[np.float32]]:
@@ -124,19 +128,9 @@ class FloatTaskModel:
 def chat_prompt(
     model: TaskModel, messages: Sequence[Mapping[str, Any]], add_generation_prompt: bool = True
 ) -> str:
-    """The prompt for a conversation, by the model's own template."""
-    from awq_edge.chat import render_chat
+    """The prompt for a conversation, by the model's own template; its tokens are all there are."""
+    from awq_edge import chat
 
-    template = model.metadata.get("tokenizer.chat_template")
-    if not isinstance(template, str):
-        raise InvalidArgumentError(
-            "The model has no chat template: it is a base model; leave --chat out."
-        )
-    ends = eos_token_ids(model.metadata)
-    return render_chat(
-        template,
-        messages,
-        add_generation_prompt=add_generation_prompt,
-        bos_token=model.tokenizer.token_text(model.tokenizer.bos_token_id),
-        eos_token=model.tokenizer.token_text(ends[0] if ends else None),
+    return chat.chat_prompt(
+        model.metadata, model.tokenizer, messages, add_generation_prompt=add_generation_prompt
     )

@@ -161,6 +161,7 @@ class _Source:
     def __init__(self, weights: Weights, subject: Subject) -> None:
         self._weights = weights
         self._architecture = subject.architecture
+        self.vocabulary_size = subject.architecture.vocabulary_size
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
         """See ``awq_edge.perplexity.LogitsSource``."""

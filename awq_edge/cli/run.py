@@ -98,7 +98,7 @@ def run(
         kv=kv,
         check_memory=not ignore_memory,
     ) as model:
-        full_prompt = model.chat_prompt([{"role": "user", "content": text}]) if chat else text
+        full_prompt = model.chat_tokens([{"role": "user", "content": text}]) if chat else text
         pieces = [] if not echo else [text]
         output.stream("".join(pieces))
         generation = model.generate(full_prompt, config)

@@ -52,15 +52,15 @@ class FixedSource:
 
     def __init__(self, vocabulary_size: int, probability: float) -> None:
         self.asked: list[tuple[list[int], int]] = []
-        self._size = vocabulary_size
+        self.vocabulary_size = vocabulary_size
         others = (1 - probability) / (vocabulary_size - 1)
         self._bonus = math.log(probability / others)
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
         self.asked.append((list(tokens), first))
         for position in range(first, len(tokens)):
-            logits = np.full((1, self._size), 3.0, np.float32)  # any constant cancels
-            logits[0, (tokens[position] + 1) % self._size] += self._bonus
+            logits = np.full((1, self.vocabulary_size), 3.0, np.float32)  # any constant cancels
+            logits[0, (tokens[position] + 1) % self.vocabulary_size] += self._bonus
             yield logits
 
 
@@ -78,6 +78,8 @@ def test_standard_error_is_that_of_the_mean() -> None:
     """Half of the tokens are guessed with 1/2, half with 1/8."""
 
     class Mixed:
+        vocabulary_size = 2
+
         def next_token_logits(
             self, tokens: Sequence[int], first: int
         ) -> Iterator[NDArray[np.float32]]:

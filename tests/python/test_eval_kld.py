@@ -21,6 +21,8 @@ VOCABULARY = 11
 class FixedSource:
     """Logits that depend on position and token only, in blocks of a given number of rows."""
 
+    vocabulary_size = VOCABULARY
+
     def __init__(self, seed: int, rows: int, spread: float = 2.0) -> None:
         random = np.random.default_rng(seed)
         self.table = random.normal(0, spread, (VOCABULARY, 200, VOCABULARY)).astype(np.float32)

@@ -195,6 +195,7 @@ class Oracle:
         self.prompts: list[str] = []
         self.tokenizer: Any = self
         self.bos_token_id, self.eos_token_ids, self.add_bos_token = 0, (), False
+        self.vocabulary_size = 0x110000
 
     def encode(self, text: str, *, add_bos: bool | None = None) -> list[int]:
         return [ord(letter) for letter in text]

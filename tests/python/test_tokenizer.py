@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
-from awq_edge import Model
-from awq_edge.chat import render_chat
+from awq_edge import Model, tokenizers_library
 from awq_edge.errors import FileInvalidError, InvalidArgumentError, UnsupportedError
 from awq_edge.tokenizer import IncrementalDecoder, StopStrings, Tokenizer, eos_token_ids
 
@@ -103,6 +105,158 @@ def test_broken_tokenizer_is_named() -> None:
         Tokenizer("{")
 
 
+# ---- what stands around a text -------------------------------------------------------------
+
+
+def words(single: list[object] | None, **model: object) -> str:
+    """A tokenizer.json of a few words that puts tokens around a text."""
+    vocabulary = {"<unk>": 0, "<s>": 1, "</s>": 2, "<x>": 3, "a": 4, "b": 5}
+    added = [
+        {
+            "id": number,
+            "content": word,
+            "special": True,
+            "single_word": False,
+            "lstrip": False,
+            "rstrip": False,
+            "normalized": False,
+        }
+        for word, number in vocabulary.items()
+        if word.startswith("<")
+    ]
+    processor = single and {
+        "type": "TemplateProcessing",
+        "single": single,
+        "pair": single,
+        "special_tokens": {
+            word: {"id": word, "ids": [vocabulary[word]], "tokens": [word]}
+            for word in ("<s>", "</s>", "<x>")
+        },
+    }
+    return json.dumps(
+        {
+            "version": "1.0",
+            "truncation": {
+                "direction": "Right",
+                "max_length": 1,
+                "strategy": "LongestFirst",
+                "stride": 0,
+            },
+            "padding": {
+                "strategy": {"Fixed": 50},
+                "direction": "Right",
+                "pad_to_multiple_of": None,
+                "pad_id": 0,
+                "pad_type_id": 0,
+                "pad_token": "<unk>",
+            },
+            "added_tokens": added,
+            "normalizer": None,
+            "pre_tokenizer": {"type": "Whitespace"},
+            "post_processor": processor,
+            "decoder": None,
+            "model": {"type": "WordLevel", "vocab": vocabulary, "unk_token": "<unk>", **model},
+        }
+    )
+
+
+def special(word: str) -> dict[str, object]:
+    return {"SpecialToken": {"id": word, "type_id": 0}}
+
+
+TEXT = {"Sequence": {"id": "A", "type_id": 0}}
+
+
+@pytest.mark.parametrize(
+    ("single", "add_bos", "ids"),
+    [
+        (None, False, [4, 5]),
+        (None, True, [1, 4, 5]),
+        ([special("<s>"), TEXT], True, [1, 4, 5]),
+        ([special("<s>"), TEXT], False, [4, 5]),
+        ([special("<s>"), special("<x>"), TEXT], True, [1, 3, 4, 5]),
+        ([special("<x>"), TEXT], False, [3, 4, 5]),
+        ([special("<x>"), TEXT], True, [1, 3, 4, 5]),
+        ([special("<s>"), TEXT, special("</s>")], True, [1, 4, 5, 2]),
+        ([TEXT, special("</s>"), special("<x>")], False, [4, 5, 2, 3]),
+    ],
+)
+def test_whole_prefix_and_suffix(
+    single: list[object] | None, add_bos: bool, ids: list[int]
+) -> None:
+    """Whatever the post-processor puts around a text, and BOS as the model expects it."""
+    tokenizer = Tokenizer(words(single), bos_token_id=1, add_bos_token=add_bos)
+    assert tokenizer.encode("a b") == ids
+    assert tokenizer.encode("a b", add_bos=False) == [4, 5]
+    assert tokenizer.encode("a b", add_bos=True) == [1, 4, 5]
+    assert tokenizer.add_bos_token is add_bos
+    if add_bos:
+        assert tokenizer.encode("<s>a b") == ids  # spelt out, BOS stands once
+
+
+def test_truncation_and_padding_are_off() -> None:
+    assert Tokenizer(words(None)).encode("a " * 90) == [4] * 90
+
+
+def test_special_tokens_may_be_read_as_text() -> None:
+    assert Tokenizer(words(None)).encode("a<s>") == [4, 1]
+    split = Tokenizer(words(None), split_special_tokens=True)
+    assert split.encode("a<s>") == [4, 0, 0, 0]
+
+
+# ---- failures of the package ---------------------------------------------------------------
+
+
+def panicking(stories: Model) -> str:
+    """A tokenizer.json that makes the package's Rust code panic while it is read."""
+    tokenizer = json.loads(str(stories.metadata["tokenizer.huggingface.json"]))
+    tokenizer["model"]["continuing_subword_prefix"] = "x" * 1000
+    return json.dumps(tokenizer)
+
+
+def test_panic_at_opening_is_a_sentence(stories: Model, capfd: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(FileInvalidError, match="panicked"):
+        Tokenizer(panicking(stories))
+    assert capfd.readouterr().err == ""
+
+
+def test_panic_in_use_is_a_sentence() -> None:
+    """pyo3's panics are no Exception; the class that stands for them here is none either."""
+
+    class Panic(BaseException):
+        pass
+
+    def fail(reason: str) -> InvalidArgumentError:
+        return InvalidArgumentError(f"No: {reason}.")
+
+    with pytest.raises(InvalidArgumentError, match=r"No: its code panicked: a b\."):
+        with tokenizers_library.failures_become(fail):
+            raise Panic("a\n  b.")
+    with pytest.raises(KeyboardInterrupt), tokenizers_library.failures_become(fail):
+        raise KeyboardInterrupt
+
+
+def test_loading_keeps_what_others_say(stories: Model) -> None:
+    """Standard error is aside while a tokenizer is loaded; what is written meanwhile arrives."""
+    program = (
+        "import os, sys\n"
+        "from awq_edge import tokenizers_library as library\n"
+        "with library._panics_unprinted(): os.write(2, b'heard')\n"
+        "try:\n"
+        "    with library._panics_unprinted(): os.write(2, b'panicked'); raise BaseException\n"
+        "except BaseException: pass\n"
+        "os.close(2)\n"
+        "library.load_tokenizer(sys.argv[1], RuntimeError)\n"
+    )
+    done = subprocess.run(
+        [sys.executable, "-c", program, words(None)],
+        capture_output=True,
+        check=True,
+        env={**os.environ, "PYTHONDEVMODE": "0"},
+    )
+    assert done.stderr == b"heard"
+
+
 def test_file_without_tokenizer_says_what_to_do() -> None:
     with pytest.raises(UnsupportedError, match="token ids"):
         Tokenizer.from_metadata({})
@@ -147,50 +301,3 @@ def test_stop_strings(pieces: list[str], stops: list[str], shown: str, found: bo
 def test_empty_stop_string_is_refused() -> None:
     with pytest.raises(InvalidArgumentError, match="empty"):
         StopStrings(["a", ""])
-
-
-# ---- chat templates ------------------------------------------------------------------------
-
-
-def test_chat_template_of_a_real_model(assets: Path) -> None:
-    text = (assets / "tokenizers/smollm/tokenizer_config.json").read_text(encoding="utf-8")
-    prompt = render_chat(json.loads(text)["chat_template"], [{"role": "user", "content": "Hi"}])
-    assert prompt.endswith("<|im_start|>user\nHi<|im_end|>\n<|im_start|>assistant\n")
-
-
-def test_chat_template_helpers() -> None:
-    template = (
-        "{{ bos_token }}{% for m in messages %}\n    {{ m | tojson }}\n{% endfor %}"
-        "{{ strftime_now('%Y')|length }}"
-    )
-    prompt = render_chat(template, [{"role": "user", "content": "<é>"}], bos_token="<s>")
-    assert prompt == '<s>    {"role": "user", "content": "<é>"}\n4'
-
-
-def test_chat_template_refusal_is_a_sentence() -> None:
-    with pytest.raises(InvalidArgumentError, match="roles must alternate"):
-        render_chat("{{ raise_exception('roles must alternate') }}", [])
-
-
-@pytest.mark.parametrize("template", ["{% if %}", "{{ messages[0].content.x.y }}", "{{ 1 // 0 }}"])
-def test_broken_chat_template_is_a_sentence(template: str) -> None:
-    with pytest.raises(InvalidArgumentError, match="chat template"):
-        render_chat(template, [{"role": "user", "content": "Hi"}])
-
-
-@pytest.mark.parametrize(
-    "template",
-    [
-        "{{ ''.__class__.__mro__ }}",
-        "{{ messages.append(1) }}",
-        "{{ cycler.__init__.__globals__ }}",
-    ],
-)
-def test_chat_template_cannot_leave_its_sandbox(template: str) -> None:
-    with pytest.raises(InvalidArgumentError):
-        render_chat(template, [{"role": "user", "content": "Hi"}])
-
-
-def test_model_without_chat_template_says_so(stories: Model) -> None:
-    with pytest.raises(InvalidArgumentError, match="no chat template"):
-        stories.chat_prompt([{"role": "user", "content": "Hi"}])
