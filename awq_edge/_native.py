@@ -157,6 +157,24 @@ def _call(function: Callable[..., int], *arguments: object) -> None:
         raise kind(text or f"status {status}")
 
 
+class _Handle:
+    """A pointer of the library, freed with the last reference to this and never before.
+
+    Whoever calls with it holds it, so that a call in one thread outlives ``close()`` in another.
+    """
+
+    __slots__ = ("_keep", "pointer")
+
+    def __init__(self, pointer: Any, free: Any, keep: object = None) -> None:
+        """Takes over what the library has opened; ``keep`` lives as long.
+
+        ``free`` is the library's own function: Python code there could swallow a Ctrl-C.
+        """
+        ffi, _ = _load()
+        self.pointer = ffi.gc(pointer, free)
+        self._keep = keep
+
+
 def _structure(name: str) -> Any:
     ffi, _ = _load()
     structure = ffi.new(f"{name}*")
@@ -253,11 +271,8 @@ class NativeModel:
         self.pointer = ffi.gc(pointer[0], library.awqe_model_close)
 
     def close(self) -> None:
-        """Unmaps the file; its sessions must be closed. A second call does nothing."""
-        ffi, _ = _load()
-        if self.pointer is not None:
-            ffi.release(self.pointer)
-            self.pointer = None
+        """Unmaps the file, once its last session has ended. A second call does nothing."""
+        self.pointer = None
 
     def info(self) -> ModelInfo:
         """The model's sizes."""
@@ -352,9 +367,14 @@ class NativeSampler:
         _call(library.awqe_sampler_open, sampling, pointer)
         self.pointer = ffi.gc(pointer[0], library.awqe_sampler_close)
 
+    def seek(self, draw: int) -> None:
+        """The next draw uses this random number of the stream, counted from 0."""
+        _, library = _load()
+        _call(library.awqe_sampler_seek, self.pointer, draw)
+
 
 class NativeSession:
-    """One conversation. May be used from one thread at a time."""
+    """One conversation. One thread at a time; the library refuses a second one."""
 
     def __init__(
         self,
@@ -367,39 +387,73 @@ class NativeSession:
     ) -> None:
         """Allocates the cache; zero threads let the library choose."""
         ffi, library = _load()
-        self._model = model  # keeps the mapping alive
         self._vocabulary_size = model.info().vocabulary_size
-        pointer = ffi.new("awqe_session**")
         options = _session_options(context_length, threads, prefill_threads, kv_type)
-        _call(library.awqe_session_open, model.pointer, options, pointer)
-        self.pointer = ffi.gc(pointer[0], library.awqe_session_close)
-        self.kernels = _text(ffi, library.awqe_session_kernels(self.pointer))
-        self.threads = int(library.awqe_session_threads(self.pointer, False))
-        self.prefill_threads = int(library.awqe_session_threads(self.pointer, True))
+        mapping, pointer = model.pointer, ffi.new("awqe_session**")
+        _call(library.awqe_session_open, mapping, options, pointer)
+        handle = _Handle(pointer[0], library.awqe_session_close, keep=mapping)
+        self._open: _Handle | None = handle
+        self.kernels = _text(ffi, library.awqe_session_kernels(handle.pointer))
+        self.threads = int(library.awqe_session_threads(handle.pointer, False))
+        self.prefill_threads = int(library.awqe_session_threads(handle.pointer, True))
+
+    @property
+    def _handle(self) -> _Handle:
+        handle = self._open
+        if handle is None:
+            raise errors.InvalidArgumentError("The session is closed.")
+        return handle
+
+    @property
+    def closed(self) -> bool:
+        """Whether ``close`` was called."""
+        return self._open is None
 
     def close(self) -> None:
-        """Frees the session. A second call does nothing."""
-        ffi, _ = _load()
-        if self.pointer is not None:
-            ffi.release(self.pointer)
-            self.pointer = None
+        """Frees the session, once a call that another thread is in has ended."""
+        self._open = None
 
     @property
     def position(self) -> int:
-        """Tokens in the context."""
+        """Tokens in the context; may be asked while another thread evaluates."""
         _, library = _load()
-        return int(library.awqe_session_position(self.pointer))
+        handle = self._handle
+        return int(library.awqe_session_position(handle.pointer))
 
     @property
     def earliest(self) -> int:
         """The lowest position, apart from 0, that ``truncate`` can go back to."""
         _, library = _load()
-        return int(library.awqe_session_earliest(self.pointer))
+        handle = self._handle
+        return int(library.awqe_session_earliest(handle.pointer))
+
+    def tokens(self) -> list[int]:
+        """Everything in the context."""
+        ffi, library = _load()
+        handle = self._handle
+        count = int(library.awqe_session_position(handle.pointer))
+        tokens = ffi.new("uint32_t[]", max(count, 1))
+        _call(library.awqe_session_tokens, handle.pointer, tokens, count)
+        return list(ffi.unpack(tokens, count))
+
+    def reusable(self, tokens: Sequence[int] | memoryview) -> int:
+        """Tokens at the beginning of a text that need not be evaluated before the next is drawn.
+
+        Args:
+            tokens: ids, at least one; a memoryview of uint32 is read in place.
+        """
+        ffi, library = _load()
+        handle = self._handle
+        ids = _token_array(tokens)
+        reusable = ffi.new("uint32_t*")
+        _call(library.awqe_session_reusable, handle.pointer, ids, len(ids), reusable)
+        return int(reusable[0])
 
     def truncate(self, position: int) -> None:
         """Forgets every token from ``position`` on."""
         _, library = _load()
-        _call(library.awqe_session_truncate, self.pointer, position)
+        handle = self._handle
+        _call(library.awqe_session_truncate, handle.pointer, position)
 
     def evaluate(
         self, tokens: Sequence[int], logits: Any = None, progress: Progress | None = None
@@ -413,10 +467,8 @@ class NativeSession:
                 cancels the call and comes out of it.
         """
         ffi, library = _load()
-        try:
-            ids = ffi.new("uint32_t[]", list(tokens))
-        except (OverflowError, TypeError) as error:
-            raise errors.InvalidArgumentError(f"Token ids are whole numbers: {error}.") from error
+        handle = self._handle
+        ids = _token_array(tokens)
         which, target = library.AWQE_LOGITS_LAST, ffi.NULL
         if logits is not None:
             which = library.AWQE_LOGITS_ALL
@@ -439,7 +491,7 @@ class NativeSession:
         try:
             _call(
                 library.awqe_session_evaluate,
-                self.pointer,
+                handle.pointer,
                 ids,
                 len(ids),
                 which,
@@ -457,9 +509,21 @@ class NativeSession:
     def sample(self, sampler: NativeSampler) -> int:
         """Draws the next token from the last logits; does not append it."""
         ffi, library = _load()
+        handle = self._handle
         token = ffi.new("uint32_t*")
-        _call(library.awqe_session_sample, self.pointer, sampler.pointer, token)
+        _call(library.awqe_session_sample, handle.pointer, sampler.pointer, token)
         return int(token[0])
+
+
+def _token_array(tokens: Sequence[int] | memoryview) -> Any:
+    """Ids as the library reads them: uint32 [tokens]."""
+    ffi, _ = _load()
+    if isinstance(tokens, memoryview):
+        return ffi.from_buffer("uint32_t[]", tokens)
+    try:
+        return ffi.new("uint32_t[]", list(tokens))
+    except (OverflowError, TypeError) as error:
+        raise errors.InvalidArgumentError(f"Token ids are whole numbers: {error}.") from error
 
 
 def _session_options(context_length: int, threads: int, prefill_threads: int, kv_type: str) -> Any:

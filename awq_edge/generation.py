@@ -8,15 +8,20 @@ from __future__ import annotations
 
 import os
 import time
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from numbers import Real
 from typing import TYPE_CHECKING, Union
 
 from awq_edge.errors import ContextFullError, InvalidArgumentError
-from awq_edge.tokenizer import IncrementalDecoder, StopStrings
+from awq_edge.token_ids import integer, token_ids
+from awq_edge.tokenizer import IncrementalDecoder, StopStrings, Tokenizer
 
 if TYPE_CHECKING:
     from awq_edge.session import Session
+
+_MAY_BE_NONE = ("max_tokens", "seed")
 
 Prompt = Union[str, Sequence[int]]
 Progress = Callable[[int, int], None]
@@ -49,24 +54,38 @@ class GenerationConfig:
     stop: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        """Refuses what can never work, by name."""
-        if self.max_tokens is not None and self.max_tokens < 0:
-            raise InvalidArgumentError(f"max_tokens is {self.max_tokens}: use 0 or more.")
-        for name, low, high in (
+        """Refuses what can never work, by name; integers of numpy become Python's."""
+        for name, high in (
+            ("max_tokens", None),
+            ("top_k", 2**32 - 1),
+            ("repetition_window", 2**32 - 1),
+            ("seed", 2**64 - 1),
+        ):
+            value = getattr(self, name)
+            if value is None and name in _MAY_BE_NONE:
+                continue
+            value = integer(value, name)
+            if value < 0 or (high is not None and value > high):
+                raise InvalidArgumentError(
+                    f"{name} is {value}: use 0 {'or more' if high is None else f'to {high}'}."
+                )
+            object.__setattr__(self, name, value)
+        for name, low, most in (
             ("temperature", 0.0, 100.0),
             ("top_p", 0.0, 1.0),
             ("min_p", 0.0, 1.0),
             ("repetition_penalty", 0.01, 100.0),
-            ("top_k", 0, 2**32 - 1),
-            ("repetition_window", 0, 2**32 - 1),
-            ("seed", 0, 2**64 - 1),
         ):
             value = getattr(self, name)
-            if value is not None and not low <= value <= high:
-                raise InvalidArgumentError(f"{name} is {value}: use {low} to {high}.")
-        if isinstance(self.stop, str):
-            object.__setattr__(self, "stop", (self.stop,))
-        StopStrings(self.stop)
+            if isinstance(value, bool) or not isinstance(value, Real):
+                raise InvalidArgumentError(f"{name} is {value!r}: use a number.")
+            if not low <= float(value) <= most:
+                raise InvalidArgumentError(f"{name} is {value}: use {low} to {most}.")
+        stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
+        if not all(isinstance(stop, str) for stop in stops):
+            raise InvalidArgumentError(f"stop is {self.stop!r}: use strings.")
+        object.__setattr__(self, "stop", stops)
+        StopStrings(stops)
 
 
 class Generation:
@@ -75,7 +94,6 @@ class Generation:
     Attributes:
         prompt_tokens: Ids of the prompt.
         tokens: Ids generated so far, without the one that ended the text.
-        reused_tokens: Tokens of the prompt that were in the cache already.
         seed: What the random stream began with.
         stop_reason: None while it runs; then "eos", "stop" (a stop string), "length" (max_tokens),
             "context" (no room left) or "closed".
@@ -97,18 +115,20 @@ class Generation:
         self.session = session
         self.config = config
         self.seed = _drawn_seed() if config.seed is None else config.seed
-        self.prompt_tokens = (
-            model.tokenize(prompt) if isinstance(prompt, str) else [int(token) for token in prompt]
+        self.prompt_tokens = token_ids(
+            model.tokenize(prompt) if isinstance(prompt, str) else prompt,
+            model.info.vocabulary_size,
         )
         self.tokens: list[int] = []
-        self.reused_tokens = 0
+        self._reused: int | None = None
         self.stop_reason: str | None = None
         self.prefill_seconds = 0.0
         self.decode_steps = 0
         self.decode_seconds = 0.0
         if not self.prompt_tokens:
             raise InvalidArgumentError("The prompt is empty: it needs at least one token.")
-        if len(self.prompt_tokens) > session.context_length:
+        room = session.context_length - len(self.prompt_tokens)
+        if room < 0:
             longest = model.info.context_length
             more = (
                 f"; open the model with a context of up to {longest}"
@@ -128,8 +148,12 @@ class Generation:
             repetition_window=config.repetition_window,
             seed=self.seed,
         )
-        self._decoder = IncrementalDecoder(model.tokenizer, self.prompt_tokens)
-        self._stops = StopStrings(config.stop)
+        # Everything else follows from the prompt and the tokens drawn: a step that an interrupt
+        # broke off is done again, to the same end.
+        self._context = array("I", self.prompt_tokens)
+        self._context.frombytes(bytes(room * self._context.itemsize))
+        self._text = self._new_text()
+        self._shown = 0  # characters that were given out
         self._begun = False
 
     def __iter__(self) -> Generation:
@@ -138,12 +162,19 @@ class Generation:
 
     def __next__(self) -> str:
         """The next piece of text; never empty, never half a character."""
-        while self.stop_reason is None:
-            self.start()
-            piece = self._step()
-            if piece:
-                return piece
-        raise StopIteration
+        self.start()
+        started = time.perf_counter()
+        try:
+            piece = self._piece()
+            while not piece and self.stop_reason is None:
+                self._draw()
+                piece = self._piece()
+        finally:
+            self.decode_seconds += time.perf_counter() - started
+        if not piece:
+            raise StopIteration
+        self._shown = self._text.length
+        return piece
 
     def text(self) -> str:
         """Everything that is still to come, in one string."""
@@ -160,52 +191,122 @@ class Generation:
         Args:
             progress: Called with the tokens read so far and their number; may raise to stop.
         """
-        if self._begun:
+        if self._begun or self.stop_reason is not None:
             return
         started = time.perf_counter()
-        prompt, shared = self.prompt_tokens, self.session.reusable(self.prompt_tokens)
-        self.session.truncate(shared)
-        self.session._generation = self
-        self.session.evaluate(prompt[shared:], progress=progress)
-        self.reused_tokens = shared
-        self._begun = True
-        self.prefill_seconds = time.perf_counter() - started
-
-    def _step(self) -> str:
-        """Draws one token; the text that it completes, and at the end what was held back."""
-        started = time.perf_counter()
         try:
-            if self.config.max_tokens is not None and len(self.tokens) >= self.config.max_tokens:
-                return self._end("length")
-            if self.tokens:
-                if self.session.position >= self.session.context_length:
-                    return self._end("context")
-                if self.session._generation is not self:
-                    raise InvalidArgumentError(
-                        "Another generation has taken over this session: end one before the "
-                        "next begins, or give each its own (Model.session())."
-                    )
-                self.session.evaluate(self.tokens[-1:])
-                self.decode_steps += 1
-            token = self._sample()
-            if token in self.session.model.eos_token_ids:
-                return self._end("eos")
-            self.tokens.append(token)
-            piece = self._stops.add(self._decoder.add(token))
-            if self._stops.found:
-                self.stop_reason = "stop"
-            return piece
+            shared = self.session.reusable(self.prompt_tokens)
+            self.session.truncate(shared)
+            if self._reused is None:  # not what an interrupted start has read
+                self._reused = shared
+            if shared < len(self.prompt_tokens):
+                self.session.evaluate(self.prompt_tokens[shared:], progress=progress)
+            self._begun = True
         finally:
-            self.decode_seconds += time.perf_counter() - started
+            self.prefill_seconds += time.perf_counter() - started
 
-    def _sample(self) -> int:
-        with self.session._use() as native:
-            return int(native.sample(self._sampler))
+    @property
+    def reused_tokens(self) -> int:
+        """Tokens of the prompt that were in the cache already; 0 before it is read."""
+        return self._reused or 0
 
-    def _end(self, reason: str) -> str:
-        piece = self._stops.add(self._decoder.finish())
-        self.stop_reason = "stop" if self._stops.found else reason
-        return piece + self._stops.finish()
+    def _draw(self) -> None:
+        """Draws one token, or finds a reason to stop."""
+        if self.config.max_tokens is not None and len(self.tokens) >= self.config.max_tokens:
+            self.stop_reason = "length"
+            return
+        count = len(self.prompt_tokens) + len(self.tokens)
+        if count > self.session.context_length:
+            self.stop_reason = "context"
+            return
+        if self.tokens:
+            self._context[count - 1] = self.tokens[-1]
+        self._require_own_context(count)
+        token = self.session.sample(self._sampler, len(self.tokens))
+        if token in self.session.model.eos_token_ids:
+            self.stop_reason = "eos"
+        else:
+            self.tokens.append(token)
+
+    def _require_own_context(self, count: int) -> None:
+        """Makes the session's context the text of ``count`` tokens, whose beginning it must be."""
+        read = self.session.reusable(memoryview(self._context)[:count])
+        if read < self.session.position:
+            raise InvalidArgumentError(
+                "Something else has taken over this session since the last piece of text "
+                "(another generation, evaluate(), logits() or truncate()): end one before the next "
+                "begins, or give each its own session (Model.session())."
+            )
+        if read < count:
+            self.session.evaluate(self._context[read:count])
+            self.decode_steps += count - read
+
+    def _piece(self) -> str:
+        """Text that is complete and was not given out yet."""
+        if self.stop_reason == "closed":
+            return ""
+        if not self._text.whole:
+            self._text = self._new_text()
+        self._text.update(self.tokens, ended=self.stop_reason is not None, shown=self._shown)
+        if self._text.stopped:
+            self.stop_reason = "stop"
+        return self._text.unshown
+
+    def _new_text(self) -> _Text:
+        return _Text(self.session.model.tokenizer, self.prompt_tokens, self.config.stop)
+
+
+class _Text:
+    """The text of tokens, as far as it may be shown. Made anew, it comes to the same.
+
+    Attributes:
+        length: Characters that may be shown.
+        unshown: The last of them, which were not.
+        stopped: Whether a stop string was found.
+        whole: False once an update has been broken off.
+    """
+
+    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]) -> None:
+        """Begins behind the prompt."""
+        self._decoder = IncrementalDecoder(tokenizer, prompt)
+        self._stops = StopStrings(stops)
+        self._read = 0
+        self._finished = False
+        self.length = 0
+        self.unshown = ""
+        self.whole = True
+
+    @property
+    def stopped(self) -> bool:
+        return self._stops.found
+
+    def update(self, tokens: Sequence[int], *, ended: bool, shown: int) -> None:
+        """Takes in the tokens that are new.
+
+        Args:
+            tokens: All that were drawn.
+            ended: Whether no more will come: what was held back can be shown.
+            shown: How many characters were shown.
+        """
+        self.whole = False
+        text = self.unshown
+        for token in tokens[self._read :]:
+            if self.stopped:
+                break
+            text += self._release(self._stops.add(self._decoder.add(token)))
+            self._read += 1
+        if ended and not self._finished:
+            if not self.stopped:
+                text += self._release(self._stops.add(self._decoder.finish()))
+            text += self._release(self._stops.finish())
+            self._finished = True
+        unshown = self.length - shown
+        self.unshown = text[len(text) - unshown :] if unshown > 0 else ""
+        self.whole = True
+
+    def _release(self, piece: str) -> str:
+        self.length += len(piece)
+        return piece
 
 
 def _drawn_seed() -> int:

@@ -1,19 +1,18 @@
 """One conversation: the tokens so far, and what the C library keeps of them.
 
-Owns ``Session``: thin and typed over the C library. A session serves one thread at a time and says
-so if two meet.
+Owns ``Session``: thin and typed over the C library, which holds all of its state. A session serves
+one thread at a time, and the library says so if two meet.
 """
 
 from __future__ import annotations
 
-import threading
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from awq_edge.errors import ContextFullError, InvalidArgumentError
 from awq_edge.generation import Generation, GenerationConfig, Progress, Prompt
+from awq_edge.token_ids import integer, token_ids
 
 if TYPE_CHECKING:
     from types import TracebackType
@@ -21,7 +20,7 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from awq_edge._native import NativeSession
+    from awq_edge._native import NativeSampler
     from awq_edge.model import Model
 
 
@@ -46,7 +45,7 @@ class Session:
         self.model = model
         self.context_length = context_length
         self.kv = kv
-        self._native: NativeSession | None = NativeSession(
+        self._native = NativeSession(
             model.native,
             context_length=context_length,
             threads=threads,
@@ -56,31 +55,31 @@ class Session:
         self.kernels = self._native.kernels
         self.threads = self._native.threads
         self.prefill_threads = self._native.prefill_threads
-        self._tokens: list[int] = []
-        self._busy = threading.Lock()
-        self._generation: Generation | None = None  # whose text the context continues
+
+    # What the context holds is asked of the library each time. A copy here would be wrong once
+    # Ctrl-C came between the library's answer and the line that notes it.
 
     @property
     def closed(self) -> bool:
         """Whether the session was closed."""
-        return self._native is None
+        return self._native.closed
 
     @property
     def tokens(self) -> tuple[int, ...]:
         """Everything in the context."""
-        return tuple(self._tokens)
+        return tuple(self._native.tokens())
 
     @property
     def position(self) -> int:
         """How many tokens are in the context."""
-        return len(self._tokens)
+        return self._native.position
 
     def close(self) -> None:
-        """Frees the cache. A second call does nothing."""
-        if self._native is not None:
-            with self._use() as native:
-                native.close()
-                self._native = None
+        """Frees the cache, once a call that another thread is in has ended.
+
+        A second call does nothing.
+        """
+        self._native.close()
 
     def __enter__(self) -> Session:
         """The session itself."""
@@ -101,32 +100,29 @@ class Session:
 
         0, unless the model has layers with a sliding window and they have dropped what came before.
         """
-        with self._use() as native:
-            return int(native.earliest)
+        return self._native.earliest
 
-    def reusable(self, prompt: Sequence[int]) -> int:
+    def reusable(self, prompt: Sequence[int] | memoryview) -> int:
         """How many tokens at the beginning of a prompt need not be computed again.
 
-        Never the last one: its logits are what the next token is drawn from.
+        Never the last one, unless the context is this prompt: its logits are what the next token is
+        drawn from.
+
+        Args:
+            prompt: Ids; a memoryview of uint32 [tokens] is not copied.
         """
-        shared = 0
-        for old, new in zip(self._tokens, prompt[:-1]):
-            if old != new:
-                break
-            shared += 1
-        # Layers with a sliding window may have forgotten what comes before.
-        return shared if shared == self.position or shared >= self.earliest else 0
+        tokens = prompt if isinstance(prompt, memoryview) else self._ids(prompt)
+        return self._native.reusable(tokens) if len(tokens) else 0
 
     def truncate(self, position: int) -> None:
         """Forgets every token from ``position`` on; see ``earliest``."""
-        if not 0 <= position <= len(self._tokens):
+        position = integer(position, "The position")
+        held = self.position
+        if not 0 <= position <= held:
             raise InvalidArgumentError(
-                f"Position {position} is not in the context, which holds {len(self._tokens)} "
-                "tokens."
+                f"Position {position} is not in the context, which holds {held} tokens."
             )
-        with self._use() as native:
-            native.truncate(position)
-            del self._tokens[position:]
+        self._native.truncate(position)
 
     def evaluate(self, tokens: Sequence[int], *, progress: Progress | None = None) -> None:
         """Appends tokens. The result does not depend on how a text is divided into calls.
@@ -136,17 +132,29 @@ class Session:
             progress: Called with the tokens done and their number; may raise to stop. What was
                 read until then stays in the context.
         """
-        self._append(tokens, None, progress)
+        self._append(self._ids(tokens), None, progress)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens and gives the logits after each: float32 [tokens, vocabulary]."""
         import numpy as np
 
+        tokens = self._ids(tokens)
         self._require_room(len(tokens))
         result = np.empty((len(tokens), self.model.info.vocabulary_size), np.float32)
         if len(tokens):
             self._append(tokens, result, None)
         return result
+
+    def sample(self, sampler: NativeSampler, draw: int) -> int:
+        """Draws the token after the context; does not append it.
+
+        Args:
+            sampler: How to draw.
+            draw: Which random number of the sampler's stream to use, counted from 0: the same one
+                gives the same token, however often it is asked for.
+        """
+        sampler.seek(draw)
+        return self._native.sample(sampler)
 
     def generate(
         self,
@@ -163,38 +171,17 @@ class Session:
                 raise InvalidArgumentError(f"GenerationConfig: {error}.") from error
         return Generation(self, prompt, config)
 
-    def _append(self, tokens: Sequence[int], logits: Any, progress: Progress | None) -> None:
-        tokens = [int(token) for token in tokens]
+    def _ids(self, tokens: Sequence[int]) -> list[int]:
+        return token_ids(tokens, self.model.info.vocabulary_size)
+
+    def _append(self, tokens: list[int], logits: Any, progress: Progress | None) -> None:
         self._require_room(len(tokens))
-        vocabulary_size = self.model.info.vocabulary_size
-        for token in tokens:
-            if not 0 <= token < vocabulary_size:
-                raise InvalidArgumentError(
-                    f"Token {token} is not in the vocabulary of {vocabulary_size}."
-                )
-        with self._use() as native:
-            try:
-                native.evaluate(tokens, logits, progress)
-            finally:
-                self._tokens += tokens[: native.position - len(self._tokens)]
+        self._native.evaluate(tokens, logits, progress)
 
     def _require_room(self, count: int) -> None:
-        if self.position + count > self.context_length:
+        held = self.position
+        if held + count > self.context_length:
             raise ContextFullError(
                 f"{count} more tokens do not fit: the context of {self.context_length} already "
-                f"holds {self.position}."
+                f"holds {held}."
             )
-
-    @contextmanager
-    def _use(self) -> Iterator[Any]:
-        """The native session, for one thread."""
-        if not self._busy.acquire(blocking=False):
-            raise InvalidArgumentError(
-                "This session is in use by another thread: give each its own (Model.session())."
-            )
-        try:
-            if self._native is None:
-                raise InvalidArgumentError("The session is closed.")
-            yield self._native
-        finally:
-            self._busy.release()

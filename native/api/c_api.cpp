@@ -1,6 +1,7 @@
 // Every function of awq_edge.h: clears what it will fill in, then calls into the runtime under
 // guard(), which lets no exception through. (The functions cannot be called noexcept here: C knows
 // no such word for their declarations.) Holds no logic.
+#include <atomic>
 #include <cinttypes>
 #include <cstdlib>
 #include <memory>
@@ -21,6 +22,7 @@ struct awqe_model {
 };
 struct awqe_session {
     awqe::Session session;
+    mutable std::atomic<bool> in_use = false;
 };
 struct awqe_sampler {
     awqe::Sampler sampler;
@@ -124,6 +126,27 @@ const auto& at(const Items& items, size_t index, const char* kind) {
     }
     return items[index];
 }
+
+// A session for the length of one call; the second of two calls that meet is refused. A host
+// language needs no lock of its own, which an interrupt could leave locked.
+template <class CSession>  // const or not
+class Used {
+  public:
+    explicit Used(CSession* session) : session_(required(session, "session")) {
+        if (session_.in_use.exchange(true, std::memory_order_acquire)) {
+            fail(AWQE_INVALID_ARGUMENT,
+                 "this session is in use by another thread, or by the call whose callback asks: "
+                 "give each its own");
+        }
+    }
+    ~Used() { session_.in_use.store(false, std::memory_order_release); }
+    Used(const Used&) = delete;
+    Used& operator=(const Used&) = delete;
+    auto* operator->() const { return &session_.session; }
+
+  private:
+    CSession& session_;
+};
 
 }  // namespace
 }  // namespace awqe
@@ -244,18 +267,32 @@ uint32_t awqe_session_earliest(const awqe_session* session) {
     return session == nullptr ? 0 : static_cast<uint32_t>(session->session.earliest());
 }
 
+awqe_status awqe_session_tokens(const awqe_session* session, uint32_t* tokens, size_t count,
+                                awqe_error* error) {
+    return awqe::guard(
+        error, [&] { awqe::Used(session)->copy_tokens(&awqe::required(tokens, "tokens"), count); });
+}
+
+awqe_status awqe_session_reusable(const awqe_session* session, const uint32_t* tokens, size_t count,
+                                  uint32_t* reusable, awqe_error* error) {
+    awqe::clear(reusable);
+    return awqe::guard(error, [&] {
+        awqe::required(reusable, "reusable");
+        *reusable = static_cast<uint32_t>(
+            awqe::Used(session)->reusable(&awqe::required(tokens, "tokens"), count));
+    });
+}
+
 awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe_error* error) {
-    return awqe::guard(error,
-                       [&] { awqe::required(session, "session").session.truncate(position); });
+    return awqe::guard(error, [&] { awqe::Used(session)->truncate(position); });
 }
 
 awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count,
                                   awqe_logits which, float* logits, awqe_progress progress,
                                   void* user, awqe_error* error) {
     return awqe::guard(error, [&] {
-        awqe::required(session, "session")
-            .session.evaluate(&awqe::required(tokens, "tokens"), count, which, logits, progress,
-                              user);
+        awqe::Used(session)->evaluate(&awqe::required(tokens, "tokens"), count, which, logits,
+                                      progress, user);
     });
 }
 
@@ -268,6 +305,10 @@ awqe_status awqe_sampler_open(const awqe_sampling* sampling, awqe_sampler** samp
     });
 }
 
+awqe_status awqe_sampler_seek(awqe_sampler* sampler, uint64_t draw, awqe_error* error) {
+    return awqe::guard(error, [&] { awqe::required(sampler, "sampler").sampler.seek(draw); });
+}
+
 void awqe_sampler_close(awqe_sampler* sampler) { delete sampler; }
 
 awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampler, uint32_t* token,
@@ -275,8 +316,7 @@ awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampl
     awqe::clear(token);
     return awqe::guard(error, [&] {
         awqe::required(token, "token");
-        *token = awqe::required(session, "session")
-                     .session.sample(awqe::required(sampler, "sampler").sampler);
+        *token = awqe::Used(session)->sample(awqe::required(sampler, "sampler").sampler);
     });
 }
 

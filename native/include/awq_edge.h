@@ -13,7 +13,8 @@
 /// - Strings are UTF-8 and NUL-terminated; those returned belong to the object they came from and
 ///   live as long as it does.
 /// - A model may be used from several threads at once; a session or a sampler from one thread at a
-///   time.
+///   time. A call that finds its session in another call fails with AWQE_INVALID_ARGUMENT and
+///   changes nothing.
 #ifndef AWQ_EDGE_H
 #define AWQ_EDGE_H
 
@@ -33,7 +34,7 @@ extern "C" {
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
 /// whoever loads the library.
-#define AWQE_ABI_VERSION 2
+#define AWQE_ABI_VERSION 3
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -175,6 +176,14 @@ const char* awqe_session_kernels(const awqe_session* session);
 uint32_t awqe_session_threads(const awqe_session* session, bool prefill);
 /// Tokens in the context.
 uint32_t awqe_session_position(const awqe_session* session);
+/// Copies the first `count` tokens of the context, at most awqe_session_position() of them.
+awqe_status awqe_session_tokens(const awqe_session* session, uint32_t* tokens, size_t count,
+                                awqe_error* error);
+/// How many tokens at the beginning of a text, [count], need not be evaluated before the token
+/// after the text is drawn: truncate to that, evaluate the others, sample. All of them where the
+/// context is this text and its logits are there, otherwise never the last.
+awqe_status awqe_session_reusable(const awqe_session* session, const uint32_t* tokens, size_t count,
+                                  uint32_t* reusable, awqe_error* error);
 /// The lowest position, apart from 0, that awqe_session_truncate() can go back to: 0 unless layers
 /// with a sliding window have dropped what came before it.
 uint32_t awqe_session_earliest(const awqe_session* session);
@@ -219,6 +228,11 @@ awqe_status awqe_sampler_open(const awqe_sampling* sampling, awqe_sampler** samp
                               awqe_error* error);
 /// Frees the sampler. NULL is allowed.
 void awqe_sampler_close(awqe_sampler* sampler);
+
+/// Sets which random number of its stream a sampler uses next, counted from 0. Every token that is
+/// drawn uses one, unless the temperature is 0: with the number of a text's drawn tokens before
+/// each awqe_session_sample(), a step that was broken off can be done again.
+awqe_status awqe_sampler_seek(awqe_sampler* sampler, uint64_t draw, awqe_error* error);
 
 /// Draws the next token from the logits of the session's last awqe_session_evaluate(). Does not
 /// append it. Order: repetition penalty, temperature, top-k, top-p, min-p. Equal seeds and equal

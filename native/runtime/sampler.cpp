@@ -22,7 +22,7 @@ double exp_nonpositive(double x) {
 }
 
 uint64_t Random::next() {
-    state_ += 0x9E3779B97F4A7C15u;
+    state_ += kStep;
     uint64_t z = state_;
     z = (z ^ (z >> 30)) * 0xBF58476D1CE4E5B9u;
     z = (z ^ (z >> 27)) * 0x94D049BB133111EBu;

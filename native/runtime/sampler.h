@@ -20,10 +20,13 @@ double exp_nonpositive(double x);
 class Random {
   public:
     explicit Random(uint64_t seed) : state_(seed) {}
+    // The stream of `seed` from its number `index` on, counted from 0.
+    Random(uint64_t seed, uint64_t index) : state_(seed + index * kStep) {}
     uint64_t next();
     double next_unit();  // [0, 1): the upper 53 bits of next()
 
   private:
+    static constexpr uint64_t kStep = 0x9E3779B97F4A7C15u;
     uint64_t state_;
 };
 
@@ -36,6 +39,9 @@ class Sampler {
     // greedy. Throws Failure with AWQE_FILE_INVALID if a logit is not finite: only damaged weights
     // give one.
     uint32_t sample(const float* logits, size_t vocabulary, const uint32_t* context, size_t count);
+
+    // The next draw uses this number of the random stream, counted from 0.
+    void seek(uint64_t draw) { random_ = Random(options_.seed, draw); }
 
   private:
     struct Candidate {

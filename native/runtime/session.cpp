@@ -97,7 +97,7 @@ void Session::check_tokens(const uint32_t* tokens, size_t count) const {
     }
     if (count > plan_.positions - position_) {
         fail(AWQE_CONTEXT_FULL,
-             "the context holds %zu of %zu tokens, there is no room for %zu more", position_,
+             "the context holds %zu of %zu tokens, there is no room for %zu more", position(),
              plan_.positions, count);
     }
 }
@@ -141,7 +141,7 @@ void Session::evaluate(const uint32_t* tokens, size_t count, awqe_logits which, 
         run(block);
         std::copy_n(block.tokens, block.count, scratch_.tokens + position_);
         position_ += block.count;
-        stored_ = std::max(stored_, position_);
+        stored_ = std::max(stored_, position());
         done += block.count;
     }
     if (which == AWQE_LOGITS_NONE) return;
@@ -157,7 +157,7 @@ void Session::evaluate(const uint32_t* tokens, size_t count, awqe_logits which, 
 void Session::truncate(size_t position) {
     if (position > position_) {
         fail(AWQE_INVALID_ARGUMENT, "position is %zu, but the context holds only %zu tokens",
-             position, position_);
+             position, position_.load());
     }
     if (position > 0 && position < position_ && position < earliest()) {
         fail(AWQE_INVALID_ARGUMENT,
@@ -168,6 +168,24 @@ void Session::truncate(size_t position) {
     if (position == 0) stored_ = 0;
     if (position < position_) has_logits_ = false;  // they belong to a token that is forgotten
     position_ = position;
+}
+
+void Session::copy_tokens(uint32_t* tokens, size_t count) const {
+    if (count > position_) {
+        fail(AWQE_INVALID_ARGUMENT, "count is %zu, but the context holds only %zu tokens", count,
+             position());
+    }
+    std::copy_n(scratch_.tokens, count, tokens);
+}
+
+size_t Session::reusable(const uint32_t* tokens, size_t count) const {
+    const size_t most = std::min(count, position());
+    const size_t shared =
+        static_cast<size_t>(std::mismatch(tokens, tokens + most, scratch_.tokens).first - tokens);
+    const bool drawn_from = shared == position_ && has_logits_;
+    const size_t reusable = shared == count && count > 0 && !drawn_from ? count - 1 : shared;
+    // Layers with a sliding window may have forgotten what is needed from there on.
+    return reusable == position_ || reusable >= earliest() ? reusable : 0;
 }
 
 uint32_t Session::sample(Sampler& sampler) const {

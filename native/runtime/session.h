@@ -3,6 +3,7 @@
 #pragma once
 
 #include <algorithm>
+#include <atomic>
 #include <cstddef>
 #include <cstdint>
 
@@ -45,6 +46,7 @@ class Session {
 
     const char* kernels() const { return kernels_->name; }
     unsigned threads(bool prefill) const { return prefill ? plan_.prefill_threads : plan_.threads; }
+    // May be asked while another thread evaluates.
     size_t position() const { return position_; }
     // The lowest position, apart from 0, that truncate() can go back to.
     size_t earliest() const { return cache_.earliest(stored_); }
@@ -54,6 +56,9 @@ class Session {
                   awqe_progress progress, void* user);
     void truncate(size_t position);
     uint32_t sample(Sampler& sampler) const;
+    void copy_tokens(uint32_t* tokens, size_t count) const;
+    // As awqe_session_reusable() says.
+    size_t reusable(const uint32_t* tokens, size_t count) const;
 
   private:
     // Everything that lies in the scratch region.
@@ -77,7 +82,7 @@ class Session {
     Scratch scratch_;
     ThreadPool pool_;
     TeamSize decode_team_;
-    size_t position_ = 0;
+    std::atomic<size_t> position_ = 0;
     size_t stored_ = 0;  // positions that were ever stored since position 0
     bool has_logits_ = false;
 };

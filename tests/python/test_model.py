@@ -135,7 +135,9 @@ def test_prompt_beyond_the_memory_of_a_sliding_window_is_read_anew() -> None:
             assert session.position == 300
             assert session.reusable(other) == 0
             assert session.reusable([*prompt[:250], 7]) == 250
-            assert session.reusable(prompt) == 299  # the last token is always computed
+            assert session.reusable(prompt) == 300
+            session.truncate(299)
+            assert session.reusable(prompt[:299]) == 298  # its logits belong to what was forgotten
 
 
 def test_model_that_cannot_fit_is_refused_with_numbers(

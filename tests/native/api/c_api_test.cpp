@@ -224,6 +224,12 @@ TEST(null_objects_are_refused) {
     check_null(awqe_session_open(nullptr, nullptr, &session, &error), "model");
     check_null(awqe_session_open(all.model, nullptr, nullptr, &error), "session");
     check_null(awqe_session_truncate(nullptr, 0, &error), "session");
+    check_null(awqe_session_tokens(nullptr, &token, 1, &error), "session");
+    check_null(awqe_session_tokens(all.session, nullptr, 0, &error), "tokens");
+    check_null(awqe_session_reusable(nullptr, &token, 1, &token, &error), "session");
+    check_null(awqe_session_reusable(all.session, nullptr, 1, &token, &error), "tokens");
+    check_null(awqe_session_reusable(all.session, &token, 1, nullptr, &error), "reusable");
+    check_null(awqe_sampler_seek(nullptr, 0, &error), "sampler");
     check_null(awqe_session_evaluate(nullptr, &token, 1, AWQE_LOGITS_NONE, nullptr, nullptr,
                                      nullptr, &error),
                "session");
@@ -349,6 +355,68 @@ TEST(tokens_and_context) {
     CHECK_EQUAL(evaluate(tokens.data() + 4, 6, AWQE_LOGITS_NONE), AWQE_OK);
     CHECK_EQUAL(awqe_session_sample(all.session, all.sampler, &token, &error),
                 AWQE_INVALID_ARGUMENT);
+}
+
+TEST(the_context_can_be_asked_for_and_a_text_reuses_it) {
+    Everything all;
+    const std::vector<uint32_t> tokens = prompt(12);
+    awqe_error error;
+    const auto reusable = [&](const std::vector<uint32_t>& text) {
+        uint32_t count = 99;
+        CHECK_EQUAL(awqe_session_reusable(all.session, text.data(), text.size(), &count, &error),
+                    AWQE_OK);
+        return count;
+    };
+    CHECK_EQUAL(reusable(tokens), 0u);
+    CHECK_EQUAL(awqe_session_evaluate(all.session, tokens.data(), 10, AWQE_LOGITS_LAST, nullptr,
+                                      nullptr, nullptr, &error),
+                AWQE_OK);
+    std::vector<uint32_t> held(10);
+    CHECK_EQUAL(awqe_session_tokens(all.session, held.data(), 10, &error), AWQE_OK);
+    CHECK(std::equal(held.begin(), held.end(), tokens.begin()));
+    awqe_session_tokens(all.session, held.data(), 11, &error);
+    check_error(error, AWQE_INVALID_ARGUMENT, "only 10 tokens");
+
+    CHECK_EQUAL(reusable(tokens), 10u);
+    CHECK_EQUAL(reusable({tokens.begin(), tokens.begin() + 10}), 10u);  // its logits are there
+    CHECK_EQUAL(reusable({tokens.begin(), tokens.begin() + 5}), 4u);    // these are not
+    std::vector<uint32_t> other = tokens;
+    other[3] ^= 1;
+    CHECK_EQUAL(reusable(other), 3u);
+    CHECK_EQUAL(awqe_session_truncate(all.session, 5, &error), AWQE_OK);
+    CHECK_EQUAL(reusable({tokens.begin(), tokens.begin() + 5}), 4u);
+}
+
+TEST(a_session_in_a_call_refuses_another) {
+    Everything all;
+    const std::vector<uint32_t> tokens = prompt(300);
+    struct Meeting {
+        Everything* all;
+        std::vector<awqe_status> statuses;
+        uint32_t position;
+    } meeting = {&all, {}, 0};
+    const awqe_progress progress = [](void* user, size_t, size_t) {
+        auto* const m = static_cast<Meeting*>(user);
+        awqe_session* const session = m->all->session;
+        uint32_t token = 1;
+        m->position = awqe_session_position(session);
+        m->statuses.push_back(awqe_session_truncate(session, 0, nullptr));
+        m->statuses.push_back(awqe_session_tokens(session, &token, 1, nullptr));
+        m->statuses.push_back(awqe_session_reusable(session, &token, 1, &token, nullptr));
+        m->statuses.push_back(awqe_session_sample(session, m->all->sampler, &token, nullptr));
+        m->statuses.push_back(awqe_session_evaluate(session, &token, 1, AWQE_LOGITS_LAST, nullptr,
+                                                    nullptr, nullptr, nullptr));
+        return false;
+    };
+    awqe_error error;
+    CHECK_EQUAL(awqe_session_evaluate(all.session, tokens.data(), 300, AWQE_LOGITS_LAST, nullptr,
+                                      progress, &meeting, &error),
+                AWQE_CANCELLED);
+    CHECK_EQUAL(meeting.position, 128u);
+    CHECK(meeting.statuses == std::vector<awqe_status>(5, AWQE_INVALID_ARGUMENT));
+    // A call that failed has left it.
+    CHECK_EQUAL(awqe_session_position(all.session), 128u);
+    CHECK_EQUAL(awqe_session_truncate(all.session, 0, &error), AWQE_OK);
 }
 
 TEST(a_truncated_context_goes_on_as_if_never_longer) {

@@ -72,6 +72,21 @@ TEST(random_numbers_are_those_of_splitmix64) {
     CHECK(least >= 0 && least < 0.01 && most < 1 && most > 0.99);
 }
 
+TEST(a_draw_can_be_done_again) {
+    Sampler straight(plain()), sought(plain());
+    const auto draw = [](Sampler& sampler) {
+        return sampler.sample(kLogits.data(), kLogits.size(), nullptr, 0);
+    };
+    std::vector<uint32_t> tokens(50);
+    for (uint32_t& token : tokens) token = draw(straight);
+    for (size_t i = tokens.size(); i-- > 0;) {
+        sought.seek(i);
+        CHECK_EQUAL(draw(sought), tokens[i]);
+        sought.seek(i);
+        CHECK_EQUAL(draw(sought), tokens[i]);
+    }
+}
+
 TEST(greedy_takes_the_lowest_of_equals) {
     awqe_sampling options = plain();
     options.temperature = 0;
