@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import os
+import struct
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -284,24 +285,20 @@ class NativeModel:
         )
 
     def metadata(self) -> dict[str, Value]:
-        """All entries, in file order."""
+        """All entries, in file order.
+
+        Raises:
+            FileInvalidError: A text is not UTF-8.
+        """
         ffi, library = _load()
+        array = library.AWQE_VALUE_ARRAY
         entries: dict[str, Value] = {}
         for index in range(library.awqe_model_metadata_count(self.pointer)):
             entry = _structure("awqe_metadata")
             _call(library.awqe_model_metadata_at, self.pointer, index, entry)
             key = _text(ffi, entry.key)
-            if entry.type == library.AWQE_VALUE_ARRAY:
-                entries[key] = [self._element(index, i) for i in range(entry.count)]
-            else:
-                entries[key] = _scalar(entry)
+            entries[key] = _array(entry, key) if entry.type == array else _scalar(entry, key)
         return entries
-
-    def _element(self, index: int, element: int) -> Scalar:
-        _, library = _load()
-        value = _structure("awqe_metadata")
-        _call(library.awqe_model_metadata_element, self.pointer, index, element, value)
-        return _scalar(value)
 
     def tensors(self) -> list[TensorInfo]:
         """All tensors, in file order."""
@@ -540,11 +537,11 @@ def _session_options(context_length: int, threads: int, prefill_threads: int, kv
     return options
 
 
-def _scalar(value: Any) -> Scalar:
+def _scalar(value: Any, key: str) -> Scalar:
     """The Python value of an ``awqe_metadata`` that is no array."""
     ffi, library = _load()
     if value.type == library.AWQE_VALUE_STRING:
-        return bytes(ffi.buffer(value.string_value, value.count)).decode("utf-8", "replace")
+        return _decoded(bytes(ffi.buffer(value.string_value, value.count)), key)
     if value.type == library.AWQE_VALUE_BOOLEAN:
         return bool(value.unsigned_value)
     if value.type == library.AWQE_VALUE_REAL:
@@ -552,6 +549,44 @@ def _scalar(value: Any) -> Scalar:
     if value.type == library.AWQE_VALUE_SIGNED:
         return int(value.signed_value)
     return int(value.unsigned_value)
+
+
+def _array(value: Any, key: str) -> list[Scalar]:
+    """The elements of an ``awqe_metadata`` that is an array."""
+    ffi, library = _load()
+    data = bytes(ffi.buffer(value.array_value, value.array_bytes))
+    if value.element_type == library.AWQE_VALUE_STRING:
+        return _strings(data, key)
+    # The letters of struct, by size.
+    letters = {
+        library.AWQE_VALUE_UNSIGNED: {1: "B", 2: "H", 4: "I", 8: "Q"},
+        library.AWQE_VALUE_SIGNED: {1: "b", 2: "h", 4: "i", 8: "q"},
+        library.AWQE_VALUE_REAL: {4: "f", 8: "d"},
+        library.AWQE_VALUE_BOOLEAN: {1: "?"},
+    }
+    letter = letters[value.element_type][value.element_bytes]
+    return list(struct.unpack(f"<{value.count}{letter}", data))
+
+
+def _strings(data: bytes, key: str) -> list[Scalar]:
+    """Strings that lie one behind the other, each with its length in front."""
+    strings: list[Scalar] = []
+    at = 0
+    while at < len(data):
+        begin = at + 8
+        at = begin + int.from_bytes(data[at:begin], "little")
+        strings.append(_decoded(data[begin:at], key))
+    return strings
+
+
+def _decoded(data: bytes, key: str) -> str:
+    try:
+        return data.decode("utf-8")
+    except UnicodeDecodeError as error:
+        raise errors.FileInvalidError(
+            f"The text of the key {key} is not UTF-8, from its byte {error.start} on: the model "
+            "file is damaged, copy or convert it again."
+        ) from error
 
 
 def _text(ffi: Any, pointer: Any) -> str:

@@ -95,7 +95,8 @@ def _bits_per_weight(tensors: Iterable["TensorInfo"]) -> float:
 
 
 def _short(value: "Value") -> str:
-    text = " ".join(str(value).split())
+    some = value[:_MAX_VALUE_CHARACTERS] if isinstance(value, list) else value
+    text = " ".join(str(some).split())
     if len(text) <= _MAX_VALUE_CHARACTERS:
         return text
     size = f"{len(value)} values" if isinstance(value, list) else f"{len(str(value))} characters"

@@ -59,52 +59,55 @@ void fill(awqe_model_info& info, const Model& model) {
     info.decode_bytes = model.decode_bytes();
 }
 
-void fill(awqe_metadata& out, const Value& value) {
-    out.count = value.count;
-    switch (value.type) {
+awqe_value_type type_in_c(ValueType type) {
+    switch (type) {
         case ValueType::kUint8:
         case ValueType::kUint16:
         case ValueType::kUint32:
         case ValueType::kUint64:
-            out.type = AWQE_VALUE_UNSIGNED;
-            out.unsigned_value = value.as_unsigned();
-            break;
+            return AWQE_VALUE_UNSIGNED;
         case ValueType::kInt8:
         case ValueType::kInt16:
         case ValueType::kInt32:
         case ValueType::kInt64:
-            out.type = AWQE_VALUE_SIGNED;
-            out.signed_value = value.as_signed();
-            break;
+            return AWQE_VALUE_SIGNED;
         case ValueType::kFloat32:
         case ValueType::kFloat64:
-            out.type = AWQE_VALUE_REAL;
-            out.real_value = value.as_real();
-            break;
+            return AWQE_VALUE_REAL;
         case ValueType::kBool:
-            out.type = AWQE_VALUE_BOOLEAN;
-            out.unsigned_value = value.as_unsigned();
-            break;
+            return AWQE_VALUE_BOOLEAN;
         case ValueType::kString:
-            out.type = AWQE_VALUE_STRING;
-            out.string_value = value.as_string().data();
-            break;
+            return AWQE_VALUE_STRING;
         case ValueType::kArray:
-            out.type = AWQE_VALUE_ARRAY;
-            break;
+            return AWQE_VALUE_ARRAY;
     }
-    out.element_type = out.type;
+    return AWQE_VALUE_UNSIGNED;
 }
 
-// The type that the elements of an array have in C.
-awqe_value_type element_type(const Value& array) {
-    awqe_metadata element = {};
-    Value like = array;
-    like.type = array.element_type;
-    static constexpr uint8_t kZeros[8] = {};
-    like.data = kZeros;
-    fill(element, like);
-    return element.type;
+void fill(awqe_metadata& out, const Value& value) {
+    out.type = type_in_c(value.type);
+    out.element_type = type_in_c(value.element_type);
+    out.count = value.count;
+    switch (out.type) {
+        case AWQE_VALUE_UNSIGNED:
+        case AWQE_VALUE_BOOLEAN:
+            out.unsigned_value = value.as_unsigned();
+            break;
+        case AWQE_VALUE_SIGNED:
+            out.signed_value = value.as_signed();
+            break;
+        case AWQE_VALUE_REAL:
+            out.real_value = value.as_real();
+            break;
+        case AWQE_VALUE_STRING:
+            out.string_value = value.as_string().data();
+            break;
+        case AWQE_VALUE_ARRAY:
+            out.element_bytes = static_cast<uint32_t>(value.element_bytes());
+            out.array_value = value.data;
+            out.array_bytes = value.bytes;
+            break;
+    }
 }
 
 void fill(awqe_tensor& out, const Tensor& tensor) {
@@ -185,27 +188,6 @@ awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_m
             awqe::at(awqe::required(model, "model").model.file().entries(), index, "entries");
         awqe::fill(*entry, found.value);
         entry->key = found.key.c_str();
-        if (found.value.type == awqe::ValueType::kArray) {
-            entry->element_type = awqe::element_type(found.value);
-        }
-    });
-}
-
-awqe_status awqe_model_metadata_element(const awqe_model* model, size_t index, size_t element,
-                                        awqe_metadata* value, awqe_error* error) {
-    awqe::clear_sized(value);
-    return awqe::guard(error, [&] {
-        awqe::sized(value, "value");
-        const awqe::Entry& found =
-            awqe::at(awqe::required(model, "model").model.file().entries(), index, "entries");
-        if (found.value.type != awqe::ValueType::kArray) {
-            awqe::fail(AWQE_INVALID_ARGUMENT, "entry %zu is not an array", index);
-        }
-        if (element >= found.value.count) {
-            awqe::fail(AWQE_INVALID_ARGUMENT, "element is %zu, the array has %" PRIu64, element,
-                       found.value.count);
-        }
-        awqe::fill(*value, found.element(element));
     });
 }
 

@@ -23,7 +23,6 @@ constexpr uint64_t kMaxStringBytes = 64u << 20;   // the largest tokenizer.json 
 constexpr uint64_t kMaxArrayElements = 1u << 24;  // 60 times the largest vocabulary in use
 constexpr uint64_t kAlignment = 64;               // a cache line and a 512-bit register
 constexpr uint64_t kTail = 64;           // bytes that a full-vector load may read past the end
-constexpr uint64_t kStringStride = 64;   // 8 bytes of index for 64 strings
 constexpr uint32_t kMaxRows = 1u << 24;  // with kMaxColumns: no size of a matrix leaves 64 bits
 
 constexpr uint32_t kTypeF32 = 0;
@@ -176,17 +175,16 @@ void read_array(Cursor& cursor, Entry& entry) {
     }
     if (value.element_type != ValueType::kString) {
         // At most 2^24 elements of 8 bytes: the product cannot overflow.
-        value.data = cursor.take(value.count * value_bytes(value.element_type));
+        value.bytes = value.count * value_bytes(value.element_type);
+        value.data = cursor.take(value.bytes);
         if (value.element_type == ValueType::kBool) {
             check_booleans(value.data, value.count, entry.key);
         }
         return;
     }
     value.data = cursor.take(0);
-    for (uint64_t i = 0; i < value.count; ++i) {
-        if (i % kStringStride == 0) entry.string_marks.push_back(cursor.take(0));
-        cursor.take(read_string_length(cursor, entry.key));
-    }
+    for (uint64_t i = 0; i < value.count; ++i) cursor.take(read_string_length(cursor, entry.key));
+    value.bytes = static_cast<uint64_t>(cursor.take(0) - value.data);
 }
 
 Entry read_entry(Cursor& cursor) {
@@ -200,10 +198,11 @@ Entry read_entry(Cursor& cursor) {
     if (value.type == ValueType::kArray) {
         read_array(cursor, entry);
     } else if (value.type == ValueType::kString) {
-        value.count = read_string_length(cursor, entry.key);
+        value.count = value.bytes = read_string_length(cursor, entry.key);
         value.data = cursor.take(value.count);
     } else {
-        value.data = cursor.take(value_bytes(value.type));
+        value.bytes = value_bytes(value.type);
+        value.data = cursor.take(value.bytes);
         if (value.type == ValueType::kBool) check_booleans(value.data, 1, entry.key);
     }
     return entry;
@@ -435,14 +434,10 @@ std::string_view Value::as_string() const {
     return {reinterpret_cast<const char*>(data), static_cast<size_t>(count)};
 }
 
-Value Entry::element(uint64_t index) const {
-    if (value.element_type != ValueType::kString) {
-        return {value.element_type, value.element_type, 1,
-                value.data + index * value_bytes(value.element_type)};
-    }
-    const uint8_t* at = string_marks[index / kStringStride];
-    for (uint64_t i = index % kStringStride; i > 0; --i) at += 8 + read_as<uint64_t>(at);
-    return {ValueType::kString, ValueType::kString, read_as<uint64_t>(at), at + 8};
+uint64_t Value::element_bytes() const { return value_bytes(element_type); }
+
+Value Value::element(uint64_t index) const {
+    return {element_type, element_type, 1, element_bytes(), data + index * element_bytes()};
 }
 
 GgufFile::GgufFile(const uint8_t* bytes, size_t size) : size_(size) {

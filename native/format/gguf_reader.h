@@ -33,27 +33,27 @@ enum class ValueType : uint32_t {
 
 const char* value_type_name(ValueType type);
 
-// One metadata entry, or an element of one.
+// The value of a metadata entry, or one element of an array of numbers.
 struct Value {
     ValueType type;
-    ValueType element_type;  // of an array
+    ValueType element_type;  // of an array, otherwise `type`
     uint64_t count;          // elements of an array, bytes of a string, otherwise 1
-    const uint8_t* data;     // in the file, not aligned; of a string or an array: after its length
+    uint64_t bytes;          // of `data`
+    const uint8_t* data;     // in the file, not aligned; of a string or an array: after its length.
+                             // The strings of an array each have their length (u64) in front
 
     uint64_t as_unsigned() const;  // kUint8 … kUint64, kBool
     int64_t as_signed() const;     // kInt8 … kInt64
     double as_real() const;        // kFloat32, kFloat64
     std::string_view as_string() const;
+
+    uint64_t element_bytes() const;       // of an array of numbers or booleans; 0 for strings
+    Value element(uint64_t index) const;  // of an array of numbers or booleans; index < count
 };
 
 struct Entry {
     std::string key;
     Value value;
-    // An array of strings: where every kStringStride-th element begins, so that one is found
-    // without walking them all.
-    std::vector<const uint8_t*> string_marks;
-
-    Value element(uint64_t index) const;  // of an array; index < value.count
 };
 
 struct Tensor {

@@ -97,25 +97,28 @@ typedef enum awqe_value_type {
     AWQE_VALUE_ARRAY = 5
 } awqe_value_type;
 
-/// One metadata entry, or one element of an array entry.
+/// One metadata entry. What it points at belongs to the model.
 typedef struct awqe_metadata {
     uint32_t struct_size;
     awqe_value_type type;
     awqe_value_type element_type;  ///< Of an array.
+    uint32_t element_bytes;        ///< Of an array: 1, 2, 4 or 8; 0 if its elements are strings.
     uint64_t count;                ///< Elements of an array, bytes of a string, otherwise 1.
     uint64_t unsigned_value;       ///< Also 0 or 1 for a boolean.
     int64_t signed_value;
     double real_value;
-    const char* key;           ///< NULL for an array's element.
+    const char* key;
     const char* string_value;  ///< `count` bytes; not NUL-terminated. NULL unless a string.
+    const void* array_value;   ///< All elements, one behind the other, little-endian, not aligned;
+                               ///< each string with its length in front, 64 bits. NULL unless an
+                               ///< array.
+    uint64_t array_bytes;      ///< Of `array_value`.
 } awqe_metadata;
 
 size_t awqe_model_metadata_count(const awqe_model* model);
 /// Entries come in file order.
 awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_metadata* entry,
                                    awqe_error* error);
-awqe_status awqe_model_metadata_element(const awqe_model* model, size_t index, size_t element,
-                                        awqe_metadata* value, awqe_error* error);
 
 typedef struct awqe_tensor {
     uint32_t struct_size;

@@ -79,7 +79,7 @@ std::vector<uint32_t> read_sliding_windows(const GgufFile& file, uint32_t layers
     }
     std::vector<uint32_t> windows(layers);
     for (uint32_t i = 0; i < layers; ++i) {
-        windows[i] = static_cast<uint32_t>(entry.element(i).as_unsigned());
+        windows[i] = static_cast<uint32_t>(entry.value.element(i).as_unsigned());
     }
     return windows;
 }

@@ -7,15 +7,18 @@
 #include "native/runtime/model.h"
 #include "tests/native/support/model_bytes.h"
 
+// Keeps reads from being left out.
+static volatile uint8_t seen;
+
 extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     const awqe::test::AlignedBytes file(data, size);
     try {
         const awqe::Model model(file.data(), file.size());
         // Every value that the C API shows must be readable too.
         for (const awqe::Entry& entry : model.file().entries()) {
-            if (entry.value.type != awqe::ValueType::kArray || entry.value.count == 0) continue;
-            const awqe::Value last = entry.element(entry.value.count - 1);
-            if (last.type == awqe::ValueType::kString) (void)last.as_string();
+            uint8_t sum = 0;
+            for (uint64_t i = 0; i < entry.value.bytes; ++i) sum ^= entry.value.data[i];
+            seen = sum;
         }
     } catch (const awqe::Failure&) {
         return 0;
