@@ -8,13 +8,21 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
+import json
+import math
 import pkgutil
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from awq_edge.architecture import Architecture, RopeScaling
-from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.architecture import (
+    MAX_CONTEXT,
+    MAX_HEAD_SIZE,
+    Architecture,
+    RopeScaling,
+    check_layers,
+)
+from awq_edge.errors import CheckpointError, InvalidArgumentError, UnsupportedError
 
 # Our tensor names to theirs, for the many families that follow Llama; N stands for the layer.
 LLAMA_NAMES = {
@@ -33,6 +41,23 @@ LLAMA_NAMES = {
 }
 
 
+# What the classes of transformers take for keys that a config.json leaves out, where all agree.
+SHARED_DEFAULTS: Mapping[str, Any] = {
+    "hidden_size": 4096,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 32,
+    "hidden_act": "silu",
+    "rms_norm_eps": 1e-6,
+    "tie_word_embeddings": False,
+    "rope_theta": 10000.0,
+}
+
+_LAYER_TYPES = ("full_attention", "sliding_attention")
+# Sizes beyond are refused where they are read, so that nothing is ever made in such a number.
+_LARGEST = (1 << 31) - 1
+_LARGEST_ATTENTION_FACTOR = 100.0  # published ones lie between 1 and 1.5
+
+
 @dataclasses.dataclass(frozen=True)
 class Converter:
     """One model family."""
@@ -40,10 +65,19 @@ class Converter:
     model_type: str  # of config.json
     names: Mapping[str, str]  # ours to theirs, without ".weight" and ".bias"
     read_config: Callable[[Config], Architecture]
+    defaults: Mapping[str, Any]  # of the family's class, for keys that are absent
 
     def architecture(self, config: Mapping[str, Any]) -> Architecture:
         """The decoder that a config.json describes."""
-        return self.read_config(Config(config))
+        return self.read_config(Config(config, self.defaults))
+
+    def query_factor(self, config: Mapping[str, Any]) -> float:
+        """What queries are multiplied by beyond the decoder's own 1/sqrt(d).
+
+        Some rotary scalings multiply cosines and sines by a constant m. A score then has the factor
+        m * m; taken into the queries it needs nothing of the decoder.
+        """
+        return Config(config, self.defaults).rope().attention_factor ** 2
 
     def checkpoint_name(self, name: str) -> str:
         """The checkpoint's name of one of our tensors, for example ``blk.3.attn_q.weight``."""
@@ -55,113 +89,257 @@ class Converter:
         return f"{self.names[stem]}.{kind}"
 
 
-class Config:
-    """A config.json whose values are fetched with their type, or refused in one sentence."""
+@dataclasses.dataclass(frozen=True)
+class Rope:
+    """The rotary embedding of a config.json."""
 
-    def __init__(self, values: Mapping[str, Any]) -> None:
-        """Takes the parsed file."""
+    theta: float
+    scaling: RopeScaling | None
+    context_length: int  # positions for which the frequencies are right
+    attention_factor: float = 1.0  # of cosines and sines
+
+
+class Config:
+    """A config.json whose values are fetched with their type, or refused in one sentence.
+
+    A key that is absent has the value of the family's class; null is what the class makes of it,
+    where it knows a meaning, and refused elsewhere.
+    """
+
+    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
+        """Takes the parsed file, or a table in it, and the values of absent keys."""
         self._values = values
+        self._defaults = defaults
 
     def get(self, key: str, default: Any = None) -> Any:
-        """A value as it stands; null counts as absent."""
-        value = self._values.get(key)
-        return default if value is None else value
+        """A value as it stands, None for null; an absent one is the class's, or ``default``."""
+        return self._values.get(key, self._defaults.get(key, default))
 
     def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number."""
+        """A whole number that counts something."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise CheckpointError(
-                f"config.json should have a whole number {key}; it has {value!r}."
+                f"config.json should have a whole number {key}; it has {_shown(value)}."
             )
+        if not -_LARGEST <= value <= _LARGEST:
+            raise CheckpointError(f"config.json has {_shown(value)} for {key}, which is too large.")
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
-        """A number."""
+        """A finite number."""
         value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):
-            raise CheckpointError(f"config.json should have a number {key}; it has {value!r}.")
-        return float(value)
+        try:
+            if not isinstance(value, bool) and math.isfinite(value):
+                return float(value)
+        except (TypeError, OverflowError):
+            pass
+        raise CheckpointError(f"config.json should have a number {key}; it has {_shown(value)}.")
 
     def flag(self, key: str, default: bool = False) -> bool:
-        """True or false."""
+        """True or false; null is the default."""
         value = self.get(key, default)
+        if value is None:
+            return default
         if not isinstance(value, bool):
-            raise CheckpointError(f"config.json should say true or false for {key}, not {value!r}.")
+            raise CheckpointError(
+                f"config.json should say true or false for {key}, not {_shown(value)}."
+            )
         return value
 
-    def head_size(self, default: int | None = None) -> int:
-        """Width of a head; by default the hidden size is divided among the heads."""
-        if default is None:
-            default = self.integer("hidden_size") // self.integer("num_attention_heads")
-        return self.integer("head_dim", default)
+    def layers(self) -> int:
+        """How many layers there are, a number that a model file can have."""
+        layers = self.integer("num_hidden_layers")
+        check_layers(layers)
+        return layers
 
-    def rope(self) -> tuple[float, RopeScaling | None]:
-        """Base and scaling, from either place where transformers has kept them."""
-        values = self.get("rope_parameters", self.get("rope_scaling", {}))
+    def heads(self) -> int:
+        """How many query heads there are, at least one."""
+        heads = self.integer("num_attention_heads")
+        if heads < 1:
+            raise InvalidArgumentError(f"The model's heads is {heads}; it must be positive.")
+        return heads
+
+    def kv_heads(self) -> int:
+        """How many key-value heads there are; null: as many as query heads."""
+        if self.get("num_key_value_heads") is None:
+            return self.heads()
+        return self.integer("num_key_value_heads")
+
+    def head_size(self) -> int:
+        """Width of a head; null: the hidden size is divided among the heads."""
+        if self.get("head_dim") is None:
+            return self.integer("hidden_size") // self.heads()
+        return self.integer("head_dim")
+
+    def rope(self) -> Rope:
+        """Base, scaling and reach, from every place where transformers has kept them."""
+        values = self.get("rope_scaling") or self.get("rope_parameters") or {}
         if not isinstance(values, Mapping):
-            raise CheckpointError(f"config.json has rotary parameters {values!r}, not a table.")
-        parameters = Config(values)
-        if (
-            self.number("partial_rotary_factor", parameters.number("partial_rotary_factor", 1.0))
-            != 1
-        ):
-            raise UnsupportedError("Models that rotate only a part of each head are not supported.")
-        theta = parameters.number("rope_theta", self.number("rope_theta", 10000.0))
-        kind = parameters.get("rope_type", parameters.get("type", "default"))
-        if kind == "default":
-            return theta, None
-        if kind == "linear":
-            return theta, RopeScaling("linear", parameters.number("factor"))
-        if kind == "llama3":
-            return theta, RopeScaling(
-                "llama3",
-                factor=parameters.number("factor"),
-                low_frequency_factor=parameters.number("low_freq_factor"),
-                high_frequency_factor=parameters.number("high_freq_factor"),
-                original_context_length=parameters.integer("original_max_position_embeddings"),
+            raise CheckpointError(
+                f"config.json has rotary parameters {_shown(values)}, not a table."
             )
+        if any(isinstance(value, Mapping) for value in values.values()) or any(
+            kind in values for kind in _LAYER_TYPES
+        ):
+            raise UnsupportedError(
+                "config.json has rotary parameters of their own for each type of layer; only one "
+                "table for all layers is supported."
+            )
+        table = Config({key: value for key, value in values.items() if value is not None}, {})
+        if table.number("partial_rotary_factor", self._or("partial_rotary_factor", 1.0)) != 1:
+            raise UnsupportedError("Models that rotate only a part of each head are not supported.")
+        theta = table.number("rope_theta", self._or("rope_theta", self._defaults["rope_theta"]))
+        context = self.integer("max_position_embeddings")
+        kind = table.get("rope_type", table.get("type", "default"))
+        if kind == "default":
+            return Rope(theta, None, context)
+        if kind in ("linear", "dynamic"):
+            return Rope(theta, RopeScaling(kind, table.number("factor")), context)
+        # A length beside the table counts before one in it.
+        beside = self.get("original_max_position_embeddings")
+        stated = beside if beside is not None else table.get("original_max_position_embeddings")
+        original = context
+        if stated is not None:
+            key = "original_max_position_embeddings"
+            original = Config({key: stated}, {}).integer(key)
+        if kind == "llama3":
+            scaling = RopeScaling(
+                "llama3",
+                factor=table.number("factor"),
+                low_frequency_factor=table.number("low_freq_factor"),
+                high_frequency_factor=table.number("high_freq_factor"),
+                original_context_length=original,
+            )
+            return Rope(theta, scaling, context)
+        if kind == "yarn":
+            return _yarn(values, table, theta, context, original, stated is not None)
+        if kind == "longrope":
+            return _longrope(table, theta, context, original)
         raise UnsupportedError(
-            f"The rotary scaling {kind!r} is not supported; linear and llama3 are."
+            f"The rotary scaling {_shown(kind)} is not supported; linear, dynamic, llama3, yarn "
+            "and longrope are."
         )
 
     def decoder(self, **fields: Any) -> Architecture:
         """The fields that families of the Llama kind name alike; ``fields`` adds or overrides."""
-        activation = self.get("hidden_act", "silu")
+        activation = self.get("hidden_act")
         if activation not in ("silu", "swish"):
-            raise UnsupportedError(f"The activation {activation!r} is not supported; only silu is.")
-        theta, scaling = self.rope()
-        heads = self.integer("num_attention_heads")
+            raise UnsupportedError(
+                f"The activation {_shown(activation)} is not supported; only silu is."
+            )
+        rope = self.rope()
         values: dict[str, Any] = {
-            "layers": self.integer("num_hidden_layers"),
+            "layers": self.layers(),
             "hidden_size": self.integer("hidden_size"),
             "vocabulary_size": self.integer("vocab_size"),
-            "context_length": self.integer("max_position_embeddings"),
-            "heads": heads,
-            "kv_heads": self.integer("num_key_value_heads", heads),
-            "head_size": fields.pop("head_size", None) or self.head_size(),
+            "context_length": rope.context_length,
+            "heads": self.heads(),
+            "kv_heads": self.kv_heads(),
+            "head_size": self.head_size(),
             "feed_forward_size": self.integer("intermediate_size"),
-            "norm_epsilon": self.number("rms_norm_eps", 1e-6),
-            "rope_theta": theta,
-            "rope_scaling": scaling,
-            "tied_head": self.flag("tie_word_embeddings"),
+            "norm_epsilon": self.number("rms_norm_eps"),
+            "rope_theta": rope.theta,
+            "rope_scaling": rope.scaling,
+            "tied_head": self.flag("tie_word_embeddings", self._defaults["tie_word_embeddings"]),
         }
         return Architecture(**{**values, **fields})
 
     def qwen_windows(self) -> tuple[int, ...]:
         """Sliding windows as Qwen writes them: a switch, then the first layer or a list."""
-        layers = self.integer("num_hidden_layers")
-        if not self.flag("use_sliding_window"):
-            return (0,) * layers
-        window = self.integer("sliding_window", 4096)
-        first = self.integer("max_window_layers", 28)
-        kinds = self.get("layer_types") or [
-            "sliding_attention" if layer >= first else "full_attention" for layer in range(layers)
-        ]
-        unknown = set(kinds) - {"sliding_attention", "full_attention"}
-        if unknown:
-            raise UnsupportedError(f"The layer type {sorted(unknown)[0]!r} is not supported.")
-        return tuple(window if kind == "sliding_attention" else 0 for kind in kinds)
+        layers = self.layers()
+        window = None
+        if self.flag("use_sliding_window") and self.get("sliding_window") is not None:
+            window = self.integer("sliding_window")
+        kinds = self.get("layer_types")
+        if kinds is None:
+            first = self.integer("max_window_layers")
+            return tuple(window or 0 if layer >= first else 0 for layer in range(layers))
+        if not isinstance(kinds, list) or len(kinds) != layers:
+            raise CheckpointError(f"config.json should have a list layer_types of {layers} words.")
+        for kind in kinds:
+            if kind not in _LAYER_TYPES:
+                raise UnsupportedError(f"The layer type {_shown(kind)} is not supported.")
+        if window is None and "sliding_attention" in kinds:
+            raise CheckpointError(
+                "config.json has layers with a sliding window in layer_types, but no window; set "
+                "use_sliding_window and sliding_window, or make them full_attention."
+            )
+        return tuple(window or 0 if kind == "sliding_attention" else 0 for kind in kinds)
+
+    def _or(self, key: str, default: float) -> float:
+        """A number beside the rotary table; null counts as absent."""
+        return default if self.get(key) is None else self.number(key)
+
+
+def _yarn(
+    values: Mapping[str, Any],
+    table: Config,
+    theta: float,
+    context: int,
+    original: int,
+    stated: bool,
+) -> Rope:
+    """Yarn stretches at every length, so its reach is what it was stretched to."""
+    if "factor" not in values:
+        raise CheckpointError("config.json should have a number factor beside the rope_type yarn.")
+    # Null stands for the ratio of the two lengths.
+    factor = table.number("factor", context / max(original, 1))
+    scaling = RopeScaling(
+        "yarn",
+        factor,
+        original_context_length=original,
+        beta_fast=table.number("beta_fast", 0) or 32.0,
+        beta_slow=table.number("beta_slow", 0) or 1.0,
+        truncate=table.flag("truncate", True),
+    )
+
+    def magnitude(scale: float) -> float:
+        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
+
+    numerator, denominator = table.number("mscale", 0), table.number("mscale_all_dim", 0)
+    usual = magnitude(1.0)
+    if numerator and denominator:
+        usual = magnitude(numerator) / (magnitude(denominator) or math.nan)
+    if stated:
+        context = max(context, int(min(factor * original, MAX_CONTEXT)))
+    return Rope(theta, scaling, context, _attention_factor(table, usual))
+
+
+def _longrope(table: Config, theta: float, context: int, original: int) -> Rope:
+    """The short factors, and with them the original context alone.
+
+    Beyond it transformers turns every position by the long factors, the earlier ones too, so the
+    two never hold within one text.
+    """
+    factors = table.get("short_factor")
+    if not isinstance(factors, list) or not factors or len(factors) > MAX_HEAD_SIZE:
+        raise CheckpointError("config.json should have a list short_factor beside longrope.")
+    numbers = tuple(Config({"short_factor": value}, {}).number("short_factor") for value in factors)
+    scaling = RopeScaling("longrope", 1.0, original_context_length=original, factors=numbers)
+    stretched = table.number("factor", context / max(original, 1))
+    usual = 1.0
+    if stretched > 1:
+        if original < 2:
+            raise CheckpointError(f"config.json has an original context of {original} positions.")
+        usual = math.sqrt(1.0 + math.log(stretched) / math.log(original))
+    return Rope(theta, scaling, min(context, original), _attention_factor(table, usual))
+
+
+def _attention_factor(table: Config, usual: float) -> float:
+    factor = table.number("attention_factor", usual)
+    if not 0 < factor <= _LARGEST_ATTENTION_FACTOR:
+        raise UnsupportedError(
+            f"The attention factor {factor:g} of the rotary scaling is out of range; it must lie "
+            f"between 0 and {_LARGEST_ATTENTION_FACTOR:g}."
+        )
+    return factor
+
+
+def _shown(value: Any) -> str:
+    """A value of a config.json for an error text: as JSON, and short."""
+    text = json.dumps(value)
+    return text if len(text) <= 60 else f"{text[:60]} …"
 
 
 def known_model_types() -> list[str]:
@@ -176,11 +354,11 @@ def find(config: Mapping[str, Any]) -> Converter:
         UnsupportedError: No file in this folder is for its family.
     """
     model_type = config.get("model_type")
-    converter = _registry().get(str(model_type))
+    converter = _registry().get(model_type) if isinstance(model_type, str) else None
     if converter is None:
         known = ", ".join(known_model_types())
         raise UnsupportedError(
-            f"The model type {model_type!r} is not supported; the known ones are {known}."
+            f"The model type {_shown(model_type)} is not supported; the known ones are {known}."
         )
     return converter
 

@@ -4,7 +4,15 @@ from __future__ import annotations
 
 from awq_edge.architecture import Architecture
 
-from .base import LLAMA_NAMES, Config, Converter
+from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter
+
+_DEFAULTS = {
+    **SHARED_DEFAULTS,
+    "vocab_size": 32000,
+    "intermediate_size": 11008,
+    "num_key_value_heads": None,
+    "max_position_embeddings": 2048,
+}
 
 
 def _architecture(config: Config) -> Architecture:
@@ -16,4 +24,4 @@ def _architecture(config: Config) -> Architecture:
     )
 
 
-CONVERTER = Converter("llama", LLAMA_NAMES, _architecture)
+CONVERTER = Converter("llama", LLAMA_NAMES, _architecture, _DEFAULTS)

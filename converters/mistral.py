@@ -4,12 +4,21 @@ from __future__ import annotations
 
 from awq_edge.architecture import Architecture
 
-from .base import LLAMA_NAMES, Config, Converter
+from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter
+
+_DEFAULTS = {
+    **SHARED_DEFAULTS,
+    "vocab_size": 32000,
+    "intermediate_size": 14336,
+    "num_key_value_heads": 8,
+    "max_position_embeddings": 131072,
+    "sliding_window": 4096,
+}
 
 
 def _architecture(config: Config) -> Architecture:
-    window = config.integer("sliding_window", 0)
-    return config.decoder(sliding_windows=(window,) * config.integer("num_hidden_layers"))
+    window = 0 if config.get("sliding_window") is None else config.integer("sliding_window")
+    return config.decoder(sliding_windows=(window,) * config.layers())
 
 
-CONVERTER = Converter("mistral", LLAMA_NAMES, _architecture)
+CONVERTER = Converter("mistral", LLAMA_NAMES, _architecture, _DEFAULTS)

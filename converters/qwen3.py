@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from awq_edge.architecture import Architecture
 
-from .base import LLAMA_NAMES, Config, Converter
+from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter
 
 _NAMES = {
     **LLAMA_NAMES,
@@ -12,11 +12,21 @@ _NAMES = {
     "blk.N.attn_k_norm": "model.layers.N.self_attn.k_norm",
 }
 
+_DEFAULTS = {
+    **SHARED_DEFAULTS,
+    "vocab_size": 151936,
+    "intermediate_size": 22016,
+    "num_key_value_heads": 32,
+    "head_dim": 128,
+    "max_position_embeddings": 32768,
+    "sliding_window": 4096,
+    "max_window_layers": 28,
+}
+
 
 def _architecture(config: Config) -> Architecture:
     attention_bias = config.flag("attention_bias")
     return config.decoder(
-        head_size=config.head_size(default=128),  # the default of transformers
         qk_norm=True,
         qkv_bias=attention_bias,
         output_bias=attention_bias,
@@ -24,4 +34,4 @@ def _architecture(config: Config) -> Architecture:
     )
 
 
-CONVERTER = Converter("qwen3", _NAMES, _architecture)
+CONVERTER = Converter("qwen3", _NAMES, _architecture, _DEFAULTS)

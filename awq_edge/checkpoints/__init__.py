@@ -6,6 +6,7 @@
 from __future__ import annotations
 
 from awq_edge.checkpoints.checkpoint import Checkpoint, open_checkpoint
+from awq_edge.checkpoints.decoder_tensors import DecoderTensors
 from awq_edge.checkpoints.json_files import read_json, read_optional_json
 
-__all__ = ["Checkpoint", "open_checkpoint", "read_json", "read_optional_json"]
+__all__ = ["Checkpoint", "DecoderTensors", "open_checkpoint", "read_json", "read_optional_json"]

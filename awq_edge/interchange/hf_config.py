@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from awq_edge.architecture import Architecture
+from awq_edge.architecture import Architecture, RopeScaling
 from awq_edge.converters import find  # type: ignore[import-not-found,unused-ignore]
 from awq_edge.errors import AwqEdgeError, UnsupportedError
 
@@ -96,21 +96,14 @@ def describe(architecture: Architecture, metadata: Mapping[str, Any]) -> dict[st
         "rope_theta": a.rope_theta,
         "tie_word_embeddings": a.tied_head,
     }
-    scaling = a.rope_scaling
-    if scaling is not None:
-        config["rope_scaling"] = {"rope_type": scaling.kind, "factor": scaling.factor}
-        if scaling.kind == "llama3":
-            config["rope_scaling"].update(
-                low_freq_factor=scaling.low_frequency_factor,
-                high_freq_factor=scaling.high_frequency_factor,
-                original_max_position_embeddings=scaling.original_context_length,
-            )
+    if a.rope_scaling is not None:
+        config["rope_scaling"] = _rope_scaling(a.rope_scaling)
     if model_type in ("llama", "qwen3"):
         config["attention_bias"] = a.qkv_bias
     if model_type == "llama":
         config["mlp_bias"] = a.feed_forward_bias
     if model_type == "mistral":
-        config["sliding_window"] = a.sliding_windows[0]
+        config["sliding_window"] = a.sliding_windows[0] or None
     elif any(a.sliding_windows):
         config["use_sliding_window"] = True
         config["sliding_window"] = max(a.sliding_windows)
@@ -122,6 +115,29 @@ def describe(architecture: Architecture, metadata: Mapping[str, Any]) -> dict[st
             config[f"{kind}_token_id"] = int(metadata[f"tokenizer.ggml.{kind}_token_id"])
     _require_same(config, architecture)
     return config
+
+
+def _rope_scaling(scaling: RopeScaling) -> dict[str, Any]:
+    """In the words of transformers; what multiplies cosines and sines lies in the queries."""
+    table: dict[str, Any] = {"rope_type": scaling.kind, "factor": scaling.factor}
+    if scaling.kind in ("llama3", "yarn", "longrope"):
+        table["original_max_position_embeddings"] = scaling.original_context_length
+    if scaling.kind == "llama3":
+        table.update(
+            low_freq_factor=scaling.low_frequency_factor,
+            high_freq_factor=scaling.high_frequency_factor,
+        )
+    elif scaling.kind == "yarn":
+        table.update(
+            attention_factor=1.0,
+            beta_fast=scaling.beta_fast,
+            beta_slow=scaling.beta_slow,
+            truncate=scaling.truncate,
+        )
+    elif scaling.kind == "longrope":
+        factors = list(scaling.factors)  # the context ends before the long ones begin
+        table.update(attention_factor=1.0, short_factor=factors, long_factor=factors)
+    return table
 
 
 def _model_type(a: Architecture) -> str:

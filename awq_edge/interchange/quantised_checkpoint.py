@@ -17,13 +17,10 @@ import numpy.typing as npt
 import torch
 
 from awq_edge.architecture import Architecture
-from awq_edge.checkpoints import Checkpoint, open_checkpoint, read_json
-from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
+from awq_edge.checkpoints import Checkpoint, DecoderTensors, open_checkpoint, read_json
 from awq_edge.errors import CheckpointError, UnsupportedError
-from awq_edge.float_model import refuse_stray_biases
 from awq_edge.interchange import autoawq, compressed_tensors
 from awq_edge.layouts import GROUP_SIZES, Unpacked
-from awq_edge.torch_decoder import tensor_shape
 
 _OLD_SETTINGS = "quant_config.json"  # beside config.json, written by early releases of AutoAWQ
 _KNOWN = "AutoAWQ (gemm, gemv) and compressed-tensors (pack-quantized) checkpoints can be imported"
@@ -39,7 +36,9 @@ class _Packing:
     bits: int
     group_size: int  # 0: one group per row
     marker: str  # a matrix is stored this way if this part of it is there
-    read: Callable[[Checkpoint, str, int, int], tuple[Unpacked, int]]
+    # Reads a matrix [n, k] by the checkpoint's name, its scales multiplied by the last argument;
+    # gives it and how many of the scales had to be rounded.
+    read: Callable[[Checkpoint, str, int, int, float], tuple[Unpacked, int]]
 
 
 class QuantisedCheckpoint:
@@ -61,10 +60,9 @@ class QuantisedCheckpoint:
             UnsupportedError: It is quantised in a way that a packed file cannot hold exactly.
         """
         self.checkpoint = checkpoint
-        self._converter: Converter = find(checkpoint.config)
-        self.architecture: Architecture = self._converter.architecture(checkpoint.config)
-        refuse_stray_biases(checkpoint, self._converter, self.architecture)
         self._packing = _find_packing(checkpoint)
+        self._tensors = DecoderTensors(checkpoint, self._holds_integers)
+        self.architecture: Architecture = self._tensors.architecture
         self.format_name = self._packing.name
         self.bits = self._packing.bits
         self.group_size = _our_group_size(self._packing.group_size)
@@ -72,31 +70,34 @@ class QuantisedCheckpoint:
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one of our tensors."""
-        return tensor_shape(self.architecture, name)
+        return self._tensors.shape(name)
 
     def is_integer(self, name: str) -> bool:
         """Whether the checkpoint holds a matrix (``blk.0.attn_q.weight``) as integers."""
-        return f"{self._base(name)}.{self._packing.marker}" in self.checkpoint
+        return self._holds_integers(self._tensors.stored_name(name))
 
     def integers(self, name: str) -> Unpacked:
-        """Codes, scales and zero-points of a matrix, exactly as stored, in groups of ours."""
+        """Codes, scales and zero-points of a matrix, exactly as stored, in groups of ours.
+
+        Where the rotary embedding multiplies queries by a constant, their scales are.
+        """
         n, k = self.shape(name)
-        matrix, rounded = self._packing.read(self.checkpoint, self._base(name), n, k)
+        base = self._tensors.stored_name(name).removesuffix(".weight")
+        factor = self._tensors.factor(name)
+        matrix, rounded = self._packing.read(self.checkpoint, base, n, k, factor)
         self.rounded_scales += rounded
         return _regrouped(matrix, k, self.group_size)
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         """A norm or a bias."""
-        values = self.checkpoint.tensor(self._converter.checkpoint_name(name), self.shape(name))
-        return values.numpy()
+        return self._tensors.tensor(name).numpy()
 
     def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """A matrix that is stored in floats, as ``Checkpoint.row_blocks`` gives it."""
-        n, k = self.shape(name)
-        return self.checkpoint.row_blocks(self._converter.checkpoint_name(name), (n, k), rows)
+        return self._tensors.row_blocks(name, rows)
 
-    def _base(self, name: str) -> str:
-        return str(self._converter.checkpoint_name(name)).removesuffix(".weight")
+    def _holds_integers(self, stored_name: str) -> bool:
+        return f"{stored_name.removesuffix('.weight')}.{self._packing.marker}" in self.checkpoint
 
 
 def open_quantised(model: str) -> QuantisedCheckpoint:
@@ -147,8 +148,10 @@ def _autoawq_packing(settings: Mapping[str, Any]) -> _Packing:
         raise UnsupportedError(f"The AutoAWQ version {version!r} is not supported; {_KNOWN}.")
     unpack = unpackers[version]
 
-    def read(checkpoint: Checkpoint, base: str, n: int, k: int) -> tuple[Unpacked, int]:
-        scales, rounded = _halves(f"{base}.scales", checkpoint.stored(f"{base}.scales"))
+    def read(
+        checkpoint: Checkpoint, base: str, n: int, k: int, factor: float
+    ) -> tuple[Unpacked, int]:
+        scales, rounded = _halves(checkpoint, f"{base}.scales", factor)
         words = _integers(checkpoint, f"{base}.qweight"), _integers(checkpoint, f"{base}.qzeros")
         size = group_size if group_size > 0 else k
         return unpack(base, n, k, size, *words, scales), rounded
@@ -160,7 +163,9 @@ def _compressed_tensors_packing(settings: Mapping[str, Any]) -> _Packing:
     scheme = compressed_tensors.read_scheme(settings)
     bits = scheme.bits
 
-    def read(checkpoint: Checkpoint, base: str, n: int, k: int) -> tuple[Unpacked, int]:
+    def read(
+        checkpoint: Checkpoint, base: str, n: int, k: int, factor: float
+    ) -> tuple[Unpacked, int]:
         if f"{base}.weight_g_idx" in checkpoint:
             raise UnsupportedError(
                 f"The columns of {base} are grouped out of order (act-order); a packed file cannot "
@@ -170,7 +175,7 @@ def _compressed_tensors_packing(settings: Mapping[str, Any]) -> _Packing:
         groups = -(-k // size)
         packed = _integers(checkpoint, f"{base}.weight_packed")
         codes = compressed_tensors.unpack_codes(base, packed, n, k, bits)
-        scales, rounded = _halves(f"{base}.weight_scale", checkpoint.stored(f"{base}.weight_scale"))
+        scales, rounded = _halves(checkpoint, f"{base}.weight_scale", factor)
         if scales.shape != (n, groups):
             raise CheckpointError(
                 f"The tensor {base}.weight_scale is {list(scales.shape)}, but config.json asks for "
@@ -195,14 +200,16 @@ def _integers(checkpoint: Checkpoint, name: str) -> Any:
     return values.numpy()
 
 
-def _halves(name: str, stored: torch.Tensor) -> tuple[Halves, int]:
-    """Scales as fp16, and how many of them changed."""
+def _halves(checkpoint: Checkpoint, name: str, factor: float) -> tuple[Halves, int]:
+    """Scales times a factor as fp16, and how many of them changed."""
+    stored = checkpoint.stored(name)
     if not stored.dtype.is_floating_point:
         raise CheckpointError(f"The tensor {name} holds {stored.dtype}, not scales.")
-    halves = stored.half()
+    wanted = stored.float() if factor == 1 else stored.float() * factor
+    halves = wanted.half()
     if not bool(torch.isfinite(halves).all()):
         raise UnsupportedError(f"A scale in {name} is too large for fp16.")
-    return halves.numpy(), int((halves.float() != stored.float()).sum())
+    return halves.numpy(), int((halves.float() != wanted).sum())
 
 
 def _our_group_size(group_size: int) -> int:

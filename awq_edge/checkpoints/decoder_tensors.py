@@ -1,0 +1,118 @@
+"""The tensors of a checkpoint by our names, as the decoder of its family needs them.
+
+Owns the pairing of a checkpoint with its converter: which tensor is the head, what queries are
+multiplied by, and biases that nobody announced. Refuses to know a family or a kind of file.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Iterator
+
+import torch
+
+from awq_edge.architecture import Architecture
+from awq_edge.checkpoints.checkpoint import Checkpoint
+from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
+from awq_edge.errors import CheckpointError
+from awq_edge.torch_decoder import LINEARS, layer_tensor_names, tensor_shape
+
+_EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_ROWS = 8192  # of the embedding and the head, compared at once
+
+
+class DecoderTensors:
+    """Our names for a checkpoint's tensors.
+
+    Attributes:
+        checkpoint: Whose.
+        architecture: The decoder; its head is tied if the checkpoint holds one table for both.
+    """
+
+    def __init__(
+        self, checkpoint: Checkpoint, is_integer: Callable[[str], bool] = lambda _: False
+    ) -> None:
+        """Finds the converter of a checkpoint, and what its head is.
+
+        Args:
+            checkpoint: An open one.
+            is_integer: Whether the matrix of a checkpoint's name lies there in integers.
+
+        Raises:
+            UnsupportedError: No converter for its family, or something in it is not supported.
+            CheckpointError: It contradicts its configuration.
+        """
+        self.checkpoint = checkpoint
+        self._converter: Converter = find(checkpoint.config)
+        self._names: dict[str, str] = {}  # where they are not the converter's
+        self.architecture: Architecture = self._converter.architecture(checkpoint.config)
+        self.architecture = self._with_its_head(self.architecture, is_integer)
+        self._refuse_stray_biases()
+        self._query_factor: float = self._converter.query_factor(checkpoint.config)
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one of our tensors."""
+        return tensor_shape(self.architecture, name)
+
+    def stored_name(self, name: str) -> str:
+        """The checkpoint's name of one of our tensors."""
+        return self._names.get(name) or str(self._converter.checkpoint_name(name))
+
+    def factor(self, name: str) -> float:
+        """What the checkpoint's numbers are multiplied by to be ours."""
+        scaled = "attn_q_norm" if self.architecture.qk_norm else "attn_q"
+        return self._query_factor if name.split(".")[-2] == scaled else 1.0
+
+    def tensor(self, name: str, device: torch.device | None = None) -> torch.Tensor:
+        """Reads a tensor by our name, float32, into the memory of a device or of the CPU."""
+        values = self.checkpoint.tensor(self.stored_name(name), self.shape(name), device)
+        return values if self.factor(name) == 1 else values * self.factor(name)
+
+    def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
+        """Reads a matrix a block of rows at a time, as ``Checkpoint.row_blocks`` does."""
+        n, k = self.shape(name)
+        factor = self.factor(name)
+        for first, block in self.checkpoint.row_blocks(self.stored_name(name), (n, k), rows):
+            yield first, block if factor == 1 else block * factor
+
+    def check(self, name: str) -> None:
+        """Refuses a tensor that is missing or has another shape; reads no weights."""
+        self.checkpoint.check(self.stored_name(name), self.shape(name))
+
+    def _with_its_head(
+        self, architecture: Architecture, is_integer: Callable[[str], bool]
+    ) -> Architecture:
+        """A tied head is one that is not stored, or stored with the embedding's numbers."""
+        head, embedding = (
+            str(self._converter.checkpoint_name(name)) for name in (_HEAD, _EMBEDDING)
+        )
+        if not architecture.tied_head:
+            return architecture
+        if is_integer(head):
+            return dataclasses.replace(architecture, tied_head=False)
+        if head not in self.checkpoint:
+            return architecture
+        if embedding not in self.checkpoint:
+            self._names[_EMBEDDING] = head
+            return architecture
+        shape = (architecture.vocabulary_size, architecture.hidden_size)
+        pairs = zip(*(self.checkpoint.row_blocks(n, shape, _ROWS) for n in (head, embedding)))
+        same = all(torch.equal(a, b) for (_, a), (_, b) in pairs)
+        return dataclasses.replace(architecture, tied_head=same)
+
+    def _refuse_stray_biases(self) -> None:
+        """Refuses biases that config.json does not announce, unless all are zero.
+
+        Some tools write such.
+        """
+        announced = layer_tensor_names(self.architecture)
+        for layer in range(self.architecture.layers):
+            for matrix in LINEARS:
+                if f"{matrix}.bias" in announced:
+                    continue
+                name = str(self._converter.checkpoint_name(f"blk.{layer}.{matrix}.bias"))
+                if name in self.checkpoint and bool(self.checkpoint.stored(name).any()):
+                    raise CheckpointError(
+                        f"{self.checkpoint.directory} holds {name}, but its config.json says that "
+                        "there is no such bias; one of the two is wrong."
+                    )
