@@ -21,7 +21,7 @@ help:
 	@echo "make demo    convert the model in $(MODEL) with AWQ and generate text from the packed file"
 	@echo "make test    every test: Python, C++, C++ under sanitizers"
 	@echo "make setup   the local environment alone     make lint    formatting, types, house rules"
-	@echo "make format  rewrite the sources             make fuzz    2 minutes of fuzzing"
+	@echo "make format  rewrite the sources             make fuzz    3 minutes of fuzzing"
 	@echo "make bench   speed on this machine           make docs    generated parts of the documents"
 
 $(BIN)/python:
@@ -79,9 +79,12 @@ format: setup
 fuzz: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset fuzz --log-level=WARNING
 	$(BIN)/cmake --build --preset fuzz
-	build/fuzz/tests/native/fuzz_gguf_reader -max_total_time=60 build/fuzz/corpus tests/data/fuzz
+	@mkdir -p build/fuzz/reader
+	build/fuzz/tests/native/fuzz_gguf_reader -max_total_time=60 build/fuzz/reader tests/data/fuzz
 	@mkdir -p build/fuzz/kernels
 	build/fuzz/tests/native/fuzz_kernels -max_total_time=60 -len_control=0 -max_len=64 build/fuzz/kernels
+	@mkdir -p build/fuzz/evaluate
+	build/fuzz/tests/native/fuzz_evaluate -max_total_time=60 build/fuzz/evaluate tests/data/fuzz/evaluate
 
 bench: $(VENV)/.installed
 	@test -f $(DEMO_FILE) || $(MAKE) demo

@@ -1,0 +1,220 @@
+// Differential fuzz target: any bytes as a model file that is opened, evaluated and sampled through
+// the C API, with every kernel table that this CPU can run, both caches, as a block and token by
+// token. Logits must be those of the reference, NaN for NaN, and the sampler must refuse exactly
+// those that are not finite; anything else aborts and says what. Built twice:
+//   build/fuzz/tests/native/fuzz_evaluate build/fuzz/evaluate tests/data/fuzz/evaluate   libFuzzer
+//   fuzz_evaluate_files DIRECTORY CASES [SEED]                  plain, on every machine, by ctest
+//
+// Mutations know where the numbers of a file are: bytes alone would rarely get past the reader.
+#include <fcntl.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdint>
+#include <cstdio>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "awq_edge.h"
+#include "tests/native/support/random.h"
+
+extern "C" size_t LLVMFuzzerMutate(uint8_t* data, size_t size, size_t max_size);
+
+namespace awqe::test {
+namespace {
+
+constexpr uint64_t kMostBytes = 64u << 20;  // of a session; a larger one shows nothing more
+constexpr size_t kTokens = 8;
+
+struct Close {
+    void operator()(awqe_model* model) const { awqe_model_close(model); }
+    void operator()(awqe_session* session) const { awqe_session_close(session); }
+    void operator()(awqe_sampler* sampler) const { awqe_sampler_close(sampler); }
+};
+template <class T>
+using Owned = std::unique_ptr<T, Close>;
+
+template <class T>
+T sized() {
+    T structure = {};
+    structure.struct_size = sizeof(T);
+    return structure;
+}
+
+[[noreturn]] void give_up(const std::string& what) {
+    std::fprintf(stderr, "%s\n", what.c_str());
+    std::abort();
+}
+
+// A model can only be opened by a name: the input's bytes as a file without a place on any disk.
+Owned<awqe_model> open(const uint8_t* data, size_t size) {
+    const int file = memfd_create("damaged.awq.gguf", MFD_CLOEXEC);
+    if (file < 0 || write(file, data, size) != static_cast<ssize_t>(size)) {
+        give_up("no file in memory");
+    }
+    awqe_model* model = nullptr;
+    awqe_error error;
+    awqe_model_open(("/proc/self/fd/" + std::to_string(file)).c_str(), &model, &error);
+    close(file);
+    if (model == nullptr && error.message[0] == 0) give_up("refused without a sentence");
+    return Owned<awqe_model>(model);
+}
+
+// Every entry and tensor can be read to its last byte.
+void read_descriptions(const awqe_model* model) {
+    const auto read = [](const void* bytes, uint64_t count) {
+        uint8_t sum = 0;
+        for (uint64_t i = 0; i < count; ++i) sum ^= static_cast<const uint8_t*>(bytes)[i];
+        asm volatile("" : : "r"(sum));  // somebody has read it
+    };
+    for (size_t i = 0; i < awqe_model_metadata_count(model); ++i) {
+        auto entry = sized<awqe_metadata>();
+        if (awqe_model_metadata_at(model, i, &entry, nullptr) != AWQE_OK) give_up("no entry");
+        read(entry.key, std::strlen(entry.key));
+        if (entry.string_value != nullptr) read(entry.string_value, entry.count);
+        if (entry.array_value != nullptr) read(entry.array_value, entry.array_bytes);
+    }
+    for (size_t i = 0; i < awqe_model_tensor_count(model); ++i) {
+        auto tensor = sized<awqe_tensor>();
+        if (awqe_model_tensor_at(model, i, &tensor, nullptr) != AWQE_OK) give_up("no tensor");
+        read(tensor.name, std::strlen(tensor.name));
+    }
+}
+
+// One way to compute the logits of the same few tokens.
+struct Way {
+    const char* kernels;
+    awqe_kv_type kv_type;
+    size_t chunk;  // tokens per call
+
+    std::string describe() const {
+        return std::string(kernels) + (kv_type == AWQE_KV_F16 ? ", fp16" : ", int8") + ", " +
+               std::to_string(chunk) + " tokens at a time";
+    }
+};
+
+// float [kTokens, vocabulary]; nothing if the session would be too large.
+std::vector<float> logits_of(const awqe_model* model, const Way& way) {
+    auto info = sized<awqe_model_info>();
+    awqe_model_info_get(model, &info, nullptr);
+    auto options = sized<awqe_session_options>();
+    options.threads = options.prefill_threads = 1;
+    options.kv_type = way.kv_type;
+    options.context_length = std::min<uint32_t>(info.context_length, kTokens);
+    auto memory = sized<awqe_memory>();
+    if (awqe_session_memory(model, &options, &memory, nullptr) != AWQE_OK ||
+        memory.cache_bytes + memory.scratch_bytes > kMostBytes) {
+        return {};
+    }
+    setenv("AWQ_EDGE_KERNELS", way.kernels, 1);
+    awqe_session* opened = nullptr;
+    awqe_error error;
+    if (awqe_session_open(model, &options, &opened, &error) != AWQE_OK) {
+        give_up(way.describe() + ": " + error.message);
+    }
+    const Owned<awqe_session> session(opened);
+    const size_t vocabulary = info.vocabulary_size;
+    const size_t count = options.context_length;
+    std::vector<float> logits(count * vocabulary);
+    for (size_t done = 0; done < count; done += way.chunk) {
+        uint32_t tokens[kTokens];
+        const size_t some = std::min(way.chunk, count - done);
+        for (size_t i = 0; i < some; ++i) {
+            tokens[i] = static_cast<uint32_t>((done + i) * 7 % vocabulary);
+        }
+        if (awqe_session_evaluate(session.get(), tokens, some, AWQE_LOGITS_ALL,
+                                  logits.data() + done * vocabulary, nullptr, nullptr,
+                                  &error) != AWQE_OK) {
+            give_up(way.describe() + ": " + error.message);
+        }
+    }
+    // The sampler takes what is finite, and nothing else.
+    auto sampling = sized<awqe_sampling>();
+    sampling.temperature = 0.8f;
+    sampling.top_k = 5;
+    sampling.top_p = 0.9f;
+    sampling.min_p = 0.01f;
+    sampling.repetition_penalty = 1.1f;
+    awqe_sampler* made = nullptr;
+    if (awqe_sampler_open(&sampling, &made, &error) != AWQE_OK) give_up(error.message);
+    const Owned<awqe_sampler> sampler(made);
+    uint32_t token = 0;
+    const bool drawn = awqe_session_sample(session.get(), sampler.get(), &token, &error) == AWQE_OK;
+    const bool finite = std::all_of(logits.end() - static_cast<ptrdiff_t>(vocabulary), logits.end(),
+                                    [](float x) { return std::isfinite(x); });
+    if (drawn != finite || (drawn && token >= vocabulary)) {
+        give_up(way.describe() + (drawn ? ": a token from logits that are not finite"
+                                        : ": no token from finite logits"));
+    }
+    return logits;
+}
+
+void compare(const std::vector<float>& logits, const std::vector<float>& expected, const Way& way) {
+    if (logits.size() != expected.size()) give_up(way.describe() + ": another number of logits");
+    for (size_t i = 0; i < logits.size(); ++i) {
+        if (std::isnan(logits[i]) && std::isnan(expected[i])) continue;
+        if (std::memcmp(&logits[i], &expected[i], sizeof(float)) == 0) continue;
+        give_up(way.describe() + ": logit " + std::to_string(i) + " is " +
+                std::to_string(logits[i]) + ", the reference gives " + std::to_string(expected[i]));
+    }
+}
+
+void evaluate(const awqe_model* model) {
+    for (const awqe_kv_type kv_type : {AWQE_KV_F16, AWQE_KV_INT8}) {
+        const std::vector<float> expected = logits_of(model, {"reference", kv_type, kTokens});
+        if (expected.empty()) return;
+        for (size_t i = 0; awqe_kernels(i) != nullptr; ++i) {
+            for (const size_t chunk : {size_t{1}, size_t{5}, kTokens}) {
+                const Way way = {awqe_kernels(i), kv_type, chunk};
+                compare(logits_of(model, way), expected, way);
+            }
+        }
+    }
+}
+
+// Writes `value` at a place that is a multiple of its size, behind the first `header` bytes.
+template <class T>
+void place(uint8_t* data, size_t size, size_t header, T value, Random& random) {
+    if (size < header + sizeof(T)) return;
+    const size_t at = header + random.bits() % (size - header - sizeof(T) + 1);
+    std::memcpy(data + at / sizeof(T) * sizeof(T), &value, sizeof(T));
+}
+
+}  // namespace
+}  // namespace awqe::test
+
+extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
+    const auto model = awqe::test::open(data, size);
+    if (model == nullptr) return 0;
+    awqe::test::read_descriptions(model.get());
+    awqe::test::evaluate(model.get());
+    return 0;
+}
+
+// Numbers that break things, as halves or floats, mostly behind the header; a quarter of the time
+// libFuzzer's own changes.
+extern "C" size_t LLVMFuzzerCustomMutator(uint8_t* data, size_t size, size_t max_size,
+                                          unsigned int seed) {
+    static const uint16_t halves[] = {0x7e01, 0xfe00, 0x7c00, 0xfc00, 0x7bff,
+                                      0xfbff, 0x0001, 0x8000, 0x0000};
+    static const float floats[] = {3e38f,   -3e38f, 1e30f, 1e19f,    -1e10f, 1e-42f,
+                                   -1e-42f, 0.0f,   -0.0f, INFINITY, NAN,    65520.0f};
+    awqe::test::Random random(seed);
+    if (random.integer(0, 3) == 0) return LLVMFuzzerMutate(data, size, max_size);
+    const size_t header = random.integer(0, 3) == 0 ? 0 : size / 4;
+    for (int i = random.integer(1, 8); i > 0; --i) {
+        if (random.integer(0, 1) == 0) {
+            awqe::test::place(data, size, header, halves[random.bits() % std::size(halves)],
+                              random);
+        } else {
+            awqe::test::place(data, size, header, floats[random.bits() % std::size(floats)],
+                              random);
+        }
+    }
+    return size;
+}

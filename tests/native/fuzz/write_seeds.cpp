@@ -1,0 +1,86 @@
+// Writes the fuzzers' seeds: write_seeds tests/data/fuzz
+//
+// small.awq.gguf is the smallest valid file, for the reader. evaluate/ holds a small decoder with
+// random weights and one copy of it for every kind of damaged number that once gave text from what
+// is not finite, or other logits in other kernel tables.
+#include <cmath>
+#include <cstdio>
+#include <filesystem>
+#include <functional>
+
+#include "tests/native/support/random_model.h"
+
+namespace awqe::test {
+namespace {
+
+bool write(const std::filesystem::path& path, const FileSpec& file) {
+    const Bytes bytes = file.build();
+    std::FILE* const out = std::fopen(path.c_str(), "wb");
+    if (out == nullptr) return false;
+    const bool written = std::fwrite(bytes.data(), 1, bytes.size(), out) == bytes.size();
+    return std::fclose(out) == 0 && written;
+}
+
+// The scale of a matrix's row and group: FORMAT.md, section 3.
+void set_scale(FileSpec& file, const std::string& name, size_t row, size_t group, uint16_t half) {
+    TensorSpec& t = file.tensor(name);
+    uint64_t rows;
+    std::memcpy(&rows, t.data.data() + 8, sizeof(rows));
+    const size_t block_bytes = (t.data.size() - kMatrixHeaderBytes) / ((rows + 3) / 4);
+    std::memcpy(
+        t.data.data() + kMatrixHeaderBytes + row / 4 * block_bytes + 2 * (group * 4 + row % 4),
+        &half, sizeof(half));
+}
+
+void set_float(FileSpec& file, const std::string& name, size_t index, float value) {
+    std::memcpy(file.tensor(name).data.data() + index * sizeof(float), &value, sizeof(value));
+}
+
+struct Damage {
+    const char* name;
+    std::function<void(FileSpec&)> change;
+};
+
+const Damage kDamages[] = {
+    {"sound", [](FileSpec&) {}},
+    {"nan_scale_of_a_query",
+     [](FileSpec& f) { set_scale(f, "blk.0.attn_q.weight", 1, 0, 0x7e01); }},
+    {"infinite_scale_of_a_key_in_the_last_layer",
+     [](FileSpec& f) { set_scale(f, "blk.1.attn_k.weight", 5, 1, 0xfc00); }},
+    {"infinite_scale_of_a_value",
+     [](FileSpec& f) { set_scale(f, "blk.1.attn_v.weight", 0, 0, 0x7c00); }},
+    {"infinite_scale_of_a_gate",
+     [](FileSpec& f) { set_scale(f, "blk.0.ffn_gate.weight", 19, 1, 0xfc00); }},
+    {"nan_scale_of_the_output",
+     [](FileSpec& f) { set_scale(f, "blk.1.ffn_down.weight", 35, 0, 0xfe00); }},
+    {"nan_scale_of_an_embedding",
+     [](FileSpec& f) { set_scale(f, "token_embd.weight", 7, 1, 0x7e00); }},
+    {"huge_norm", [](FileSpec& f) { set_float(f, "blk.0.ffn_norm.weight", 3, 3e38f); }},
+    {"squares_that_overflow", [](FileSpec& f) { set_float(f, "blk.0.ffn_down.bias", 0, 1e20f); }},
+    {"keys_beyond_fp16", [](FileSpec& f) { set_float(f, "blk.1.attn_k_norm.weight", 2, -1e10f); }},
+    {"denormal_norm",
+     [](FileSpec& f) {
+         for (size_t i = 0; i < 36; ++i) set_float(f, "blk.1.attn_norm.weight", i, 1e-42f);
+     }},
+    {"negative_zero_scales",
+     [](FileSpec& f) {
+         for (size_t row = 0; row < 12; ++row) set_scale(f, "blk.0.attn_q.weight", row, 1, 0x8000);
+     }},
+};
+
+}  // namespace
+}  // namespace awqe::test
+
+int main(int argc, char** argv) {
+    using namespace awqe::test;
+    if (argc != 2) return 2;
+    const std::filesystem::path folder = argv[1];
+    std::filesystem::create_directories(folder / "evaluate");
+    bool written = write(folder / "small.awq.gguf", small_model());
+    for (const Damage& damage : kDamages) {
+        FileSpec file = random_model();
+        damage.change(file);
+        written &= write(folder / "evaluate" / (std::string(damage.name) + ".awq.gguf"), file);
+    }
+    return written ? 0 : 1;
+}
