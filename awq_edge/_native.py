@@ -3,6 +3,9 @@
 The only file that touches cffi. Owns the pointers of models, sessions and samplers, the way from
 a status to an exception, and callbacks that never raise into C. Refuses tokenizing and policy:
 ``model.py`` has those. The contract of every call stands in ``native/include/awq_edge.h``.
+
+A C object lives as long as anything refers to its pointer. Closing one here only drops a
+reference: a call that another thread has begun holds its own until it returns.
 """
 
 from __future__ import annotations
@@ -152,28 +155,11 @@ def _call(function: Callable[..., int], *arguments: object) -> None:
     ffi, _ = _load()
     error = ffi.new("awqe_error*")
     status = int(function(*arguments, error))
+    del arguments  # an exception that somebody keeps would keep these objects open
     if status != 0:
         text = ffi.string(error.message).decode("utf-8", "replace")
         kind = _EXCEPTIONS[status - 1] if status <= len(_EXCEPTIONS) else errors.InternalError
         raise kind(text or f"status {status}")
-
-
-class _Handle:
-    """A pointer of the library, freed with the last reference to this and never before.
-
-    Whoever calls with it holds it, so that a call in one thread outlives ``close()`` in another.
-    """
-
-    __slots__ = ("_keep", "pointer")
-
-    def __init__(self, pointer: Any, free: Any, keep: object = None) -> None:
-        """Takes over what the library has opened; ``keep`` lives as long.
-
-        ``free`` is the library's own function: Python code there could swallow a Ctrl-C.
-        """
-        ffi, _ = _load()
-        self.pointer = ffi.gc(pointer, free)
-        self._keep = keep
 
 
 def _structure(name: str) -> Any:
@@ -267,13 +253,26 @@ class NativeModel:
     def __init__(self, path: Path) -> None:
         """Maps ``path``."""
         ffi, library = _load()
+        name = os.fsencode(path)
+        if b"\0" in name:
+            raise errors.InvalidArgumentError(
+                f"The path {str(path)!r} holds a NUL character, which no name of a file can."
+            )
         pointer = ffi.new("awqe_model**")
-        _call(library.awqe_model_open, os.fsencode(path), pointer)
-        self.pointer = ffi.gc(pointer[0], library.awqe_model_close)
+        _call(library.awqe_model_open, name, pointer)
+        self._pointer = ffi.gc(pointer[0], library.awqe_model_close)
+
+    @property
+    def pointer(self) -> Any:
+        """The C object, which stays open for as long as somebody holds this."""
+        pointer = self._pointer
+        if pointer is None:
+            raise errors.InvalidArgumentError("The model is closed.")
+        return pointer
 
     def close(self) -> None:
-        """Unmaps the file, once its last session has ended. A second call does nothing."""
-        self.pointer = None
+        """Gives up the file; a second call does nothing. Sessions that are open go on."""
+        self._pointer = None
 
     def info(self) -> ModelInfo:
         """The model's sizes."""
@@ -292,10 +291,11 @@ class NativeModel:
         """
         ffi, library = _load()
         array = library.AWQE_VALUE_ARRAY
+        pointer = self.pointer  # its strings are read below
         entries: dict[str, Value] = {}
-        for index in range(library.awqe_model_metadata_count(self.pointer)):
+        for index in range(library.awqe_model_metadata_count(pointer)):
             entry = _structure("awqe_metadata")
-            _call(library.awqe_model_metadata_at, self.pointer, index, entry)
+            _call(library.awqe_model_metadata_at, pointer, index, entry)
             key = _text(ffi, entry.key)
             entries[key] = _array(entry, key) if entry.type == array else _scalar(entry, key)
         return entries
@@ -303,10 +303,11 @@ class NativeModel:
     def tensors(self) -> list[TensorInfo]:
         """All tensors, in file order."""
         ffi, library = _load()
+        pointer = self.pointer  # its strings are read below
         tensors = []
-        for index in range(library.awqe_model_tensor_count(self.pointer)):
+        for index in range(library.awqe_model_tensor_count(pointer)):
             tensor = _structure("awqe_tensor")
-            _call(library.awqe_model_tensor_at, self.pointer, index, tensor)
+            _call(library.awqe_model_tensor_at, pointer, index, tensor)
             tensors.append(
                 TensorInfo(
                     name=_text(ffi, tensor.name),
@@ -371,7 +372,10 @@ class NativeSampler:
 
 
 class NativeSession:
-    """One conversation. One thread at a time; the library refuses a second one."""
+    """One conversation, also after its model is closed.
+
+    Serves one thread at a time: the library refuses a second one.
+    """
 
     def __init__(
         self,
@@ -386,51 +390,50 @@ class NativeSession:
         ffi, library = _load()
         self._vocabulary_size = model.info().vocabulary_size
         options = _session_options(context_length, threads, prefill_threads, kv_type)
-        mapping, pointer = model.pointer, ffi.new("awqe_session**")
-        _call(library.awqe_session_open, mapping, options, pointer)
-        handle = _Handle(pointer[0], library.awqe_session_close, keep=mapping)
-        self._open: _Handle | None = handle
-        self.kernels = _text(ffi, library.awqe_session_kernels(handle.pointer))
-        self.threads = int(library.awqe_session_threads(handle.pointer, False))
-        self.prefill_threads = int(library.awqe_session_threads(handle.pointer, True))
-
-    @property
-    def _handle(self) -> _Handle:
-        handle = self._open
-        if handle is None:
-            raise errors.InvalidArgumentError("The session is closed.")
-        return handle
+        pointer = ffi.new("awqe_session**")
+        _call(library.awqe_session_open, model.pointer, options, pointer)
+        # The library's own function: Python code that frees could swallow a Ctrl-C.
+        self._pointer = ffi.gc(pointer[0], library.awqe_session_close)
+        self.kernels = _text(ffi, library.awqe_session_kernels(self.pointer))
+        self.threads = int(library.awqe_session_threads(self.pointer, False))
+        self.prefill_threads = int(library.awqe_session_threads(self.pointer, True))
 
     @property
     def closed(self) -> bool:
         """Whether ``close`` was called."""
-        return self._open is None
+        return self._pointer is None
+
+    @property
+    def pointer(self) -> Any:
+        """The C object, which stays open for as long as somebody holds this."""
+        pointer = self._pointer
+        if pointer is None:
+            raise errors.InvalidArgumentError("The session is closed.")
+        return pointer
 
     def close(self) -> None:
         """Frees the session, once a call that another thread is in has ended."""
-        self._open = None
+        self._pointer = None
 
     @property
     def position(self) -> int:
         """Tokens in the context; may be asked while another thread evaluates."""
         _, library = _load()
-        handle = self._handle
-        return int(library.awqe_session_position(handle.pointer))
+        return int(library.awqe_session_position(self.pointer))
 
     @property
     def earliest(self) -> int:
         """The lowest position, apart from 0, that ``truncate`` can go back to."""
         _, library = _load()
-        handle = self._handle
-        return int(library.awqe_session_earliest(handle.pointer))
+        return int(library.awqe_session_earliest(self.pointer))
 
     def tokens(self) -> list[int]:
         """Everything in the context."""
         ffi, library = _load()
-        handle = self._handle
-        count = int(library.awqe_session_position(handle.pointer))
+        pointer = self.pointer
+        count = int(library.awqe_session_position(pointer))
         tokens = ffi.new("uint32_t[]", max(count, 1))
-        _call(library.awqe_session_tokens, handle.pointer, tokens, count)
+        _call(library.awqe_session_tokens, pointer, tokens, count)
         return list(ffi.unpack(tokens, count))
 
     def reusable(self, tokens: Sequence[int] | memoryview) -> int:
@@ -440,17 +443,15 @@ class NativeSession:
             tokens: ids, at least one; a memoryview of uint32 is read in place.
         """
         ffi, library = _load()
-        handle = self._handle
         ids = _token_array(tokens)
         reusable = ffi.new("uint32_t*")
-        _call(library.awqe_session_reusable, handle.pointer, ids, len(ids), reusable)
+        _call(library.awqe_session_reusable, self.pointer, ids, len(ids), reusable)
         return int(reusable[0])
 
     def truncate(self, position: int) -> None:
         """Forgets every token from ``position`` on."""
         _, library = _load()
-        handle = self._handle
-        _call(library.awqe_session_truncate, handle.pointer, position)
+        _call(library.awqe_session_truncate, self.pointer, position)
 
     def evaluate(
         self, tokens: Sequence[int], logits: Any = None, progress: Progress | None = None
@@ -464,7 +465,6 @@ class NativeSession:
                 cancels the call and comes out of it.
         """
         ffi, library = _load()
-        handle = self._handle
         ids = _token_array(tokens)
         which, target = library.AWQE_LOGITS_LAST, ffi.NULL
         if logits is not None:
@@ -488,7 +488,7 @@ class NativeSession:
         try:
             _call(
                 library.awqe_session_evaluate,
-                handle.pointer,
+                self.pointer,
                 ids,
                 len(ids),
                 which,
@@ -506,9 +506,8 @@ class NativeSession:
     def sample(self, sampler: NativeSampler) -> int:
         """Draws the next token from the last logits; does not append it."""
         ffi, library = _load()
-        handle = self._handle
         token = ffi.new("uint32_t*")
-        _call(library.awqe_session_sample, handle.pointer, sampler.pointer, token)
+        _call(library.awqe_session_sample, self.pointer, sampler.pointer, token)
         return int(token[0])
 
 

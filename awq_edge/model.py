@@ -43,6 +43,18 @@ if TYPE_CHECKING:
 DEFAULT_CONTEXT_LENGTH = 4096
 
 
+_models: weakref.WeakSet[Model] = weakref.WeakSet()
+
+
+def _renew_locks() -> None:
+    """In a forked child: whoever held a lock of the parent's does not run here."""
+    for model in _models:
+        model._lock = threading.RLock()
+
+
+os.register_at_fork(after_in_child=_renew_locks)
+
+
 class Model:
     """A packed model file, mapped into memory.
 
@@ -68,8 +80,10 @@ class Model:
         self._context_length = context_length
         self._kv = kv
         self._check_memory = check_memory
-        self._sessions: weakref.WeakSet[Session] = weakref.WeakSet()
-        self._lock = threading.Lock()
+        # Changed by whole operations only, so that it needs no lock.
+        self._sessions: set[weakref.ref[Session]] = set()
+        self._lock = threading.RLock()
+        _models.add(self)
         self._shared: Session | None = None
         self.info: ModelInfo = native.info()
 
@@ -137,9 +151,10 @@ class Model:
     @property
     def native(self) -> NativeModel:
         """The open file, for the rest of the package."""
-        if self._native is None:
+        native = self._native
+        if native is None:
             raise InvalidArgumentError(f"{self.path} is closed.")
-        return self._native
+        return native
 
     @functools.cached_property
     def metadata(self) -> dict[str, Value]:
@@ -177,12 +192,17 @@ class Model:
             )
 
     def close(self) -> None:
-        """Closes every session and the file. A second call does nothing."""
-        for session in list(self._sessions):
-            session.close()
-        if self._native is not None:
-            self._native.close()
-            self._native = None
+        """Closes every session and the file. A second call does nothing.
+
+        What another thread's call is using goes when that call ends.
+        """
+        native, self._native = self._native, None  # from here on no session is added
+        if native is not None:
+            native.close()
+        for reference in list(self._sessions):
+            session = reference()
+            if session is not None:
+                session.close()
 
     def __enter__(self) -> Model:
         """The model itself."""
@@ -296,7 +316,10 @@ class Model:
             prefill_threads=prefill_threads or threads or self._prefill_threads or 0,
             kv=kv or self._kv,
         )
-        self._sessions.add(session)
+        self._sessions.add(weakref.ref(session, self._sessions.discard))
+        if self._native is None:  # another thread has closed the model meanwhile
+            session.close()
+            raise InvalidArgumentError(f"{self.path} is closed.")
         return session
 
     @property

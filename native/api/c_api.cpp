@@ -1,6 +1,7 @@
-// Every function of awq_edge.h: clears what it will fill in, then calls into the runtime under
-// guard(), which lets no exception through. (The functions cannot be called noexcept here: C knows
-// no such word for their declarations.) Holds no logic.
+// Every function of awq_edge.h but those with a callback, which are in callbacks.c: clears what it
+// will fill in, then calls into the runtime under guard(), which lets no exception through. (The
+// functions cannot be called noexcept here: C knows no such word for their declarations.) Holds no
+// logic.
 #include <atomic>
 #include <cinttypes>
 #include <cstdlib>
@@ -8,6 +9,7 @@
 
 #include "awq_edge.h"
 #include "native/api/boundary.h"
+#include "native/api/steps.h"
 #include "native/kernels/cpu_features.h"
 #include "native/kernels/dispatch.h"
 #include "native/runtime/bandwidth.h"
@@ -18,7 +20,7 @@
 #include "native/runtime/thread_choice.h"
 
 struct awqe_model {
-    awqe::Model model;
+    std::shared_ptr<const awqe::Model> shared;
 };
 struct awqe_session {
     awqe::Session session;
@@ -26,6 +28,9 @@ struct awqe_session {
 };
 struct awqe_sampler {
     awqe::Sampler sampler;
+};
+struct awqe_selftest_run {
+    awqe::Selftest selftest;
 };
 
 namespace awqe {
@@ -142,13 +147,22 @@ class Used {
                  "give each its own");
         }
     }
-    ~Used() { session_.in_use.store(false, std::memory_order_release); }
+    ~Used() {
+        if (!kept_) release(session_);
+    }
     Used(const Used&) = delete;
     Used& operator=(const Used&) = delete;
     auto* operator->() const { return &session_.session; }
 
+    // Somebody else will release it.
+    void keep() { kept_ = true; }
+    static void release(CSession& session) {
+        session.in_use.store(false, std::memory_order_release);
+    }
+
   private:
     CSession& session_;
+    bool kept_ = false;
 };
 
 }  // namespace
@@ -162,7 +176,7 @@ awqe_status awqe_model_open(const char* path, awqe_model** model, awqe_error* er
     awqe::clear(model);
     return awqe::guard(error, [&] {
         awqe::required(model, "model");
-        *model = new awqe_model{awqe::Model(&awqe::required(path, "path"))};
+        *model = new awqe_model{std::make_shared<const awqe::Model>(&awqe::required(path, "path"))};
     });
 }
 
@@ -171,12 +185,12 @@ void awqe_model_close(awqe_model* model) { delete model; }
 awqe_status awqe_model_info_get(const awqe_model* model, awqe_model_info* info, awqe_error* error) {
     awqe::clear_sized(info);
     return awqe::guard(error, [&] {
-        awqe::fill(awqe::sized(info, "info"), awqe::required(model, "model").model);
+        awqe::fill(awqe::sized(info, "info"), *awqe::required(model, "model").shared);
     });
 }
 
 size_t awqe_model_metadata_count(const awqe_model* model) {
-    return model == nullptr ? 0 : model->model.file().entries().size();
+    return model == nullptr ? 0 : model->shared->file().entries().size();
 }
 
 awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_metadata* entry,
@@ -185,14 +199,14 @@ awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_m
     return awqe::guard(error, [&] {
         awqe::sized(entry, "entry");
         const awqe::Entry& found =
-            awqe::at(awqe::required(model, "model").model.file().entries(), index, "entries");
+            awqe::at(awqe::required(model, "model").shared->file().entries(), index, "entries");
         awqe::fill(*entry, found.value);
         entry->key = found.key.c_str();
     });
 }
 
 size_t awqe_model_tensor_count(const awqe_model* model) {
-    return model == nullptr ? 0 : model->model.file().tensors().size();
+    return model == nullptr ? 0 : model->shared->file().tensors().size();
 }
 
 awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_tensor* tensor,
@@ -200,7 +214,7 @@ awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_ten
     awqe::clear_sized(tensor);
     return awqe::guard(error, [&] {
         awqe::sized(tensor, "tensor");
-        awqe::fill(*tensor, awqe::at(awqe::required(model, "model").model.file().tensors(), index,
+        awqe::fill(*tensor, awqe::at(awqe::required(model, "model").shared->file().tensors(), index,
                                      "tensors"));
     });
 }
@@ -211,7 +225,7 @@ awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_opti
     return awqe::guard(error, [&] {
         awqe::sized(memory, "memory");
         if (options != nullptr) awqe::sized(options, "options");
-        const awqe::Model& m = awqe::required(model, "model").model;
+        const awqe::Model& m = *awqe::required(model, "model").shared;
         const awqe::SessionPlan plan(m, options);
         memory->weight_bytes = m.file().size();
         memory->cache_bytes = awqe::Session::cache_bytes(m, plan);
@@ -225,8 +239,8 @@ awqe_status awqe_session_open(const awqe_model* model, const awqe_session_option
     return awqe::guard(error, [&] {
         awqe::required(session, "session");
         if (options != nullptr) awqe::sized(options, "options");
-        const awqe::Model& m = awqe::required(model, "model").model;
-        const awqe::SessionPlan plan(m, options);
+        const std::shared_ptr<const awqe::Model>& m = awqe::required(model, "model").shared;
+        const awqe::SessionPlan plan(*m, options);
         *session = new awqe_session{awqe::Session(m, plan, std::getenv("AWQ_EDGE_KERNELS"))};
     });
 }
@@ -269,13 +283,29 @@ awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe
     return awqe::guard(error, [&] { awqe::Used(session)->truncate(position); });
 }
 
-awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count,
-                                  awqe_logits which, float* logits, awqe_progress progress,
-                                  void* user, awqe_error* error) {
+awqe_status awqe_evaluation_begin(awqe_evaluation* e, awqe_error* error) {
     return awqe::guard(error, [&] {
-        awqe::Used(session)->evaluate(&awqe::required(tokens, "tokens"), count, which, logits,
-                                      progress, user);
+        awqe::Used used(e->session);
+        used->begin(&awqe::required(e->tokens, "tokens"), e->count, e->which);
+        used.keep();
+        e->begun = true;
     });
+}
+
+awqe_status awqe_evaluation_step(awqe_evaluation* e, awqe_error* error) {
+    return awqe::guard(error, [&] {
+        e->done = e->session->session.step(e->tokens, e->count, e->which, e->logits, e->done);
+    });
+}
+
+awqe_status awqe_evaluation_cancel(const awqe_evaluation* e, awqe_error* error) {
+    return awqe::guard(error, [&] {
+        awqe::fail(AWQE_CANCELLED, "cancelled after %zu of %zu tokens", e->done, e->count);
+    });
+}
+
+void awqe_evaluation_end(awqe_evaluation* e) {
+    if (e->begun) awqe::Used<awqe_session>::release(*e->session);
 }
 
 awqe_status awqe_sampler_open(const awqe_sampling* sampling, awqe_sampler** sampler,
@@ -307,7 +337,7 @@ awqe_status awqe_model_measure_threads(const awqe_model* model, uint32_t* thread
     awqe::clear(threads);
     return awqe::guard(error, [&] {
         awqe::required(threads, "threads");
-        *threads = awqe::measure_decode_threads(awqe::required(model, "model").model,
+        *threads = awqe::measure_decode_threads(*awqe::required(model, "model").shared,
                                                 std::getenv("AWQ_EDGE_KERNELS"));
     });
 }
@@ -331,14 +361,24 @@ const char* awqe_kernels(size_t index) {
     return nullptr;
 }
 
-awqe_status awqe_selftest(awqe_selftest_report report, void* user, awqe_error* error) {
+awqe_status awqe_selftest_begin(awqe_selftest_run** run, bool report, awqe_error* error) {
     return awqe::guard(error, [&] {
-        awqe::required(report, "report");
-        const bool finished = awqe::selftest([&](const awqe::SelftestResult& result) {
-            const awqe_selftest_result told = {sizeof(told), result.cases, result.differing,
-                                               result.kernels, result.operation};
-            return report(user, &told);
-        });
-        if (!finished) awqe::fail(AWQE_CANCELLED, "the self-test was stopped");
+        if (!report) awqe::fail(AWQE_INVALID_ARGUMENT, "report is NULL");
+        *run = new awqe_selftest_run{awqe::Selftest()};
     });
 }
+
+awqe_status awqe_selftest_step(awqe_selftest_run* run, awqe_selftest_result* result, bool* done,
+                               awqe_error* error) {
+    return awqe::guard(error, [&] {
+        awqe::SelftestResult next = {};
+        *done = !run->selftest.next(&next);
+        *result = {sizeof(*result), next.cases, next.differing, next.kernels, next.operation};
+    });
+}
+
+awqe_status awqe_selftest_cancel(awqe_error* error) {
+    return awqe::guard(error, [&] { awqe::fail(AWQE_CANCELLED, "the self-test was stopped"); });
+}
+
+void awqe_selftest_end(awqe_selftest_run* run) { delete run; }

@@ -11,6 +11,7 @@
 #include <cerrno>
 #include <cstring>
 #include <system_error>
+#include <utility>
 
 #include "native/api/failure.h"
 
@@ -38,7 +39,8 @@ struct Descriptor {
 }  // namespace
 
 MappedFile::MappedFile(const char* path) {
-    const Descriptor file{open(path, O_RDONLY | O_CLOEXEC)};
+    // What is no file answers at once too: opening a FIFO would wait for somebody who writes.
+    const Descriptor file{open(path, O_RDONLY | O_CLOEXEC | O_NONBLOCK | O_NOCTTY)};
     if (file.number < 0) refuse(path, "open");
     struct stat status;
     if (fstat(file.number, &status) != 0) refuse(path, "examine");
@@ -56,7 +58,14 @@ MappedFile::MappedFile(const char* path) {
 
 MappedFile::~MappedFile() {
     closing_.store(true, std::memory_order_relaxed);
-    if (loader_.joinable()) loader_.join();
+    if (loader_.joinable()) {
+        if (loader_process_ == getpid()) {
+            loader_.join();
+        } else {
+            // A fork has left the thread behind. Nothing may be done with its handle.
+            new std::thread(std::move(loader_));
+        }
+    }
     if (data_ != nullptr) munmap(const_cast<uint8_t*>(data_), size_);
 }
 
@@ -74,6 +83,7 @@ void MappedFile::expect_use() const {
     if (mostly_absent()) madvise(bytes, size_, kPageOut);
     madvise(bytes, size_, MADV_HUGEPAGE);
     try {
+        loader_process_ = getpid();
         loader_ = std::thread([this] { load(); });
     } catch (const std::system_error&) {
         madvise(bytes, size_, MADV_WILLNEED);

@@ -2,6 +2,8 @@
 // system's; knows nothing about what the bytes mean.
 #pragma once
 
+#include <sys/types.h>
+
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -35,6 +37,7 @@ class MappedFile {
     mutable std::atomic<bool> expected_{false};
     mutable std::atomic<bool> closing_{false};
     mutable std::thread loader_;
+    mutable pid_t loader_process_ = 0;
 };
 
 }  // namespace awqe

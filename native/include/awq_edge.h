@@ -14,7 +14,13 @@
 ///   live as long as it does.
 /// - A model may be used from several threads at once; a session or a sampler from one thread at a
 ///   time. A call that finds its session in another call fails with AWQE_INVALID_ARGUMENT and
-///   changes nothing.
+///   changes nothing. Closing an object counts as using it alone.
+/// - Objects are closed in any order: a session keeps what it needs of its model.
+/// - A child process may go on with its copies of the parent's objects: threads that a fork leaves
+///   behind are started again when they are needed.
+/// - A callback runs on the thread of the call. It may end that thread, as a language's runtime
+/// does
+///   when its process exits; the object is then as between two calls.
 #ifndef AWQ_EDGE_H
 #define AWQ_EDGE_H
 
@@ -67,7 +73,8 @@ const char* awqe_version(void);
 /// Maps `path` read-only and validates everything that native/format/FORMAT.md asks for except the
 /// checksum.
 awqe_status awqe_model_open(const char* path, awqe_model** model, awqe_error* error);
-/// Unmaps the file. NULL is allowed. Sessions of the model must be closed first.
+/// Gives up the model: the file is unmapped when the last of its sessions is closed too. NULL is
+/// allowed.
 void awqe_model_close(awqe_model* model);
 
 typedef struct awqe_model_info {
@@ -204,14 +211,15 @@ typedef enum awqe_logits {
 /// it has read.
 typedef bool (*awqe_progress)(void* user, size_t done, size_t total);
 
-/// Appends `tokens` [count] to the context and computes logits.
+/// Appends `tokens` [count] to the context and computes logits. `which` is an awqe_logits. A
+/// `count` that the context has no room for is AWQE_CONTEXT_FULL, before any token is read.
 ///
 /// `logits` may be NULL; a copy of the last token's logits then still serves awqe_session_sample(),
 /// unless `which` is AWQE_LOGITS_NONE. The result does not depend on how a sequence is divided into
 /// calls, nor on the number of threads.
 awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count,
-                                  awqe_logits which, float* logits, awqe_progress progress,
-                                  void* user, awqe_error* error);
+                                  uint32_t which, float* logits, awqe_progress progress, void* user,
+                                  awqe_error* error);
 
 // ---- sampler ------------------------------------------------------------------------------------
 

@@ -9,6 +9,7 @@
 
 #include "native/api/failure.h"
 #include "native/runtime/arena.h"
+#include "native/runtime/cpus.h"
 #include "native/runtime/thread_pool.h"
 
 namespace awqe {
@@ -50,9 +51,10 @@ double measure_read_bandwidth(unsigned threads, uint64_t bytes) {
     const PageRegion region(bytes, PageSize::kHuge);
     uint64_t* const words = reinterpret_cast<uint64_t*>(region.data());
     const size_t steps = bytes / kStepBytes;
-    ThreadPool pool(threads == 0 ? available_cpus() : threads);
+    const unsigned members = threads == 0 ? available_cpus() : threads;
+    ThreadPool pool(members);
     // Writing makes the pages real: all untouched ones are the same page of zeros.
-    pool.run(pool.size(), [&](Team& team) {
+    pool.run(members, [&](Team& team) {
         team.share(steps, 1, [&](size_t begin, size_t end) {
             std::fill(words + begin * kStepWords, words + end * kStepWords, uint64_t{1});
         });
@@ -61,7 +63,7 @@ double measure_read_bandwidth(unsigned threads, uint64_t bytes) {
     for (int pass = 0; pass < kPasses; ++pass) {
         std::atomic<uint64_t> total{0};
         const auto start = std::chrono::steady_clock::now();
-        pool.run(pool.size(), [&](Team& team) {
+        pool.run(members, [&](Team& team) {
             team.share(steps, 1, [&](size_t begin, size_t end) {
                 total.fetch_add(sum(words, begin, end), std::memory_order_relaxed);
             });

@@ -4,6 +4,7 @@
 
 #include <string.h>
 
+#include <iterator>
 #include <vector>
 
 #include "native/format/layouts.h"
@@ -385,51 +386,51 @@ constexpr Operation kOperations[] = {
     {"gated SiLU", silu_gate, 0xcdeb4590d851cfb4u},
 };
 
-// What every operation of a table gives, in the order of kOperations.
-std::vector<Hashes> outcomes(const KernelTable& table) {
-    std::vector<Hashes> all;
-    for (const Operation& operation : kOperations) all.push_back(operation.run(table));
-    return all;
-}
+constexpr size_t kOperationCount = std::size(kOperations);
 
-bool compare(const KernelTable& tested, const std::vector<Hashes>& expected,
-             const SelftestReport& report) {
-    for (size_t which = 0; which < expected.size(); ++which) {
-        const Hashes is = kOperations[which].run(tested);
-        SelftestResult result = {tested.name, kOperations[which].name,
-                                 static_cast<uint32_t>(is.size()), 0};
-        for (size_t i = 0; i < is.size(); ++i) {
-            result.differing += is[i] != expected[which][i] ? 1 : 0;
-        }
-        if (!report(result)) return false;
-    }
-    return true;
+const KernelTable& reference_table() {
+    size_t count = 0;
+    const KernelTable* const* tables = kernel_tables(&count);
+    return *tables[count - 1];
 }
 
 }  // namespace
 
-bool selftest_table(const KernelTable& tested, const KernelTable& expected,
-                    const SelftestReport& report) {
-    return compare(tested, outcomes(expected), report);
-}
-
-bool selftest(const SelftestReport& report) {
+Selftest::Selftest() : reference_(reference_table()), recorded_(true) {
     size_t count = 0;
     const KernelTable* const* tables = kernel_tables(&count);
-    const KernelTable& reference = *tables[count - 1];
-    const std::vector<Hashes> expected = outcomes(reference);
-    for (size_t which = 0; which < expected.size(); ++which) {
-        const Hashes& hashes = expected[which];
-        const uint64_t hash = hash_bytes(hashes.data(), hashes.size() * sizeof(hashes[0]));
-        const auto cases = static_cast<uint32_t>(hashes.size());
-        // One record for all cases: which of them differ is unknown.
-        const uint32_t differing = hash == kOperations[which].reference_hash ? 0 : cases;
-        if (!report({reference.name, kOperations[which].name, cases, differing})) return false;
-    }
     for (size_t i = 0; i + 1 < count; ++i) {
-        if ((tables[i]->required & ~cpu_features()) != 0) continue;
-        if (!compare(*tables[i], expected, report)) return false;
+        if ((tables[i]->required & ~cpu_features()) == 0) tested_.push_back(tables[i]);
     }
+}
+
+Selftest::Selftest(const KernelTable& tested, const KernelTable& expected)
+    : reference_(expected), tested_{&tested}, recorded_(false) {
+    for (const Operation& operation : kOperations) expected_.push_back(operation.run(expected));
+}
+
+bool Selftest::next(SelftestResult* result) {
+    if (operation_ == kOperationCount) {
+        operation_ = 0;
+        table_ += recorded_ ? 0 : 1;
+        recorded_ = false;
+    }
+    if (!recorded_ && table_ == tested_.size()) return false;
+    const Operation& operation = kOperations[operation_];
+    const KernelTable& table = recorded_ ? reference_ : *tested_[table_];
+    const Hashes is = operation.run(table);
+    *result = {table.name, operation.name, static_cast<uint32_t>(is.size()), 0};
+    if (recorded_) {
+        expected_.push_back(is);
+        // One record for all cases: which of them differ is unknown.
+        const uint64_t hash = hash_bytes(is.data(), is.size() * sizeof(is[0]));
+        result->differing = hash == operation.reference_hash ? 0 : result->cases;
+    } else {
+        for (size_t i = 0; i < is.size(); ++i) {
+            result->differing += is[i] != expected_[operation_][i] ? 1 : 0;
+        }
+    }
+    ++operation_;
     return true;
 }
 

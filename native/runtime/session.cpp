@@ -7,10 +7,12 @@
 #include <algorithm>
 #include <chrono>
 #include <string>
+#include <utility>
 
 #include "native/api/failure.h"
 #include "native/kernels/cpu_features.h"
 #include "native/kernels/dispatch.h"
+#include "native/runtime/cpus.h"
 
 namespace awqe {
 namespace {
@@ -75,30 +77,32 @@ size_t Session::scratch_bytes(const Model& model, const SessionPlan& plan) {
     return Scratch(model, plan, Arena()).bytes;
 }
 
-Session::Session(const Model& model, const SessionPlan& plan, const char* kernels)
-    : model_(model),
+Session::Session(std::shared_ptr<const Model> model, const SessionPlan& plan, const char* kernels)
+    : shared_model_(std::move(model)),
+      model_(*shared_model_),
       plan_(plan),
       kernels_(table_for_session(kernels)),
-      cache_(model.architecture(), plan.cache()),
-      scratch_pages_(scratch_bytes(model, plan), PageSize::kSmall),
-      scratch_(model, plan, Arena(scratch_pages_)),
+      cache_(model_.architecture(), plan.cache()),
+      scratch_pages_(scratch_bytes(model_, plan), PageSize::kSmall),
+      scratch_(model_, plan, Arena(scratch_pages_)),
       pool_(std::max(plan.threads, plan.prefill_threads)),
       decode_team_(plan.threads) {
-    model.expect_use();
+    model_.expect_use();
 }
 
 void Session::check_tokens(const uint32_t* tokens, size_t count) const {
+    // First: an array that is longer than the context may be no array at all.
+    if (count > plan_.positions - position_) {
+        fail(AWQE_CONTEXT_FULL,
+             "the context holds %zu of %zu tokens, there is no room for %zu more", position(),
+             plan_.positions, count);
+    }
     const uint32_t vocabulary = model_.architecture().vocabulary_size;
     for (size_t i = 0; i < count; ++i) {
         if (tokens[i] >= vocabulary) {
             fail(AWQE_INVALID_ARGUMENT, "token %zu is %u, the model's vocabulary ends at %u", i,
                  tokens[i], vocabulary - 1);
         }
-    }
-    if (count > plan_.positions - position_) {
-        fail(AWQE_CONTEXT_FULL,
-             "the context holds %zu of %zu tokens, there is no room for %zu more", position(),
-             plan_.positions, count);
     }
 }
 
@@ -117,41 +121,39 @@ void Session::run(const Block& block) {
     decode_team_.record(seconds.count(), interruptions() - before);
 }
 
-void Session::evaluate(const uint32_t* tokens, size_t count, awqe_logits which, float* logits,
-                       awqe_progress progress, void* user) {
+void Session::begin(const uint32_t* tokens, size_t count, uint32_t which) {
     if (count == 0) fail(AWQE_INVALID_ARGUMENT, "there are no tokens to evaluate");
-    if (which != AWQE_LOGITS_NONE && which != AWQE_LOGITS_LAST && which != AWQE_LOGITS_ALL) {
-        fail(AWQE_INVALID_ARGUMENT, "which is %d, allowed are 0 to 2", static_cast<int>(which));
+    if (which > AWQE_LOGITS_ALL) {
+        fail(AWQE_INVALID_ARGUMENT, "which is %u, allowed are 0 to 2", which);
     }
     check_tokens(tokens, count);
     has_logits_ = false;
+}
+
+size_t Session::step(const uint32_t* tokens, size_t count, uint32_t which, float* logits,
+                     size_t done) {
     const size_t vocabulary = model_.architecture().vocabulary_size;
     const bool all = which == AWQE_LOGITS_ALL && logits != nullptr;
-    for (size_t done = 0; done < count;) {
-        if (done > 0 && progress != nullptr && !progress(user, done, count)) {
-            fail(AWQE_CANCELLED, "cancelled after %zu of %zu tokens", done, count);
-        }
-        Block block = {};
-        block.tokens = tokens + done;
-        block.count = std::min(kBlockTokens, count - done);
-        block.position = position_;
-        const bool last = done + block.count == count;
-        block.wanted = all ? block.count : last && which != AWQE_LOGITS_NONE ? 1 : 0;
-        block.logits = all ? logits + done * vocabulary : scratch_.logits;
-        run(block);
-        std::copy_n(block.tokens, block.count, scratch_.tokens + position_);
-        position_ += block.count;
-        stored_ = std::max(stored_, position());
-        done += block.count;
-    }
-    if (which == AWQE_LOGITS_NONE) return;
+    Block block = {};
+    block.tokens = tokens + done;
+    block.count = std::min(kBlockTokens, count - done);
+    block.position = position_;
+    done += block.count;
+    const bool last = done == count;
+    block.wanted = all ? block.count : last && which != AWQE_LOGITS_NONE ? 1 : 0;
+    block.logits = all ? logits + (done - block.count) * vocabulary : scratch_.logits;
+    stored_ = std::max(stored_.load(), position_ + block.count);
+    run(block);
+    std::copy_n(block.tokens, block.count, scratch_.tokens + position_);
+    position_ += block.count;
+    if (!last || which == AWQE_LOGITS_NONE) return done;
     has_logits_ = true;
-    if (logits == nullptr) return;
     if (all) {
         std::copy_n(logits + (count - 1) * vocabulary, vocabulary, scratch_.logits);
-    } else {
+    } else if (logits != nullptr) {
         std::copy_n(scratch_.logits, vocabulary, logits);
     }
+    return done;
 }
 
 void Session::truncate(size_t position) {

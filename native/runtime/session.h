@@ -6,6 +6,7 @@
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
+#include <memory>
 
 #include "awq_edge.h"
 #include "native/kernels/kernel_table.h"
@@ -38,7 +39,7 @@ const KernelTable* table_for_session(const char* name);
 class Session {
   public:
     // `kernels`: a table's name, or NULL or "" for the best one. Throws Failure.
-    Session(const Model& model, const SessionPlan& plan, const char* kernels);
+    Session(std::shared_ptr<const Model> model, const SessionPlan& plan, const char* kernels);
 
     // Bytes that a session with this plan takes from the system, the threads' stacks apart.
     static size_t cache_bytes(const Model& model, const SessionPlan& plan);
@@ -46,14 +47,17 @@ class Session {
 
     const char* kernels() const { return kernels_->name; }
     unsigned threads(bool prefill) const { return prefill ? plan_.prefill_threads : plan_.threads; }
-    // May be asked while another thread evaluates.
+    // This and earliest() may be asked while another thread evaluates.
     size_t position() const { return position_; }
     // The lowest position, apart from 0, that truncate() can go back to.
     size_t earliest() const { return cache_.earliest(stored_); }
 
-    // As awqe_session_evaluate() says; the caller has checked nothing.
-    void evaluate(const uint32_t* tokens, size_t count, awqe_logits which, float* logits,
-                  awqe_progress progress, void* user);
+    // awqe_session_evaluate() in steps, between which the caller may do what it likes. begin()
+    // checks the arguments, which are then the same for every step(); the caller has checked
+    // nothing. step() reads the next block; `done` tokens were read before. Returns how many are
+    // read now.
+    void begin(const uint32_t* tokens, size_t count, uint32_t which);
+    size_t step(const uint32_t* tokens, size_t count, uint32_t which, float* logits, size_t done);
     void truncate(size_t position);
     uint32_t sample(Sampler& sampler) const;
     void copy_tokens(uint32_t* tokens, size_t count) const;
@@ -74,6 +78,7 @@ class Session {
     void check_tokens(const uint32_t* tokens, size_t count) const;
     void run(const Block& block);
 
+    const std::shared_ptr<const Model> shared_model_;  // whoever closes it first
     const Model& model_;
     const SessionPlan plan_;
     const KernelTable* kernels_;
@@ -83,7 +88,7 @@ class Session {
     ThreadPool pool_;
     TeamSize decode_team_;
     std::atomic<size_t> position_ = 0;
-    size_t stored_ = 0;  // positions that were ever stored since position 0
+    std::atomic<size_t> stored_ = 0;  // positions that were ever stored since position 0
     bool has_logits_ = false;
 };
 

@@ -9,6 +9,7 @@
 
 #include "native/kernels/kernel_table.h"
 #include "native/runtime/arena.h"
+#include "native/runtime/cpus.h"
 #include "native/runtime/session.h"
 #include "native/runtime/thread_pool.h"
 
@@ -30,7 +31,7 @@ double seconds_since(Clock::time_point start) {
 class Measurement {
   public:
     Measurement(const Model& model, const KernelTable& kernels, unsigned threads)
-        : kernels_(kernels), pool_(threads) {
+        : kernels_(kernels), threads_(threads), pool_(threads) {
         for (const LayerWeights& w : model.layers()) {
             for (const Linear* linear :
                  {&w.query, &w.key, &w.value, &w.attention_output, &w.gate, &w.up, &w.down}) {
@@ -55,8 +56,8 @@ class Measurement {
     // Warms the weights up and finds how many matrices make a pass.
     void prepare() {
         for (used_ = 1;; used_ = std::min(2 * used_, matrices_.size())) {
-            pass(pool_.size());
-            if (pass(pool_.size()) >= kPassSeconds || used_ == matrices_.size()) return;
+            pass(threads_);
+            if (pass(threads_) >= kPassSeconds || used_ == matrices_.size()) return;
         }
     }
 
@@ -82,6 +83,7 @@ class Measurement {
 
   private:
     const KernelTable& kernels_;
+    const unsigned threads_;
     ThreadPool pool_;
     std::vector<const PackedMatrix*> matrices_;
     size_t used_ = 0;

@@ -1,18 +1,19 @@
-// A team of threads that runs one function together. The caller is one of the team; the others wait
+// Teams of threads that run one function together. The caller is one of its team; the others wait
 // for it, first spinning for some microseconds, then asleep, so that an idle pool costs nothing. On
 // a machine with fast and slow cores all of them run on the fast ones. Nothing is allocated per
 // run. Owns threads and waiting. What is computed never depends on who computes it: share() hands
 // out ranges in any order.
+//
+// Several callers may run at once. A team sits down when the CPUs that other teams use leave it
+// room, in the order of asking: so two small teams work side by side, and two large ones take
+// turns instead of the cores from each other.
 #pragma once
 
-#include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
-#include <thread>
-#include <vector>
 
-#include "native/runtime/cpus.h"
+#include "native/runtime/per_process.h"
 
 namespace awqe {
 
@@ -20,17 +21,20 @@ class Team;
 
 class ThreadPool {
   public:
-    // Starts size - 1 threads; size >= 1. Throws Failure with AWQE_OUT_OF_MEMORY if the system
-    // refuses one.
+    ThreadPool();
+    // With threads for teams of up to `size` members. Throws as reserve() does.
     explicit ThreadPool(unsigned size);
     ~ThreadPool();
     ThreadPool(const ThreadPool&) = delete;
     ThreadPool& operator=(const ThreadPool&) = delete;
 
-    unsigned size() const { return static_cast<unsigned>(workers_.size()) + 1; }
+    // Starts the threads of a team of up to `members`, >= 1, the caller included. Throws Failure
+    // with AWQE_OUT_OF_MEMORY if the system refuses one. Safe from any thread.
+    void reserve(unsigned members);
 
-    // Calls body(team) on `members` threads, 1 <= members <= size(), and returns when all calls
-    // have. `body` must not throw. One run at a time.
+    // Calls body(team) on `members` threads, >= 1, and returns when all calls have. `body` must not
+    // throw. Starts threads that nobody has reserved, or that a fork has left behind. Safe from any
+    // thread; waits for other runs to make room.
     template <class Body>
     void run(unsigned members, const Body& body) {
         run_erased(
@@ -42,48 +46,21 @@ class ThreadPool {
   private:
     friend class Team;
     using Call = void (*)(const void* context, Team& team);
-
-    // A word that one thread waits for, on its own cache line.
-    struct alignas(64) Signal {
-        std::atomic<uint32_t> value{0};
-    };
-    struct Worker {
-        Signal start;  // grows by one per run
-        std::thread thread;
-    };
-    // How many grains of a member's part have been handed out, on its own cache line: in the low
-    // half those from its front, in the high half those from its back.
-    struct alignas(64) Cursor {
-        std::atomic<uint64_t> value{0};
-    };
+    struct Worker;
+    struct Run;
+    class Crew;
 
     void run_erased(unsigned members, Call call, const void* context);
-    void work(unsigned index, const std::atomic<uint32_t>& start);
-    void stop();
-    void wait_while(const std::atomic<uint32_t>& word, uint32_t value) const;
+    Crew& crew();
 
-    void begin_share();
-
-    const FastCpus cpus_;
-    std::vector<std::unique_ptr<Worker>> workers_;
-    int spins_;  // looks at a word before sleeping
-    bool stopping_ = false;
-
-    // Of the current run.
-    Call call_ = nullptr;
-    const void* context_ = nullptr;
-    unsigned members_ = 1;
-    Signal unfinished_;            // members other than the caller that are still in the body
-    Signal phase_;                 // barriers passed
-    Signal arrived_;               // members waiting at the barrier
-    std::vector<Cursor> cursors_;  // [size]: of the current share()
+    PerProcess<Crew> crew_;
 };
 
 // One thread's place in a run.
 class Team {
   public:
     unsigned index() const { return index_; }  // 0 is the caller
-    unsigned size() const { return pool_.members_; }
+    unsigned size() const { return size_; }
 
     // Divides the items [0, total) over the team: body(begin, end) is called for ranges that begin
     // at multiples of `grain`. Every member has a part of its own, neighbouring items, so that it
@@ -109,7 +86,8 @@ class Team {
 
   private:
     friend class ThreadPool;
-    Team(ThreadPool& pool, unsigned index) : pool_(pool), index_(index) {}
+    Team(ThreadPool::Run& run, unsigned index, unsigned size)
+        : run_(run), index_(index), size_(size) {}
 
     // Grains of the current share().
     struct Range {
@@ -121,8 +99,9 @@ class Team {
     bool take(unsigned owner, size_t grains, Range* range);
     void barrier();
 
-    ThreadPool& pool_;
+    ThreadPool::Run& run_;
     unsigned index_;
+    unsigned size_;
 };
 
 }  // namespace awqe

@@ -1,13 +1,18 @@
 // The C API as a caller sees it, on tests/data/tiny.awq.gguf: what is shown, what is refused, and
 // that no exception comes through any function, whichever allocation fails inside.
+#include <pthread.h>
+#include <sys/stat.h>
+#include <sys/wait.h>
 #include <unistd.h>
 
 #include <atomic>
 #include <cmath>
+#include <cstdint>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <new>
+#include <thread>
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
@@ -97,7 +102,8 @@ uint64_t address_space_bytes() {
 void check_error(const awqe_error& error, awqe_status status, const std::string& sentence) {
     CHECK_EQUAL(error.status, status);
     if (std::string(error.message).find(sentence) == std::string::npos) {
-        fail(__FILE__, __LINE__, "'" + std::string(error.message) + "' lacks '" + sentence + "'");
+        fail(__FILE__, __LINE__,
+             std::string("'").append(error.message).append("' lacks '" + sentence + "'"));
     }
 }
 
@@ -192,6 +198,93 @@ TEST(files_that_cannot_be_opened) {
     awqe_model_open(kTiny, nullptr, &error);
     check_error(error, AWQE_INVALID_ARGUMENT, "model is NULL");
 }
+
+TEST(what_is_no_file_is_refused_at_once) {
+    const std::string fifo = "/tmp/awq_edge_fifo_" + std::to_string(getpid());
+    CHECK_EQUAL(mkfifo(fifo.c_str(), 0600), 0);
+    for (const std::string& path : {fifo, std::string("/dev/null"), std::string("/dev/zero"),
+                                    std::string("/dev/tty"), std::string("/proc/self")}) {
+        awqe_model* model = nullptr;
+        awqe_error error;
+        CHECK_EQUAL(awqe_model_open(path.c_str(), &model, &error), AWQE_FILE_UNREADABLE);
+        CHECK(model == nullptr);
+    }
+    unlink(fifo.c_str());
+}
+
+TEST(a_session_outlives_its_model) {
+    Everything all, closed;
+    const std::vector<uint32_t> tokens = prompt(140);
+    std::vector<float> expected(kVocabulary), actual(kVocabulary);
+    const auto read = [&](awqe_session* session, std::vector<float>& logits) {
+        return awqe_session_evaluate(session, tokens.data(), tokens.size(), AWQE_LOGITS_LAST,
+                                     logits.data(), nullptr, nullptr, nullptr);
+    };
+    CHECK_EQUAL(read(all.session, expected), AWQE_OK);
+    awqe_model_close(closed.model);
+    closed.model = nullptr;
+    CHECK_EQUAL(read(closed.session, actual), AWQE_OK);
+    CHECK(actual == expected);
+    uint32_t token = 0;
+    CHECK_EQUAL(awqe_session_sample(closed.session, closed.sampler, &token, nullptr), AWQE_OK);
+    CHECK_EQUAL(awqe_session_truncate(closed.session, 0, nullptr), AWQE_OK);
+    CHECK(std::strlen(awqe_session_kernels(closed.session)) > 0);
+}
+
+TEST(a_callback_may_end_its_thread) {
+    Everything all;
+    const std::vector<uint32_t> tokens = prompt(300);
+    std::thread reader([&] {
+        awqe_session_evaluate(
+            all.session, tokens.data(), 300, AWQE_LOGITS_LAST, nullptr,
+            [](void*, size_t, size_t) -> bool { pthread_exit(nullptr); }, nullptr, nullptr);
+    });
+    reader.join();
+    // Between two blocks, as if cancelled.
+    CHECK_EQUAL(awqe_session_position(all.session), 128u);
+    std::vector<float> resumed(kVocabulary), whole(kVocabulary);
+    CHECK_EQUAL(awqe_session_evaluate(all.session, tokens.data() + 128, 172, AWQE_LOGITS_LAST,
+                                      resumed.data(), nullptr, nullptr, nullptr),
+                AWQE_OK);
+    Everything fresh;
+    CHECK_EQUAL(awqe_session_evaluate(fresh.session, tokens.data(), 300, AWQE_LOGITS_LAST,
+                                      whole.data(), nullptr, nullptr, nullptr),
+                AWQE_OK);
+    CHECK(resumed == whole);
+    std::thread tester([] {
+        awqe_selftest([](void*, const awqe_selftest_result*) -> bool { pthread_exit(nullptr); },
+                      nullptr, nullptr);
+    });
+    tester.join();
+}
+
+#if !defined(__SANITIZE_THREAD__)  // which ends a child that starts threads
+TEST(a_forked_child_goes_on) {
+    Everything all(0, 2);
+    const std::vector<uint32_t> tokens = prompt(200);
+    std::vector<float> expected(kVocabulary), actual(kVocabulary);
+    const auto read = [&](size_t begin, size_t end, std::vector<float>& logits) {
+        return awqe_session_evaluate(all.session, tokens.data() + begin, end - begin,
+                                     AWQE_LOGITS_LAST, logits.data(), nullptr, nullptr, nullptr);
+    };
+    CHECK_EQUAL(read(0, 150, expected), AWQE_OK);
+    const pid_t child = fork();
+    if (child == 0) alarm(20);  // a child that hangs ends with a signal
+    const awqe_status status = read(150, 200, child == 0 ? actual : expected);
+    if (child == 0) {
+        // The parent's logits are not known here: those of a fresh session are the same.
+        const bool gone_on = status == AWQE_OK;
+        awqe_session_truncate(all.session, 0, nullptr);
+        const bool anew = read(0, 200, expected) == AWQE_OK;
+        all.~Everything();
+        _exit(gone_on && anew && actual == expected ? 0 : 1);
+    }
+    CHECK_EQUAL(status, AWQE_OK);
+    int exit_status = -1;
+    CHECK_EQUAL(waitpid(child, &exit_status, 0), child);
+    CHECK_EQUAL(exit_status, 0);
+}
+#endif
 
 TEST(null_objects_are_refused) {
     awqe_error error;
@@ -313,7 +406,7 @@ TEST(tokens_and_context) {
     awqe_error error;
     const std::vector<uint32_t> tokens = prompt(11);
     const auto evaluate = [&](const uint32_t* ids, size_t count,
-                              awqe_logits which = AWQE_LOGITS_LAST) {
+                              uint32_t which = AWQE_LOGITS_LAST) {
         return awqe_session_evaluate(all.session, ids, count, which, nullptr, nullptr, nullptr,
                                      &error);
     };
@@ -324,13 +417,21 @@ TEST(tokens_and_context) {
     evaluate(tokens.data(), 11);
     check_error(error, AWQE_CONTEXT_FULL,
                 "the context holds 0 of 10 tokens, there is no room for 11 more");
+    // Nobody knows whether so many can be read.
+    for (const size_t count :
+         {size_t{11}, size_t{1} << 20, size_t{1} << 62, SIZE_MAX - 9, SIZE_MAX / 4 + 2, SIZE_MAX}) {
+        evaluate(tokens.data() + tokens.size(), count);
+        check_error(error, AWQE_CONTEXT_FULL, "there is no room for " + std::to_string(count));
+    }
     evaluate(tokens.data(), 0);
     check_error(error, AWQE_INVALID_ARGUMENT, "no tokens");
     const uint32_t outside[] = {1, kVocabulary};
     evaluate(outside, 2);
     check_error(error, AWQE_INVALID_ARGUMENT, "token 1 is 203, the model's vocabulary ends at 202");
-    evaluate(tokens.data(), 1, static_cast<awqe_logits>(3));
-    check_error(error, AWQE_INVALID_ARGUMENT, "which is 3");
+    for (const uint32_t which : {3u, 7u, UINT32_MAX}) {
+        evaluate(tokens.data(), 1, which);
+        check_error(error, AWQE_INVALID_ARGUMENT, "which is " + std::to_string(which));
+    }
     CHECK_EQUAL(awqe_session_position(all.session), 0u);
 
     CHECK_EQUAL(evaluate(tokens.data(), 10), AWQE_OK);

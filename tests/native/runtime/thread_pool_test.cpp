@@ -1,8 +1,17 @@
-// Every item is done once, waiting works, and an idle pool sleeps.
+// Every item is done once, waiting works, an idle pool sleeps, teams run side by side or in turns,
+// and a forked child gets threads of its own.
 #include "native/runtime/thread_pool.h"
 
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <chrono>
+#include <csignal>
 #include <ctime>
 #include <thread>
+#include <vector>
+
+#include "native/runtime/cpus.h"
 
 #include "tests/native/support/check.h"
 
@@ -11,7 +20,6 @@ namespace awqe::test {
 TEST(share_hands_out_every_item_once) {
     for (unsigned threads : {1u, 2u, 3u, 4u, 7u}) {
         ThreadPool pool(threads);
-        CHECK_EQUAL(pool.size(), threads);
         for (size_t total : {0u, 1u, 2u, 3u, 4u, 7u, 27u, 28u, 29u, 1000u}) {
             for (size_t grain : {1u, 4u, 16u}) {
                 std::vector<std::atomic<int>> done(total);
@@ -92,6 +100,91 @@ TEST(an_idle_pool_uses_no_cpu) {
                         static_cast<double>(after.tv_nsec - before.tv_nsec) * 1e-9;
     CHECK(used < 0.1);  // one spinning thread would use 0.3, three 0.9
 }
+
+TEST(many_callers_share_one_pool) {
+    ThreadPool pool;
+    std::atomic<int> wrong{0};
+    std::vector<std::thread> callers;
+    for (unsigned caller = 0; caller < 6; ++caller) {
+        callers.emplace_back([&pool, &wrong, members = caller % 4 + 1] {
+            std::vector<int> done(50);
+            for (int round = 0; round < 200; ++round) {
+                pool.run(members, [&](Team& team) {
+                    team.share(done.size(), 1, [&](size_t begin, size_t end) {
+                        for (size_t i = begin; i < end; ++i) ++done[i];
+                    });
+                    team.share(done.size(), 2, [&](size_t begin, size_t end) {
+                        for (size_t i = begin; i < end; ++i) done[i] += done[i] == round + 1;
+                    });
+                    team.share(done.size(), 3, [&](size_t begin, size_t end) {
+                        for (size_t i = begin; i < end; ++i) --done[i];
+                    });
+                });
+            }
+            for (int count : done) wrong += count != 200;
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+    CHECK_EQUAL(wrong.load(), 0);
+}
+
+TEST(teams_that_fill_the_machine_take_turns) {
+    ThreadPool pool;
+    const unsigned all = available_cpus();
+    std::atomic<int> inside{0}, most{0};
+    const auto use = [&] {
+        for (int round = 0; round < 5; ++round) {
+            pool.run(all, [&](Team& team) {
+                if (team.index() != 0) return;
+                const int now = ++inside;
+                if (now > most) most = now;
+                std::this_thread::sleep_for(std::chrono::milliseconds(2));
+                --inside;
+            });
+        }
+    };
+    std::thread one(use), other(use);
+    one.join();
+    other.join();
+    CHECK_EQUAL(most.load(), 1);
+}
+
+// A thread sanitizer ends a child that starts threads.
+#if !defined(__SANITIZE_THREAD__)
+TEST(a_forked_child_gets_threads_of_its_own) {
+    for (unsigned threads : {1u, 2u, 4u}) {
+        ThreadPool pool(threads);
+        const auto sum_of_indices = [&] {
+            std::atomic<unsigned> sum{0};
+            pool.run(threads, [&](Team& team) {
+                sum += team.index() + 1;
+                team.share(10, 1, [](size_t, size_t) {});
+            });
+            return sum.load();
+        };
+        const unsigned expected = threads * (threads + 1) / 2;
+        CHECK_EQUAL(sum_of_indices(), expected);
+        // Also while another thread is in the middle of a run, and of sitting down.
+        std::atomic<bool> stop{false};
+        std::thread busy([&] {
+            while (!stop) sum_of_indices();
+        });
+        for (int round = 0; round < 20; ++round) {
+            const pid_t child = fork();
+            if (child == 0) {
+                alarm(20);  // a child that hangs ends with a signal
+                _exit(sum_of_indices() == expected && sum_of_indices() == expected ? 0 : 1);
+            }
+            int status = -1;
+            CHECK_EQUAL(waitpid(child, &status, 0), child);
+            CHECK_EQUAL(status, 0);
+        }
+        stop = true;
+        busy.join();
+        CHECK_EQUAL(sum_of_indices(), expected);
+    }
+}
+#endif
 
 }  // namespace awqe::test
 

@@ -1,0 +1,59 @@
+/* The functions of awq_edge.h that call their caller back. In C, because a callback may not return:
+ * Python ends a thread of a process that exits by unwinding its stack, and no C++ frame may be
+ * there, which would answer with std::terminate, or with the unwinder of another C++ library. So
+ * nothing of ours is on the stack then but these functions; what they have begun a handler of the
+ * thread ends. Holds no logic; c_api.cpp has every other function. */
+#include <pthread.h>
+
+#include "awq_edge.h"
+#include "native/api/steps.h"
+
+static awqe_status evaluate(awqe_evaluation* evaluation, awqe_progress progress, void* user,
+                            awqe_error* error) {
+    awqe_status status = awqe_evaluation_begin(evaluation, error);
+    while (status == AWQE_OK && evaluation->done < evaluation->count) {
+        if (evaluation->done > 0 && progress != NULL &&
+            !progress(user, evaluation->done, evaluation->count)) {
+            return awqe_evaluation_cancel(evaluation, error);
+        }
+        status = awqe_evaluation_step(evaluation, error);
+    }
+    return status;
+}
+
+static void end_evaluation(void* evaluation) { awqe_evaluation_end(evaluation); }
+
+awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count,
+                                  uint32_t which, float* logits, awqe_progress progress, void* user,
+                                  awqe_error* error) {
+    awqe_evaluation evaluation = {session, tokens, count, which, logits, 0, false};
+    awqe_status status;
+    pthread_cleanup_push(end_evaluation, &evaluation);
+    status = evaluate(&evaluation, progress, user, error);
+    pthread_cleanup_pop(1);
+    return status;
+}
+
+static awqe_status run_selftest(awqe_selftest_run** run, awqe_selftest_report report, void* user,
+                                awqe_error* error) {
+    awqe_status status = awqe_selftest_begin(run, report != NULL, error);
+    while (status == AWQE_OK) {
+        awqe_selftest_result result;
+        bool done = false;
+        status = awqe_selftest_step(*run, &result, &done, error);
+        if (status != AWQE_OK || done) break;
+        if (!report(user, &result)) return awqe_selftest_cancel(error);
+    }
+    return status;
+}
+
+static void end_selftest(void* run) { awqe_selftest_end(*(awqe_selftest_run**)run); }
+
+awqe_status awqe_selftest(awqe_selftest_report report, void* user, awqe_error* error) {
+    awqe_selftest_run* run = NULL;
+    awqe_status status;
+    pthread_cleanup_push(end_selftest, &run);
+    status = run_selftest(&run, report, user, error);
+    pthread_cleanup_pop(1);
+    return status;
+}

@@ -1,0 +1,38 @@
+/* What the loops of callbacks.c call: the pieces between a caller's callbacks, each under guard()
+ * in c_api.cpp. Hidden from everybody else. C99 and C++. */
+#pragma once
+
+#include "awq_edge.h"
+
+#ifdef __cplusplus
+extern "C" {
+#endif
+
+/* The arguments of one awqe_session_evaluate(), and how far it is. */
+typedef struct awqe_evaluation {
+    awqe_session* session;
+    const uint32_t* tokens;
+    size_t count;
+    uint32_t which;
+    float* logits;
+    size_t done; /* tokens */
+    bool begun;  /* the session is in use until awqe_evaluation_end() */
+} awqe_evaluation;
+
+awqe_status awqe_evaluation_begin(awqe_evaluation* evaluation, awqe_error* error);
+awqe_status awqe_evaluation_step(awqe_evaluation* evaluation, awqe_error* error);
+awqe_status awqe_evaluation_cancel(const awqe_evaluation* evaluation, awqe_error* error);
+void awqe_evaluation_end(awqe_evaluation* evaluation);
+
+typedef struct awqe_selftest_run awqe_selftest_run;
+
+/* `report` only says whether there is one. */
+awqe_status awqe_selftest_begin(awqe_selftest_run** run, bool report, awqe_error* error);
+awqe_status awqe_selftest_step(awqe_selftest_run* run, awqe_selftest_result* result, bool* done,
+                               awqe_error* error);
+awqe_status awqe_selftest_cancel(awqe_error* error);
+void awqe_selftest_end(awqe_selftest_run* run);
+
+#ifdef __cplusplus
+}
+#endif
