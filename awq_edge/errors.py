@@ -5,12 +5,19 @@ Owns the classes. Refuses to print: ``awq_edge/cli/_errors.py`` does.
 
 from __future__ import annotations
 
+from awq_edge.terminal_text import printable
+
 
 class AwqEdgeError(Exception):
     """Base of every error that a user can cause and mend.
 
-    The text says what was wrong, where, and what to do.
+    The text says what was wrong, where, and what to do. Names and paths in it are of others: read
+    as a string it holds nothing that steers a terminal.
     """
+
+    def __str__(self) -> str:
+        """The text."""
+        return printable(super().__str__())
 
 
 class InvalidArgumentError(AwqEdgeError, ValueError):

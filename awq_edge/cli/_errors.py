@@ -12,6 +12,8 @@ import sys
 import traceback
 
 from awq_edge import errors
+from awq_edge.cli import _streams
+from awq_edge.terminal_text import printable, printable_line
 
 # Packages of the extras: absent on a device, and rightly so.
 _EXTRA_OF = {
@@ -58,8 +60,8 @@ def exit_status(error: BaseException) -> int:
     if isinstance(error, KeyboardInterrupt) or type(error).__name__ == "Abort":
         _say("stopped.")
         return 130
-    if isinstance(error, BrokenPipeError):
-        _forget_standard_output()
+    if isinstance(error, BrokenPipeError) and _streams.reader_has_left(sys.stdout):
+        _streams.forget_broken()
         return 1
     if os.environ.get("AWQ_EDGE_DEBUG", "") not in ("", "0"):
         traceback.print_exception(type(error), error, error.__traceback__)
@@ -90,7 +92,7 @@ def _sentence(error: BaseException) -> str:
     if isinstance(error, MemoryError):
         return "out of memory: close other programs, or use a smaller --context or a smaller model."
     if isinstance(error, OSError) and error.strerror:
-        where = f"{error.filename}: " if error.filename else ""
+        where = f"{_path(error.filename)}: " if error.filename else ""
         return f"{where}{error.strerror}."
     return (
         f"unexpected {type(error).__name__}: {error}. Please report it with what "
@@ -101,17 +103,17 @@ def _sentence(error: BaseException) -> str:
 def _say_usage(error: BaseException) -> int:
     message: str = error.format_message()  # type: ignore[attr-defined]  # checked by the caller
     context = getattr(error, "ctx", None)
-    _say(message)
-    if context is not None:
-        print(f"Try '{context.command_path} --help'.", file=sys.stderr)
+    tip = f"\nTry '{context.command_path} --help'." if context is not None else ""
+    _say(message + tip)
     return int(getattr(error, "exit_code", 2))
 
 
+def _path(name: object) -> str:
+    return printable_line(os.fsdecode(name) if isinstance(name, bytes) else str(name))
+
+
 def _say(text: str) -> None:
-    print(f"awq-edge: {text}", file=sys.stderr)
-
-
-def _forget_standard_output() -> None:
-    """Nobody reads our output any more: the flush at exit must not complain."""
-    devnull = os.open(os.devnull, os.O_WRONLY)
-    os.dup2(devnull, sys.stdout.fileno())
+    try:
+        print(printable(f"awq-edge: {text}"), file=sys.stderr, flush=True)
+    except OSError:  # nobody listens there: the status alone must do
+        _streams.forget_broken()

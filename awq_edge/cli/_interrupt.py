@@ -16,11 +16,13 @@ _SECONDS_BETWEEN_TRIES = 0.05
 
 
 @contextlib.contextmanager
-def postponed_while_importing() -> Iterator[None]:
-    """Answers Ctrl-C once the modules that are being loaded are whole."""
+def interruptible() -> Iterator[None]:
+    """Answers Ctrl-C while the block runs, once the modules that are being loaded are whole."""
     handler = signal.getsignal(signal.SIGINT)
     # A shell may want it to be ignored; Windows has no way to try again.
-    if handler is not signal.default_int_handler or not hasattr(signal, "pthread_kill"):
+    if handler not in (signal.default_int_handler, signal.SIG_DFL) or not hasattr(
+        signal, "pthread_kill"
+    ):
         yield
         return
     signal.signal(signal.SIGINT, _interrupt)

@@ -2,13 +2,14 @@
 
 Owns standard output (results) and standard error (status, warnings, progress), for people, for
 ``--json`` and for ``--quiet``. Refuses error text: ``_errors.py`` owns it. Works without a
-terminal, on a dumb one and in a pipe; rich is imported only when something needs it.
+terminal, on a dumb one and in a pipe; rich is imported only when something needs it. What it prints
+may come from a file, so control characters are spelt out (``terminal_text.py``); only the text that
+a model writes goes into a pipe as it is.
 """
 
 from __future__ import annotations
 
 import contextlib
-import io
 import json
 import math
 import os
@@ -18,6 +19,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from awq_edge.quantities import duration_text
+from awq_edge.terminal_text import printable, printable_json, printable_line
 
 if TYPE_CHECKING:
     from rich.console import Console
@@ -40,7 +42,7 @@ class Progress:
         silent: bool,
     ) -> None:
         """Begins at zero; ``Output.progress`` is the way to get one."""
-        self._description = description
+        self._description = description = printable_line(description)
         self._total = total
         self._done = 0.0
         self._note = ""
@@ -55,7 +57,7 @@ class Progress:
         """Counts ``steps`` more as done; ``note`` stays until the next one."""
         self._done += steps
         if note:
-            self._note = note
+            self._note = printable_line(note)
         if self._bar is not None and self._task is not None:
             self._bar.update(self._task, advance=steps, note=self._note)
         elif not self._silent:
@@ -70,7 +72,7 @@ class Progress:
     def line(self, text: str) -> None:
         """Prints a line that stays, above the bar."""
         if self._bar is not None:
-            self._bar.console.print(text)
+            self._bar.console.print(printable(text))
         elif not self._silent:
             _write(sys.stderr, text + "\n")
 
@@ -145,9 +147,12 @@ class Output:
     # ---- standard output ---------------------------------------------------------------------
 
     def stream(self, piece: str) -> None:
-        """Writes a piece of a text to standard output at once; not in JSON mode."""
+        """Writes a piece of a model's text to standard output at once; not in JSON mode.
+
+        A terminal is shown control characters spelt out; a pipe or a file gets the text as it is.
+        """
         if not self.as_json:
-            _write(sys.stdout, piece)
+            sys.stdout.write(printable(piece) if sys.stdout.isatty() else piece)
             sys.stdout.flush()
 
     def line(self, text: str = "") -> None:
@@ -160,10 +165,11 @@ class Output:
         if self.as_json:
             return
         if title:
-            self.line(title)
-        width = max((len(name) for name in fields), default=0)
-        for name, value in fields.items():
-            self.line(f"  {name:<{width}}  {value}")
+            self.line(printable_line(title))
+        shown = {printable_line(name): value for name, value in fields.items()}
+        width = max((len(name) for name in shown), default=0)
+        for name, value in shown.items():
+            self.line(f"  {name:<{width}}  {printable_line(str(value))}")
 
     def table(
         self, columns: Sequence[str], rows: Iterable[Sequence[object]], title: str = ""
@@ -174,11 +180,13 @@ class Output:
         from rich import box
         from rich.table import Table
 
-        table = Table(box=box.SIMPLE, pad_edge=False, title=title or None, title_justify="left")
+        heading = printable_line(title) or None
+        table = Table(box=box.SIMPLE, pad_edge=False, title=heading, title_justify="left")
         for index, column in enumerate(columns):
-            table.add_column(column, justify="left" if index == 0 else "right", no_wrap=True)
+            name = printable_line(column)
+            table.add_column(name, justify="left" if index == 0 else "right", no_wrap=True)
         for row in rows:
-            table.add_row(*(str(cell) for cell in row))
+            table.add_row(*(printable_line(str(cell)) for cell in row))
         _console(sys.stdout).print(table)
 
     def json(self, document: Any) -> None:
@@ -188,14 +196,7 @@ class Output:
         """
         if self.as_json:
             text = json.dumps(_finite(document), ensure_ascii=False, indent=2, allow_nan=False)
-            _write(sys.stdout, text + "\n")
-
-
-def make_streams_forgiving() -> None:
-    """A character that the terminal's encoding lacks is replaced instead of ending the program."""
-    for stream in (sys.stdout, sys.stderr):
-        if isinstance(stream, io.TextIOWrapper):
-            stream.reconfigure(errors="replace")
+            sys.stdout.write(printable_json(text) + "\n")
 
 
 def _finite(value: Any) -> Any:
@@ -210,7 +211,7 @@ def _finite(value: Any) -> Any:
 
 
 def _write(stream: Any, text: str) -> None:
-    stream.write(text)
+    stream.write(printable(text))
 
 
 def _is_live_terminal(stream: Any) -> bool:

@@ -8,8 +8,8 @@ from typing import Annotated
 import typer
 
 from awq_edge import __version__
-from awq_edge.cli import _errors, _output
-from awq_edge.cli._interrupt import postponed_while_importing
+from awq_edge.cli import _errors, _streams
+from awq_edge.cli._interrupt import interruptible
 from awq_edge.cli.analyze import analyze
 from awq_edge.cli.bench import bench
 from awq_edge.cli.build import build
@@ -70,10 +70,10 @@ app.command()(selftest)
 
 def main() -> None:
     """Runs the command line in ``sys.argv`` and exits with its status."""
-    _output.make_streams_forgiving()
+    _streams.prepare()
     try:
         # Not standalone: typer would print usage errors and swallow Ctrl-C in its own way.
-        with postponed_while_importing():
+        with interruptible():
             status = app(prog_name="awq-edge", standalone_mode=False)
         sys.stdout.flush()
     except BaseException as error:

@@ -2,7 +2,6 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
-import sys
 from typing import Annotated, Optional
 
 import typer
@@ -18,7 +17,7 @@ from awq_edge.cli._options import (
     Threads,
 )
 from awq_edge.cli._output import Output
-from awq_edge.errors import InvalidArgumentError
+from awq_edge.cli._prompt_text import read_standard_input
 from awq_edge.generation import Generation, GenerationConfig
 from awq_edge.model import Model
 
@@ -79,7 +78,7 @@ def run(
 ) -> None:
     """Continue a prompt with a packed model."""
     output = Output(as_json=as_json, quiet=quiet)
-    text = _read_prompt(prompt)
+    text = read_standard_input() if prompt == "-" else prompt
     config = GenerationConfig(
         max_tokens=max_tokens,
         temperature=temperature,
@@ -111,19 +110,6 @@ def run(
             output.stream("\n")
         output.status(_summary(generation))
         output.json(_document(generation, "".join(pieces)))
-
-
-def _read_prompt(prompt: str) -> str:
-    """The prompt itself, or standard input for ``-``; a final line break there is the shell's."""
-    if prompt != "-":
-        return prompt
-    try:
-        text = sys.stdin.buffer.read().decode("utf-8")
-    except UnicodeDecodeError as error:
-        raise InvalidArgumentError(
-            f"Standard input is not UTF-8 (byte {error.start}): convert it, for example with iconv."
-        ) from error
-    return text[:-1] if text.endswith("\n") else text
 
 
 def _prefill(generation: Generation, output: Output) -> None:

@@ -1,6 +1,7 @@
-"""Where the installed command begins: Ctrl-C before ``main`` can answer it.
+"""Where the installed command begins, and how it ends when Ctrl-C finds nothing to stop.
 
-Owns the time while modules load. Refuses everything else.
+Owns the time before ``main`` can answer, while modules load, and after it has: ending at once, as
+other programs do, needs no sentence then. Refuses everything else.
 """
 
 from __future__ import annotations
@@ -10,11 +11,11 @@ import signal
 
 def start() -> None:
     """Loads the command line and runs it."""
-    handler = signal.getsignal(signal.SIGINT)
-    if handler is signal.default_int_handler:
-        # Nothing has been begun: ending at once, as other programs do, needs no sentence.
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:
         signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from awq_edge.cli import _streams
+
+    _streams.prepare()  # before a module opens a file under the number of a closed stream
     from awq_edge.cli.main import main
 
-    signal.signal(signal.SIGINT, handler)
     main()

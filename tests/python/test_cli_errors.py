@@ -7,10 +7,12 @@ import importlib
 import json
 import math
 import os
+import shlex
 import signal
 import subprocess
 import sys
 import time
+import traceback
 from collections import namedtuple
 from pathlib import Path
 
@@ -18,7 +20,7 @@ import psutil
 import pytest
 from conftest import ROOT, STORIES, Command
 
-from awq_edge import __version__, errors
+from awq_edge import __version__, errors, terminal_text
 from awq_edge.cli import _errors, _output, main
 
 
@@ -135,6 +137,99 @@ def test_ctrl_c_before_the_first_command_is_silent(tmp_path: Path) -> None:
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
 
+def test_the_package_itself_is_loaded_before_anybody_could_stop_it() -> None:
+    program = "import sys, awq_edge.cli.start; print(*sys.modules)"
+    loaded = subprocess.run([sys.executable, "-c", program], capture_output=True, cwd=ROOT)
+    ours = [name for name in loaded.stdout.split() if name.startswith(b"awq_edge")]
+    assert ours == [b"awq_edge", b"awq_edge.cli", b"awq_edge.cli.start"]
+
+
+def test_ctrl_c_after_the_command_is_silent(tmp_path: Path) -> None:
+    """The interpreter's own end takes a while; threads and packages print there."""
+    program = (
+        "import atexit, os, signal, sys, time\n"
+        "atexit.register(lambda: (os.kill(os.getpid(), signal.SIGINT), time.sleep(30)))\n"
+        "from awq_edge.cli.start import start\nstart()\n"
+    )
+    command = [sys.executable, "-c", program, "--version"]
+    done = subprocess.run(command, capture_output=True, cwd=ROOT, check=False, timeout=60)
+    assert (done.returncode, done.stderr) == (-signal.SIGINT, b"")
+    assert done.stdout == f"awq-edge {__version__}\n".encode()
+
+
+# ---- standard streams ----------------------------------------------------------------------------
+
+ONCE = f"run {STORIES} -n 2 --temperature 0 --threads 1"
+
+
+def shell(line: str, **settings: object) -> subprocess.CompletedProcess[bytes]:
+    """Runs one line of a shell in which ``awq-edge`` is this checkout's."""
+    program = f'awq-edge() {{ "{sys.executable}" -m awq_edge.cli.main "$@"; }}\n'
+    return subprocess.run(
+        ["bash", "-c", program + line], capture_output=True, cwd=ROOT, timeout=60, check=False
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "status", "words"),
+    [
+        (f"awq-edge {ONCE} -p - <&-", 1, b"Standard input is closed"),
+        (f"awq-edge {ONCE} -p Once <&-", 0, b""),
+        (f"awq-edge {ONCE} -p Once -q >&-", 0, b""),
+        (f"awq-edge {ONCE} -p Once -q <&- >&- 2>&-", 0, b""),
+        (f"awq-edge inspect {STORIES} >&-", 0, b""),
+        ("awq-edge --version >&-", 0, b""),
+        ("awq-edge inspect /nonexistent 2>&-", 1, b""),
+        ("awq-edge rnu <&- >&-", 2, b"rnu"),
+    ],
+)
+def test_closed_streams(line: str, status: int, words: bytes) -> None:
+    done = shell(line)
+    assert (done.returncode, b"unexpected" in done.stderr) == (status, False), done.stderr
+    assert words in done.stderr
+    assert b"Traceback" not in done.stderr
+
+
+def test_what_is_printed_never_lands_in_a_file_of_ours(tmp_path: Path) -> None:
+    """The number of a closed stream is the next one that a file gets."""
+    program = (
+        "import os, sys\nfrom awq_edge.cli import _streams\n_streams.prepare()\n"
+        f"file = open({str(tmp_path / 'model')!r}, 'w')\nprint('text')\nsys.stdout.flush()\n"
+        "assert file.fileno() > 2\n"
+    )
+    done = shell(f"{sys.executable} -c {shlex.quote(program)} >&-")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "model").read_bytes() == b""
+
+
+def test_a_reader_that_leaves_is_no_error() -> None:
+    done = shell(f"awq-edge {ONCE.replace('-n 2', '-n 400')} -p Once -q | head -c 4")
+    assert (len(done.stdout), done.stderr) == (4, b"")
+    program = "import sys, time; time.sleep(0.5); from awq_edge.cli.main import main; main()"
+    done = shell(
+        f"{{ {sys.executable} -c '{program}' rnu; echo $? >&3; }} 3>&1 2>&1 >/dev/null | :"
+    )
+    assert done.stderr == b""
+
+
+def test_a_broken_pipe_of_something_else_is_a_sentence(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    assert _errors.exit_status(BrokenPipeError(errno.EPIPE, "Broken pipe")) == 1
+    assert capsys.readouterr().err == "awq-edge: Broken pipe.\n"
+
+
+def test_a_terminated_command_ends_at_once_and_quietly() -> None:
+    command = [sys.executable, "-m", "awq_edge.cli.main", *ONCE.split(), "-p", "-"]
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE, cwd=ROOT
+    ) as process:
+        time.sleep(1)
+        process.terminate()
+        out, err = process.communicate(timeout=30)
+    assert (process.returncode, out, err) == (-signal.SIGTERM, b"", b"")
+
+
 def test_not_enough_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -153,6 +248,59 @@ def test_not_enough_memory(
 
 
 # ---- printing ------------------------------------------------------------------------------
+
+EVIL = "x\x1b]0;owned\x07\x1b[2J\x9b2J\u202e\udc80\r\x7fy"
+HARMLESS = r"x\x1b]0;owned\x07\x1b[2J\x9b2J\u202e\udc80\r\x7fy"
+
+
+def test_what_steers_a_terminal_is_spelt_out() -> None:
+    assert terminal_text.printable(EVIL) == HARMLESS
+    assert terminal_text.printable(HARMLESS) == HARMLESS
+    text = "é 漢字\u3000\t👩\u200d🔧 نص\n"
+    assert terminal_text.printable(text) == text
+    assert terminal_text.printable_line("a\nb\tc") == r"a\nb\tc"
+    value = {"a\x85": [EVIL.replace("\udc80", ""), "\n"]}
+    document = terminal_text.printable_json(json.dumps(value, ensure_ascii=False, indent=1))
+    assert json.loads(document) == value
+    assert not set(document) & set("\x1b\x07\x9b\x85\u202e\x7f")
+
+
+def test_nothing_printed_steers_a_terminal(capsys: pytest.CaptureFixture[str]) -> None:
+    output = _output.Output()
+    output.status(EVIL)
+    output.warning(EVIL)
+    output.line(EVIL)
+    output.fields({EVIL: EVIL}, title=EVIL)
+    output.table((EVIL,), [(EVIL,)], title=EVIL)
+    with output.progress(EVIL, 1) as bar:
+        bar.line(EVIL)
+        bar.advance(1, EVIL)
+    _output.Output(as_json=True).json({EVIL: EVIL})
+    _errors.exit_status(errors.CheckpointError(EVIL))
+    _errors.exit_status(RuntimeError(EVIL))
+    _errors.exit_status(OSError(errno.ENOENT, "gone", EVIL))
+    printed = capsys.readouterr()
+    for stream in printed:
+        assert not set(stream) & set("\x1b\x07\x9b\u202e\r\x7f")
+        assert stream.count(r"\x1b]0;owned") >= 6
+
+
+@pytest.mark.parametrize("kind", [kind for kind in vars(errors).values() if isinstance(kind, type)])
+def test_errors_read_as_strings_steer_no_terminal(kind: type[Exception]) -> None:
+    assert str(kind(EVIL)) == HARMLESS if kind is not errors.AwqEdgeError else True
+    error = kind(EVIL)
+    assert "\x1b" not in "".join(traceback.format_exception(kind, error, None))
+
+
+def test_a_model_may_write_what_it_likes_into_a_pipe(
+    capfd: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    output = _output.Output()
+    output.stream("a\x1b[2Jb\n")
+    assert capfd.readouterr().out == "a\x1b[2Jb\n"
+    monkeypatch.setattr(sys.stdout, "isatty", lambda: True)
+    output.stream("a\x1b[2Jb\n\t")
+    assert capfd.readouterr().out == "a\\x1b[2Jb\n\t"
 
 
 def test_json_mode_prints_nothing_for_people(capsys: pytest.CaptureFixture[str]) -> None:
