@@ -6,13 +6,14 @@ format: ``awq_edge.converters`` and ``awq_edge.checkpoints`` do.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import torch
 
 from awq_edge.architecture import Architecture
 from awq_edge.checkpoints import Checkpoint, DecoderTensors, open_checkpoint
-from awq_edge.torch_decoder import layer_tensor_names
+from awq_edge.stages import layer_tensor_names
+from awq_edge.torch_decoder import normalise
 
 _ROWS = 8192  # of a matrix, read at once where only some are wanted
 
@@ -39,7 +40,9 @@ class FloatModel:
         if not self.architecture.tied_head:
             names.append("output.weight")
         for layer in range(self.architecture.layers):
-            names += [f"blk.{layer}.{name}" for name in layer_tensor_names(self.architecture)]
+            names += [
+                f"blk.{layer}.{name}" for name in layer_tensor_names(self.architecture, layer)
+            ]
         return names
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -64,9 +67,16 @@ class FloatModel:
             rows[inside] = block[numbers[inside] - first]
         return rows
 
+    def final_norm(
+        self, device: torch.device | None = None
+    ) -> Callable[[torch.Tensor], torch.Tensor]:
+        """The norm in front of the head, for states [.., hidden] on the device."""
+        tensors = {"output_norm.weight": self("output_norm.weight", device)}
+        return lambda x: normalise(self.architecture, tensors, "output_norm", x)
+
     def layer(self, index: int, device: torch.device | None = None) -> dict[str, torch.Tensor]:
         """Every tensor of one layer, by its name without ``blk.N.``."""
-        names = layer_tensor_names(self.architecture)
+        names = layer_tensor_names(self.architecture, index)
         return {name: self(f"blk.{index}.{name}", device) for name in names}
 
 

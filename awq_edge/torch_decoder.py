@@ -1,7 +1,9 @@
 """The decoder in PyTorch: calibration runs it layer by layer, tests compare the runtime with it.
 
-Owns the mathematics of every supported model, driven by the Architecture record alone. Refuses
-model families and loading: weights are handed in, by the names of ``native/format/FORMAT.md``.
+Owns the mathematics of every supported model, driven by the Architecture record and the stages of a
+layer (``stages.py``) alone: an operation for every origin of an input, and the walk through a
+layer. Refuses model families and loading: weights are handed in, by the names of
+``native/format/FORMAT.md``.
 
 Shapes: b blocks (independent sequences), t positions, h heads, d head size.
 """
@@ -10,13 +12,14 @@ from __future__ import annotations
 
 import dataclasses
 import functools
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Union
 
 import torch
 import torch.nn.functional as F
 
 from awq_edge.architecture import Architecture
+from awq_edge.stages import Origin, Stage, fed_by, layer_tensor_names, stages
 
 # Gives the tensor of a name; whole-model names such as "blk.0.attn_q.weight" or, inside a layer,
 # names without "blk.0.".
@@ -26,9 +29,6 @@ Linear = Callable[[str, torch.Tensor], torch.Tensor]
 
 # One number for all matrices, or one per name of a packed matrix.
 ActivationGroups = Union[int, Mapping[str, int], None]
-
-# The packed matrices of a layer.
-LINEARS = ("attn_q", "attn_k", "attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down")
 
 _SMALLEST_ACTIVATION = 2.0**-100  # groups of smaller values count as zero, as in the kernels
 
@@ -51,43 +51,6 @@ class Positions:
         numbers = torch.arange(count, device=inverse_frequencies.device).float()
         angles = torch.outer(numbers, inverse_frequencies)
         return cls(angles.cos(), angles.sin())
-
-
-def layer_tensor_names(architecture: Architecture) -> list[str]:
-    """Every tensor of one layer, without "blk.N."."""
-    names = ["attn_norm.weight", "ffn_norm.weight"]
-    names += [f"{name}.weight" for name in LINEARS]
-    if architecture.qk_norm:
-        names += ["attn_q_norm.weight", "attn_k_norm.weight"]
-    if architecture.qkv_bias:
-        names += ["attn_q.bias", "attn_k.bias", "attn_v.bias"]
-    if architecture.output_bias:
-        names += ["attn_output.bias"]
-    if architecture.feed_forward_bias:
-        names += ["ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"]
-    return names
-
-
-def tensor_shape(architecture: Architecture, name: str) -> tuple[int, ...]:
-    """The shape of the tensor of a name (``blk.N.`` included or not)."""
-    a = architecture
-    queries, keys = a.heads * a.head_size, a.kv_heads * a.head_size
-    matrices = {
-        "token_embd": (a.vocabulary_size, a.hidden_size),
-        "output": (a.vocabulary_size, a.hidden_size),
-        "attn_q": (queries, a.hidden_size),
-        "attn_k": (keys, a.hidden_size),
-        "attn_v": (keys, a.hidden_size),
-        "attn_output": (a.hidden_size, queries),
-        "ffn_gate": (a.feed_forward_size, a.hidden_size),
-        "ffn_up": (a.feed_forward_size, a.hidden_size),
-        "ffn_down": (a.hidden_size, a.feed_forward_size),
-    }
-    stem, _, kind = name.rpartition(".")
-    stem = stem.split(".")[-1]
-    if stem in matrices:
-        return matrices[stem] if kind == "weight" else matrices[stem][:1]
-    return (a.head_size,) if stem in ("attn_q_norm", "attn_k_norm") else (a.hidden_size,)
 
 
 def plain_linear(weights: Mapping[str, torch.Tensor]) -> Linear:
@@ -132,9 +95,19 @@ def rounded(x: torch.Tensor, group_size: int) -> torch.Tensor:
     return (torch.round(groups * inverse) * scale).reshape(*x.shape[:-1], -1)[..., :k]
 
 
-def rms_norm(x: torch.Tensor, weight: torch.Tensor, epsilon: float) -> torch.Tensor:
-    """Divides x [.., n] by its root mean square and multiplies by weight [n]."""
-    return x * torch.rsqrt(x.square().mean(dim=-1, keepdim=True) + epsilon) * weight
+def normalise(
+    architecture: Architecture, tensors: Mapping[str, torch.Tensor], norm: str, x: torch.Tensor
+) -> torch.Tensor:
+    """A norm of the model: divides x [.., n] by its root mean square, multiplies by a weight [n].
+
+    Args:
+        architecture: The decoder.
+        tensors: What holds the norm's weight.
+        norm: Its name, "attn_norm" and so on.
+        x: float32 [.., n].
+    """
+    mean = x.square().mean(dim=-1, keepdim=True)
+    return x * torch.rsqrt(mean + architecture.norm_epsilon) * tensors[f"{norm}.weight"]
 
 
 def rotate(x: torch.Tensor, positions: Positions) -> torch.Tensor:
@@ -144,75 +117,134 @@ def rotate(x: torch.Tensor, positions: Positions) -> torch.Tensor:
     return torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
 
 
-def attention(
-    architecture: Architecture,
-    layer: int,
-    weights: Mapping[str, torch.Tensor],
-    linear: Linear,
-    x: torch.Tensor,
-    positions: Positions,
-    *,
-    kv_fp16: bool = False,
-) -> torch.Tensor:
-    """The attention part of a layer without norm and residual, [b, t, hidden] to the same.
+@dataclasses.dataclass(frozen=True)
+class Step:
+    """A stage on the way through a layer."""
 
-    Args:
-        architecture: The decoder.
-        layer: Which one, for its sliding window.
-        weights: Norm vectors of the layer, by name.
-        linear: Multiplies by the layer's matrices.
-        x: The normed hidden states, float32 [b, t, hidden].
-        positions: Rotations for t positions.
-        kv_fp16: Round keys and values to fp16, as the runtime's cache does.
-    """
-    a = architecture
-    b, t, _ = x.shape
+    layer: Layer
+    stage: Stage
+    x: torch.Tensor  # what its matrices read, [b, t, k]
+    stream: torch.Tensor  # what its output is added to if it adds, [b, t, hidden]
 
-    def heads(name: str, count: int) -> torch.Tensor:
-        projected = linear(name, x).view(b, t, count, a.head_size)
-        if a.qk_norm and name != "attn_v":
-            projected = rms_norm(projected, weights[f"{name}_norm.weight"], a.norm_epsilon)
-        return projected.transpose(1, 2)  # [b, h, t, d]
+    @functools.cached_property
+    def output(self) -> torch.Tensor:
+        """What a stage that adds gives to the stream, [b, t, hidden]."""
+        return self.layer.output(self.stage, self.x)
 
-    queries = rotate(heads("attn_q", a.heads), positions)
-    keys = rotate(heads("attn_k", a.kv_heads), positions)
-    values = heads("attn_v", a.kv_heads)
-    if kv_fp16:
-        keys, values = keys.half().float(), values.half().float()
-    repeats = a.heads // a.kv_heads  # query heads that share one key-value head
-    keys = keys.repeat_interleave(repeats, dim=1)
-    values = values.repeat_interleave(repeats, dim=1)
-    window = a.sliding_windows[layer]
-    if window and window < t:
-        distance = torch.arange(t, device=x.device)[:, None] - torch.arange(t, device=x.device)
-        visible = (distance >= 0) & (distance < window)
-        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
-    else:
-        mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-    return linear("attn_output", mixed.transpose(1, 2).reshape(b, t, a.heads * a.head_size))
+    def stream_after(self) -> torch.Tensor:
+        """The stream behind the stage, [b, t, hidden]."""
+        return self.stream + self.output if self.stage.adds else self.stream
 
 
-def feed_forward(linear: Linear, x: torch.Tensor) -> torch.Tensor:
-    """The gated feed-forward without norm and residual, [.., hidden] to the same."""
-    return linear("ffn_down", F.silu(linear("ffn_gate", x)) * linear("ffn_up", x))
+class Layer:
+    """One layer that can be run: its stages, its tensors, and who multiplies by its matrices."""
 
+    def __init__(
+        self,
+        architecture: Architecture,
+        number: int,
+        weights: Mapping[str, torch.Tensor],
+        positions: Positions,
+        linear: Linear | None = None,
+        *,
+        kv_fp16: bool = False,
+    ) -> None:
+        """Takes the layer.
 
-def decoder_layer(
-    architecture: Architecture,
-    layer: int,
-    weights: Mapping[str, torch.Tensor],
-    linear: Linear,
-    hidden: torch.Tensor,
-    positions: Positions,
-    *,
-    kv_fp16: bool = False,
-) -> torch.Tensor:
-    """One whole layer, hidden states [b, t, hidden] to the next ones."""
-    epsilon = architecture.norm_epsilon
-    x = rms_norm(hidden, weights["attn_norm.weight"], epsilon)
-    hidden = hidden + attention(architecture, layer, weights, linear, x, positions, kv_fp16=kv_fp16)
-    x = rms_norm(hidden, weights["ffn_norm.weight"], epsilon)
-    return hidden + feed_forward(linear, x)
+        Args:
+            architecture: The decoder.
+            number: Which layer.
+            weights: Its tensors, by their names without "blk.N.".
+            positions: Of the t positions that will be read.
+            linear: Multiplies by the layer's matrices; None: by ``weights``, as these stand then.
+            kv_fp16: Round keys and values to fp16, as the runtime's cache does.
+        """
+        self.architecture = architecture
+        self.number = number
+        self.weights = weights
+        self.stages = stages(architecture, number)
+        self._positions = positions
+        self._linear = plain_linear(weights) if linear is None else linear
+        self._kv_fp16 = kv_fp16
+
+    def run(self, hidden: torch.Tensor) -> torch.Tensor:
+        """The whole layer, hidden states [b, t, hidden] to the next ones."""
+        for step in self.steps(hidden):
+            last = step
+        return last.stream_after()
+
+    def steps(self, hidden: torch.Tensor) -> Iterator[Step]:
+        """Walks the layer, for hidden states [b, t, hidden].
+
+        What the last stage adds is computed only if its step is asked for it.
+        """
+        stream = begun = hidden
+        step: Step | None = None
+        for stage in self.stages:
+            if step is not None:
+                stream = step.stream_after()
+            begins = stage.origin is Origin.STREAM
+            x = self.input(stage, stream if begins else begun)
+            begun = x if begins else begun
+            step = Step(self, stage, x, stream)
+            yield step
+
+    def input(self, stage: Stage, source: torch.Tensor) -> torch.Tensor:
+        """What the matrices of a stage read.
+
+        Args:
+            stage: Which one.
+            source: The stream, [.., hidden], if it begins a branch; otherwise what the stage that
+                begins its branch read, [.., k].
+        """
+        if stage.origin is Origin.STREAM:
+            if stage.norm is None:
+                return source
+            return normalise(self.architecture, self.weights, stage.norm, source)
+        products = (self._linear(name, source) for name in stage.made_of)
+        if stage.origin is Origin.ATTENTION:
+            return self._attention(stage, products)
+        return F.silu(next(products)) * next(products)
+
+    def output(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
+        """What a stage that adds gives to the stream, [.., hidden], for its input [.., k]."""
+        (name,) = stage.matrices
+        return self._linear(name, x)
+
+    def branch(self, first: Stage, x: torch.Tensor) -> torch.Tensor:
+        """What a whole branch gives to the stream, for what its first stage reads."""
+        ends = fed_by(self.architecture, self.number, first)
+        return functools.reduce(torch.add, (self.output(end, self.input(end, x)) for end in ends))
+
+    def _attention(self, stage: Stage, products: Iterator[torch.Tensor]) -> torch.Tensor:
+        """Mixes queries, keys and values [b, t, heads * d] to [b, t, heads * d]."""
+        a = self.architecture
+
+        def heads(name: str, count: int) -> torch.Tensor:
+            projected = next(products)
+            projected = projected.view(*projected.shape[:2], count, a.head_size)
+            if a.qk_norm and name != stage.made_of[2]:
+                projected = normalise(a, self.weights, f"{name}_norm", projected)
+            return projected.transpose(1, 2)  # [b, h, t, d]
+
+        query, key, value = stage.made_of
+        queries = rotate(heads(query, a.heads), self._positions)
+        keys = rotate(heads(key, a.kv_heads), self._positions)
+        values = heads(value, a.kv_heads)
+        if self._kv_fp16:
+            keys, values = keys.half().float(), values.half().float()
+        repeats = a.heads // a.kv_heads  # query heads that share one key-value head
+        keys = keys.repeat_interleave(repeats, dim=1)
+        values = values.repeat_interleave(repeats, dim=1)
+        b, _, t, _ = queries.shape
+        if stage.window and stage.window < t:
+            numbers = torch.arange(t, device=queries.device)
+            distance = numbers[:, None] - numbers
+            visible = (distance >= 0) & (distance < stage.window)
+            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+        else:
+            mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        return mixed.transpose(1, 2).reshape(b, t, a.heads * a.head_size)
 
 
 @torch.inference_mode()
@@ -247,15 +279,15 @@ def logits(
 
         return linear
 
+    a = architecture
     hidden = weights("token_embd.weight")[tokens].float()
     positions = Positions.first(tokens.shape[1], weights("rope.inverse_frequencies"))
-    for index in range(architecture.layers):
-        prefix = f"blk.{index}."
-        layer = {name: weights(prefix + name) for name in layer_tensor_names(architecture)}
-        linear = multiply_by(prefix, layer)
-        hidden = decoder_layer(
-            architecture, index, layer, linear, hidden, positions, kv_fp16=kv_fp16
-        )
-    hidden = rms_norm(hidden, weights("output_norm.weight"), architecture.norm_epsilon)
-    head = "token_embd" if architecture.tied_head else "output"
+    for number in range(a.layers):
+        prefix = f"blk.{number}."
+        tensors = {name: weights(prefix + name) for name in layer_tensor_names(a, number)}
+        linear = multiply_by(prefix, tensors)
+        hidden = Layer(a, number, tensors, positions, linear, kv_fp16=kv_fp16).run(hidden)
+    norm = {"output_norm.weight": weights("output_norm.weight")}
+    hidden = normalise(a, norm, "output_norm", hidden)
+    head = "token_embd" if a.tied_head else "output"
     return multiply_by("", {f"{head}.weight": weights(f"{head}.weight")})(head, hidden)

@@ -15,8 +15,8 @@ import torch
 
 from awq_edge import conversion
 from awq_edge.analysis.subject import Subject
+from awq_edge.calibration.text import read_text
 from awq_edge.model_file import PackedFile
-from awq_edge.quantize.calibration import read_text
 
 
 @dataclass(frozen=True)

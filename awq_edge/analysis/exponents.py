@@ -11,25 +11,27 @@ from dataclasses import dataclass
 
 import torch
 
-from awq_edge.analysis.subject import READERS, InputSums, Subject
+from awq_edge.analysis.subject import Subject
 from awq_edge.quantize import grouped
+from awq_edge.quantize.awq import plain_scales
+from awq_edge.quantize.statistics import InputStatistics, output_error
+from awq_edge.stages import stages
 
 EXPONENTS = tuple(step / 10 for step in range(11))
-_SMALLEST_SCALE = 1e-4
 
 
 @dataclass(frozen=True)
 class ExponentCurve:
-    """One input's readers in one layer.
+    """One stage of one layer.
 
     Attributes:
         layer: Its number.
-        readers: The first of the matrices.
+        matrices: The stage's, which read one input.
         errors: Squared error over squared output, for each of EXPONENTS.
     """
 
     layer: int
-    readers: str
+    matrices: tuple[str, ...]
     errors: tuple[float, ...]
 
     @property
@@ -38,40 +40,23 @@ class ExponentCurve:
         return EXPONENTS[min(range(len(EXPONENTS)), key=self.errors.__getitem__)]
 
 
-def scales_for(mean_absolute: torch.Tensor, exponent: float) -> torch.Tensor:
-    """The scale of each channel, [k]; channels that are always zero keep 1.
-
-    Args:
-        mean_absolute: Mean magnitude of each channel, [k].
-        exponent: 0 to 1.
-    """
-    alive = mean_absolute > 0
-    if not bool(alive.any()):
-        return torch.ones_like(mean_absolute)
-    scales = (mean_absolute**exponent).clamp(min=_SMALLEST_SCALE)
-    scales = scales / (scales[alive].max() * scales[alive].min()).sqrt()
-    return torch.where(alive, scales, 1.0)
-
-
-def output_error(difference: torch.Tensor, products: torch.Tensor) -> float:
-    """Mean squared output for weights [n, k] and second moments of the input [k, k]."""
-    return float(((difference @ products) * difference).sum())
-
-
-def layer_curves(subject: Subject, layer: int, sums: dict[str, InputSums]) -> list[ExponentCurve]:
+def layer_curves(
+    subject: Subject, layer: int, statistics: dict[str, InputStatistics]
+) -> list[ExponentCurve]:
     """The curves of one layer."""
     settings = subject.settings
     weights = subject.layer(layer)
     curves = []
-    for readers, names in READERS.items():
-        stacked = torch.cat([weights[f"{name}.weight"] for name in names])
-        seen = sums[readers]
-        whole = output_error(stacked, seen.products)
+    for stage in stages(subject.architecture, layer):
+        stacked = torch.cat([weights[f"{name}.weight"] for name in stage.matrices])
+        seen = statistics[stage.name]
+        products = seen.mean_products()[0]
+        whole = output_error(stacked, products)
         errors = []
         for exponent in EXPONENTS:
-            scales = scales_for(seen.mean_absolute, exponent)
+            scales = plain_scales(seen.mean_absolute(), exponent)
             rounded = grouped.round_trip(stacked * scales, settings.bits, settings.group_size)
-            error = output_error(rounded / scales - stacked, seen.products)
+            error = output_error(rounded / scales - stacked, products)
             errors.append(error / whole if whole > 0 else 0.0)
-        curves.append(ExponentCurve(layer, readers, tuple(errors)))
+        curves.append(ExponentCurve(layer, stage.matrices, tuple(errors)))
     return curves

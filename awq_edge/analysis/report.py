@@ -15,7 +15,7 @@ from typing import Any
 from awq_edge.analysis.calibration_runs import CalibrationResult
 from awq_edge.analysis.exponents import EXPONENTS, ExponentCurve
 from awq_edge.analysis.salient import RULES, SHARES, SalientResult
-from awq_edge.analysis.subject import READERS, Settings
+from awq_edge.analysis.subject import Settings
 
 _STYLE = """
 body { font: 16px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem;
@@ -95,9 +95,9 @@ def _salient_section(analysis: Analysis) -> list[str]:
 def _exponent_section(analysis: Analysis) -> list[str]:
     figure, axes = _figure()
     rows = []
-    for readers, names in READERS.items():
-        curves = [curve for curve in analysis.curves if curve.readers == readers]
-        label = " + ".join(names)
+    for matrices in dict.fromkeys(curve.matrices for curve in analysis.curves):
+        curves = [curve for curve in analysis.curves if curve.matrices == matrices]
+        label = " + ".join(matrices)
         means = [
             _geometric_mean([_ratio(curve, index) for curve in curves])
             for index in range(len(EXPONENTS))

@@ -12,8 +12,9 @@ from dataclasses import dataclass
 
 import torch
 
-from awq_edge.analysis.subject import READERS, Subject
+from awq_edge.analysis.subject import Subject
 from awq_edge.quantize import grouped
+from awq_edge.stages import stages
 
 SHARES = (0.001, 0.01, 0.03)
 RULES = ("activation", "weight", "random")
@@ -67,16 +68,16 @@ def measure_salient(
 
     Args:
         subject: The model.
-        magnitudes: Mean magnitudes of the inputs (the keys of READERS) of every layer.
+        magnitudes: Mean magnitudes of what the stages of every layer read, by their names.
         advance: Called after each measurement.
     """
     settings = subject.settings
     rounded = dict(subject.weights)
     matrices = [
-        (f"blk.{layer}.{name}.weight", first, layer)
+        (f"blk.{layer}.{name}.weight", stage.name, layer)
         for layer in range(subject.architecture.layers)
-        for first, names in READERS.items()
-        for name in names
+        for stage in stages(subject.architecture, layer)
+        for name in stage.matrices
     ]
     for name, _, _ in matrices:
         weight = subject.weights[name]
@@ -87,9 +88,9 @@ def measure_salient(
         for share in SHARES:
             generator = torch.Generator().manual_seed(settings.seed)
             mixed = dict(rounded)
-            for name, first, layer in matrices:
+            for name, stage, layer in matrices:
                 weight = subject.weights[name]
-                kept = chosen_channels(rule, share, weight, magnitudes[layer][first], generator)
+                kept = chosen_channels(rule, share, weight, magnitudes[layer][stage], generator)
                 mixed[name] = rounded[name].clone()
                 mixed[name][:, kept] = weight[:, kept].half().float()
             results.append(SalientResult(rule, share, subject.perplexity(mixed).value))

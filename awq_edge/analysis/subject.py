@@ -14,38 +14,19 @@ import torch
 from numpy.typing import NDArray
 
 from awq_edge import torch_decoder
+from awq_edge.calibration.text import check_tokens, token_blocks
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.float_model import FloatModel
 from awq_edge.hf_tokenizer import StoredTokenizer
 from awq_edge.perplexity import Perplexity, cut_chunks, measure
-from awq_edge.quantize import calibration
-from awq_edge.torch_decoder import Positions
-
-# Matrices that read one input; the first stands for them.
-READERS: dict[str, tuple[str, ...]] = {
-    "attn_q": ("attn_q", "attn_k", "attn_v"),
-    "attn_output": ("attn_output",),
-    "ffn_gate": ("ffn_gate", "ffn_up"),
-    "ffn_down": ("ffn_down",),
-}
+from awq_edge.quantize.statistics import InputStatistics
+from awq_edge.stages import input_width
+from awq_edge.torch_decoder import Layer, Positions
 
 # Share of a text that is kept for judging when no other text is given.
 _HELD_OUT = 0.2
 
 Weights = Mapping[str, torch.Tensor]
-
-
-@dataclass(frozen=True)
-class InputSums:
-    """What the readers of one input saw, summed over all calibration tokens.
-
-    Attributes:
-        mean_absolute: Mean magnitude of each channel, [k].
-        products: Means of x_i * x_j, [k, k].
-    """
-
-    mean_absolute: torch.Tensor
-    products: torch.Tensor
 
 
 @dataclass(frozen=True)
@@ -104,10 +85,10 @@ class Subject:
                 f"The calibration text is shorter than one block of {length} tokens: use a longer "
                 "text or shorter blocks."
             )
-        self.blocks = calibration.token_blocks(
+        self.blocks = token_blocks(
             tokenizer, calibration_text, settings.samples, length, settings.seed
         )
-        calibration.check_tokens(self.blocks, self.architecture.vocabulary_size)
+        check_tokens(self.blocks, self.architecture.vocabulary_size)
 
     def perplexity(self, weights: Weights | None = None) -> Perplexity:
         """Of the judged text, with the model's own weights or with others of the same names."""
@@ -115,28 +96,26 @@ class Subject:
 
     def layers(
         self, advance: Callable[[], None] = lambda: None
-    ) -> Iterator[tuple[int, dict[str, InputSums]]]:
-        """Sums for every layer's inputs (the keys of READERS), one layer at a time."""
+    ) -> Iterator[tuple[int, dict[str, InputStatistics]]]:
+        """What the stages of every layer read, by their names, one layer at a time.
+
+        Every input is one group: the products are those of all pairs.
+        """
         a = self.architecture
         hidden = self.weights["token_embd.weight"][self.blocks]
         positions = Positions.first(hidden.shape[1], self.weights["rope.inverse_frequencies"])
-        for layer in range(a.layers):
-            weights = self.layer(layer)
-            sums: dict[str, tuple[torch.Tensor, torch.Tensor]] = {}
+        for number in range(a.layers):
+            layer = Layer(a, number, self.layer(number), positions)
+            statistics = {}
+            for stage in layer.stages:
+                k = input_width(a, stage)
+                statistics[stage.name] = InputStatistics(k, k, hidden.device)
             with torch.inference_mode():
                 for block in range(len(hidden)):
-                    linear = _recording(torch_decoder.plain_linear(weights), sums)
-                    hidden[block : block + 1] = torch_decoder.decoder_layer(
-                        a, layer, weights, linear, hidden[block : block + 1], positions
-                    )
-            count = hidden.shape[0] * hidden.shape[1]
-            yield (
-                layer,
-                {
-                    name: InputSums(total / count, gram / count)
-                    for name, (total, gram) in sums.items()
-                },
-            )
+                    for step in layer.steps(hidden[block : block + 1]):
+                        statistics[step.stage.name].update(step.x)
+                    hidden[block : block + 1] = step.stream_after()
+            yield number, statistics
             advance()
 
     def layer(self, index: int) -> dict[str, torch.Tensor]:
@@ -169,20 +148,3 @@ class _Source:
             self._weights.__getitem__, self._architecture, torch.tensor([tokens])
         )
         yield logits[0, first:].numpy()
-
-
-def _recording(
-    linear: torch_decoder.Linear, sums: dict[str, tuple[torch.Tensor, torch.Tensor]]
-) -> torch_decoder.Linear:
-    """Multiplies, and adds what the first reader of each input sees to ``sums``."""
-
-    def multiply(name: str, x: torch.Tensor) -> torch.Tensor:
-        if name in READERS:
-            flat = x.reshape(-1, x.shape[-1])
-            total, gram = flat.abs().sum(dim=0), flat.T @ flat
-            if name in sums:
-                total, gram = total + sums[name][0], gram + sums[name][1]
-            sums[name] = (total, gram)
-        return linear(name, x)
-
-    return multiply

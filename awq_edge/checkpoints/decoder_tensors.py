@@ -15,7 +15,7 @@ from awq_edge.architecture import Architecture
 from awq_edge.checkpoints.checkpoint import Checkpoint
 from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
 from awq_edge.errors import CheckpointError
-from awq_edge.torch_decoder import LINEARS, layer_tensor_names, tensor_shape
+from awq_edge.stages import layer_tensor_names, matrices, tensor_shape
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _ROWS = 8192  # of the embedding and the head, compared at once
@@ -105,9 +105,9 @@ class DecoderTensors:
 
         Some tools write such.
         """
-        announced = layer_tensor_names(self.architecture)
         for layer in range(self.architecture.layers):
-            for matrix in LINEARS:
+            announced = layer_tensor_names(self.architecture, layer)
+            for matrix in matrices(self.architecture, layer):
                 if f"{matrix}.bias" in announced:
                     continue
                 name = str(self._converter.checkpoint_name(f"blk.{layer}.{matrix}.bias"))

@@ -63,11 +63,11 @@ def analyze(
     from awq_edge.analysis import calibration_runs, exponents, salient
     from awq_edge.analysis.report import Analysis, write_html
     from awq_edge.analysis.subject import Settings, Subject, divide_text
+    from awq_edge.calibration.text import read_text
     from awq_edge.conversion.checks import check_output
     from awq_edge.float_model import open_float_model
     from awq_edge.hf_tokenizer import read_tokenizer
     from awq_edge.layouts import Layout
-    from awq_edge.quantize.calibration import read_text
     from awq_edge.quantize.methods import plan
 
     Layout(1, 1, bits, group_size)  # refuses widths and groups that do not exist
@@ -100,7 +100,7 @@ def analyze(
         bar.advance(2, "float perplexity")
         magnitudes, curves = {}, []
         for layer, found in subject.layers(lambda: bar.advance(1, "exponents")):
-            magnitudes[layer] = {name: sums.mean_absolute for name, sums in found.items()}
+            magnitudes[layer] = {name: seen.mean_absolute() for name, seen in found.items()}
             curves += exponents.layer_curves(subject, layer, found)
         rows = salient.measure_salient(
             subject, magnitudes, lambda: bar.advance(1, "salient channels")

@@ -36,7 +36,7 @@ _OF_CALIBRATION = {
         "device",
         "without",
     )
-} | {"extra": "--with"}
+}
 _OF_WIDTHS = {"bits": "--bits", "head_bits": "--head-bits", "embedding_bits": "--embedding-bits"}
 _OF_TEXT = ("calibration", "samples", "sequence_length", "seed")
 # The context whose keys and values the table of boards counts.
@@ -94,15 +94,6 @@ def convert(
             "propagation (making up for the errors of the layers before), gradients (making up "
             "for the errors of other outputs), duo (scales of inputs and weights beside those of "
             "inputs alone) or values (scaled where query heads share them)."
-        ),
-    ] = None,
-    extra: Annotated[
-        Optional[list[str]],
-        typer.Option(
-            "--with",
-            help="Add a part to awq's search of scales that is off because it measured no better: "
-            "exponents (finer steps around the best), activations (rounded as at run time) or "
-            "tokens (errors measured on four times as many).",
         ),
     ] = None,
     from_awq: Annotated[
@@ -175,7 +166,6 @@ def convert(
         seed=seed,
         device=device,
         without=tuple(listed(without or ())),
-        extra=tuple(listed(extra or ())),
         scaled_weights=exporting.scaled_weights if exporting is not None else None,
     )
     if exporting is not None:

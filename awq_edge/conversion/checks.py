@@ -8,12 +8,13 @@ from pathlib import Path
 import torch
 
 from awq_edge.architecture import Architecture
+from awq_edge.calibration import gradients
 from awq_edge.conversion.options import Options
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError, UnsupportedError
 from awq_edge.model_file import check_place
 from awq_edge.quantities import size_text
-from awq_edge.quantize import coupling, gradients, methods
-from awq_edge.torch_decoder import LINEARS, tensor_shape
+from awq_edge.quantize import coupling, methods
+from awq_edge.stages import matrices, tensor_shape
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -60,10 +61,11 @@ def _gradient_bytes(architecture: Architecture, blocks: torch.Tensor) -> int:
     a = architecture
     tokens = len(gradients.chosen(len(blocks))) * blocks.shape[1]
     moments = 0
-    for name in LINEARS:
-        count, length = coupling.runs(tensor_shape(a, f"{name}.weight")[0])
-        moments += count * length**2
-    return 4 * ((a.layers + 1) * tokens * a.hidden_size + a.layers * moments)
+    for layer in range(a.layers):
+        for name in matrices(a, layer):
+            count, length = coupling.runs(tensor_shape(a, f"{name}.weight")[0])
+            moments += count * length**2
+    return 4 * ((a.layers + 1) * tokens * a.hidden_size + moments)
 
 
 def device_named(name: str) -> torch.device:

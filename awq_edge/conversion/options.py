@@ -29,7 +29,6 @@ class Options:
     seed: int = 0
     device: str = "cpu"
     without: tuple[str, ...] = ()  # parts of the method that are left out
-    extra: tuple[str, ...] = ()  # parts that are added to the method
     # Where scaled weights go meanwhile, if they are kept: every layer's, or an export lacks some.
     scaled_weights: Path | None = None
 
@@ -66,17 +65,13 @@ class Options:
             )
 
     def _check_parts(self) -> None:
-        """Refuses parts that do not exist, and to add one that is there or has no place."""
-        parts = (*methods.PARTS, *methods.EXTRAS)
-        for part in (*self.without, *self.extra):
-            if part not in parts:
-                raise InvalidArgumentError(
-                    f"{part!r} is no part of a method; parts are {', '.join(parts)}."
-                )
+        """Refuses parts that do not exist, and to leave out one that has no place."""
         widths = layouts.BITS if self.mixed else (int(self.bits),)
         for part in self.without:
-            if part in methods.EXTRAS:
-                raise InvalidArgumentError(f"The part {part!r} is off unless it is added.")
+            if part not in methods.PARTS:
+                raise InvalidArgumentError(
+                    f"{part!r} is no part of a method; parts are {', '.join(methods.PARTS)}."
+                )
             if all(
                 methods.plan(self.method, width, (part,)) == methods.plan(self.method, width)
                 for width in widths
@@ -84,20 +79,6 @@ class Options:
                 where = "" if self.mixed else f" at {self.bits:g} bits"
                 raise InvalidArgumentError(
                     f"The method {self.method} has no part {part!r}{where} to leave out."
-                )
-        bits = 4  # where every method has all that it ever has
-        whole = methods.plan(self.method, bits)
-        rest = methods.plan(self.method, bits, self.without)
-        for part in self.extra:
-            if methods.plan(self.method, bits, (part,)) != whole:
-                raise InvalidArgumentError(
-                    f"The part {part!r} of the method {self.method} is on unless it is left out."
-                )
-            if methods.plan(self.method, bits, (), (part,)) == whole:
-                raise InvalidArgumentError(f"The method {self.method} has no part {part!r}.")
-            if methods.plan(self.method, bits, self.without, (part,)) == rest:
-                raise InvalidArgumentError(
-                    f"The part {part!r} does nothing without {', '.join(self.without)}."
                 )
 
     @property

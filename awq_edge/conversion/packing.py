@@ -15,8 +15,10 @@ from awq_edge import layouts
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.float_model import FloatModel
-from awq_edge.quantize import awq, coupling, gptq, grids, grouped, methods
-from awq_edge.torch_decoder import LINEARS
+from awq_edge.quantize import coupling, gptq, grids, grouped, methods
+from awq_edge.quantize.grouped import Quantiser
+from awq_edge.quantize.probe import Weights
+from awq_edge.stages import matrices
 
 # Rows of the embedding and the head that are in memory at once, times columns.
 _ROW_BLOCK_FLOATS = 1 << 23
@@ -30,7 +32,7 @@ class Packer:
         self,
         source: FloatModel,
         options: Options,
-        widths: Mapping[str, awq.Quantiser],
+        widths: Mapping[str, Quantiser],
         device: torch.device,
         work: WorkDirectory,
     ) -> None:
@@ -45,11 +47,14 @@ class Packer:
 
     def plan(self, bits: int) -> methods.Plan:
         """What the method means at a width."""
-        return methods.plan(self._options.method, bits, self._options.without, self._options.extra)
+        return methods.plan(self._options.method, bits, self._options.without)
 
-    def layer_quantisers(self, layer: int) -> dict[str, awq.Quantiser]:
+    def layer_quantisers(self, layer: int) -> dict[str, Quantiser]:
         """Bits and groups of a layer's matrices."""
-        return {name: self._widths[f"blk.{layer}.{name}.weight"] for name in LINEARS}
+        return {
+            name: self._widths[f"blk.{layer}.{name}.weight"]
+            for name in matrices(self._source.architecture, layer)
+        }
 
     def packed_rows(self, name: str) -> Iterator[tuple[int, torch.Tensor]]:
         """Packs a matrix in blocks of rows; yields each block as the runtime will see it."""
@@ -129,9 +134,7 @@ class Packer:
                 first = end
         return rounded
 
-    def store_layer(
-        self, layer: int, weights: awq.Weights, limits: dict[str, torch.Tensor]
-    ) -> None:
+    def store_layer(self, layer: int, weights: Weights, limits: dict[str, torch.Tensor]) -> None:
         """Packs every tensor; the weights become those that the runtime will compute with."""
         self.store_vectors(layer, weights)
         for stem, quantiser in self.layer_quantisers(layer).items():
@@ -146,7 +149,7 @@ class Packer:
             self._store(full, quantised)
             weights[f"{stem}.weight"] = quantised.dequantise()
 
-    def store_vectors(self, layer: int, weights: awq.Weights) -> None:
+    def store_vectors(self, layer: int, weights: Weights) -> None:
         """Keeps norms and biases."""
         for name, values in weights.items():
             if values.dim() == 1:
@@ -170,7 +173,7 @@ class Packer:
         """Matrices of one width, where more rows at once take hardly more time."""
         if self._device.type == "cpu" and not moments:
             return [[name] for name in names]
-        by_width: dict[awq.Quantiser, list[str]] = {}
+        by_width: dict[Quantiser, list[str]] = {}
         for name in names:
             by_width.setdefault(self._widths[f"blk.{layer}.{name}"], []).append(name)
         return list(by_width.values())

@@ -16,6 +16,7 @@ import torch
 
 from awq_edge import __version__, model_file
 from awq_edge.architecture import Architecture, MetadataValue
+from awq_edge.calibration import distributed, text
 from awq_edge.conversion import widths
 from awq_edge.conversion.checks import check_disk, check_output, device_named
 from awq_edge.conversion.options import Options
@@ -25,7 +26,7 @@ from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.errors import CheckpointError
 from awq_edge.float_model import FloatModel, open_float_model
 from awq_edge.hf_tokenizer import StoredTokenizer, read_tokenizer
-from awq_edge.quantize import calibration, distributed, methods
+from awq_edge.quantize import methods
 
 
 def convert(
@@ -94,16 +95,16 @@ def _calibration(
             f"{source.checkpoint.directory} holds neither tokenizer.json nor tokenizer.model, and "
             "calibration needs one; --method rtn does without."
         )
-    text = calibration.read_text(options.calibration)
+    words = text.read_text(options.calibration)
     length = min(options.sequence_length, source.architecture.context_length)
-    blocks = calibration.token_blocks(tokenizer, text, options.samples, length, options.seed)
-    calibration.check_tokens(blocks, source.architecture.vocabulary_size)
+    blocks = text.token_blocks(tokenizer, words, options.samples, length, options.seed)
+    text.check_tokens(blocks, source.architecture.vocabulary_size)
     if (len(blocks), length) != (options.samples, options.sequence_length):
         events.message(
             f"Calibrating on {len(blocks)} blocks of {length} tokens: the text holds no more, or "
             "the model was trained for no longer ones."
         )
-    return blocks, calibration.text_digest(text)
+    return blocks, text.text_digest(words)
 
 
 def _key(source: FloatModel, options: Options, digest: str | None) -> str:

@@ -12,9 +12,9 @@ from typing import Any
 
 import torch
 
+from awq_edge.calibration.hidden_states import HiddenStates
 from awq_edge.conversion.report import LayerReport
 from awq_edge.conversion.work_directory import WorkDirectory
-from awq_edge.quantize.hidden_states import HiddenStates
 
 
 class Recorder:

@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from awq_edge.architecture import Architecture
-from awq_edge.quantize import awq
+from awq_edge.quantize.probe import Weights
+from awq_edge.quantize.scales import Choice
 
 
 @dataclasses.dataclass(frozen=True)
@@ -20,7 +21,7 @@ class LayerReport:
     layer: int
     error_rtn: float | None  # None without calibration
     error: float | None
-    choices: dict[str, awq.Choice]
+    choices: dict[str, Choice]
 
 
 @dataclasses.dataclass(frozen=True)
@@ -49,4 +50,4 @@ class Events:
     note: Callable[[str], None] = lambda text: None  # what is being done, until the next one
     layer_done: Callable[[LayerReport, int], None] = lambda report, layers: None
     # A layer's weights with their scales folded in, before anything is rounded.
-    layer_scaled: Callable[[int, awq.Weights], None] = lambda layer, weights: None
+    layer_scaled: Callable[[int, Weights], None] = lambda layer, weights: None

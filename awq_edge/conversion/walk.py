@@ -15,27 +15,23 @@ from concurrent.futures import Future, ThreadPoolExecutor
 import torch
 
 from awq_edge import torch_decoder
+from awq_edge.calibration import gradients, propagation, staged
+from awq_edge.calibration.distributed import Processes
+from awq_edge.calibration.hidden_states import HiddenStates
+from awq_edge.calibration.layer_states import LayerStates
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.packing import Packer
 from awq_edge.conversion.recorder import Recorder
 from awq_edge.conversion.report import Events, LayerReport
 from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.float_model import FloatModel
-from awq_edge.quantize import (
-    awq,
-    calibration,
-    columns,
-    coupling,
-    distributed,
-    gptq,
-    gradients,
-    methods,
-    propagation,
-    scales,
-    staged,
-)
-from awq_edge.quantize.hidden_states import HiddenStates
-from awq_edge.torch_decoder import LINEARS, Positions
+from awq_edge.quantize import awq, columns, coupling, gptq, methods, pivots
+from awq_edge.quantize.grouped import Quantiser
+from awq_edge.quantize.probe import Probe, Weights
+from awq_edge.quantize.scales import Choice
+from awq_edge.quantize.statistics import InputStatistics, Products
+from awq_edge.stages import Origin, Stage, input_width, layer_tensor_names
+from awq_edge.torch_decoder import Layer, Positions
 
 # Enough that the exponents hardly depend on which tokens they are (measured on novels-45m).
 _PROBE_TOKENS = 4096
@@ -53,11 +49,11 @@ class Walk:
         self,
         source: FloatModel,
         options: Options,
-        widths: Mapping[str, awq.Quantiser],
+        widths: Mapping[str, Quantiser],
         device: torch.device,
         work: WorkDirectory,
         events: Events,
-        processes: distributed.Processes,
+        processes: Processes,
     ) -> None:
         """Walks ``source`` together with the other processes; what is done lies in ``work``."""
         self._source = source
@@ -114,7 +110,7 @@ class Walk:
     def _walked(
         self,
         layer: int,
-        weights: awq.Weights,
+        weights: Weights,
         hidden: HiddenStates | None,
         positions: Positions | None,
     ) -> HiddenStates | None:
@@ -133,7 +129,7 @@ class Walk:
         self._events.layer_done(report, self._architecture.layers)
         return after
 
-    def _layers(self, numbers: Iterable[int]) -> Iterator[tuple[int, awq.Weights]]:
+    def _layers(self, numbers: Iterable[int]) -> Iterator[tuple[int, Weights]]:
         """Layers with their weights on the device; beside a GPU the next one is read meanwhile."""
         if self._device.type == "cpu":
             for layer in numbers:
@@ -147,7 +143,7 @@ class Walk:
             def begin(layer: int) -> dict[str, Future[torch.Tensor]]:
                 return {
                     name: readers.submit(self._source, f"blk.{layer}.{name}", device)
-                    for name in torch_decoder.layer_tensor_names(self._architecture)
+                    for name in layer_tensor_names(self._architecture, layer)
                 }
 
             ahead = begin(left[0]) if left else {}
@@ -234,23 +230,23 @@ class Walk:
             for _ in self._packer.packed_rows(name):
                 pass
             return
-        norm = self._source("output_norm.weight", self._device)
+        norm = self._source.final_norm(self._device)
 
-        def summed(batches: list[slice]) -> calibration.Products:
-            products = calibration.Products(a.hidden_size, self._device)
+        def summed(batches: list[slice]) -> Products:
+            products = Products(a.hidden_size, self._device)
             for batch in batches:
-                products.add(torch_decoder.rms_norm(hidden.read(batch), norm, a.norm_epsilon))
+                products.add(norm(hidden.read(batch)))
             return products
 
         parts = ((segment, summed(batches)) for segment, batches in self._segments(hidden).items())
-        empty = calibration.Products(a.hidden_size, self._device)
+        empty = Products(a.hidden_size, self._device)
         products = self._processes.means(parts, empty)
         self._packer.store_head(gptq.Hessian.of(products, self._damping))
 
     def _calibrated_layer(
         self,
         layer: int,
-        weights: awq.Weights,
+        weights: Weights,
         hidden: HiddenStates,
         after: HiddenStates,
         positions: Positions,
@@ -258,25 +254,25 @@ class Walk:
         """Searches, packs, and makes of ``hidden`` what the quantised layer gives, ``after``."""
         quantisers = self._packer.layer_quantisers(layer)
         plan = self._packer.plan(min(quantiser.bits for quantiser in quantisers.values()))
-        count = max(1, min(self._blocks, plan.tokens * _PROBE_TOKENS // hidden.shape[1]))
+        count = max(1, min(self._blocks, _PROBE_TOKENS // hidden.shape[1]))
         chosen = torch.linspace(0, self._blocks - 1, count).round().long().tolist()
         sample = self._processes.gathered(hidden, chosen, self._blocks)
-        probe = awq.Probe(self._architecture, layer, sample, positions)
+        probe = Probe(self._architecture, layer, sample, positions)
         few = sample[: max(1, _SHOWN_TOKENS // hidden.shape[1])].clone()  # the rest goes early
         shown = dataclasses.replace(probe, hidden=few)
-        target = awq.layer_output(shown, weights)
+        target = shown.change(weights)
 
         def rounding(name: str, x: torch.Tensor) -> torch.Tensor:
             rounded = quantisers[name].round_trip(weights[f"{name}.weight"])
             return torch_decoder.multiply(x, rounded, weights.get(f"{name}.bias"))
 
-        error_rtn = _relative(awq.layer_change(shown, weights, rounding), target)
-        choices: dict[str, awq.Choice] = {}
+        error_rtn = _relative(shown.change(weights, rounding), target)
+        choices: dict[str, Choice] = {}
         limits: dict[str, torch.Tensor] = {}
         divided: dict[str, torch.Tensor] = {}  # outputs, by scales that were folded
         if plan.scales == "outputs" or plan.clipped:
-            statistics = self._statistics(layer, weights, hidden, positions)
-            quantiser = quantisers[LINEARS[0]]  # these methods know one width for all
+            quantiser = next(iter(quantisers.values()))  # these methods know one width for all
+            statistics = self._statistics(probe, weights, quantiser, hidden)
 
             def clip(weight: torch.Tensor, products: torch.Tensor) -> torch.Tensor:
                 return awq.clip_limits(weight, products, quantiser, plan.apart)
@@ -285,14 +281,13 @@ class Walk:
                 joint = clip if plan.joint else None
                 choices = awq.search_scales(probe, weights, statistics, quantiser, plan, joint)
             limits = {
-                name: clip(
-                    weights[f"{name}.weight"], statistics[awq.INPUT_OF[name]].mean_products()
-                )
-                for name in LINEARS
+                name: clip(weights[f"{name}.weight"], statistics[stage.name].mean_products())
+                for stage in probe.stages
+                for name in stage.matrices
                 if plan.clipped and name not in awq.NEVER_CLIPPED
             }
         if plan.scales == "pivots":
-            choices, divided = scales.search_and_fold(probe, weights, quantisers, plan.damping)
+            choices, divided = pivots.search_and_fold(probe, weights, quantisers, plan.damping)
         del probe, sample
         if plan.compensated:
             moments = self._moments(layer, divided)
@@ -300,13 +295,10 @@ class Walk:
         else:
             self._events.layer_scaled(layer, weights)
             self._packer.store_layer(layer, weights, limits)
-            linear = torch_decoder.plain_linear(weights)
+            packed = Layer(self._architecture, layer, weights, positions)
             for batch in self._batches(hidden):
-                states = torch_decoder.decoder_layer(
-                    self._architecture, layer, weights, linear, hidden.read(batch), positions
-                )
-                after.write(batch, states)
-        error = _relative(awq.layer_output(shown, weights), target)
+                after.write(batch, packed.run(hidden.read(batch)))
+        error = _relative(shown.change(weights), target)
         return LayerReport(layer, error_rtn, error, choices)
 
     def _moments(self, layer: int, divided: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
@@ -323,7 +315,7 @@ class Walk:
     def _compensate_layer(
         self,
         layer: int,
-        weights: awq.Weights,
+        weights: Weights,
         limits: dict[str, torch.Tensor],
         moments: dict[str, torch.Tensor],
         hidden: HiddenStates,
@@ -331,83 +323,58 @@ class Walk:
         positions: Positions,
     ) -> None:
         """Rounds stage by stage, packs, and computes ``after``; ``weights`` become the rounded."""
-        a = self._architecture
         self._events.layer_scaled(layer, weights)
         self._packer.store_vectors(layer, weights)
-
-        def round_matrices(
-            names: tuple[str, ...], products: torch.Tensor
-        ) -> dict[str, torch.Tensor]:
-            matrices = {f"{name}.weight": weights[f"{name}.weight"] for name in names}
-            hessian = gptq.Hessian.of(products, self._damping)
-            if corrections is not None:
-                matrices = corrections.targets(matrices, hessian)
-            return self._packer.store_stage(layer, matrices, hessian, limits, moments)
-
-        mixed = self._work.mixed((*hidden.shape[:2], a.heads * a.head_size), self._device)
-        gated = self._work.gated((*hidden.shape[:2], a.feed_forward_size), self._device)
+        walked = Layer(self._architecture, layer, weights, positions)
+        inputs = {
+            stage.name: self._work.inputs(
+                stage.name,
+                (*hidden.shape[:2], input_width(self._architecture, stage)),
+                self._device,
+            )
+            for stage in walked.stages
+            if stage.origin is not Origin.STREAM
+        }
+        states = LayerStates(walked, hidden, after, inputs)
         corrections = None
         if self._float_blocks is not None:
-            corrections = propagation.Propagation(
-                a,
-                layer,
-                weights,
-                positions,
-                self._float_blocks,
-                propagation.States(hidden, mixed, gated, after),
-                self._processes,
-            )
-        stages = staged.StagedLayer(
-            a,
-            layer,
-            weights,
-            positions,
-            round_matrices,
-            self._processes.means,
-            None if corrections is None else corrections.take,
-        )
-        stages.run(hidden, mixed, gated, after, self._segments(hidden))
-        for states in (mixed, gated):
-            states.close()
+            corrections = propagation.Propagation(states, self._float_blocks, self._processes)
+
+        def round_matrices(stage: Stage, products: torch.Tensor) -> None:
+            hessian = gptq.Hessian.of(products, self._damping)
+            if corrections is None:
+                names = [f"{name}.weight" for name in stage.matrices]
+                targets = {name: weights[name] for name in names}
+            else:
+                targets = corrections.targets(stage, hessian)
+            weights.update(self._packer.store_stage(layer, targets, hessian, limits, moments))
+
+        watch = None if corrections is None else corrections.take
+        means, segments = self._processes.means, self._segments(hidden)
+        staged.StagedLayer(states, segments, round_matrices, means, watch).run()
+        for kept in inputs.values():
+            kept.close()
 
     def _statistics(
-        self, layer: int, weights: awq.Weights, hidden: HiddenStates, positions: Positions
-    ) -> dict[str, calibration.InputStatistics]:
-        """Of every input of the float layer's matrices, over all calibration tokens."""
-        a = self._architecture
-        group_size = self._packer.layer_quantisers(layer)[LINEARS[0]].group_size
+        self, probe: Probe, weights: Weights, quantiser: Quantiser, hidden: HiddenStates
+    ) -> dict[str, InputStatistics]:
+        """Of what every stage of the float layer reads, over all calibration tokens."""
+        layer = probe.layer(weights)
 
-        def empty() -> dict[str, calibration.InputStatistics]:
+        def empty() -> dict[str, InputStatistics]:
             return {
-                name: calibration.InputStatistics(
-                    weights[f"{name}.weight"].shape[1], group_size, self._device
+                stage.name: InputStatistics(
+                    input_width(self._architecture, stage), quantiser.group_size, self._device
                 )
-                for name in sorted(set(awq.INPUT_OF.values()))
+                for stage in layer.stages
             }
 
-        plain = torch_decoder.plain_linear(weights)
         parts = {}
         for segment, batches in self._segments(hidden).items():
-            statistics = parts[segment] = empty()
-
-            def recording(
-                name: str,
-                x: torch.Tensor,
-                statistics: dict[str, calibration.InputStatistics] = statistics,
-            ) -> torch.Tensor:
-                if name in statistics:
-                    statistics[name].update(x)
-                if name == "ffn_down":
-                    return x[..., : a.hidden_size]  # nobody reads it: spare the largest product
-                return plain(name, x)
-
+            parts[segment] = empty()
             for batch in batches:
-                states = hidden.read(batch)
-                x = torch_decoder.rms_norm(states, weights["attn_norm.weight"], a.norm_epsilon)
-                mixed = torch_decoder.attention(a, layer, weights, recording, x, positions)
-                states = states + mixed
-                x = torch_decoder.rms_norm(states, weights["ffn_norm.weight"], a.norm_epsilon)
-                torch_decoder.feed_forward(recording, x)
+                for step in layer.steps(hidden.read(batch)):
+                    parts[segment][step.stage.name].update(step.x)
         return {
             name: whole.merged(
                 {segment: part[name] for segment, part in parts.items()}, self._processes.total

@@ -1,6 +1,6 @@
 """How many bits every packed matrix gets: the same ones, or what a byte budget buys.
 
-Owns the sizes that the budget is made of; refuses to measure (``quantize.sensitivity``) and to
+Owns the sizes that the budget is made of; refuses to measure (``calibration.sensitivity``) and to
 solve (``quantize.budget``).
 """
 
@@ -15,12 +15,14 @@ import torch
 
 from awq_edge import layouts, model_file
 from awq_edge.architecture import MetadataValue
+from awq_edge.calibration import sensitivity
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.report import Events
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.float_model import FloatModel
 from awq_edge.quantities import size_text
-from awq_edge.quantize import awq, budget, methods, sensitivity
+from awq_edge.quantize import budget, methods
+from awq_edge.quantize.grouped import Quantiser
 
 
 def choose(
@@ -30,7 +32,7 @@ def choose(
     device: torch.device,
     plain: Mapping[str, MetadataValue],
     events: Events,
-) -> dict[str, awq.Quantiser]:
+) -> dict[str, Quantiser]:
     """Bits and group size of every packed matrix, by name.
 
     Args:
@@ -53,7 +55,7 @@ def choose(
     groups = dict.fromkeys(layouts.BITS, options.group_size)
     if not options.mixed:
         chosen = {name: tables.get(name, int(options.bits)) for name in names}
-        return {name: awq.Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
+        return {name: Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
 
     sizes = {
         name: {
@@ -88,7 +90,7 @@ def choose(
         total = options.size - container
     items = [budget.Item(name, sizes[name], harms[name]) for name in names if name not in fixed]
     chosen = {**fixed, **budget.solve(items, total)}
-    return {name: awq.Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
+    return {name: Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
 
 
 def _container_bytes(source: FloatModel, plain: Mapping[str, MetadataValue]) -> int:
@@ -100,7 +102,7 @@ def _container_bytes(source: FloatModel, plain: Mapping[str, MetadataValue]) -> 
     """
     names, shapes = source.tensor_names(), source.shape
     matrices = [name for name in names if len(shapes(name)) == 2]
-    told = {**plain, **metadata(dict.fromkeys(matrices, awq.Quantiser(4, 128)))}
+    told = {**plain, **metadata(dict.fromkeys(matrices, Quantiser(4, 128)))}
     tensors: list[tuple[str, model_file.TensorSource]] = [
         (name, b"" if name in matrices else np.zeros(shapes(name), dtype=np.float32))
         for name in names
@@ -112,7 +114,7 @@ def _container_bytes(source: FloatModel, plain: Mapping[str, MetadataValue]) -> 
         return path.stat().st_size
 
 
-def metadata(widths: Mapping[str, awq.Quantiser]) -> dict[str, MetadataValue]:
+def metadata(widths: Mapping[str, Quantiser]) -> dict[str, MetadataValue]:
     """The widths as asked for, or what came nearest to them; each matrix's header decides."""
     linears = [quantiser for name, quantiser in widths.items() if name.startswith("blk.")]
     embedding = widths["token_embd.weight"]

@@ -19,11 +19,11 @@ import numpy.typing as npt
 import torch
 
 from awq_edge import model_file
+from awq_edge.calibration.hidden_states import HiddenStates
 from awq_edge.conversion.report import Events, LayerReport
 from awq_edge.errors import FileUnreadableError
 from awq_edge.float_model import FloatModel
-from awq_edge.quantize import awq
-from awq_edge.quantize.hidden_states import HiddenStates
+from awq_edge.quantize.scales import Choice
 
 
 class WorkDirectory:
@@ -128,13 +128,9 @@ class WorkDirectory:
         """What :meth:`store_moments` kept of a matrix."""
         return torch.from_numpy(np.load(self._path / f"moments.{layer}.{name}.npy")).to(device)
 
-    def gated(self, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:
-        """A place for what the down matrix of the current layer reads."""
-        return HiddenStates(self._path / "gated", shape, device)
-
-    def mixed(self, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:
-        """A place for what the output matrix of the current layer reads."""
-        return HiddenStates(self._path / "mixed", shape, device)
+    def inputs(self, stage: str, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:
+        """A place for what the matrices of a stage of the current layer read."""
+        return HiddenStates(self._path / f"inputs.{stage}", shape, device)
 
     def tensors(self, source: FloatModel) -> Iterator[tuple[str, model_file.TensorSource]]:
         """Every tensor of the model file, in file order: as a token meets them."""
@@ -170,5 +166,5 @@ class WorkDirectory:
 
 
 def _layer_report(entry: dict[str, Any]) -> LayerReport:
-    choices = {name: awq.Choice(**choice) for name, choice in entry["choices"].items()}
+    choices = {name: Choice(**choice) for name, choice in entry["choices"].items()}
     return LayerReport(entry["layer"], entry["error_rtn"], entry["error"], choices)

@@ -19,7 +19,7 @@ from awq_edge.architecture import Architecture
 from awq_edge.errors import UnsupportedError
 from awq_edge.interchange.gguf_tokenizer import translate
 from awq_edge.model_file import write_error
-from awq_edge.torch_decoder import layer_tensor_names, tensor_shape
+from awq_edge.stages import layer_tensor_names, tensor_shape
 
 # Gives a tensor by our name: float32, a matrix [n, k] or a vector [n].
 FloatSource = Callable[[str], npt.NDArray[np.float32]]
@@ -164,7 +164,7 @@ def _add_tokenizer(writer: Any, architecture: Architecture, metadata: Mapping[st
 def _tensor_names(architecture: Architecture) -> list[str]:
     names = ["token_embd.weight"]
     for layer in range(architecture.layers):
-        names += [f"blk.{layer}.{name}" for name in layer_tensor_names(architecture)]
+        names += [f"blk.{layer}.{name}" for name in layer_tensor_names(architecture, layer)]
     names.append("output_norm.weight")
     return names if architecture.tied_head else [*names, "output.weight"]
 

@@ -23,7 +23,7 @@ from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.interchange import autoawq, hf_config
 from awq_edge.interchange.safetensors_writer import Announced, write_safetensors
 from awq_edge.model_file import PackedFile, write_error
-from awq_edge.torch_decoder import layer_tensor_names, tensor_shape
+from awq_edge.stages import layer_tensor_names, tensor_shape
 
 _TABLES = ("token_embd.weight", "output.weight")
 _INTEGER_PARTS = ("qweight", "qzeros", "scales")
@@ -86,11 +86,12 @@ def check_exportable(architecture: Architecture, bits: int | None, group_size: i
             f"AutoAWQ's format holds {autoawq.BITS}-bit matrices only; convert with --bits "
             f"{autoawq.BITS} and without --size."
         )
-    for part in layer_tensor_names(architecture):
-        shape = tensor_shape(architecture, f"blk.0.{part}")
-        if len(shape) == 2:
-            n, k = shape
-            _require_gemm(f"blk.0.{part}", layouts.Layout(n, k, bits, group_size))
+    for layer in range(architecture.layers):
+        for part in layer_tensor_names(architecture, layer):
+            shape = tensor_shape(architecture, part)
+            if len(shape) == 2:
+                n, k = shape
+                _require_gemm(f"blk.{layer}.{part}", layouts.Layout(n, k, bits, group_size))
 
 
 def _require_one_gemm(file: PackedFile) -> int:

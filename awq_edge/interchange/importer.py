@@ -16,7 +16,7 @@ from awq_edge.architecture import MetadataValue
 from awq_edge.hf_tokenizer import read_tokenizer
 from awq_edge.interchange.quantised_checkpoint import QuantisedCheckpoint
 from awq_edge.quantize.grouped import quantise
-from awq_edge.torch_decoder import layer_tensor_names, tensor_shape
+from awq_edge.stages import layer_tensor_names, tensor_shape
 
 # A decoder matrix that the checkpoint keeps in floats was judged too sensitive for its width.
 _FLOAT_MATRIX_BITS = 8
@@ -89,7 +89,7 @@ def import_checkpoint(
     architecture = source.architecture
     add_matrix("token_embd.weight", embedding_bits)
     for layer in range(architecture.layers):
-        for part in layer_tensor_names(architecture):
+        for part in layer_tensor_names(architecture, layer):
             name = f"blk.{layer}.{part}"
             if len(tensor_shape(architecture, name)) == 2:
                 add_matrix(name, _FLOAT_MATRIX_BITS)

@@ -1,19 +1,18 @@
 """Activation-aware weight quantisation of one decoder layer: the scale search and the clip search.
 
-Owns the search and the folding, for every model that the torch decoder runs. Refuses to round by
-itself: every candidate goes through ``grouped.round_trip``, the quantiser that ships. Method: Lin
-et al., "AWQ: Activation-aware Weight Quantization" (MLSys 2024). What differs from its first
-implementation: statistics in float32, identity always in the grid, plain and duo scaling both
-tried, the best few scales compared once more with clipped weights (the joint search), every fold
-checked, value-to-output scaled under grouped-query attention too, the lower and the upper limit of
-a group chosen apart, and the clip error summed over all calibration tokens (a quadratic form)
-instead of a sample of them.
+Owns both searches, for every model that the torch decoder runs. Refuses to round by itself: every
+candidate goes through ``grouped.round_trip``, the quantiser that ships; folding is in
+``scales.py``. Method: Lin et al., "AWQ: Activation-aware Weight Quantization" (MLSys 2024). What
+differs from its first implementation: statistics in float32, identity always in the grid, plain and
+duo scaling both tried, the best few scales compared once more with clipped weights (the joint
+search), every fold checked, value-to-output scaled under grouped-query attention too, the lower and
+the upper limit of a group chosen apart, and the clip error summed over all calibration tokens (a
+quadratic form) instead of a sample of them.
 
-Off by default, because novels-45m did not gain (divergence from the float model, 4 bits): a finer
-search around the best exponent, the runtime's rounding of activations inside the search, and four
-times the tokens. They are ``exponents``, ``activations`` and ``tokens`` of ``methods.EXTRAS``.
-Tried and left out for the same reason: free exponents for inputs and weights, clipped queries and
-keys.
+Tried and left out, because novels-45m did not gain (divergence from the float model, 4 bits): a
+finer search around the best exponent, the runtime's rounding of activations inside the search, four
+times the tokens (``benchmarks/quality.md`` has their figures), free exponents for inputs and
+weights, clipped queries and keys.
 """
 
 from __future__ import annotations
@@ -27,29 +26,18 @@ import torch
 import torch.nn.functional as F
 
 from awq_edge import torch_decoder
-from awq_edge.architecture import Architecture
-from awq_edge.errors import InternalError
-from awq_edge.quantize import grouped
-from awq_edge.quantize.calibration import InputStatistics
+from awq_edge.quantize import grouped, scales
+from awq_edge.quantize.grouped import Quantiser
 from awq_edge.quantize.methods import Plan
-from awq_edge.torch_decoder import Positions
-
-# The matrix whose statistics stand for a matrix's input: some share one.
-INPUT_OF = {
-    "attn_q": "attn_q",
-    "attn_k": "attn_q",
-    "attn_v": "attn_q",
-    "attn_output": "attn_output",
-    "ffn_gate": "ffn_gate",
-    "ffn_up": "ffn_gate",
-    "ffn_down": "ffn_down",
-}
+from awq_edge.quantize.probe import Probe, Weights
+from awq_edge.quantize.scales import Choice
+from awq_edge.quantize.statistics import InputStatistics, output_error
+from awq_edge.stages import Origin, Stage, fed_by
 
 # Their error passes through the product of queries and keys, where a group's own error says little.
 NEVER_CLIPPED = frozenset(("attn_q", "attn_k"))
 
 _EXPONENTS = tuple(step / 20 for step in range(20))
-_FINER = (1 / 40, 1 / 80)  # steps to both sides of the best exponent so far
 _CLIP_SHARES = tuple(1 - step / 20 for step in range(10))  # of a group's largest magnitude
 # Of its lowest and of its highest value: every pair, then every pair one step around the best.
 _COARSE_SHARES = (1.0, 0.9, 0.8, 0.7, 0.6)
@@ -57,63 +45,13 @@ _STEPS = (0.0, -0.05, 0.05)
 _JOINT = 4  # scales, the best ones without clipping, that are compared with it
 _SMALLEST_SCALE = 1e-4
 _FEED_FORWARD_TOKENS = 2048
-# A fold multiplies and divides in float32: what it changes is rounding, a few units in 2^-23.
-_FOLD_TOLERANCE = 1e-4
 
-Weights = dict[str, torch.Tensor]
 # Limits [n, groups, 2] for a folded weight [n, k] and the mean products of its input.
 Clip = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
-# A group's input [.., k] as its matrices see it.
-Seen = Callable[[torch.Tensor], torch.Tensor]
-# The mean square error of the output for rounded weights and what they see of their input, or
-# anything in proportion to it.
-OutputError = Callable[[Weights, Seen], float]
-# Choices and scales [k] of given exponents; identity comes first and is the plain exponent 0.
-Candidates = Callable[[tuple[float, ...]], Iterator[tuple["Choice", torch.Tensor]]]
-
-
-@dataclasses.dataclass(frozen=True)
-class Choice:
-    """What the scale search took for one group of matrices."""
-
-    kind: str  # "none", "plain", "duo" or "pivots"
-    exponent: float
-    sharing: str = ""  # how query heads that share a value head agreed: "max" or "mean"
-    gain: float = 0.0  # share of the error without scaling that it removed
-    weight_exponent: float = 0.0  # of the weights' magnitudes, for "pivots"
-
-
-@dataclasses.dataclass(frozen=True)
-class Quantiser:
-    """Bits and group size of a layer's matrices."""
-
-    bits: int
-    group_size: int
-
-    def round_trip(self, weight: torch.Tensor, limits: torch.Tensor | None = None) -> torch.Tensor:
-        """The weight after quantisation, float32 [n, k]."""
-        return grouped.round_trip(weight, self.bits, self.group_size, limits)
-
-
-@dataclasses.dataclass(frozen=True)
-class Probe:
-    """A sample of calibration blocks on which outputs are compared."""
-
-    architecture: Architecture
-    layer: int
-    hidden: torch.Tensor  # float32 [b, t, hidden], the layer's input
-    positions: Positions
-
-    def attention(self, weights: Mapping[str, torch.Tensor], x: torch.Tensor) -> torch.Tensor:
-        """The attention part's output for normed states x."""
-        return torch_decoder.attention(
-            self.architecture,
-            self.layer,
-            weights,
-            torch_decoder.plain_linear(weights),
-            x,
-            self.positions,
-        )
+# The mean square error of the output for rounded weights, or anything in proportion to it.
+OutputError = Callable[[Weights], float]
+# Choices and scales [k]; identity comes first.
+Candidates = Iterator[tuple[Choice, torch.Tensor]]
 
 
 def search_scales(
@@ -124,214 +62,123 @@ def search_scales(
     plan: Plan,
     clip: Clip | None = None,
 ) -> dict[str, Choice]:
-    """Finds and folds the scales of a layer's four groups of matrices.
+    """Finds and folds the scales of a layer's stages.
+
+    Matrices that begin a branch are judged by what the branch gives to the stream, all others by
+    their own output.
 
     Args:
         probe: Blocks to measure on.
         weights: The layer's float weights; changed in place, its function is not.
-        statistics: Of the layer's float inputs, by the names in ``INPUT_OF``.
+        statistics: Of the layer's float inputs, by the names of the stages; follow the folds.
         quantiser: What the weights will be rounded with.
         plan: Which scales are tried and what they are compared by.
         clip: Chooses limits for a folded weight and the products of its input; the best scales are
             then compared with clipped weights. None: scales are chosen without.
 
     Returns:
-        What was chosen, by the group's name.
+        What was chosen, by the stage's name.
 
     Raises:
         InternalError: A fold changed the layer's function.
     """
-    a = probe.architecture
-    inputs, attention_output, feed_forward_output = _record_inputs(probe, weights)
-    # The feed-forward has no context, so tokens apart from each other tell more than neighbours.
-    stride = max(1, len(feed_forward_output) // (plan.tokens * _FEED_FORWARD_TOKENS))
+    inputs, outputs = _recorded(probe, weights)
     choices: dict[str, Choice] = {}
-
-    def candidates(names: tuple[str, ...]) -> Candidates:
-        magnitudes = statistics[INPUT_OF[names[0]]].mean_absolute()
-        weight = _stacked(weights, names)
-        return lambda exponents: _candidates(
-            magnitudes, weight, quantiser.group_size, exponents, plan.duo
-        )
-
-    def best(
-        tried: Candidates, names: tuple[str, ...], output_error: OutputError
-    ) -> tuple[Choice, torch.Tensor]:
-        def error(scales: torch.Tensor, clipped: bool) -> float:
-            def seen(x: torch.Tensor) -> torch.Tensor:
-                if not plan.activations:
-                    return x
-                return torch_decoder.rounded(x / scales, quantiser.group_size) * scales
-
-            together: Weights = {}
-            for name in names:
-                weight, limits = weights[f"{name}.weight"] * scales, None
-                if clip is not None and clipped and name not in NEVER_CLIPPED:
-                    limits = clip(weight, statistics[INPUT_OF[name]].products_over(scales))
-                together[f"{name}.weight"] = quantiser.round_trip(weight, limits) / scales
-            return output_error(together, seen)
-
-        return _best(tried, error, joint=clip is not None, finer=plan.exponents)
-
-    def own_error(name: str) -> OutputError:
-        """Of a matrix's own output."""
-        x, weight = inputs[name], weights[f"{name}.weight"]
-        if plan.activations:
-            target = torch_decoder.multiply(x, weight, None)
-
-            def error(rounded: Weights, seen: Seen) -> float:
-                output = torch_decoder.multiply(seen(x), rounded[f"{name}.weight"], None)
-                return float((output - target).square().sum())
-
-            return error
-        products = _products(x)
-        return lambda rounded, _: _quadratic(rounded[f"{name}.weight"] - weight, products)
-
-    # attn_norm -> q, k, v, measured after attention.
-    names: tuple[str, ...] = ("attn_q", "attn_k", "attn_v")
-
-    def attention_error(rounded: Weights, seen: Seen) -> float:
-        output = probe.attention({**weights, **rounded}, seen(inputs["attn_q"]))
-        return float((output - attention_output).square().mean())
-
-    choices["qkv"], qkv_scales = best(candidates(names), names, attention_error)
-
-    # v -> output: one scale per channel of a key-value head.
-    names, repeats = ("attn_output",), a.heads // a.kv_heads
-    unshared = candidates(names)
-
-    def shared(exponents: tuple[float, ...]) -> Iterator[tuple[Choice, torch.Tensor]]:
-        return _shared_among_heads(unshared(exponents), a.kv_heads, repeats, a.head_size)
-
-    if repeats == 1 or plan.values:
-        choices["output"], output_scales = best(shared, names, own_error("attn_output"))
-    else:
-        choices["output"] = Choice("none", 0.0)
-        output_scales = torch.ones_like(inputs["attn_output"][0])
-
-    # ffn_norm -> gate, up, measured after the feed-forward.
-    names = ("ffn_gate", "ffn_up")
-
-    x, target = inputs["ffn_gate"][::stride], feed_forward_output[::stride]
-
-    def feed_forward_error(rounded: Weights, seen: Seen) -> float:
-        linear = torch_decoder.plain_linear({**weights, **rounded})
-        return float((torch_decoder.feed_forward(linear, seen(x)) - target).square().mean())
-
-    choices["gate_up"], gate_scales = best(candidates(names), names, feed_forward_error)
-
-    # up -> down.
-    names = ("ffn_down",)
-    choices["down"], down_scales = best(candidates(names), names, own_error("ffn_down"))
-
-    fold_all(
-        probe,
-        weights,
-        {"qkv": qkv_scales, "output": output_scales, "gate_up": gate_scales, "down": down_scales},
-    )
-    divisors = {
-        "attn_q": qkv_scales,
-        "attn_output": output_scales,
-        "ffn_gate": gate_scales,
-        "ffn_down": down_scales,
-    }
-    for name, scales in divisors.items():
-        statistics[name].divide_by(scales)
+    found: dict[str, torch.Tensor] = {}
+    for stage in probe.stages:
+        x, seen = inputs[stage.name], statistics[stage.name]
+        heads = scales.heads_that_share(probe.architecture, stage)
+        if stage.absorber is None or (heads is not None and heads[1] > 1 and not plan.values):
+            choices[stage.name], found[stage.name] = Choice("none", 0.0), torch.ones_like(x[0, 0])
+            continue
+        weight = torch.cat([weights[f"{name}.weight"] for name in stage.matrices])
+        candidates = _candidates(seen.mean_absolute(), weight, quantiser.group_size, plan.duo)
+        if heads is not None:
+            candidates = _shared_among_heads(candidates, *heads)
+        if stage.adds:
+            error = _own_error(stage.matrices[0], weights, x)
+        else:
+            error = _branch_error(probe, stage, weights, x, outputs[stage.name])
+        rounding = _Rounding(stage, weights, seen, quantiser, clip, error)
+        choices[stage.name], found[stage.name] = _best(candidates, rounding.error, clip is not None)
+    scales.fold_all(probe, weights, found)
+    for name, chosen in found.items():
+        statistics[name].divide_by(chosen)
     return choices
 
 
-def fold_all(probe: Probe, weights: Weights, scales: Mapping[str, torch.Tensor]) -> None:
-    """Folds the scales of a layer's four groups, and checks after each that nothing changed.
+@dataclasses.dataclass(frozen=True)
+class _Rounding:
+    """What rounding a stage's matrices under given scales does to an output."""
 
-    Args:
-        probe: Its first block is what the outputs are compared on.
-        weights: The layer's float weights; changed in place.
-        scales: By "qkv", "output", "gate_up" and "down"; those of "output" are equal for query
-            heads that share a value head.
+    stage: Stage
+    weights: Weights
+    statistics: InputStatistics
+    quantiser: Quantiser
+    clip: Clip | None
+    output_error: OutputError
 
-    Raises:
-        InternalError: A fold changed the layer's function.
-    """
-    factors = output_factors(probe.architecture, scales)
-    output, down = scales["output"], scales["down"]
-    folds: list[tuple[str, Callable[[], None]]] = [
-        (
-            "qkv",
-            lambda: fold_norm(weights, "attn_norm", ("attn_q", "attn_k", "attn_v"), scales["qkv"]),
-        ),
-        ("output", lambda: fold_rows(weights, "attn_v", factors["attn_v"], "attn_output", output)),
-        (
-            "gate_up",
-            lambda: fold_norm(weights, "ffn_norm", ("ffn_gate", "ffn_up"), scales["gate_up"]),
-        ),
-        ("down", lambda: fold_rows(weights, "ffn_up", factors["ffn_up"], "ffn_down", down)),
-    ]
-    check = dataclasses.replace(probe, hidden=probe.hidden[:1])
-    before = layer_output(check, weights)
-    for name, fold in folds:
-        fold()
-        check_fold(check, weights, before, name)
+    def error(self, scales: torch.Tensor, clipped: bool) -> float:
+        """The output's error for scales [k]."""
+        together: Weights = {}
+        for name in self.stage.matrices:
+            weight, limits = self.weights[f"{name}.weight"] * scales, None
+            if self.clip is not None and clipped and name not in NEVER_CLIPPED:
+                limits = self.clip(weight, self.statistics.products_over(scales))
+            together[f"{name}.weight"] = self.quantiser.round_trip(weight, limits) / scales
+        return self.output_error(together)
 
 
-def output_factors(
-    architecture: Architecture, scales: Mapping[str, torch.Tensor]
-) -> dict[str, torch.Tensor]:
-    """What :func:`fold_all` divided the outputs of matrices by, [n] each, by "attn_v" and so on."""
-    a, output = architecture, scales["output"]
-    by_head = output.reshape(a.kv_heads, a.heads // a.kv_heads, a.head_size)[:, 0]
-    return {"attn_v": by_head.reshape(-1), "ffn_up": scales["down"]}
+def _recorded(
+    probe: Probe, weights: Weights
+) -> tuple[dict[str, torch.Tensor], dict[str, torch.Tensor]]:
+    """What the stages of the float layer read, and what its branches give, by their first stage."""
+    inputs: dict[str, torch.Tensor] = {}
+    outputs: dict[str, torch.Tensor] = {}
+    for step in probe.layer(weights).steps(probe.hidden):
+        inputs[step.stage.name] = step.x
+        if step.stage.origin is Origin.STREAM:
+            first = step.stage.name
+        if step.stage.adds:
+            outputs[first] = outputs[first] + step.output if first in outputs else step.output
+    return inputs, outputs
 
 
-def fold_norm(weights: Weights, norm: str, linears: tuple[str, ...], scales: torch.Tensor) -> None:
-    """Divides a norm's outputs by ``scales`` [k] and multiplies its readers' columns by them."""
-    weights[f"{norm}.weight"] = weights[f"{norm}.weight"] / scales
-    for name in linears:
-        weights[f"{name}.weight"] = weights[f"{name}.weight"] * scales
+def _branch_error(
+    probe: Probe, first: Stage, weights: Weights, x: torch.Tensor, target: torch.Tensor
+) -> OutputError:
+    """Of what a branch gives to the stream, for the input of its first stage."""
+    ends = fed_by(probe.architecture, probe.number, first)
+    if all(end.origin is not Origin.ATTENTION for end in ends):
+        # Without context, tokens apart from each other tell more than neighbours.
+        x, target = x.flatten(0, 1), target.flatten(0, 1)
+        stride = max(1, len(x) // _FEED_FORWARD_TOKENS)
+        x, target = x[::stride], target[::stride]
+
+    def error(rounded: Weights) -> float:
+        output = probe.layer({**weights, **rounded}).branch(first, x)
+        return float((output - target).square().mean())
+
+    return error
 
 
-def fold_rows(
-    weights: Weights,
-    previous: str,
-    previous_scales: torch.Tensor,
-    linear: str,
-    scales: torch.Tensor,
-) -> None:
-    """Divides a matrix's outputs by ``previous_scales`` and multiplies the reader's columns.
+def _own_error(name: str, weights: Weights, x: torch.Tensor) -> OutputError:
+    """Of a matrix's own output, summed over tokens."""
+    weight, x = weights[f"{name}.weight"], x.flatten(0, 1)
+    products = torch_decoder.multiply(x.T, x.T, None)  # sums of x_i * x_j, [k, k]
 
-    Legal because nothing but a multiplication by other values lies between the two.
-    """
-    weights[f"{previous}.weight"] = weights[f"{previous}.weight"] / previous_scales[:, None]
-    if f"{previous}.bias" in weights:
-        weights[f"{previous}.bias"] = weights[f"{previous}.bias"] / previous_scales
-    weights[f"{linear}.weight"] = weights[f"{linear}.weight"] * scales
+    def error(rounded: Weights) -> float:
+        return output_error(rounded[f"{name}.weight"] - weight, products)
+
+    return error
 
 
-def layer_output(probe: Probe, weights: Mapping[str, torch.Tensor]) -> torch.Tensor:
-    """What the layer adds to the residual stream, [b, t, hidden]."""
-    linear = torch_decoder.plain_linear(weights)
-    return layer_change(probe, weights, linear)
-
-
-def layer_change(
-    probe: Probe, weights: Mapping[str, torch.Tensor], linear: torch_decoder.Linear
-) -> torch.Tensor:
-    """As :func:`layer_output`, with the multiplication given."""
-    after = torch_decoder.decoder_layer(
-        probe.architecture, probe.layer, weights, linear, probe.hidden, probe.positions
-    )
-    return after - probe.hidden
-
-
-def check_fold(
-    probe: Probe, weights: Mapping[str, torch.Tensor], before: torch.Tensor, group: str
-) -> None:
-    """Refuses to go on after a fold that changed the layer's float output."""
-    difference = float((layer_output(probe, weights) - before).abs().max())
-    if not difference <= _FOLD_TOLERANCE * float(before.abs().max()):
-        raise InternalError(
-            f"Folding the scales of the group {group} changed the output of layer {probe.layer} "
-            f"by {difference:g} where it reaches {float(before.abs().max()):g}."
-        )
+def plain_scales(magnitudes: torch.Tensor, exponent: float) -> torch.Tensor:
+    """Mean magnitudes of inputs to a power, around 1, [k]; 1 for inputs that are always zero."""
+    alive = magnitudes > 0
+    if not bool(alive.any()):
+        return torch.ones_like(magnitudes)
+    return _centred(_relative(magnitudes, alive) ** exponent, alive)
 
 
 def clip_limits(
@@ -377,57 +224,13 @@ def clip_limits(
     return whole * best
 
 
-def record_inputs(probe: Probe, weights: Weights) -> dict[str, torch.Tensor]:
-    """What each matrix reads in the float layer, by the names in ``INPUT_OF``."""
-    return _record_inputs(probe, weights)[0]
-
-
-def _record_inputs(
-    probe: Probe, weights: Weights
-) -> tuple[dict[str, torch.Tensor], torch.Tensor, torch.Tensor]:
-    """What each matrix reads in the float layer, and the outputs of its two parts."""
-    plain = torch_decoder.plain_linear(weights)
-    inputs: dict[str, torch.Tensor] = {}
-
-    def recording(name: str, x: torch.Tensor) -> torch.Tensor:
-        inputs[name] = x
-        return plain(name, x)
-
-    epsilon = probe.architecture.norm_epsilon
-    x = torch_decoder.rms_norm(probe.hidden, weights["attn_norm.weight"], epsilon)
-    attention_output = torch_decoder.attention(
-        probe.architecture, probe.layer, weights, recording, x, probe.positions
-    )
-    x = torch_decoder.rms_norm(probe.hidden + attention_output, weights["ffn_norm.weight"], epsilon)
-    feed_forward_output = torch_decoder.feed_forward(recording, x)
-    flat = {name: x.reshape(-1, x.shape[-1]) for name, x in inputs.items() if name != "attn_q"}
-    flat["attn_q"] = inputs["attn_q"]
-    return flat, attention_output, feed_forward_output.reshape(-1, feed_forward_output.shape[-1])
-
-
-def _products(x: torch.Tensor) -> torch.Tensor:
-    """Sums of x_i * x_j over tokens, [k, k] for x [tokens, k]."""
-    return torch_decoder.multiply(x.T, x.T, None)
-
-
-def _quadratic(difference: torch.Tensor, products: torch.Tensor) -> float:
-    """The squared error of an output, summed over tokens, for a difference of weights [n, k]."""
-    return float((torch_decoder.multiply(difference, products, None) * difference).sum())
-
-
-def _stacked(weights: Weights, names: tuple[str, ...]) -> torch.Tensor:
-    """The rows of several matrices that read the same input."""
-    return torch.cat([weights[f"{name}.weight"] for name in names])
-
-
 def _candidates(
     magnitudes: torch.Tensor,
     weight: torch.Tensor,
     group_size: int,
-    exponents: tuple[float, ...],
     duo: bool,
 ) -> Iterator[tuple[Choice, torch.Tensor]]:
-    """Scales to try, [k] each; identity is the plain exponent 0.
+    """Scales to try, [k] each; identity comes first.
 
     Inputs that never were anything but zero keep scale 1 and have no say in the others'.
 
@@ -435,28 +238,36 @@ def _candidates(
         magnitudes: Mean magnitude of each input, [k].
         weight: The rows that read it, [n, k].
         group_size: Inputs per group.
-        exponents: Of the magnitudes, in the order of the candidates.
         duo: Whether scales that weigh the weights' magnitudes too are tried beside plain ones.
     """
-    if 0.0 in exponents:
-        yield Choice("none", 0.0), torch.ones_like(magnitudes)
+    yield Choice("none", 0.0), torch.ones_like(magnitudes)
     alive = magnitudes > 0
     if not bool(alive.any()):
         return
-    x = torch.where(alive, magnitudes / magnitudes[alive].mean(), 1.0)
+    x = _relative(magnitudes, alive)
     # Mean share of its group's largest magnitude that a column's weights have.
     k = weight.shape[1]
     largest = grouped.group_maxima(weight, group_size).repeat_interleave(group_size, dim=1)[:, :k]
     w = (weight.abs() / (largest + 1e-6)).mean(dim=0)
-    for exponent in exponents:
+    for exponent in _EXPONENTS:
         plain = x**exponent
         for kind in ("plain", "duo") if duo else ("plain",):
             if kind == "plain" and exponent == 0.0:
                 continue  # identity again
             scales = plain / (w ** (1 - exponent) + 1e-4) if kind == "duo" else plain
-            scales = scales.clamp(min=_SMALLEST_SCALE)
-            scales = scales / (scales[alive].max() * scales[alive].min()).sqrt()
-            yield Choice(kind, exponent), torch.where(alive, scales, 1.0)
+            yield Choice(kind, exponent), _centred(scales, alive)
+
+
+def _relative(magnitudes: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+    """Magnitudes over their mean, [k]; 1 for inputs that are not alive."""
+    return torch.where(alive, magnitudes / magnitudes[alive].mean(), 1.0)
+
+
+def _centred(scales: torch.Tensor, alive: torch.Tensor) -> torch.Tensor:
+    """Scales around 1, [k]; 1 for inputs that are not alive."""
+    scales = scales.clamp(min=_SMALLEST_SCALE)
+    scales = scales / (scales[alive].max() * scales[alive].min()).sqrt()
+    return torch.where(alive, scales, 1.0)
 
 
 def _shared_among_heads(
@@ -467,11 +278,11 @@ def _shared_among_heads(
     A row of the value matrix feeds ``repeats`` columns of the output matrix and can be divided by
     one number only.
     """
-    for choice, scales in candidates:
+    for choice, unshared in candidates:
         if repeats == 1 or choice.kind == "none":
-            yield choice, scales
+            yield choice, unshared
             continue
-        by_head = scales.reshape(kv_heads, repeats, head_size)
+        by_head = unshared.reshape(kv_heads, repeats, head_size)
         largest = by_head.amax(dim=1, keepdim=True)
         mean = by_head.log().mean(dim=1, keepdim=True).exp()
         for sharing, shared in (("max", largest), ("mean", mean)):
@@ -481,47 +292,30 @@ def _shared_among_heads(
 
 
 def _best(
-    candidates: Candidates,
-    output_error: Callable[[torch.Tensor, bool], float],
-    joint: bool,
-    finer: bool,
+    candidates: Candidates, output_error: Callable[[torch.Tensor, bool], float], joint: bool
 ) -> tuple[Choice, torch.Tensor]:
     """The candidate of the smallest mean square error of the output; the first one on a tie.
 
     Args:
-        candidates: Choices and scales [k] for given exponents; the very first is identity.
+        candidates: Choices and scales [k]; the very first is identity.
         output_error: The mean square error of the output for given scales, of clipped weights or
             not, or anything in proportion to it.
         joint: Whether the first and the best few are compared again with clipped weights.
-        finer: Whether exponents around the best one are tried in the end.
     """
-    numbers = itertools.count()
 
     def measured(scales: torch.Tensor, clipped: bool) -> float:
         error = output_error(scales, clipped)
         return error if math.isfinite(error) else math.inf
 
-    def tried(
-        exponents: tuple[float, ...], clipped: bool
-    ) -> list[tuple[float, int, Choice, torch.Tensor]]:
-        return [
-            (measured(scales, clipped), next(numbers), choice, scales)
-            for choice, scales in candidates(exponents)
-        ]
-
-    found = tried(_EXPONENTS, False)
-    first = found[0]
-    found.sort(key=lambda entry: entry[:2])
+    found = [
+        (measured(scales, False), number, choice, scales)
+        for number, (choice, scales) in enumerate(candidates)
+    ]
     if joint and len(found) > 1:
-        again = found[:_JOINT] + [entry for entry in found[_JOINT:] if entry[1] == 0]
+        again = sorted(found, key=lambda entry: entry[:2])
+        again = again[:_JOINT] + [entry for entry in again[_JOINT:] if entry[1] == 0]
         found = [(measured(entry[3], True), *entry[1:]) for entry in again]
-        first = next(entry for entry in found if entry[1] == 0)
-        found.sort(key=lambda entry: entry[:2])
-    for step in _FINER if finer else ():
-        middle = found[0][2].exponent
-        around = tuple(exponent for exponent in (middle - step, middle + step) if exponent > 0)
-        found += tried(around, joint)
-        found.sort(key=lambda entry: entry[:2])
-    error, _, choice, scales = found[0]
-    gain = 1 - error / first[0] if first[0] > 0 else 0.0
+    unscaled = next(error for error, number, *_ in found if number == 0)
+    error, _, choice, scales = min(found, key=lambda entry: entry[:2])
+    gain = 1 - error / unscaled if unscaled > 0 else 0.0
     return dataclasses.replace(choice, gain=gain), scales

@@ -66,6 +66,18 @@ class Quantised:
         )
 
 
+@dataclasses.dataclass(frozen=True)
+class Quantiser:
+    """Bits and group size of a matrix."""
+
+    bits: int
+    group_size: int
+
+    def round_trip(self, weight: torch.Tensor, limits: torch.Tensor | None = None) -> torch.Tensor:
+        """The weight after quantisation, float32 [n, k]."""
+        return round_trip(weight, self.bits, self.group_size, limits)
+
+
 def joined(parts: Sequence[Quantised]) -> Quantised:
     """One matrix of the rows of all parts."""
     return dataclasses.replace(

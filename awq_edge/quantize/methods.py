@@ -32,8 +32,6 @@ PARTS = (
     "duo",
     "values",
 )
-# Parts that are off, for they measured no better, and can be added.
-EXTRAS = ("exponents", "activations", "tokens")
 
 # Parts of the widest scale that are tried. Fewer levels gain from clipping more.
 _SHARES = {
@@ -71,18 +69,12 @@ class Plan:
     coupled: bool = False  # outputs make up for each other's errors
     duo: bool = False  # scales that weigh the weights' magnitudes too are tried beside plain ones
     values: bool = False  # values are scaled even where query heads share them
-    exponents: bool = False  # finer steps around the best exponent
-    activations: bool = False  # scales compared with inputs rounded as at run time
-    tokens: int = 1  # times as many, where scales are compared
     damping: float = DAMPING  # of Hessians; the same at every width
 
 
-def plan(
-    method: str, bits: int, without: tuple[str, ...] = (), extra: tuple[str, ...] = ()
-) -> Plan:
-    """What a method means at a width, some of its parts left out and some of ``EXTRAS`` added."""
+def plan(method: str, bits: int, without: tuple[str, ...] = ()) -> Plan:
+    """What a method means at a width, some of its parts left out."""
     whole = _plan(method, bits)
-    searched = whole.scales == "outputs" and "scales" not in without
     return dataclasses.replace(
         whole,
         scales="none" if "scales" in without else whole.scales,
@@ -95,9 +87,6 @@ def plan(
         coupled=whole.coupled and "gradients" not in without,
         duo=whole.duo and not {"scales", "duo"} & set(without),
         values=whole.values and not {"scales", "values"} & set(without),
-        exponents=searched and "exponents" in extra,
-        activations=searched and "activations" in extra,
-        tokens=4 if searched and "tokens" in extra else 1,
     )
 
 

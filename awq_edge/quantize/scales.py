@@ -1,8 +1,8 @@
-"""The scale search for matrices that are rounded with error compensation.
+"""Scales of a layer's inputs: what a search chose, and how they are folded into the layer.
 
-Owns the choice of one scale per input, folded into what comes before, as in ``awq.py``. What an
-input's error costs is not how large the input is, but what is left of it when the later inputs make
-up for the error: the pivots of the Hessian's factor say that, and no output is computed.
+Owns the legality of a fold: an input is divided by its scales through what may absorb them
+(``stages.py``), every matrix that reads it is multiplied by them, and the layer's function stays as
+it was, which is checked. Refuses to choose scales: ``awq.py`` and ``pivots.py`` do.
 """
 
 from __future__ import annotations
@@ -12,114 +12,93 @@ from collections.abc import Mapping
 
 import torch
 
-from awq_edge.quantize import awq, gptq, grouped
-from awq_edge.quantize.awq import Choice, Probe, Quantiser, Weights
-from awq_edge.quantize.calibration import Products
+from awq_edge.architecture import Architecture
+from awq_edge.errors import InternalError
+from awq_edge.quantize.probe import Probe, Weights
+from awq_edge.stages import Origin, Stage
 
-_COST_EXPONENTS = (0.0, 0.1, 0.2, 0.3, 0.4, 0.5, 0.6)
-_WEIGHT_EXPONENTS = (0.0, 0.25, 0.5, 0.75)
-_ROWS = 512  # looked at together; a sample of so many is enough to compare scales
+# A fold multiplies and divides in float32: what it changes is rounding, a few units in 2^-23.
+_TOLERANCE = 1e-4
 
 
-def search_and_fold(
-    probe: Probe, weights: Weights, quantisers: Mapping[str, Quantiser], damping: float
-) -> tuple[dict[str, Choice], dict[str, torch.Tensor]]:
-    """Finds and folds the scales of a layer's four groups of matrices.
+@dataclasses.dataclass(frozen=True)
+class Choice:
+    """What a scale search took for one stage."""
+
+    kind: str  # "none", "plain", "duo" or "pivots"
+    exponent: float
+    sharing: str = ""  # how query heads that share a value head agreed: "max" or "mean"
+    gain: float = 0.0  # share of the error without scaling that it removed
+    weight_exponent: float = 0.0  # of the weights' magnitudes, for "pivots"
+
+
+def heads_that_share(architecture: Architecture, stage: Stage) -> tuple[int, int, int] | None:
+    """Where inputs must share scales: key-value heads, query heads for each, and a head's size.
+
+    One row of values reaches every query head that shares the value head, and can be divided by
+    one number only. None where every input has a scale of its own.
+    """
+    a = architecture
+    if stage.origin is not Origin.ATTENTION:
+        return None
+    return a.kv_heads, a.heads // a.kv_heads, a.head_size
+
+
+def absorbed(architecture: Architecture, stage: Stage, scales: torch.Tensor) -> torch.Tensor:
+    """What the absorber's outputs are divided by, [n], for a stage's scales [k]."""
+    heads = heads_that_share(architecture, stage)
+    return scales if heads is None else scales.reshape(heads)[:, 0].reshape(-1)
+
+
+def divided_rows(probe: Probe, scales: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What :func:`fold_all` divides matrices' outputs by, [n] each, by "attn_v" and so on."""
+    return {
+        stage.absorber: absorbed(probe.architecture, stage, scales[stage.name])
+        for stage in probe.stages
+        if stage.absorber is not None and stage.absorber != stage.norm
+    }
+
+
+def fold(architecture: Architecture, stage: Stage, weights: Weights, scales: torch.Tensor) -> None:
+    """Divides a stage's input by ``scales`` [k] and multiplies its readers' columns by them."""
+    factors = absorbed(architecture, stage, scales)
+    weight = weights[f"{stage.absorber}.weight"]
+    weights[f"{stage.absorber}.weight"] = weight / (
+        factors if weight.dim() == 1 else factors[:, None]
+    )
+    if f"{stage.absorber}.bias" in weights:
+        weights[f"{stage.absorber}.bias"] = weights[f"{stage.absorber}.bias"] / factors
+    for name in stage.matrices:
+        weights[f"{name}.weight"] = weights[f"{name}.weight"] * scales
+
+
+def fold_all(probe: Probe, weights: Weights, scales: Mapping[str, torch.Tensor]) -> None:
+    """Folds the scales of a layer's stages, and checks after each that nothing changed.
 
     Args:
-        probe: Blocks whose float inputs stand for all.
-        weights: The layer's float weights; changed in place, its function is not.
-        quantisers: What each matrix will be rounded with, by its name.
-        damping: Of the Hessians, as when it is rounded.
-
-    Returns:
-        What was chosen, by the group's name, and what matrices' outputs were divided by, by theirs.
+        probe: Its first block is what the outputs are compared on.
+        weights: The layer's float weights; changed in place.
+        scales: [k] each, by the stage's name; equal for heads that share (:func:`heads_that_share`)
+            and 1 where nothing absorbs them.
 
     Raises:
         InternalError: A fold changed the layer's function.
     """
-    a = probe.architecture
-    inputs = awq.record_inputs(probe, weights)
-    repeats = a.heads // a.kv_heads
-
-    def found(
-        names: tuple[str, ...], heads: tuple[int, int] | None = None
-    ) -> tuple[Choice, torch.Tensor]:
-        costs = _costs(inputs.pop(awq.INPUT_OF[names[0]]), damping)
-        weight = torch.cat([weights[f"{name}.weight"] for name in names])
-        return search(weight, costs, quantisers[names[0]], heads)
-
-    qkv, qkv_scales = found(("attn_q", "attn_k", "attn_v"))
-    output, output_scales = found(("attn_output",), (a.kv_heads, repeats))
-    gate_up, gate_scales = found(("ffn_gate", "ffn_up"))
-    down, down_scales = found(("ffn_down",))
-    folded = {
-        "qkv": qkv_scales,
-        "output": output_scales,
-        "gate_up": gate_scales,
-        "down": down_scales,
-    }
-    awq.fold_all(probe, weights, folded)
-    choices = {"qkv": qkv, "output": output, "gate_up": gate_up, "down": down}
-    return choices, awq.output_factors(a, folded)
+    check = dataclasses.replace(probe, hidden=probe.hidden[:1])
+    before = check.change(weights)
+    for stage in probe.stages:
+        if stage.absorber is not None:
+            fold(probe.architecture, stage, weights, scales[stage.name])
+            check_fold(check, weights, before, stage.name)
 
 
-def _costs(x: torch.Tensor, damping: float) -> torch.Tensor:
-    """What a square error of each input costs, [k], for inputs [.., k]."""
-    products = Products(x.shape[-1], x.device)
-    products.add(x)
-    return gptq.conditional(products.means(), damping)
-
-
-def _relative_sizes(weight: torch.Tensor, group_size: int) -> torch.Tensor:
-    """Means over rows of each weight's share of its group's largest one, [k]."""
-    n, k = weight.shape
-    total = torch.zeros(k, device=weight.device)
-    for first in range(0, n, _ROWS):
-        rows = weight[first : first + _ROWS]
-        largest = grouped.group_maxima(rows, group_size) + 1e-6
-        largest = largest.repeat_interleave(group_size, dim=1)[:, :k]
-        total += (rows.abs() / largest).sum(dim=0)
-    return total / n
-
-
-def search(
-    weight: torch.Tensor,
-    costs: torch.Tensor,
-    quantiser: Quantiser,
-    heads: tuple[int, int] | None = None,
-) -> tuple[Choice, torch.Tensor]:
-    """The scales [k] of the smallest error, identity if none is better.
-
-    Args:
-        weight: The rows that read the input, float32 [n, k].
-        costs: What an error of each float input costs once the later ones have made up for it, [k].
-        quantiser: Bits and groups.
-        heads: Key-value heads, and query heads for each: their inputs then share scales.
-    """
-    n = len(weight)
-    size = _relative_sizes(weight, quantiser.group_size)
-    alive = size > 0
-    x = (costs / costs.mean()).sqrt()
-    sample = weight[torch.linspace(0, n - 1, min(n, _ROWS), device=weight.device).round().long()]
-    best = Choice("none", 0.0)
-    best_scales = torch.ones_like(x)
-    smallest = unscaled = torch.inf
-    for exponent in _COST_EXPONENTS:
-        for share in _WEIGHT_EXPONENTS:
-            scales = x**exponent / (size.clamp(min=1e-4) ** share)
-            if heads is not None:
-                by_head = scales.reshape(heads[0], heads[1], -1)
-                by_head = by_head.log().mean(dim=1, keepdim=True).exp().expand_as(by_head)
-                scales = by_head.reshape(-1)
-            scales = torch.where(alive, scales, 1.0)
-            scales = scales / (scales.max() * scales.min()).sqrt()
-            error = (quantiser.round_trip(sample * scales) / scales - sample).square()
-            total = float((error.sum(dim=0) * costs).sum())
-            if exponent == 0.0 and share == 0.0:
-                smallest = unscaled = total
-            elif total < smallest:
-                smallest, best_scales = total, scales
-                best = Choice("pivots", exponent, weight_exponent=share)
-    gain = 1 - smallest / unscaled if unscaled > 0 else 0.0
-    return dataclasses.replace(best, gain=gain), best_scales
+def check_fold(
+    probe: Probe, weights: Mapping[str, torch.Tensor], before: torch.Tensor, stage: str
+) -> None:
+    """Refuses to go on after a fold that changed the layer's float output."""
+    difference = float((probe.change(weights) - before).abs().max())
+    if not difference <= _TOLERANCE * float(before.abs().max()):
+        raise InternalError(
+            f"Folding the scales of the group {stage} changed the output of layer {probe.number} "
+            f"by {difference:g} where it reaches {float(before.abs().max()):g}."
+        )

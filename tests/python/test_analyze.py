@@ -8,7 +8,6 @@ from html.parser import HTMLParser
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
 
 torch = pytest.importorskip("torch")
@@ -17,14 +16,15 @@ pytest.importorskip("transformers")
 from checkpoints import assets, random_model, save  # noqa: E402  (after the checks above)
 from conftest import STORIES, Command  # noqa: E402
 
-from awq_edge import torch_decoder  # noqa: E402
+from awq_edge import stages, torch_decoder  # noqa: E402
 from awq_edge.analysis import calibration_runs, exponents, salient  # noqa: E402
-from awq_edge.analysis.subject import READERS, InputSums, Settings, Subject, divide_text  # noqa: E402
+from awq_edge.analysis.subject import Settings, Subject, divide_text  # noqa: E402
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
 from awq_edge.hf_tokenizer import read_tokenizer  # noqa: E402
 from awq_edge.perplexity import cut_chunks  # noqa: E402
 from awq_edge.quantize import grouped  # noqa: E402
+from awq_edge.quantize.awq import plain_scales  # noqa: E402
 
 TEXT = "the quick brown fox jumps over the lazy dog and runs away " * 60
 SETTINGS = Settings(
@@ -74,8 +74,8 @@ def inputs_of(subject: Subject) -> dict[tuple[int, str], torch.Tensor]:
             found[layer, name] = x.reshape(-1, x.shape[-1])
             return x @ weights[f"{name}.weight"].T
 
-        hidden = torch_decoder.decoder_layer(
-            subject.architecture, layer, weights, linear, hidden, positions
+        hidden = torch_decoder.Layer(subject.architecture, layer, weights, positions, linear).run(
+            hidden
         )
     return found
 
@@ -84,45 +84,47 @@ def test_sums_are_those_of_all_tokens(subject: Subject) -> None:
     inputs = inputs_of(subject)
     layers = dict(subject.layers())
     assert sorted(layers) == list(range(subject.architecture.layers))
-    for layer, sums in layers.items():
-        for name in READERS:
-            x = inputs[layer, name].double()
-            assert len(x) == subject.blocks.numel()
+    for layer, found in layers.items():
+        for stage in stages.stages(subject.architecture, layer):
+            x, seen = inputs[layer, stage.matrices[-1]].double(), found[stage.name]
+            assert len(x) == subject.blocks.numel() == seen.tokens
             torch.testing.assert_close(
-                sums[name].mean_absolute.double(), x.abs().mean(0), rtol=1e-4, atol=1e-6
+                seen.mean_absolute().double(), x.abs().mean(0), rtol=1e-4, atol=1e-6
             )
             torch.testing.assert_close(
-                sums[name].products.double(), x.T @ x / len(x), rtol=1e-3, atol=1e-4
+                seen.mean_products()[0].double(), x.T @ x / len(x), rtol=1e-3, atol=1e-4
             )
 
 
 def test_curves_are_errors_of_the_outputs(subject: Subject) -> None:
     inputs = inputs_of(subject)
-    sums = dict(subject.layers())[1]
+    found = dict(subject.layers())[1]
     weights = subject.layer(1)
-    for curve in exponents.layer_curves(subject, 1, sums):
-        x = inputs[1, curve.readers].double()
-        names = READERS[curve.readers]
+    curves = exponents.layer_curves(subject, 1, found)
+    described = stages.stages(subject.architecture, 1)
+    assert [curve.matrices for curve in curves] == [stage.matrices for stage in described]
+    for curve, stage in zip(curves, described):
+        x = inputs[1, curve.matrices[0]].double()
         for exponent, error in zip(exponents.EXPONENTS, curve.errors):
             if exponent not in (0.0, 0.5, 1.0):
                 continue
-            scales = exponents.scales_for(sums[curve.readers].mean_absolute, exponent)
+            scales = plain_scales(found[stage.name].mean_absolute(), exponent)
             difference = power = 0.0
-            for name in names:
+            for name in curve.matrices:
                 weight = weights[f"{name}.weight"]
                 rounded = grouped.round_trip(weight * scales, 3, 32) / scales
                 difference += float((x @ (rounded - weight).double().T).square().sum())
                 power += float((x @ weight.double().T).square().sum())
-            assert math.isclose(error, difference / power, rel_tol=1e-2), (curve.readers, exponent)
+            assert math.isclose(error, difference / power, rel_tol=1e-2), (curve.matrices, exponent)
 
 
 def test_exponent_zero_is_plain_rounding() -> None:
     magnitudes = torch.tensor([0.0, 0.1, 3.0, 40.0])
-    assert torch.equal(exponents.scales_for(magnitudes, 0.0), torch.ones(4))
-    one = exponents.scales_for(magnitudes, 1.0)
+    assert torch.equal(plain_scales(magnitudes, 0.0), torch.ones(4))
+    one = plain_scales(magnitudes, 1.0)
     assert one[0] == 1.0  # a channel that is always zero has no say
     assert math.isclose(float(one[1] * one[3]), 1.0, rel_tol=1e-6)
-    assert torch.equal(exponents.scales_for(torch.zeros(4), 0.7), torch.ones(4))
+    assert torch.equal(plain_scales(torch.zeros(4), 0.7), torch.ones(4))
 
 
 def test_channels_are_chosen_by_their_rule() -> None:
@@ -157,7 +159,7 @@ def test_kept_channels_are_fp16_and_the_rest_is_rounded(
 
     monkeypatch.setattr(subject, "perplexity", spy)
     magnitudes = {
-        layer: {name: sums.mean_absolute for name, sums in found.items()}
+        layer: {name: seen.mean_absolute() for name, seen in found.items()}
         for layer, found in subject.layers()
     }
     steps: list[int] = []
@@ -170,7 +172,7 @@ def test_kept_channels_are_fp16_and_the_rest_is_rounded(
     (row,) = [
         i for i, result in enumerate(results) if (result.rule, result.share) == ("activation", 0.03)
     ]
-    kept = magnitudes[2]["attn_q"].topk(2).indices
+    kept = magnitudes[2]["qkv"].topk(2).indices
     other = [column for column in range(72) if column not in kept.tolist()]
     assert torch.equal(seen[row][name][:, kept], weight[:, kept].half().float())
     assert torch.equal(seen[row][name][:, other], rounded[:, other])
@@ -338,7 +340,7 @@ def test_large_activations_matter_on_a_trained_model() -> None:
     )
     subject = Subject(source, tokenizer, settings, text, text)
     magnitudes = {
-        layer: {name: sums.mean_absolute for name, sums in found.items()}
+        layer: {name: seen.mean_absolute() for name, seen in found.items()}
         for layer, found in subject.layers()
     }
     found = {
@@ -347,8 +349,3 @@ def test_large_activations_matter_on_a_trained_model() -> None:
     }
     assert found["activation", 0.03] < found["random", 0.03]
     assert found["activation", 0.03] < found["none", 0.0]
-
-
-def test_sums_are_plain_records() -> None:
-    sums = InputSums(torch.ones(2), torch.eye(2))
-    assert np.isclose(exponents.output_error(torch.tensor([[3.0, 4.0]]), sums.products), 25.0)

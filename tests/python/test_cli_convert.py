@@ -47,8 +47,8 @@ def test_report_for_programs(command: Command, tmp_path: Path) -> None:
     assert boards["rpi4b"]["fits"] and boards["rpi4b"]["roofline"] > 100
 
 
-def test_parts_are_left_out_and_added(command: Command, tmp_path: Path) -> None:
-    parts = ("--without", "duo", "--without", "values", "--without", "clip", "--with", "exponents")
+def test_parts_are_left_out(command: Command, tmp_path: Path) -> None:
+    parts = ("--without", "duo", "--without", "values", "--without", "clip")
     result = command(
         "convert", EXAMPLE, "-o", tmp_path / "m", "--method", "awq", *QUICK, *parts, "--json", "-q"
     )
@@ -56,8 +56,6 @@ def test_parts_are_left_out_and_added(command: Command, tmp_path: Path) -> None:
     choices = [layer["choices"] for layer in json.loads(result.out)["layers"]]
     assert {choice["kind"] for layer in choices for choice in layer.values()} == {"none", "plain"}
     assert all(layer["output"]["kind"] == "none" for layer in choices)  # 4 heads, 2 of values
-    eightieths = [80 * choice["exponent"] for layer in choices for choice in layer.values()]
-    assert any(round(number) % 4 for number in eightieths)
 
 
 def test_existing_output_needs_force(command: Command, tmp_path: Path) -> None:
@@ -77,10 +75,8 @@ def test_existing_output_needs_force(command: Command, tmp_path: Path) -> None:
         ((EXAMPLE, "--group-size", 100), "32, 64 or 128"),
         ((EXAMPLE, "--method", "magic"), "magic"),
         ((EXAMPLE, "--calibration", "/no/such/text"), "/no/such/text"),
-        ((EXAMPLE, "--method", "awq", "--with", "magic"), "'magic' is no part of a method"),
-        ((EXAMPLE, "--method", "awq", "--with", "duo"), "is on unless it is left out"),
-        ((EXAMPLE, "--with", "exponents"), "The method auto has no part 'exponents'"),
-        ((EXAMPLE, "--method", "awq", "--without", "tokens"), "is off unless it is added"),
+        ((EXAMPLE, "--method", "awq", "--without", "magic"), "'magic' is no part of a method"),
+        ((EXAMPLE, "--without", "duo"), "The method auto has no part 'duo' at 4 bits"),
     ],
 )
 def test_failures(

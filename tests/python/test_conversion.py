@@ -19,7 +19,7 @@ pytest.importorskip("gguf")
 import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from awq_edge import layouts, model_file, torch_decoder  # noqa: E402
+from awq_edge import layouts, model_file, stages, torch_decoder  # noqa: E402
 from awq_edge.conversion import Events, Options, Report, convert  # noqa: E402
 from awq_edge.conversion.work_directory import WorkDirectory  # noqa: E402
 from awq_edge.errors import (  # noqa: E402
@@ -30,7 +30,7 @@ from awq_edge.errors import (  # noqa: E402
     UnsupportedError,
 )
 from awq_edge.float_model import open_float_model  # noqa: E402
-from awq_edge.quantize import coupling, scales  # noqa: E402
+from awq_edge.quantize import coupling, pivots  # noqa: E402
 
 QUICK = dict(samples=6, sequence_length=24, group_size=32)
 
@@ -253,7 +253,7 @@ def test_outputs_are_weighed_by_their_own_gradients(
     seen: list[tuple[torch.Tensor, torch.Tensor]] = []
     store, search, quantise = (
         WorkDirectory.store_moments,
-        scales.search_and_fold,
+        pivots.search_and_fold,
         coupling.quantise,
     )
 
@@ -271,17 +271,17 @@ def test_outputs_are_weighed_by_their_own_gradients(
         return quantise(weights, hessian, moments, *rest)
 
     monkeypatch.setattr(WorkDirectory, "store_moments", storing)
-    monkeypatch.setattr(scales, "search_and_fold", searching)
+    monkeypatch.setattr(pivots, "search_and_fold", searching)
     monkeypatch.setattr(coupling, "quantise", quantising)
     directory = checkpoint()
     convert(str(directory), tmp_path / "m", Options(calibration=text, **QUICK))
-    layers = open_float_model(str(directory)).architecture.layers
+    architecture = open_float_model(str(directory)).architecture
+    layers = architecture.layers
     assert len(stored) == len(seen) == 7 * layers
     assert len(divided) == layers
     assert any(not bool((factors == 1).all()) for layer in divided for factors in layer.values())
-    for (weight, moments), (layer, name) in zip(
-        seen, [(layer, name) for layer in range(layers) for name in torch_decoder.LINEARS]
-    ):
+    matrices = [(n, name) for n in range(layers) for name in stages.matrices(architecture, n)]
+    for (weight, moments), (layer, name) in zip(seen, matrices):
         wanted = stored[layer, name][0]
         assert len(wanted) == len(weight)
         if name in divided[layer]:

@@ -19,9 +19,9 @@ import checkpoints  # noqa: E402  (after the checks for the packages of the extr
 from conftest import ROOT  # noqa: E402
 
 from awq_edge import conversion  # noqa: E402
+from awq_edge.calibration.distributed import Processes  # noqa: E402
 from awq_edge.conversion import LayerReport  # noqa: E402
 from awq_edge.conversion.work_directory import WorkDirectory  # noqa: E402
-from awq_edge.quantize.distributed import Processes  # noqa: E402
 
 
 @pytest.mark.parametrize("count", [1, 2, 3, 5, 8])
@@ -134,7 +134,7 @@ def test_interrupted_work_of_several_processes_leaves_nothing(
 
     checkpoints.save(checkpoints.random_model("llama"), tmp_path / "checkpoint")
     two = contextlib.nullcontext(Processes(rank=0, count=2))
-    monkeypatch.setattr("awq_edge.quantize.distributed.joined", lambda device: two)
+    monkeypatch.setattr("awq_edge.calibration.distributed.joined", lambda device: two)
     monkeypatch.setattr("awq_edge.conversion.pipeline.Walk", Stopped)
     with pytest.raises(KeyboardInterrupt):
         conversion.convert(

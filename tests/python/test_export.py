@@ -19,7 +19,7 @@ from checkpoints import FAMILIES, LLAMA3_ROPE, assets, random_model, save  # noq
 from conftest import BAD_FILES, STORIES, Command  # noqa: E402
 from safetensors.torch import load_file  # noqa: E402
 
-from awq_edge import conversion, layouts, torch_decoder  # noqa: E402
+from awq_edge import conversion, layouts, stages, torch_decoder  # noqa: E402
 from awq_edge.architecture import Architecture  # noqa: E402
 from awq_edge.checkpoints import open_checkpoint  # noqa: E402
 from awq_edge.errors import InvalidArgumentError, UnsupportedError  # noqa: E402
@@ -261,7 +261,7 @@ def test_llama_cpp_reads_texts_like_the_tokenizer(name: str, tmp_path: Path) -> 
     path = tmp_path / "stock.gguf"
 
     def zeros(name: str) -> np.ndarray:
-        return np.zeros(torch_decoder.tensor_shape(architecture, name), np.float32)
+        return np.zeros(stages.tensor_shape(architecture, name), np.float32)
 
     write_gguf(path, architecture, stored.to_metadata(), zeros)
     model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)

@@ -11,12 +11,13 @@ torch = pytest.importorskip("torch")
 
 import checkpoints  # noqa: E402
 
-from awq_edge import torch_decoder  # noqa: E402
+from awq_edge import stages  # noqa: E402
+from awq_edge.calibration import gradients  # noqa: E402
+from awq_edge.calibration.distributed import Processes  # noqa: E402
+from awq_edge.calibration.hidden_states import HiddenStates  # noqa: E402
 from awq_edge.float_model import FloatModel, open_float_model  # noqa: E402
-from awq_edge.quantize import coupling, gradients  # noqa: E402
-from awq_edge.quantize.distributed import Processes  # noqa: E402
-from awq_edge.quantize.hidden_states import HiddenStates  # noqa: E402
-from awq_edge.torch_decoder import LINEARS, Positions  # noqa: E402
+from awq_edge.quantize import coupling  # noqa: E402
+from awq_edge.torch_decoder import Layer, Positions  # noqa: E402
 
 TOKENS = torch.tensor([[1, 5, 9, 2, 60, 33], [1, 44, 3, 3, 17, 8], [1, 90, 7, 21, 2, 2]])
 NUMBERS = [4, 9, 11]
@@ -72,8 +73,8 @@ def expected(source: FloatModel) -> dict[str, torch.Tensor]:
                 y.register_hook(hear)
                 return y
 
-            hidden = torch_decoder.decoder_layer(a, layer, weights, linear, hidden, positions)
-        hidden = torch_decoder.rms_norm(hidden, source("output_norm.weight"), a.norm_epsilon)
+            hidden = Layer(a, layer, weights, positions, linear).run(hidden)
+        hidden = source.final_norm()(hidden)
         head = "token_embd.weight" if a.tied_head else "output.weight"
         logits = torch.nn.functional.linear(hidden, source(head))
         generator = torch.Generator().manual_seed(number)
@@ -95,7 +96,7 @@ def test_moments_are_those_of_a_backward_pass_through_the_model(
     actual = measured(source, tmp_path)
     wanted = expected(source)
     assert actual.keys() == wanted.keys()
-    assert {name.split(".")[2] for name in actual} == set(LINEARS)
+    assert {name.split(".")[2] for name in actual} == set(stages.matrices(source.architecture, 0))
     for name, moments in wanted.items():
         n = len(moments)
         assert coupling.runs(n) == (1, n)

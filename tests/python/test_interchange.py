@@ -375,7 +375,6 @@ def test_the_command_imports_and_exports_again(command: Command, tmp_path: Path)
         (("{float}", "-o", "{new}", "--export", "hf-awq", "{new}2", "--size", "1MB"), "--size"),
         (("--from-awq", "{quantised}", "-o", "{new}", "--bits", "3"), "--bits means nothing"),
         (("--from-awq", "{quantised}", "-o", "{new}", "--size", "4MB"), "--size means nothing"),
-        (("--from-awq", "{quantised}", "-o", "{new}", "--with", "tokens"), "--with means nothing"),
         (("{float}", "-o", "{new}", "--size", "4MB", "--bits", "4"), "--bits means nothing"),
         (
             ("{float}", "-o", "{new}", "--size", "4M", "--head-bits", "4"),

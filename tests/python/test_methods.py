@@ -14,10 +14,10 @@ pytest.importorskip("gguf")
 import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
 
 from awq_edge import model_file, torch_decoder  # noqa: E402
-from awq_edge.conversion import Options, Report, convert, walk  # noqa: E402
+from awq_edge.conversion import Options, Report, convert  # noqa: E402
 from awq_edge.errors import InvalidArgumentError  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
-from awq_edge.quantize import awq, methods  # noqa: E402
+from awq_edge.quantize import methods  # noqa: E402
 
 CALIBRATED = [method for method in methods.METHODS if method != "rtn"]
 
@@ -95,9 +95,8 @@ def test_a_part_can_be_left_out(part: str) -> None:
 def test_what_rests_on_a_part_goes_with_it() -> None:
     without_clip = methods.plan("awq", 4, ("clip",))
     assert not (without_clip.clipped or without_clip.joint or without_clip.apart)
-    without_scales = methods.plan("awq", 4, ("scales",), methods.EXTRAS)
+    without_scales = methods.plan("awq", 4, ("scales",))
     assert not (without_scales.joint or without_scales.duo or without_scales.values)
-    assert without_scales == methods.plan("awq", 4, ("scales",))
 
 
 def test_unknown_names_are_refused() -> None:
@@ -105,45 +104,3 @@ def test_unknown_names_are_refused() -> None:
         Options(method="best")
     with pytest.raises(InvalidArgumentError, match="no part of a method"):
         Options(without=("everything",))
-    with pytest.raises(InvalidArgumentError, match="no part of a method"):
-        Options(method="awq", extra=("everything",))
-
-
-@pytest.mark.parametrize("part", methods.EXTRAS)
-@pytest.mark.parametrize("method", methods.METHODS)
-def test_a_part_can_be_added_where_scales_are_compared_by_outputs(method: str, part: str) -> None:
-    if method in ("awq", "awq+gptq"):
-        Options(method=method, extra=(part,))
-        assert methods.plan(method, 4, (), (part,)) != methods.plan(method, 4)
-        with pytest.raises(InvalidArgumentError, match=f"'{part}' does nothing without scales"):
-            Options(method=method, without=("scales",), extra=(part,))
-    else:
-        with pytest.raises(InvalidArgumentError) as refusal:
-            Options(method=method, extra=(part,))
-        assert str(refusal.value) == f"The method {method} has no part {part!r}."
-    with pytest.raises(InvalidArgumentError, match="off unless it is added"):
-        Options(method=method, without=(part,))
-
-
-@pytest.mark.parametrize("without", [(), ("duo",)])
-def test_a_part_that_is_on_is_not_added(without: tuple[str, ...]) -> None:
-    with pytest.raises(InvalidArgumentError, match="'duo' of the method awq is on unless"):
-        Options(method="awq", without=without, extra=("duo",))
-    with pytest.raises(InvalidArgumentError, match="The method gptq has no part 'duo'"):
-        Options(method="gptq", without=without, extra=("duo",))
-
-
-def test_scales_are_compared_on_more_tokens(
-    tmp_path: Path, checkpoint: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    monkeypatch.setattr(walk, "_PROBE_TOKENS", 2 * 48)
-    search, blocks = awq.search_scales, []
-
-    def counting(probe: awq.Probe, *arguments: Any) -> dict[str, awq.Choice]:
-        blocks.append(len(probe.hidden))
-        return search(probe, *arguments)
-
-    monkeypatch.setattr(awq, "search_scales", counting)
-    converted(checkpoint, tmp_path / "few", "awq", 4)
-    converted(checkpoint, tmp_path / "more", "awq", 4, extra=("tokens",))
-    assert blocks == 3 * [2] + 3 * [8]  # layers

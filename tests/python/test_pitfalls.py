@@ -21,17 +21,23 @@ pytest.importorskip("tokenizers")
 pytest.importorskip("gguf")
 
 import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
-from test_awq import architecture, probe_of, random_weights  # noqa: E402
+from decoder_layers import architecture, probe_of, random_weights  # noqa: E402
 
-from awq_edge import torch_decoder  # noqa: E402
+from awq_edge import stages, torch_decoder  # noqa: E402
+from awq_edge.calibration.distributed import Processes  # noqa: E402
+from awq_edge.calibration.hidden_states import HiddenStates  # noqa: E402
+from awq_edge.calibration.layer_states import LayerStates  # noqa: E402
+from awq_edge.calibration.staged import StagedLayer  # noqa: E402
 from awq_edge.conversion import Options, convert  # noqa: E402
 from awq_edge.errors import UnsupportedError  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
 from awq_edge.model_file import read_dequantised  # noqa: E402
-from awq_edge.quantize import awq, calibration, gptq, grids, scales, staged  # noqa: E402
-from awq_edge.quantize.calibration import Products  # noqa: E402
-from awq_edge.quantize.distributed import Processes  # noqa: E402
-from awq_edge.quantize.hidden_states import HiddenStates  # noqa: E402
+from awq_edge.quantize import gptq, grids, pivots  # noqa: E402
+from awq_edge.quantize.grouped import Quantiser  # noqa: E402
+from awq_edge.quantize.probe import Probe  # noqa: E402
+from awq_edge.quantize.statistics import Products  # noqa: E402
+from awq_edge.stages import Origin, Stage, input_width  # noqa: E402
+from awq_edge.torch_decoder import Layer  # noqa: E402
 
 
 @pytest.mark.parametrize("sign", [1.0, -1.0])
@@ -52,12 +58,12 @@ def test_value_to_output_fold_under_grouped_query_attention(repeats: int) -> Non
     a = architecture(heads=2 * repeats, kv_heads=2)
     weights = random_weights(a)
     probe = probe_of(a)
-    before = awq.layer_output(probe, weights)
-    quantisers = dict.fromkeys(torch_decoder.LINEARS, awq.Quantiser(3, 32))
+    before = probe.change(weights)
+    quantisers = dict.fromkeys(stages.matrices(a, 0), Quantiser(3, 32))
     original = weights["attn_output.weight"].clone()
-    scales.search_and_fold(probe, weights, quantisers, 0.1)
+    pivots.search_and_fold(probe, weights, quantisers, 0.1)
     assert not torch.equal(weights["attn_output.weight"], original)
-    torch.testing.assert_close(awq.layer_output(probe, weights), before, rtol=1e-3, atol=1e-3)
+    torch.testing.assert_close(probe.change(weights), before, rtol=1e-3, atol=1e-3)
 
 
 def test_probe_gets_what_the_matrix_reads() -> None:
@@ -71,12 +77,14 @@ def test_probe_gets_what_the_matrix_reads() -> None:
         seen[name] = x
         return plain(name, x)
 
-    torch_decoder.decoder_layer(a, 0, weights, recording, probe.hidden, probe.positions)
+    probe.layer(weights, recording).run(probe.hidden)
     squares = probe.hidden.pow(2).mean(-1, keepdim=True)
     normed = probe.hidden / (squares + a.norm_epsilon).sqrt() * weights["attn_norm.weight"]
     torch.testing.assert_close(seen["attn_q"], normed)
-    for name, x in awq.record_inputs(probe, weights).items():
-        assert torch.equal(x.reshape(-1, x.shape[-1]), seen[name].reshape(-1, x.shape[-1]))
+    inputs = probe.inputs(weights)
+    for stage in probe.stages:
+        for name in stage.matrices:
+            assert torch.equal(inputs[stage.name], seen[name])
 
 
 def test_each_stage_sees_what_the_rounded_matrices_before_it_give(tmp_path: Path) -> None:
@@ -86,22 +94,29 @@ def test_each_stage_sees_what_the_rounded_matrices_before_it_give(tmp_path: Path
     floats = dict(weights)
     seen: dict[str, torch.Tensor] = {}
 
-    def round_matrices(names: tuple[str, ...], products: torch.Tensor) -> dict[str, torch.Tensor]:
-        seen[names[0]] = products
-        return {
-            f"{name}.weight": awq.Quantiser(2, 32).round_trip(floats[f"{name}.weight"])
-            for name in names
-        }
+    def round_matrices(stage: Stage, products: torch.Tensor) -> None:
+        for name in stage.matrices:
+            seen[name] = products
+            rounded = Quantiser(2, 32).round_trip(floats[f"{name}.weight"])
+            weights[f"{name}.weight"] = rounded
 
-    layer = staged.StagedLayer(a, 0, weights, probe.positions, round_matrices, Processes().means)
-    widths = (a.hidden_size, a.heads * a.head_size, a.feed_forward_size, a.hidden_size)
-    states = [
-        HiddenStates(tmp_path / str(place), (*hidden.shape[:2], width), torch.device("cpu"))
-        for place, width in enumerate(widths)
-    ]
-    states[0].write(slice(0, 3), hidden)
-    layer.run(*states, {0: [slice(0, 2)], 1: [slice(2, 3)]})
-    hidden = states[3].read(slice(0, 3))
+    def place(name: str, width: int) -> HiddenStates:
+        return HiddenStates(tmp_path / name, (*hidden.shape[:2], width), torch.device("cpu"))
+
+    walked = Layer(a, 0, weights, probe.positions)
+    kept = {
+        stage.name: place(stage.name, input_width(a, stage))
+        for stage in walked.stages
+        if stage.origin is not Origin.STREAM
+    }
+    before, after = place("before", a.hidden_size), place("after", a.hidden_size)
+    before.write(slice(0, 3), hidden)
+    states, segments = (
+        LayerStates(walked, before, after, kept),
+        {0: [slice(0, 2)], 1: [slice(2, 3)]},
+    )
+    StagedLayer(states, segments, round_matrices, Processes().means).run()
+    hidden = after.read(slice(0, 3))
 
     inputs = {}
     plain = torch_decoder.plain_linear(weights)  # rounded by now
@@ -110,8 +125,9 @@ def test_each_stage_sees_what_the_rounded_matrices_before_it_give(tmp_path: Path
         inputs[name] = x.reshape(-1, x.shape[-1]).double()
         return plain(name, x)
 
-    after = torch_decoder.decoder_layer(a, 0, weights, recording, probe.hidden, probe.positions)
-    torch.testing.assert_close(hidden, after, rtol=1e-4, atol=1e-4)
+    exact = probe.layer(weights, recording).run(probe.hidden)
+    torch.testing.assert_close(hidden, exact, rtol=1e-4, atol=1e-4)
+    assert seen.keys() == inputs.keys()
     for name, products in seen.items():
         x = inputs[name]
         torch.testing.assert_close(products, x.T @ x / len(x), rtol=1e-4, atol=1e-5)
@@ -127,26 +143,9 @@ def test_statistics_in_float32_survive_dead_and_extreme_channels(size: float) ->
     products = Products(64, torch.device("cpu"))
     products.add(x)
     hessian = gptq.Hessian.of(products.means())
-    choice, found = scales.search(weight, hessian.conditional(), awq.Quantiser(3, 32))
+    choice, found = pivots.search(weight, hessian.conditional(), Quantiser(3, 32))
     assert bool(torch.isfinite(found).all() and (found > 0).all()), choice
     assert bool(torch.isfinite(hessian.conditional()).all())
-
-
-@pytest.mark.parametrize("strip", [16, 40])
-def test_products_of_parts_are_those_of_the_whole(
-    monkeypatch: pytest.MonkeyPatch, strip: int
-) -> None:
-    """Batches of unequal length: none is dropped and none counts twice."""
-    monkeypatch.setattr(calibration, "_STRIP_ROWS", strip)
-    x = torch.randn(50, 40)
-    parts, last = Products(40, torch.device("cpu")), Products(40, torch.device("cpu"))
-    parts.add(x[:7])
-    parts.add(x[7:8])
-    last.add(x[8:])
-    parts.join(last)
-    assert parts.tokens == 50
-    exact = x.T.double() @ x.double() / 50
-    torch.testing.assert_close(parts.means(), exact, rtol=1e-5, atol=1e-6)
 
 
 def test_packed_values_are_those_that_the_next_layer_was_calibrated_on(tmp_path: Path) -> None:
@@ -154,19 +153,22 @@ def test_packed_values_are_those_that_the_next_layer_was_calibrated_on(tmp_path:
     directory = checkpoints.save(checkpoints.random_model("llama"), tmp_path / "checkpoint")
     checkpoints.save_tokenizer(directory)
     options = Options(bits=3, group_size=32, samples=8, sequence_length=32)
-    kept: list[awq.Weights] = []
-    original = awq.layer_output
+    kept: list[dict[str, torch.Tensor]] = []
+    original = Probe.change
 
-    def keeping(probe: awq.Probe, weights: awq.Weights) -> torch.Tensor:
+    def keeping(
+        probe: Probe, weights: dict[str, torch.Tensor], *linear: torch_decoder.Linear
+    ) -> torch.Tensor:
         kept.append(dict(weights))
-        return original(probe, weights)
+        return original(probe, weights, *linear)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(awq, "layer_output", keeping)
+        patch.setattr(Probe, "change", keeping)
         convert(str(directory), tmp_path / "m", options)
     packed = read_dequantised(tmp_path / "m").tensors
-    last = open_float_model(str(directory)).architecture.layers - 1
-    for name in torch_decoder.LINEARS:
+    architecture = open_float_model(str(directory)).architecture
+    last = architecture.layers - 1
+    for name in stages.matrices(architecture, last):
         stored = torch.from_numpy(packed[f"blk.{last}.{name}.weight"])
         assert torch.equal(stored, kept[-1][f"{name}.weight"])
 

@@ -8,14 +8,20 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from test_awq import architecture, probe_of, random_weights  # noqa: E402  (after the check)
+from decoder_layers import architecture, probe_of, random_weights  # noqa: E402  (after the check)
 
-from awq_edge import torch_decoder  # noqa: E402
-from awq_edge.quantize import awq, gptq, staged  # noqa: E402
-from awq_edge.quantize.calibration import Products  # noqa: E402
-from awq_edge.quantize.distributed import Processes  # noqa: E402
-from awq_edge.quantize.hidden_states import HiddenStates  # noqa: E402
-from awq_edge.quantize.propagation import FloatBlocks, Propagation, States  # noqa: E402
+from awq_edge import stages  # noqa: E402
+from awq_edge.calibration.distributed import Processes  # noqa: E402
+from awq_edge.calibration.hidden_states import HiddenStates  # noqa: E402
+from awq_edge.calibration.layer_states import LayerStates  # noqa: E402
+from awq_edge.calibration.propagation import FloatBlocks, Propagation  # noqa: E402
+from awq_edge.calibration.staged import StagedLayer  # noqa: E402
+from awq_edge.quantize import gptq  # noqa: E402
+from awq_edge.quantize.grouped import Quantiser  # noqa: E402
+from awq_edge.quantize.probe import Weights  # noqa: E402
+from awq_edge.quantize.statistics import Products  # noqa: E402
+from awq_edge.stages import Stage  # noqa: E402
+from awq_edge.torch_decoder import Layer  # noqa: E402
 
 CPU = torch.device("cpu")
 
@@ -66,47 +72,33 @@ def test_targets_are_half_of_the_least_squares_correction(tmp_path: Path, in_mem
     gated = states("gated", 8, a.feed_forward_size)
     before.write(slice(0, 5), disturbed)
     before.write(slice(5, 8), exact)
-    corrections = Propagation(
-        a, 0, weights, probe.positions, blocks, States(before, mixed, gated, after), Processes()
-    )
-    targets: awq.Weights = {}
+    layer = Layer(a, 0, weights, probe.positions)
+    states_of_layer = LayerStates(layer, before, after, {"output": mixed, "down": gated})
+    corrections = Propagation(states_of_layer, blocks, Processes())
+    targets: Weights = {}
     hessians: dict[str, gptq.Hessian] = {}
 
-    def round_matrices(names: tuple[str, ...], products: torch.Tensor) -> awq.Weights:
+    def round_matrices(stage: Stage, products: torch.Tensor) -> None:
         hessian = gptq.Hessian.of(products)
-        stage = {f"{name}.weight": weights[f"{name}.weight"] for name in names}
         found = corrections.targets(stage, hessian)
         targets.update(found)
-        hessians.update({name: hessian for name in names})
-        return {name: awq.Quantiser(3, 32).round_trip(target) for name, target in found.items()}
+        hessians.update({name: hessian for name in stage.matrices})
+        for name, target in found.items():
+            weights[name] = Quantiser(3, 32).round_trip(target)
 
     def means(parts: object, empty: Products) -> torch.Tensor:
         return Processes().means(parts, empty)  # type: ignore[arg-type]
 
-    layer = staged.StagedLayer(
-        a, 0, weights, probe.positions, round_matrices, means, corrections.take
-    )
-    layer.run(before, mixed, gated, after, {0: [slice(0, 2)], 1: [slice(2, 3), slice(3, 5)]})
+    segments = {0: [slice(0, 2)], 1: [slice(2, 3), slice(3, 5)]}
+    StagedLayer(states_of_layer, segments, round_matrices, means, corrections.take).run()
 
-    def walked(tensors: awq.Weights, hidden: torch.Tensor) -> tuple[awq.Weights, torch.Tensor]:
-        seen: awq.Weights = {}
-        plain = torch_decoder.plain_linear(tensors)
-
-        def recording(name: str, x: torch.Tensor) -> torch.Tensor:
-            seen[name] = x.flatten(0, 1)
-            return plain(name, x)
-
-        attended = torch_decoder.attention(
-            a,
-            0,
-            tensors,
-            recording,
-            torch_decoder.rms_norm(hidden, tensors["attn_norm.weight"], a.norm_epsilon),
-            probe.positions,
-        )
-        seen["stream"] = (hidden + attended).flatten(0, 1)
-        after = torch_decoder.decoder_layer(a, 0, tensors, recording, hidden, probe.positions)
-        return seen, after
+    def walked(tensors: Weights, hidden: torch.Tensor) -> tuple[Weights, torch.Tensor]:
+        seen: Weights = {}
+        walked_layer = Layer(a, 0, tensors, probe.positions)
+        for step in walked_layer.steps(hidden):
+            seen.update({name: step.x.flatten(0, 1) for name in step.stage.matrices})
+        seen["stream"] = step.stream.flatten(0, 1)  # what the last stage adds to
+        return seen, step.stream_after()
 
     wanted, output = walked(floats, exact)
     read, _ = walked(weights, disturbed[::2])
@@ -115,7 +107,7 @@ def test_targets_are_half_of_the_least_squares_correction(tmp_path: Path, in_mem
         "attn_output": (exact - disturbed[::2]).flatten(0, 1),
         "ffn_down": wanted["stream"] - read["stream"],
     }
-    for name in torch_decoder.LINEARS:
+    for name in stages.matrices(a, 0):
         weight = floats[f"{name}.weight"]
         lost = (wanted[name] - read[name]) @ weight.T + drifts.get(name, 0.0)
         damped = hessians[name].matrix.double()

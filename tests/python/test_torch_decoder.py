@@ -12,7 +12,7 @@ transformers = pytest.importorskip("transformers")
 
 import checkpoints  # noqa: E402  (after the checks that torch and transformers are there)
 
-from awq_edge import torch_decoder  # noqa: E402
+from awq_edge import stages, torch_decoder  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
 
 
@@ -118,7 +118,7 @@ def test_activation_rounding_reaches_every_matrix(tmp_path: Path) -> None:
     architecture = weights.architecture
     tokens = torch.arange(20).reshape(1, 20)
     exact = torch_decoder.logits(weights, architecture, tokens)
-    groups = {f"blk.{i}.{n}.weight": 32 for i in range(3) for n in torch_decoder.LINEARS}
+    groups = {f"blk.{i}.{n}.weight": 32 for i in range(3) for n in stages.matrices(architecture, i)}
     groups["output.weight"] = 32
     by_name = torch_decoder.logits(weights, architecture, tokens, groups)
     assert torch.equal(by_name, torch_decoder.logits(weights, architecture, tokens, 32))

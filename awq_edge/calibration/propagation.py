@@ -14,34 +14,21 @@ in the same ``HiddenStates``, so that an interrupted conversion finds them again
 
 from __future__ import annotations
 
-import dataclasses
-from collections.abc import Mapping
 from typing import TypeVar
 
 import torch
 
 from awq_edge import torch_decoder
-from awq_edge.architecture import Architecture
-from awq_edge.quantize.distributed import Processes
+from awq_edge.calibration.distributed import Processes
+from awq_edge.calibration.layer_states import LayerStates
 from awq_edge.quantize.gptq import Hessian
-from awq_edge.quantize.hidden_states import HiddenStates
-from awq_edge.torch_decoder import Linear, Positions
+from awq_edge.stages import Stage, fed_by
 
 _SHARE = 0.5  # of the correction
 _EVERY = 2  # blocks: half of the tokens tell as much of the correction as all of them
 _ROWS = 1024  # of a matrix, corrected at once: bounds the memory
 
 Key = TypeVar("Key")
-
-
-@dataclasses.dataclass(frozen=True)
-class States:
-    """Hidden states of one layer, float ones behind the others."""
-
-    before: HiddenStates  # [b, t, hidden], the layer's input
-    mixed: HiddenStates  # [b, t, heads * head size], what the output matrix reads
-    gated: HiddenStates  # [b, t, feed-forward], what the down matrix reads
-    after: HiddenStates  # [b, t, hidden], between the layer's parts, in the end its output
 
 
 class FloatBlocks:
@@ -69,46 +56,28 @@ class FloatBlocks:
 class Propagation:
     """The float stream through one layer, and the corrections of its matrices."""
 
-    def __init__(
-        self,
-        architecture: Architecture,
-        layer: int,
-        weights: Mapping[str, torch.Tensor],
-        positions: Positions,
-        blocks: FloatBlocks,
-        states: States,
-        processes: Processes,
-    ) -> None:
-        """Takes the layer; a stage's matrices are float ones until its targets have been asked for.
+    def __init__(self, states: LayerStates, blocks: FloatBlocks, processes: Processes) -> None:
+        """Takes a layer; a stage's matrices are float ones until its targets have been asked for.
 
         Args:
-            architecture: The decoder.
-            layer: Which one.
-            weights: Its tensors; what is replaced in them is used from then on.
-            positions: Rotations.
+            states: The layer and its states, float ones behind the others.
             blocks: Which blocks have float states.
-            states: Where the layer's states lie.
             processes: Those that share the blocks.
         """
-        self._architecture = architecture
-        self._layer = layer
-        self._weights = weights
-        self._positions = positions
-        self._blocks = blocks
         self._states = states
+        self._blocks = blocks
         self._processes = processes
-        self._linear = torch_decoder.plain_linear(weights)
         self._segment = -1
         # The segment's sums: "tokens"; "lost", of lost output and input, [n, k], for matrices that
         # add to the stream; "missing", of missing and actual input, [k, k], for all others.
         self._open: dict[str, torch.Tensor] = {}
         self._closed: dict[str, dict[int, torch.Tensor]] = {}  # the same, by segment too
 
-    def take(self, names: tuple[str, ...], segment: int, batch: slice, x: torch.Tensor) -> None:
+    def take(self, stage: Stage, segment: int, batch: slice, x: torch.Tensor) -> None:
         """Takes what a stage's matrices read, and moves the float stream on.
 
         Args:
-            names: The matrices.
+            stage: Which one.
             segment: Whose sums the batch belongs to; a segment's batches follow each other.
             batch: Blocks.
             x: float32 [b, t, k], what the matrices read for them.
@@ -119,37 +88,40 @@ class Propagation:
         if segment != self._segment:
             self._close()
             self._segment = segment
-        drift = self._drift(names[0], at, batch, inside)
-        exact = self._advance(names[0], at)
+        states = self._states
+        if stage.adds:  # how far the states that it adds to are from the float ones
+            drift = states.stream(stage, at) - states.stream(stage, batch)[inside]
+        exact = self._advance(stage, at)
         x = x[inside].flatten(0, 1)
         missing = exact.flatten(0, 1) - x
-        if drift is None:
-            self._add(self._open, "missing", torch_decoder.multiply(missing.T, x.T, None))
-        else:
-            (name,) = names
-            lost = torch_decoder.multiply(missing, self._weights[f"{name}.weight"], None)
+        if stage.adds:
+            weight = states.layer.weights[f"{stage.matrices[0]}.weight"]
+            lost = torch_decoder.multiply(missing, weight, None)
             lost += drift.flatten(0, 1)
             self._add(self._open, "lost", torch_decoder.multiply(lost.T, x.T, None))
+        else:
+            self._add(self._open, "missing", torch_decoder.multiply(missing.T, x.T, None))
         tokens = torch.full((1,), len(x), dtype=torch.float64, device=x.device)
         self._add(self._open, "tokens", tokens)
 
-    def targets(
-        self, weights: Mapping[str, torch.Tensor], hessian: Hessian
-    ) -> dict[str, torch.Tensor]:
+    def targets(self, stage: Stage, hessian: Hessian) -> dict[str, torch.Tensor]:
         """What a stage's matrices, by "attn_q.weight" and so on, are to be rounded to.
 
         Args:
-            weights: The float matrices.
+            stage: Its matrices are float ones still.
             hessian: Of their input.
         """
+        weights = {
+            f"{name}.weight": self._states.layer.weights[f"{name}.weight"]
+            for name in stage.matrices
+        }
         self._close()
         self._segment = -1
         device = hessian.matrix.device
         none = torch.zeros(1, dtype=torch.float64, device=device)
         tokens = float(self._processes.total(self._closed.pop("tokens", {}), none).clamp(min=1))
-        drifts = self._adds_to_stream(next(iter(weights))[: -len(".weight")])
-        like = next(iter(weights.values())) if drifts else hessian.matrix
-        sums = self._closed.pop("lost" if drifts else "missing", {})
+        like = next(iter(weights.values())) if stage.adds else hessian.matrix
+        sums = self._closed.pop("lost" if stage.adds else "missing", {})
         mean = self._processes.total(sums, like).div_(tokens)
         del sums
         corrected = {}
@@ -157,14 +129,10 @@ class Propagation:
             target = torch.empty_like(weight)
             for first in range(0, len(weight), _ROWS):
                 rows = slice(first, first + _ROWS)
-                lost = mean[rows] if drifts else weight[rows] @ mean
+                lost = mean[rows] if stage.adds else weight[rows] @ mean
                 target[rows] = weight[rows] + _SHARE * hessian.solve(lost)
             corrected[name] = target
         return corrected
-
-    @staticmethod
-    def _adds_to_stream(name: str) -> bool:
-        return name in ("attn_output", "ffn_down")
 
     def _close(self) -> None:
         """Adds the segment's sums to those of its process, or keeps them for all processes."""
@@ -181,47 +149,20 @@ class Propagation:
         else:
             sums[key] = part
 
-    def _drift(self, name: str, at: slice, batch: slice, inside: slice) -> torch.Tensor | None:
-        """How far the states that a matrix adds to are from the float ones; None if it does not."""
-        if not self._adds_to_stream(name):
-            return None
-        states = self._states.before if name == "attn_output" else self._states.after
-        return states.read(at) - states.read(batch)[inside]
-
-    def _advance(self, name: str, at: slice) -> torch.Tensor:
-        """Walks a part of the layer with float states.
+    def _advance(self, stage: Stage, at: slice) -> torch.Tensor:
+        """Walks on with float states, as far as the stage's float matrices reach.
 
         Args:
-            name: The first matrix of the stage.
+            stage: Which one.
             at: Where the blocks' float states lie.
 
         Returns:
-            What the matrix reads, [b, t, k].
+            What its matrices read, [b, t, k].
         """
-        a, states = self._architecture, self._states
-        if name == "attn_q":
-            x = self._norm("attn_norm", states.before.read(at))
-            mixed = torch_decoder.attention(
-                a, self._layer, self._weights, self._without("attn_output"), x, self._positions
-            )
-            states.mixed.write(at, mixed)
-            return x
-        if name == "attn_output":
-            mixed = states.mixed.read(at)
-            states.after.write(at, states.before.read(at) + self._linear(name, mixed))
-            return mixed
-        if name == "ffn_gate":
-            x = self._norm("ffn_norm", states.after.read(at))
-            states.gated.write(at, torch_decoder.feed_forward(self._without("ffn_down"), x))
-            return x
-        gated = states.gated.read(at)
-        states.after.write(at, states.after.read(at) + self._linear(name, gated))
-        return gated
-
-    def _norm(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        epsilon = self._architecture.norm_epsilon
-        return torch_decoder.rms_norm(x, self._weights[f"{name}.weight"], epsilon)
-
-    def _without(self, last: str) -> Linear:
-        """The layer's multiplication, but the named matrix hands its input on."""
-        return lambda name, x: x if name == last else self._linear(name, x)
+        states = self._states
+        x = states.read(stage, at)
+        for end in fed_by(states.layer.architecture, states.layer.number, stage):
+            states.make(end, at, x)
+        if stage.adds:
+            states.add(stage, at, x)
+        return x

@@ -16,9 +16,9 @@ from collections.abc import Iterable, Iterator
 import torch
 import torch.distributed as dist
 
+from awq_edge.calibration.hidden_states import HiddenStates
 from awq_edge.errors import InvalidArgumentError
-from awq_edge.quantize.calibration import Products
-from awq_edge.quantize.hidden_states import HiddenStates
+from awq_edge.quantize.statistics import Products
 
 # The most processes that have something to do.
 SEGMENTS = 8

@@ -14,9 +14,10 @@ import torch
 
 from awq_edge import torch_decoder
 from awq_edge.float_model import FloatModel
-from awq_edge.quantize import awq, gptq, grids
-from awq_edge.quantize.calibration import Products
-from awq_edge.torch_decoder import LINEARS, Positions
+from awq_edge.quantize import gptq, grids
+from awq_edge.quantize.probe import Probe, Weights
+from awq_edge.quantize.statistics import Products
+from awq_edge.torch_decoder import Positions
 
 # Text that is walked with: enough to rank matrices by.
 BLOCKS = 4
@@ -79,42 +80,40 @@ def measure(
     reference = [float((states[1] - states[0]).square().sum())]
     for layer in range(a.layers):
         weights = source.layer(layer, device)
-        probe = awq.Probe(a, layer, states[0], positions)
+        probe = Probe(a, layer, states[0], positions)
         harms, disturbed = _layer_harms(probe, weights, groups, damping)
         local.update({f"blk.{layer}.{name}.weight": harm for name, harm in harms.items()})
         reference.append(sum(harm[_LAYER_BITS] for harm in harms.values()))
-        linear = torch_decoder.plain_linear(weights)
-        states = [
-            torch_decoder.decoder_layer(a, layer, weights, linear, state, positions)
-            for state in states
-        ]
+        states = [probe.layer(weights).run(state) for state in states]
         states.append(disturbed)
-    norm = source("output_norm.weight", device)
-    ends = [torch_decoder.rms_norm(state, norm, a.norm_epsilon).flatten(0, 1) for state in states]
+    norm = source.final_norm(device)
+    ends = [norm(state).flatten(0, 1) for state in states]
     return _shared_out(source, local, reference, ends, groups, damping)
 
 
 def _layer_harms(
-    probe: awq.Probe, weights: awq.Weights, groups: Mapping[int, int], damping: float
+    probe: Probe, weights: Weights, groups: Mapping[int, int], damping: float
 ) -> tuple[Harms, torch.Tensor]:
     """Each matrix's harm to the layer's output, and the output with all of them rounded."""
-    inputs = awq.record_inputs(probe, weights)
-    exact = awq.layer_output(probe, weights)
+    inputs = probe.inputs(weights)
+    exact = probe.change(weights)
     size = (probe.hidden + exact).square().sum(dim=-1, keepdim=True)
     together = dict(weights)
     harms: Harms = {}
-    for name in LINEARS:
-        products = Products(weights[f"{name}.weight"].shape[1], probe.hidden.device)
-        products.add(inputs[awq.INPUT_OF[name]])
+    for stage in probe.stages:
+        x = inputs.pop(stage.name)
+        products = Products(x.shape[-1], x.device)
+        products.add(x)
         hessian = gptq.Hessian.of(products.means(), damping)
-        harms[name] = {}
-        for bits, group_size in {_LAYER_BITS: groups.get(_LAYER_BITS, 128), **groups}.items():
-            alone = rounded(weights[f"{name}.weight"], hessian, bits, group_size)
-            output = awq.layer_output(probe, {**weights, f"{name}.weight": alone})
-            harms[name][bits] = float(((output - exact).square() / size).sum())
-            if bits == _LAYER_BITS:
-                together[f"{name}.weight"] = alone
-    return harms, probe.hidden + awq.layer_output(probe, together)
+        for name in stage.matrices:
+            harms[name] = {}
+            for bits, group_size in {_LAYER_BITS: groups.get(_LAYER_BITS, 128), **groups}.items():
+                alone = rounded(weights[f"{name}.weight"], hessian, bits, group_size)
+                change = probe.change({**weights, f"{name}.weight": alone})
+                harms[name][bits] = float(((change - exact).square() / size).sum())
+                if bits == _LAYER_BITS:
+                    together[f"{name}.weight"] = alone
+    return harms, probe.hidden + probe.change(together)
 
 
 def _shared_out(

@@ -23,11 +23,12 @@ import torch
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from awq_edge import torch_decoder
+from awq_edge.calibration.distributed import Processes
+from awq_edge.calibration.hidden_states import HiddenStates
 from awq_edge.float_model import FloatModel
 from awq_edge.quantize import coupling
-from awq_edge.quantize.distributed import Processes
-from awq_edge.quantize.hidden_states import HiddenStates
-from awq_edge.torch_decoder import LINEARS, Positions
+from awq_edge.stages import matrices, tensor_shape
+from awq_edge.torch_decoder import Layer, Positions
 
 # Blocks of the calibration text that are walked with: four times as many change the divergence on
 # novels-45m by 1 %. No more than there are segments: none then has two blocks of one half, and the
@@ -106,20 +107,13 @@ class Gradients:
 
     def _forward(self, tokens: torch.Tensor, positions: Positions) -> None:
         self._states[0].write(slice(0, len(tokens)), self._source.rows("token_embd.weight", tokens))
-        for layer, weights in self._layers(range(self._architecture.layers)):
-            self._note(f"gradients, layer {layer + 1}/{self._architecture.layers}")
-            linear = torch_decoder.plain_linear(weights)
+        a = self._architecture
+        for number, weights in self._layers(range(a.layers)):
+            self._note(f"gradients, layer {number + 1}/{a.layers}")
+            layer = Layer(a, number, weights, positions)
             for at in self._blocks():
-                states = torch_decoder.decoder_layer(
-                    self._architecture,
-                    layer,
-                    weights,
-                    linear,
-                    self._states[layer].read(at),
-                    positions,
-                )
-                self._states[layer + 1].write(at, states)
-            del weights, linear  # before the next layer is read
+                self._states[number + 1].write(at, layer.run(self._states[number].read(at)))
+            del weights, layer  # before the next layer is read
 
     def _blocks(self) -> list[slice]:
         return [slice(block, block + 1) for block in range(self._states[0].shape[0])]
@@ -127,14 +121,14 @@ class Gradients:
     def _turn(self, numbers: Sequence[int]) -> None:
         """Makes of the states behind the last layer the gradients by them."""
         a = self._architecture
-        norm = self._source("output_norm.weight", self._device)
+        norm = self._source.final_norm(self._device)
         head = self._source("token_embd.weight" if a.tied_head else "output.weight", self._device)
         rows = max(1, _LOGITS // len(head))
         last = self._states[-1]
         for at, number in zip(self._blocks(), numbers):
             with torch.enable_grad():
                 states = last.read(at).requires_grad_()
-                normed = torch_decoder.rms_norm(states, norm, a.norm_epsilon)
+                normed = norm(states)
             # The block's own deviates, whoever has the block.
             generator = torch.Generator(self._device).manual_seed(number)
             by_normed = []
@@ -166,6 +160,7 @@ class Gradients:
             )
             return product
 
+        walked = Layer(self._architecture, layer, weights, positions, watched)
         for segment, blocks in self._segments.items():
             # One process adds up as it goes: several segments at once would take too much room.
             key = 0 if self._processes.count == 1 else segment
@@ -173,22 +168,21 @@ class Gradients:
                 inside, at = {}, slice(block, block + 1)
                 with torch.enable_grad(), _repeatable(self._device):
                     states = self._states[layer].read(at).requires_grad_()
-                    after = torch_decoder.decoder_layer(
-                        self._architecture, layer, weights, watched, states, positions
-                    )
+                    after = walked.run(states)
                 torch.autograd.backward(after, self._states[layer + 1].read(at))
                 assert states.grad is not None
                 self._states[layer].write(at, states.grad)
                 so_far = sums[halves[block]].setdefault(key, {})
                 for name, part in inside.items():
                     so_far[name] = so_far[name] + part if name in so_far else part
-        return {name: self._trusted(name, sums) for name in LINEARS}
+        names = matrices(self._architecture, layer)
+        return {name: self._trusted(name, sums) for name in names}
 
     def _trusted(
         self, name: str, sums: tuple[dict[int, dict[str, torch.Tensor]], ...]
     ) -> torch.Tensor:
         """A matrix's moments over all processes, with as much of the coupling as tokens confirm."""
-        n = torch_decoder.tensor_shape(self._architecture, f"{name}.weight")[0]
+        n = tensor_shape(self._architecture, f"{name}.weight")[0]
         count, length = coupling.runs(n)
         none = torch.zeros(count, length, length, device=self._device)
         halves = [

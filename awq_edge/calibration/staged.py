@@ -1,0 +1,83 @@
+"""One decoder layer with error compensation: each matrix is rounded for what it will really read.
+
+Owns the walk through a layer stage by stage: the sums that a stage needs come from hidden states
+that every matrix before it, rounded already, has made. Refuses files, grids and methods: it asks
+its caller to round each stage's matrices.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping, Sequence
+
+import torch
+
+from awq_edge.calibration.layer_states import LayerStates
+from awq_edge.quantize.statistics import Products
+from awq_edge.stages import Origin, Stage, input_width
+
+# Rounds a stage's matrices, which read inputs of these mean products; the layer computes with what
+# they became from then on.
+RoundMatrices = Callable[[Stage, torch.Tensor], None]
+# The means of the products of all segments, which are made one after the other as they are asked
+# for; the last argument is an empty one.
+Means = Callable[[Iterable[tuple[int, Products]], Products], torch.Tensor]
+# Hears of a stage, the segment, a batch of blocks and what the stage's matrices read for them.
+Watch = Callable[[Stage, int, slice, torch.Tensor], None]
+
+
+class StagedLayer:
+    """One layer on its way from float to rounded."""
+
+    def __init__(
+        self,
+        states: LayerStates,
+        segments: Mapping[int, Sequence[slice]],
+        round_matrices: RoundMatrices,
+        means: Means,
+        watch: Watch | None = None,
+    ) -> None:
+        """Takes the layer.
+
+        Args:
+            states: The layer and its states.
+            segments: Batches of blocks, by the segment whose sums they belong to.
+            round_matrices: Rounds a stage.
+            means: Of products.
+            watch: Sees every batch of every stage, before the stage is rounded.
+        """
+        self._states = states
+        self._layer = states.layer
+        self._segments = segments
+        self._round_matrices = round_matrices
+        self._means = means
+        self._watch = watch
+
+    def run(self) -> None:
+        """Rounds the layer and computes its output."""
+        for stage in self._layer.stages:
+            if stage.origin is Origin.STREAM:
+                first = stage
+            self._round(first, stage)
+            if stage.adds:
+                for batches in self._segments.values():
+                    for batch in batches:
+                        self._states.add(stage, batch, self._states.read(stage, batch))
+
+    def _round(self, first: Stage, stage: Stage) -> None:
+        """Rounds a stage of the branch that begins with ``first``."""
+        k = input_width(self._layer.architecture, stage)
+        device = self._layer.weights[f"{stage.matrices[0]}.weight"].device
+
+        def summed(segment: int, batches: Sequence[slice]) -> Products:
+            products = Products(k, device)
+            for batch in batches:
+                x = self._states.read(first, batch)
+                if stage is not first:
+                    x = self._states.make(stage, batch, x)
+                products.add(x)
+                if self._watch is not None:
+                    self._watch(stage, segment, batch, x)
+            return products
+
+        parts = ((segment, summed(segment, batches)) for segment, batches in self._segments.items())
+        self._round_matrices(stage, self._means(parts, Products(k, device)))

@@ -1,0 +1,90 @@
+"""Calibration data: blocks of tokens from a text.
+
+Owns what a calibration sees. Refuses to run a model.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import lzma
+from pathlib import Path
+
+import torch
+import torch.nn.functional as F
+
+from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
+from awq_edge.hf_tokenizer import StoredTokenizer
+
+_SHIPPED_TEXT = Path(__file__).with_name("calibration_text.txt.xz")
+
+
+def read_text(path: Path | None) -> str:
+    """A calibration text; None is the one that ships with the package (public-domain novels)."""
+    try:
+        if path is None:
+            return lzma.decompress(_SHIPPED_TEXT.read_bytes()).decode("utf-8")
+        return path.read_text(encoding="utf-8")
+    except OSError as error:
+        raise FileUnreadableError(
+            f"Cannot read the calibration text {path or _SHIPPED_TEXT}: {error.strerror}."
+        ) from error
+    except UnicodeDecodeError as error:
+        raise InvalidArgumentError(f"The calibration text {path} is not UTF-8.") from error
+
+
+def text_digest(text: str) -> str:
+    """SHA-256 of a calibration text, in hexadecimal."""
+    return hashlib.sha256(text.encode("utf-8")).hexdigest()
+
+
+def token_blocks(
+    tokenizer: StoredTokenizer, text: str, samples: int, sequence_length: int, seed: int
+) -> torch.Tensor:
+    """Cuts a text into blocks and draws some of them, in text order.
+
+    Each block begins with BOS where the model's prompts do. A text too short for ``samples`` blocks
+    gives fewer.
+
+    Args:
+        tokenizer: The model's.
+        text: Any text, the more like the model's later use the better.
+        samples: Blocks wanted.
+        sequence_length: Tokens of a block.
+        seed: Chooses the blocks if the text has more.
+
+    Returns:
+        int64 [blocks, tokens].
+
+    Raises:
+        InvalidArgumentError: The text is shorter than one block.
+    """
+    ids = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
+    begins_with_bos = tokenizer.add_bos and tokenizer.bos_id is not None
+    payload = sequence_length - begins_with_bos
+    if payload < 1:
+        raise InvalidArgumentError(
+            f"A block of {sequence_length} tokens has no room for text after BOS; use 2 or more."
+        )
+    if len(ids) < payload:
+        raise InvalidArgumentError(
+            f"The calibration text gives {len(ids)} tokens and one block needs {payload}: use a "
+            "longer text (--calibration) or shorter blocks (--sequence-length)."
+        )
+    blocks = ids[: len(ids) // payload * payload].reshape(-1, payload)
+    generator = torch.Generator().manual_seed(seed)
+    chosen = torch.randperm(len(blocks), generator=generator)[:samples].sort().values
+    blocks = blocks[chosen]
+    if begins_with_bos:
+        assert tokenizer.bos_id is not None
+        blocks = F.pad(blocks, (1, 0), value=tokenizer.bos_id)
+    return blocks
+
+
+def check_tokens(blocks: torch.Tensor, vocabulary_size: int) -> None:
+    """Refuses tokens that the model has no embedding for."""
+    largest = int(blocks.max())
+    if largest >= vocabulary_size:
+        raise CheckpointError(
+            f"The tokenizer gives token {largest}, but the model knows only {vocabulary_size}; "
+            "tokenizer and weights do not belong together."
+        )
