@@ -58,7 +58,7 @@ def bundle(
     if path.is_dir():
         output.status(f"On the board, in a copy of {path.name}: sh install.sh")
     else:
-        output.status(f"On the board: tar -xf {path.name}, and in its folder: sh install.sh")
+        output.status(f"On the board: tar -xf {path.name} && sh awq-edge-bundle/install.sh")
     output.json(
         {
             "target": profile.name,

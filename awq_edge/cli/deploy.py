@@ -18,8 +18,8 @@ from awq_edge.profiles import Profile, load_profile
 from awq_edge.quantities import size_text
 
 if TYPE_CHECKING:
+    from awq_edge.device.answers import Facts
     from awq_edge.device.bundle import Requirements
-    from awq_edge.device.deploy import Facts
 
 
 def deploy(
@@ -72,17 +72,20 @@ def deploy(
         own = wheel_for(profile, wheel, Path(folder) / "wheel", output)
         work = Path(folder) / "bundle"
         bundle = collect(file, profile, own, [facts.python], work, output.status)
-        have = steps.arrived(remote, bundle, facts.prefix)
-        if sum(have.values()):
-            output.status(f"{size_text(sum(have.values()))} are already there")
-        with output.progress("Copying", bundle.size_bytes) as bar:
-            bar.advance(sum(have.values()))
-            steps.copy(remote, bundle, facts.prefix, have, bar.advance)
-        output.status("Installing and testing on the board")
-        for line in steps.install(remote, facts.prefix, options).splitlines():
-            if not line.startswith("Done."):  # told at the end, after the report
-                output.status(line)
-        report = steps.first_run(remote, facts.prefix, file.name)
+        with steps.alone(remote, facts.prefix):
+            have = steps.arrived(remote, bundle, facts.prefix)
+            if sum(have.values()):
+                output.status(f"{size_text(sum(have.values()))} are already there")
+            with output.progress("Copying", bundle.size_bytes) as bar:
+                bar.advance(sum(have.values()))
+                steps.copy(remote, bundle, facts.prefix, have, bar.advance)
+
+            def tell(line: str) -> None:
+                if not line.startswith("Done."):  # told at the end, after the report
+                    output.status(line)
+
+            steps.install(remote, facts.prefix, options, tell)
+            report = steps.first_run(remote, facts.prefix, file.name)
     _tell_report(output, profile, report)
     program = f"{facts.prefix}/current/bin/awq-edge"
     model = f"{facts.prefix}/models/{file.name}"
@@ -99,8 +102,8 @@ def _tell_plan(
         f"fetch the packages for Python {facts.python} (about 35 MB)",
         f"copy {needs.model.name} ({size_text(needs.model.stat().st_size)}), the wheel and the "
         f"packages to {facts.prefix}/incoming on {host}, and compare their checksums there",
-        f"run install.sh there: a virtual environment in {facts.prefix}, the self-test, the model "
-        f"in {facts.prefix}/models, the command in ~/.local/bin",
+        f"run install.sh there: the packages and the model into a new release in {facts.prefix}, "
+        "the self-test, the command in ~/.local/bin",
         "generate a first text there, and report speed, memory, temperature and throttling",
     ]
     for number, step in enumerate(plan, 1):

@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
+import sys
 import time
 from dataclasses import asdict
 
@@ -9,14 +10,20 @@ import typer
 
 from awq_edge.cli._options import Json, Quiet
 from awq_edge.cli._output import Output
+from awq_edge.errors import BoardError
 from awq_edge.quantities import duration_text
 
 
 def selftest(as_json: Json = False, quiet: Quiet = False) -> None:
-    """Run every kernel on this CPU and compare its bits with the reference."""
+    """Run every kernel on this CPU and compare its bits with the reference.
+
+    On a board, the files of the installation are compared with what was installed first.
+    """
     from awq_edge import _native
+    from awq_edge.device.release import is_release
 
     output = Output(as_json=as_json, quiet=quiet)
+    files = _compare_installation(sys.prefix, output) if is_release(sys.prefix) else None
     tables = _native.kernel_tables()
     results: list[_native.SelftestResult] = []
     started = time.monotonic()
@@ -43,6 +50,7 @@ def selftest(as_json: Json = False, quiet: Quiet = False) -> None:
     output.json(
         {
             "passed": not wrong,
+            "installed_files": files,
             "kernels": tables,
             "seconds": seconds,
             "results": [asdict(result) for result in results],
@@ -54,3 +62,17 @@ def selftest(as_json: Json = False, quiet: Quiet = False) -> None:
             "awq-edge again, and report it if that does not help."
         )
         raise typer.Exit(1)
+
+
+def _compare_installation(release: str, output: Output) -> int:
+    """Every file of a board's installation; gives their number."""
+    from awq_edge.device import release as installed
+
+    try:
+        listed = installed.read_list(release)
+        installed.compare_contents(release, listed)
+    except installed.Damaged as error:
+        raise BoardError(installed.sentence(release, str(error))) from error
+    count = len(listed.files) + len(listed.models)
+    output.line(f"installation: {count} files, as they were installed")
+    return count

@@ -1,7 +1,8 @@
 """Puts together everything that a board needs to run a model, so that the board needs no network.
 
-Owns the bundle's layout: install.sh, SHA256SUMS, README.txt, the model, and in ``wheels/`` the
-packages with one list for each Python version. Refuses to copy it anywhere: ``deploy.py`` does.
+Owns the bundle's layout, whose names are these and no other, whatever the model and the output are
+called: install.sh, SHA256SUMS, README.txt, model.gguf, and in ``wheels/`` the packages with one
+list for each Python version. Refuses to copy it anywhere: ``deploy.py`` does.
 """
 
 from __future__ import annotations
@@ -9,19 +10,21 @@ from __future__ import annotations
 import contextlib
 import hashlib
 import os
+import re
 import shlex
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from awq_edge import __version__
 from awq_edge.device.doctor import PYTHON_BYTES
 from awq_edge.device.packages import fetch
 from awq_edge.device.project import runtime_requirements
-from awq_edge.errors import FileUnreadableError, InvalidArgumentError
+from awq_edge.errors import BuildError, FileUnreadableError, InvalidArgumentError
 from awq_edge.model import Model
 from awq_edge.profiles import Profile
 
@@ -33,6 +36,14 @@ _DISK_FACTOR = 1.4
 # Packages of one Python version before they have been fetched.
 _PACKAGES_BYTES = 250_000_000
 _COPY_BYTES = 1 << 20
+_MODEL = "model.gguf"
+# The folder in an archive.
+_TOP = "awq-edge-bundle"
+# Marks a folder that a bundle is being written into: only such a one is taken away again.
+_MARK = ".awq-edge-bundle"
+_WHEEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
+# The longest file name of the file systems in use, less what install.sh puts before it.
+_NAME_BYTES = 255
 
 Progress = Callable[[int], None]
 
@@ -72,16 +83,39 @@ class Requirements:
             "DISK_KB": -(-self.disk_bytes // 1024),
         }
         lines = "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in values.items())
-        template = Path(__file__).with_name("install.sh").read_text(encoding="utf-8")
-        return template.replace("#VALUES#", lines, 1)
+        release = own_text("release.py")
+        parts = {
+            "VALUES": lines,
+            "LAUNCHER": own_text("launch.sh"),
+            "RELEASE": release,
+            # One program of two sources: each says what it needs, and the first is no module here.
+            "INSTALLER": f"{release}\n{_without_imports(own_text('installer.py'))}",
+        }
+        text = own_text("install.sh")
+        for name, part in parts.items():
+            before, after = text.split(f"#{name}#", 1)
+            text = f"{before}{part.rstrip()}{after}"
+        return text
+
+
+def own_text(name: str) -> str:
+    """A file of this folder, which goes to a board as it is."""
+    return Path(__file__).with_name(name).read_text(encoding="utf-8")
+
+
+def _without_imports(source: str) -> str:
+    """A source of this package without what it takes from its neighbours and from the future."""
+    own = re.compile(r"^from (?:__future__|awq_edge[\w.]*) import (?:\([^)]*\)|.*)\n", re.MULTILINE)
+    return own.sub("", source)
 
 
 def requirements(
     model: Path, profile: Profile, pythons: Iterable[str], packages_bytes: int = _PACKAGES_BYTES
 ) -> Requirements:
     """Opens the model, and so checks it, and works out what a board must have."""
-    if "\n" in model.name or model.name.startswith("-"):
-        raise InvalidArgumentError(f"{model.name!r} cannot be a file name on a board: rename it.")
+    name = model.name
+    if not name.isprintable() or name.startswith(("-", ".")) or len(name.encode()) > _NAME_BYTES:
+        raise InvalidArgumentError(f"{name!r} cannot be a file name on a board: rename it.")
     with Model.open(model) as opened:
         context = min(_CONTEXT, opened.info.context_length)
         memory = opened.memory(context).total_bytes + PYTHON_BYTES
@@ -134,10 +168,10 @@ def collect(
     versions = tuple(pythons)
     for python in versions:
         status(f"Fetching the packages for Python {python} on {profile.machine}")
-        fetched = fetch(
-            [*runtime_requirements(), "pip"], profile.machine, python, work / "fetched" / python
-        )
+        fetched = fetch(runtime_requirements(), profile.machine, python, work / "fetched" / python)
         for path in fetched:
+            if _WHEEL_NAME.fullmatch(path.name) is None:
+                raise BuildError(f"A package has the file name {path.name!a}: it cannot be sent.")
             os.replace(path, wheels / path.name)  # noqa: PTH105  # over one of another version
         names = sorted([wheel.name, *(path.name for path in fetched)])
         (wheels / f"{python}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
@@ -148,7 +182,7 @@ def collect(
     text = _README.format(version=__version__, model=model.name, title=profile.title)
     (work / "README.txt").write_text(text, encoding="utf-8", newline="\n")
     own = {path.relative_to(work).as_posix(): path for path in work.rglob("*") if path.is_file()}
-    files = {**dict(sorted(own.items())), model.name: model}
+    files = {**dict(sorted(own.items())), _MODEL: model}
     digests = {name: file_digest(path) for name, path in files.items()}
     # In the format of sha256sum -c.
     sums = "".join(f"{digest}  {name}\n" for name, digest in digests.items())
@@ -169,23 +203,102 @@ def write(bundle: Bundle, output: Path, progress: Progress | None = None) -> Non
     Raises:
         FileUnreadableError: It exists, or cannot be written. Nothing is left of it then.
     """
-    if output.exists():
-        raise FileUnreadableError(f"{output} exists already: delete it, or choose another name.")
+    is_archive = output.name.endswith((".tar", ".tar.gz", ".tgz"))
     partial = output.with_name(f".{output.name}.partial")
     try:
+        _refuse_existing(output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        if output.name.endswith((".tar", ".tar.gz", ".tgz")):
-            _write_tar(bundle, partial, output.name, progress)
-        else:
-            _write_folder(bundle, partial, progress)
-        os.rename(partial, output)  # noqa: PTH104  # the error names both
+        with _own_folder(partial):
+            made = partial
+            if is_archive:
+                made = partial / "archive"
+                _write_tar(bundle, made, output.name, progress)
+            else:
+                _write_folder(bundle, partial, progress)
+            _refuse_existing(output)
+            os.rename(made, output)  # noqa: PTH104  # the error names both
+            if made == partial:
+                (output / _MARK).unlink()
+            _sync_folder(output.parent)
+    except FileUnreadableError:
+        raise
     except OSError as error:
         raise FileUnreadableError(f"{output} cannot be written: {error.strerror}.") from error
+
+
+def _refuse_existing(output: Path) -> None:
+    if os.path.lexists(output):
+        raise FileUnreadableError(f"{output} exists already: delete it, or choose another name.")
+
+
+@contextlib.contextmanager
+def _own_folder(folder: Path) -> Iterator[None]:
+    """A new folder with our mark, locked while the block runs; gone afterwards if still there.
+
+    One that an ended process has left is removed first.
+    """
+    if os.path.lexists(folder):
+        _remove_left_over(folder)
+    folder.mkdir()
+    lock = _lock(folder)
+    try:
+        (folder / _MARK).touch(exist_ok=False)
+        yield
     finally:
-        if partial.is_dir():
-            shutil.rmtree(partial)
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        if (folder / _MARK).is_file():
+            shutil.rmtree(folder)
+        if lock is not None:
+            os.close(lock)
+
+
+def _remove_left_over(folder: Path) -> None:
+    if folder.is_symlink() or not folder.is_dir():
+        raise FileUnreadableError(f"{folder} is in the way: move it somewhere else.")
+    if (folder / _MARK).is_file():
+        lock = _lock(folder)
+        shutil.rmtree(folder)
+        if lock is not None:
+            os.close(lock)
+        return
+    try:
+        folder.rmdir()  # a process that ended before it could make its mark
+    except OSError as error:
+        raise FileUnreadableError(
+            f"{folder} is in the way and holds files that are no bundle's: move it somewhere else."
+        ) from error
+
+
+def _lock(folder: Path) -> int | None:
+    """Locks a folder, as far as this system can; the lock ends with the process.
+
+    Raises:
+        FileUnreadableError: Another process has locked it.
+    """
+    if os.name == "nt":
+        return None
+    import fcntl
+
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        os.close(number)
+        raise FileUnreadableError(
+            f"Another bundle of the same name is being written in {folder}: wait for its end."
+        ) from error
+    except OSError:  # a file system without locks
+        pass
+    return number
+
+
+def _sync_folder(folder: Path) -> None:
+    if os.name == "nt":
+        return
+    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        os.fsync(number)
+    finally:
+        os.close(number)
 
 
 def file_digest(path: Path) -> str:
@@ -206,26 +319,38 @@ def _write_folder(bundle: Bundle, folder: Path, progress: Progress | None) -> No
     for name, path in bundle.files.items():
         target = folder / name
         target.parent.mkdir(parents=True, exist_ok=True)
-        with path.open("rb") as source, target.open("wb") as sink:
+        with path.open("rb") as source, target.open("xb") as sink:
             while part := source.read(_COPY_BYTES):
                 sink.write(part)
                 if progress is not None:
                     progress(len(part))
+            _finish(sink)
     (folder / "install.sh").chmod(0o755)
+    for place in {target.parent for target in map(folder.joinpath, bundle.files)}:
+        _sync_folder(place)
 
 
 def _write_tar(bundle: Bundle, target: Path, name: str, progress: Progress | None) -> None:
-    """Everything in one folder called like the file; no dates, owners or other accidents."""
-    top = name.split(".tar")[0].removesuffix(".tgz")
+    """Everything in one folder of a fixed name; no dates, owners or other accidents."""
     mode = "w" if name.endswith(".tar") else "w:gz"
     # Weights and wheels hardly shrink: the quickest level.
     options = {} if mode == "w" else {"compresslevel": 1}
-    with tarfile.open(target, mode, format=tarfile.PAX_FORMAT, **options) as archive:  # type: ignore[call-overload]  # mode decides
-        for entry_name, path in bundle.files.items():
-            entry = tarfile.TarInfo(f"{top}/{entry_name}")
-            entry.size = path.stat().st_size
-            entry.mode = 0o755 if entry_name == "install.sh" else 0o644
-            with path.open("rb") as source:
-                archive.addfile(entry, source)
-            if progress is not None:
-                progress(entry.size)
+    with target.open("xb") as sink:
+        with tarfile.open(  # type: ignore[call-overload]  # mode decides
+            fileobj=sink, mode=mode, format=tarfile.PAX_FORMAT, **options
+        ) as archive:
+            for entry_name, path in bundle.files.items():
+                entry = tarfile.TarInfo(f"{_TOP}/{entry_name}")
+                entry.size = path.stat().st_size
+                entry.mode = 0o755 if entry_name == "install.sh" else 0o644
+                with path.open("rb") as source:
+                    archive.addfile(entry, source)
+                if progress is not None:
+                    progress(entry.size)
+        _finish(sink)
+
+
+def _finish(sink: IO[bytes]) -> None:
+    """Brings a file to the medium."""
+    sink.flush()
+    os.fsync(sink.fileno())

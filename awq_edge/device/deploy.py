@@ -1,90 +1,59 @@
 """Brings a model to a board: check, copy with resume, install, self-test, first generation.
 
 Owns the order of the steps and what they leave behind: until install.sh has finished, nothing on
-the board changes but the folder ``incoming``, which the next try continues. Refuses to print.
+the board changes but the folder ``incoming``, which the next try continues. Refuses to print, and
+to believe what a board says: ``answers.py`` reads it.
 """
 
 from __future__ import annotations
 
-import json
-from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+import contextlib
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from awq_edge.device.bundle import Bundle, Requirements
+from awq_edge.device.answers import Facts, printable, read_facts, read_report
+from awq_edge.device.bundle import Bundle, Requirements, own_text
 from awq_edge.device.ssh import Remote, Result
 from awq_edge.errors import BoardError
 from awq_edge.profiles import Profile, load_profiles
 
 # Pythons that the packages exist for; the board's own is chosen from these.
 SUPPORTED_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
-# An exit status of _RECEIVE.
-_WRONG_SUM = 22
+# Exit statuses of incoming.py.
+_FULL, _WRONG_SUM, _BUSY = 21, 22, 23
+# A slow memory card reads this much while a checksum is made.
+_CARD_BYTES_PER_SECOND = 5e6
+# Emulated boards and old cards take minutes for what others do in seconds.
+_INSTALL_SECONDS = 2 * 3600.0
+_FIRST_RUN_SECONDS = 3600.0
 
 _IDENTIFY = r"""
 uname -m
 tr -d '\000' </proc/device-tree/model 2>/dev/null || true
 """
 
-# $1: the folder. Input: lines of checksum, size and name. Prints the bytes already there per name;
-# a file that is complete counts only if its checksum is right.
-_LIST = r"""
-set -eu
-mkdir -p "$1/incoming/wheels"
-while read -r sum size name; do
-  file="$1/incoming/$name"
-  part="$file.$sum.part"
-  kept="$1/models/$name"
-  have=0
-  if [ ! -f "$file" ] && [ -f "$kept" ] && [ "$(wc -c <"$kept")" -eq "$size" ]; then
-    ln "$kept" "$file" 2>/dev/null || true
-  fi
-  if [ -f "$file" ] && [ "$(sha256sum <"$file" | cut -c 1-64)" = "$sum" ]; then
-    have=$size
-  elif [ -f "$part" ]; then
-    have=$(wc -c <"$part")
-    [ "$have" -lt "$size" ] || { rm -f "$part"; have=0; }
-  fi
-  printf '%s %s\n' "$have" "$name"
+# $1: a program for the board's Python; the rest are its arguments. Its checksums and locks are the
+# same everywhere, which those of a shell are not.
+_PYTHON = r"""
+for name in python3 python3.13 python3.12 python3.11 python3.10 python3.9; do
+  if command -v "$name" >/dev/null 2>&1; then exec "$name" -I -B -c "$@"; fi
 done
+echo "there is no Python 3" >&2
+exit 127
 """
 
-# $1: the file, $2: its checksum, $3: its size. Appends the input to what has arrived before. Part
-# of a file is kept for the next try; all of it with a wrong checksum is not.
-_RECEIVE = r"""
-LC_ALL=C
-export LC_ALL
-part="$1.$2.part"
-cat >>"$part" || { rm -f "$part"; exit 21; }
-if [ "$(sha256sum <"$part" | cut -c 1-64)" = "$2" ]; then mv -f "$part" "$1"; exit 0; fi
-[ "$(wc -c <"$part")" -lt "$3" ] || rm -f "$part"
-exit 22
-"""
-
+# What the script says goes to standard output, for standard error is also ssh's own.
 _INSTALL = r"""
 folder="$1"
 shift
-sh "$folder/incoming/install.sh" --prefix "$folder" "$@" && rm -rf "$folder/incoming"
+sh "$folder/incoming/install.sh" --prefix "$folder" --link-model "$@" 2>&1 || exit
+rm -rf "$folder/incoming"
 """
 
-# In a folder without Python packages: "-m" looks into the current one first.
+# Not from the current folder, and writing nothing into the release.
 _TRIAL = r"""
-cd "$1" && exec current/bin/python -m awq_edge.device.trial "models/$2"
+cd "$1" && exec current/bin/python -I -B -m awq_edge.device.trial "models/$2"
 """
-
-
-@dataclass(frozen=True)
-class Facts:
-    """What the check found on the board, and where it would install."""
-
-    board: str
-    machine: str
-    glibc: str
-    python: str
-    memory_free_bytes: int
-    memory_total_bytes: int
-    disk_free_bytes: int
-    prefix: str
 
 
 def identify(remote: Remote) -> Profile:
@@ -106,41 +75,51 @@ def check(remote: Remote, needs: Requirements, options: list[str]) -> Facts:
     Raises:
         BoardError: The board is not fit; the text says why.
     """
-    quoted = needs.script()
-    result = remote.run('exec sh -s -- --check "$@"', *options, text=quoted)
+    result = remote.run('exec sh -s -- --check "$@"', *options, text=needs.script())
     _raise_for(remote, result, "The check")
-    values = dict(line.split("=", 1) for line in result.output.splitlines() if "=" in line)
-    try:
-        return Facts(
-            board=values["board"],
-            machine=values["machine"],
-            glibc=values["glibc"],
-            python=values["python"],
-            memory_free_bytes=int(values["memory_free_kb"]) * 1024,
-            memory_total_bytes=int(values["memory_total_kb"]) * 1024,
-            disk_free_bytes=int(values["disk_free_kb"]) * 1024,
-            prefix=values["prefix"],
-        )
-    except (KeyError, ValueError) as error:
-        raise BoardError(
-            f"{remote.host} answered the check with something else: does its shell print text at "
-            "login? Let it print nothing when ssh runs a command."
-        ) from error
+    return read_facts(remote.host, result.output)
+
+
+@contextlib.contextmanager
+def alone(remote: Remote, prefix: str) -> Iterator[None]:
+    """Keeps other deploys away from a prefix while the block runs.
+
+    Raises:
+        BoardError: Another one is at work there.
+    """
+    with remote.hold(_PYTHON, own_text("incoming.py"), "hold", prefix) as ended:
+        if ended is not None:
+            if ended.status == _BUSY:
+                raise BoardError(_busy(remote, prefix))
+            _raise_for(remote, ended, f"Writing to {prefix}")
+            raise BoardError(f"{remote.host} does not hold {prefix}: run the same command again.")
+        yield
 
 
 def arrived(remote: Remote, bundle: Bundle, prefix: str) -> Mapping[str, int]:
-    """Bytes of every file that the board already has."""
-    lines = "".join(
-        f"{bundle.digests[name]} {path.stat().st_size} {name}\n"
-        for name, path in bundle.files.items()
+    """Bytes of every file that the board already has.
+
+    What an earlier deploy left there and this one does not need is removed.
+    """
+    sizes = {name: path.stat().st_size for name, path in bundle.files.items()}
+    lines = "".join(f"{bundle.digests[name]} {size} {name}\n" for name, size in sizes.items())
+    result = remote.run(
+        _PYTHON,
+        own_text("incoming.py"),
+        "list",
+        prefix,
+        bundle.needs.model.name,
+        text=lines,
+        seconds=120 + sum(sizes.values()) / _CARD_BYTES_PER_SECOND,
     )
-    result = remote.run(_LIST, prefix, text=lines)
+    if result.status == _BUSY:
+        raise BoardError(_busy(remote, prefix))
     _raise_for(remote, result, "Looking at what is already there")
     found = {}
     for line in result.output.splitlines():
         have, _, name = line.partition(" ")
-        if name in bundle.files and have.isdigit():
-            found[name] = int(have)
+        if name in sizes and have.isascii() and have.isdigit() and len(have) < 16:
+            found[name] = min(int(have), sizes[name])
     return found
 
 
@@ -165,38 +144,49 @@ def copy(
         offset = have.get(name, 0)
         if offset >= size > 0:
             continue
-        target = f"{prefix}/incoming/{name}"
-        if not _copy_file(remote, bundle, name, target, offset, progress) and not _copy_file(
-            remote, bundle, name, target, 0, progress
+        if not _copy_file(remote, bundle, name, prefix, offset, progress) and not _copy_file(
+            remote, bundle, name, prefix, 0, progress
         ):
             raise BoardError(
                 f"{name} arrived damaged on {remote.host} twice: check the board's disk and memory."
             )
 
 
-def install(remote: Remote, prefix: str, options: list[str]) -> str:
-    """Runs install.sh on the board; gives what it said."""
-    result = remote.run(_INSTALL, prefix, *options)
+def install(
+    remote: Remote,
+    prefix: str,
+    options: list[str],
+    heard: Callable[[str], None] | None = None,
+) -> None:
+    """Runs install.sh on the board.
+
+    Args:
+        remote: The board.
+        prefix: Where the bundle is, in ``incoming``.
+        options: For install.sh.
+        heard: Called with each of its lines when it comes.
+    """
+
+    def tell(line: str) -> None:
+        if heard is not None and not line.startswith("install.sh: "):
+            heard(printable(line))
+
+    result = remote.run(_INSTALL, prefix, *options, seconds=_INSTALL_SECONDS, heard=tell)
     _raise_for(remote, result, "The installation")
-    return result.errors
 
 
 def first_run(remote: Remote, prefix: str, model: str) -> dict[str, Any]:
     """A first generation on the board, with speeds, memory, temperature and throttling."""
-    result = remote.run(_TRIAL, prefix, model)
+    result = remote.run(_TRIAL, prefix, model, seconds=_FIRST_RUN_SECONDS)
     _raise_for(remote, result, "The first generation")
-    try:
-        report: dict[str, Any] = json.loads(result.output)
-    except ValueError as error:
-        raise BoardError(f"The first generation on {remote.host} gave no report.") from error
-    return report
+    return read_report(remote.host, result.output)
 
 
 def _copy_file(
     remote: Remote,
     bundle: Bundle,
     name: str,
-    target: str,
+    prefix: str,
     offset: int,
     progress: Callable[[int], None],
 ) -> bool:
@@ -205,28 +195,52 @@ def _copy_file(
     size = path.stat().st_size
     with path.open("rb") as source:
         source.seek(offset)
-        digest = bundle.digests[name]
-        result = remote.send(_RECEIVE, target, digest, str(size), source=source, progress=progress)
+        result = remote.send(
+            _PYTHON,
+            own_text("incoming.py"),
+            "receive",
+            prefix,
+            name,
+            bundle.digests[name],
+            str(size),
+            str(offset),
+            source=source,
+            progress=progress,
+            seconds=120 + size / _CARD_BYTES_PER_SECOND,
+        )
     if result.status == 0:
         return True
     if result.status == _WRONG_SUM:
         return False
-    if "No space left" in result.errors or "Disk quota exceeded" in result.errors:
+    if result.status == _FULL:
         raise BoardError(
             f"The disk of {remote.host} is full, and {name} was taken away again: delete something "
             "there."
         )
+    if result.status == _BUSY:
+        raise BoardError(_busy(remote, prefix))
     _raise_for(remote, result, f"Copying {name}")
     return False
+
+
+def _busy(remote: Remote, prefix: str) -> str:
+    return (
+        f"Another deploy to {prefix} on {remote.host} is at work: wait until it has ended, and run "
+        "the same command again."
+    )
 
 
 def _raise_for(remote: Remote, result: Result, what: str) -> None:
     """A failed step as one sentence: install.sh's own, otherwise the last line of what was said."""
     if result.status == 0:
         return
-    lines = [line.strip() for line in result.errors.splitlines() if line.strip()]
+    lines = [line.strip() for line in f"{result.output}\n{result.errors}".splitlines()]
     mine = [line for line in lines if line.startswith("install.sh: ")]
     if mine:
-        raise BoardError(f"{remote.host}: {mine[-1].removeprefix('install.sh: ')}")
-    why = lines[-1].rstrip(".") if lines else f"exit status {result.status}"
+        words = printable(mine[-1].partition(": ")[2], 1000)
+        raise BoardError(f"{remote.host}: {words}")
+    said = [line for line in result.errors.splitlines() if line.strip()] or [
+        line for line in lines if line
+    ]
+    why = printable(said[-1].strip()).rstrip(".") if said else f"exit status {result.status}"
     raise BoardError(f"{what} failed on {remote.host}: {why}.")

@@ -8,16 +8,19 @@
 # --ignore-memory   install even if the free memory looks too small for the model
 # --no-selftest     leave out the comparison of all kernels with the reference
 #
-# A release is complete, and tested, before it replaces the one in use; after an error everything
-# is as it was. Written by 'awq-edge bundle'; runs in any POSIX shell.
+# A release is complete, tested and on the medium before it replaces the one in use; after an error,
+# or when the power goes, everything is as it was. Written by 'awq-edge bundle'; runs in any POSIX
+# shell, and what follows the checks in the machine's own Python.
 set -eu
 
 #VALUES#
 
-prefix="${XDG_DATA_HOME:-$HOME/.local/share}/awq-edge"
+HOME="${HOME:-}"
+prefix=
 check_only=no
 ignore_memory=no
 selftest=yes
+link_model=no
 
 say() { printf '%s\n' "$*" >&2; }
 fail() {
@@ -35,6 +38,8 @@ while [ $# -gt 0 ]; do
     --check) check_only=yes ;;
     --ignore-memory) ignore_memory=yes ;;
     --no-selftest) selftest=no ;;
+    # Of deploy: this copy of the bundle goes away, so its model needs no second copy.
+    --link-model) link_model=yes ;;
     -h | --help)
       say "usage: sh install.sh [--prefix DIR] [--check] [--ignore-memory] [--no-selftest]"
       exit 0
@@ -43,12 +48,37 @@ while [ $# -gt 0 ]; do
   esac
   shift
 done
+if [ -z "$prefix" ]; then
+  case "${XDG_DATA_HOME:-}" in
+    /*) prefix="$XDG_DATA_HOME/awq-edge" ;;
+    *)
+      [ -n "$HOME" ] || fail "HOME is not set: name a folder with --prefix DIR."
+      prefix="$HOME/.local/share/awq-edge"
+      ;;
+  esac
+fi
 case "$prefix" in
   /*) ;;
   *) prefix="$PWD/$prefix" ;;
 esac
+# The letter keeps line breaks at the end, which a substitution would take away.
+[ "$(printf '%sx' "$prefix" | LC_ALL=C tr -d '\000-\037\177')" = "${prefix}x" ] ||
+  fail "the folder of --prefix has control characters in its name: choose another place."
+case "$prefix/" in
+  */../* | */./* | *//*) fail "$prefix is written with . or .. or //: write the folder without them." ;;
+  /proc/* | /sys/* | /dev/* | /run/*)
+    fail "$prefix does not outlast a restart: choose another place with --prefix DIR."
+    ;;
+esac
 
 # ---- is this machine fit? -----------------------------------------------------------------------
+
+# Decimal digits that any shell can count with.
+is_number() {
+  case "$1" in
+    '' | *[!0-9]* | ????????????????*) return 1 ;;
+  esac
+}
 
 # What a kilobyte count is for people.
 megabytes() { printf '%s MB' "$(($1 / 1024))"; }
@@ -80,6 +110,9 @@ check_system() {
     fail "this system has no glibc: use a system such as Debian, Raspberry Pi OS or Ubuntu."
   glibc_minor=${glibc#*.}
   glibc_minor=${glibc_minor%%.*}
+  if ! is_number "${glibc%%.*}" || ! is_number "$glibc_minor"; then
+    fail "this system names its glibc '$glibc', and 2.31 is the oldest that works: use a system such as Debian, Raspberry Pi OS or Ubuntu."
+  fi
   if [ "${glibc%%.*}" -lt 2 ] || { [ "${glibc%%.*}" -eq 2 ] && [ "$glibc_minor" -lt 31 ]; }; then
     fail "this system has glibc $glibc and 2.31 is the oldest that works: upgrade the system."
   fi
@@ -98,7 +131,8 @@ check_python() {
     version=$("$name" -c 'import struct, sys; assert struct.calcsize("P") == 8; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
     found="${found:+$found, }$version"
     case " $PYTHONS " in *" $version "*) ;; *) continue ;; esac
-    "$name" -c 'import venv' 2>/dev/null || fail "Python $version lacks its venv module: run 'sudo apt install python3-venv'."
+    "$name" -c 'import ctypes, fcntl, hashlib, subprocess, sysconfig, zipfile, zlib' 2>/dev/null ||
+      fail "Python $version is not whole: run 'sudo apt install python3'."
     python=$(command -v "$name")
     python_version=$version
     break
@@ -111,7 +145,8 @@ check_python() {
 check_memory() {
   memory_total=$(sed -n 's/^MemTotal: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
   memory_free=$(sed -n 's/^MemAvailable: *\([0-9]*\) kB$/\1/p' /proc/meminfo)
-  [ -n "$memory_free" ] || fail "/proc/meminfo does not tell the free memory."
+  is_number "$memory_total" && is_number "$memory_free" ||
+    fail "/proc/meminfo does not tell the free memory."
   if [ "$memory_free" -lt "$MEMORY_KB" ] && [ "$ignore_memory" = no ]; then
     fail "the model needs $(megabytes "$MEMORY_KB") of memory with $CONTEXT tokens of context, and $(megabytes "$memory_free") of $(megabytes "$memory_total") are free: close other programs, use a smaller model, or go on with --ignore-memory."
   fi
@@ -119,10 +154,16 @@ check_memory() {
 
 check_disk() {
   folder="$prefix"
-  while [ ! -d "$folder" ]; do folder=$(dirname "$folder"); done
+  while [ ! -d "$folder" ]; do
+    [ ! -e "$folder" ] && [ ! -L "$folder" ] ||
+      fail "$folder is no folder: choose another place with --prefix DIR."
+    folder=$(dirname "$folder")
+  done
   [ -w "$folder" ] || fail "$folder cannot be written: choose another place with --prefix DIR."
   # device, blocks, used, available, ...: fields at the end of the line, for a name may hold blanks
-  disk_free=$(df -Pk "$folder" | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p')
+  disk_free=$(df -Pk "$folder" 2>/dev/null | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p')
+  is_number "$disk_free" ||
+    fail "the free space of $folder is unknown: choose another place with --prefix DIR."
   [ "$disk_free" -ge "$DISK_KB" ] ||
     fail "the installation needs $(megabytes "$DISK_KB") of disk in $folder, and $(megabytes "$disk_free") are free: delete something, or choose another place with --prefix DIR."
 }
@@ -144,59 +185,21 @@ fi
 # ---- install ------------------------------------------------------------------------------------
 
 here=$(CDPATH='' cd -- "$(dirname -- "$0")" && pwd)
-cd "$here"
-[ -f "$here/SHA256SUMS" ] || fail "SHA256SUMS is not in $here: copy the whole bundle again."
-bad=$(sha256sum -c SHA256SUMS 2>/dev/null | sed -n 's/: FAILED.*$//p') || bad="a file"
-[ -z "$bad" ] || fail "$(printf '%s' "$bad" | head -n 1) is damaged or missing: copy the bundle again."
-[ -f "$here/wheels/$python_version.txt" ] || fail "wheels/$python_version.txt is missing: copy the bundle again."
 
-release="$prefix/releases/$VERSION-$(date +%Y%m%d%H%M%S)-$$"
-finished=no
-clean_up() {
-  [ "$finished" = yes ] || rm -rf "$release" "$prefix/models/.$MODEL.$$" "$prefix/.current.$$"
+# How the installed command begins: a look at the files of the release, then the release itself.
+launcher() {
+  cat <<'LAUNCHER'
+#LAUNCHER#
+LAUNCHER
 }
-trap clean_up EXIT
-trap 'exit 130' INT
-trap 'exit 143' TERM HUP
-
-say "Installing awq-edge $VERSION for Python $python_version into $prefix"
-mkdir -p "$prefix/releases" "$prefix/models" || fail "$prefix cannot be written: choose another place with --prefix DIR."
-"$python" -m venv --without-pip "$release" || fail "a virtual environment cannot be made in $release."
-set --
-while read -r name; do
-  case "$name" in
-    pip-*) pip="$here/wheels/$name/pip" ;;
-    *) set -- "$@" "$here/wheels/$name" ;;
-  esac
-done <"$here/wheels/$python_version.txt"
-"$release/bin/python" "$pip" install --quiet --no-index --no-deps --no-cache-dir \
-  --disable-pip-version-check "$@" || fail "the packages cannot be installed; pip's words stand above."
-
-"$release/bin/awq-edge" --version >/dev/null || fail "the installed program does not start."
-if [ "$selftest" = yes ]; then
-  say "Self-test: every kernel against the reference"
-  "$release/bin/awq-edge" selftest --quiet >&2 || fail "the self-test failed: this machine computes wrong results."
-fi
-
-# A second name for the bundle's file where that is possible, otherwise a copy.
-ln "$here/$MODEL" "$prefix/models/.$MODEL.$$" 2>/dev/null ||
-  cp "$here/$MODEL" "$prefix/models/.$MODEL.$$" || fail "the model cannot be copied into $prefix/models."
-mv -f "$prefix/models/.$MODEL.$$" "$prefix/models/$MODEL"
-ln -s "releases/${release##*/}" "$prefix/.current.$$"
-"$release/bin/python" -c 'import os, sys; os.replace(sys.argv[1], sys.argv[2])' \
-  "$prefix/.current.$$" "$prefix/current"
-finished=yes
-
-for old in "$prefix/releases/"*; do
-  [ "$old" = "$release" ] || rm -rf "$old"
-done
-
-program="$prefix/current/bin/awq-edge"
-link="$HOME/.local/bin/awq-edge"
-if [ ! -e "$link" ] || [ -L "$link" ]; then
-  mkdir -p "$HOME/.local/bin" && ln -sfn "$program" "$link"
-fi
-case ":$PATH:" in
-  *":$HOME/.local/bin:"*) program=awq-edge ;;
-esac
-say "Done. Try: $program run $prefix/models/$MODEL -p 'Once upon a time'"
+release_source() {
+  cat <<'RELEASE'
+#RELEASE#
+RELEASE
+}
+AWQ_EDGE_LAUNCHER=$(launcher)
+AWQ_EDGE_RELEASE_SOURCE=$(release_source)
+export HOME AWQ_EDGE_LAUNCHER AWQ_EDGE_RELEASE_SOURCE
+exec "$python" -I -B - "$here" "$prefix" "$VERSION" "$MODEL" "$link_model" "$selftest" <<'INSTALLER'
+#INSTALLER#
+INSTALLER

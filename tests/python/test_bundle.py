@@ -7,7 +7,9 @@ test_emulated_board.py.
 from __future__ import annotations
 
 import hashlib
+import signal
 import subprocess
+import sys
 import tarfile
 import zipfile
 from pathlib import Path
@@ -106,7 +108,6 @@ def test_a_missing_package_is_one_sentence(index: Path, tmp_path: Path) -> None:
 def made(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle:
     """A bundle for two Pythons, with made-up packages."""
     _package(index, "numpy")
-    _package(index, "pip")
     _package(index, "tomli")
     monkeypatch.setattr(
         bundle_module, "runtime_requirements", lambda: ["numpy", "tomli; python_version < '3.11'"]
@@ -119,11 +120,11 @@ def made(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle
 
 def test_every_python_has_a_list_of_its_own(made: Bundle) -> None:
     own = wheel_name(PI)
-    numpy, pip, tomli = (f"{name}-1.0-py3-none-any.whl" for name in ("numpy", "pip", "tomli"))
+    numpy, tomli = (f"{name}-1.0-py3-none-any.whl" for name in ("numpy", "tomli"))
     lists = {v: made.files[f"wheels/{v}.txt"].read_text().split() for v in ("3.9", "3.11")}
-    assert lists == {"3.9": [own, numpy, pip, tomli], "3.11": [own, numpy, pip]}
-    assert {f"wheels/{name}" for name in (own, numpy, pip, tomli)} < set(made.files)
-    assert made.files[STORIES.name] == STORIES  # not copied
+    assert lists == {"3.9": [own, numpy, tomli], "3.11": [own, numpy]}
+    assert {f"wheels/{name}" for name in (own, numpy, tomli)} < set(made.files)
+    assert made.files["model.gguf"] == STORIES  # not copied
 
 
 def test_a_folder_is_whole_and_verifies(made: Bundle, tmp_path: Path) -> None:
@@ -153,11 +154,13 @@ def test_an_archive_has_the_same_bytes_each_time(name: str, made: Bundle, tmp_pa
     first = (tmp_path / "one" / name).read_bytes()
     assert name.endswith("gz") or first == (tmp_path / "two" / name).read_bytes()
     with tarfile.open(tmp_path / "one" / name) as archive:
-        assert {entry.name for entry in archive} == {f"pi/{file}" for file in made.files}
-        model = archive.extractfile(f"pi/{STORIES.name}")
+        assert {entry.name for entry in archive} == {
+            f"awq-edge-bundle/{file}" for file in made.files
+        }
+        model = archive.extractfile("awq-edge-bundle/model.gguf")
         assert model is not None
         digest = hashlib.sha256(model.read()).hexdigest()
-    assert digest == made.digests[STORIES.name]
+    assert digest == made.digests["model.gguf"]
 
 
 def test_what_exists_is_not_overwritten_and_a_failure_leaves_nothing(
@@ -176,6 +179,82 @@ def test_what_exists_is_not_overwritten_and_a_failure_leaves_nothing(
     assert sorted(path.name for path in tmp_path.iterdir()) == before
 
 
+def test_files_of_a_killed_bundle_do_not_get_into_the_next(made: Bundle, tmp_path: Path) -> None:
+    """Killed while it writes; the next one of that name takes its folder away."""
+    for name in ("out", "out.tar"):
+        program = (
+            "import os, sys\nfrom pathlib import Path\n"
+            "from awq_edge.device.bundle import Bundle, write\n"
+            "files = {name: Path(sys.argv[1]) for name in ('install.sh', 'private', 'z')}\n"
+            "write(Bundle(None, files, {}), Path(sys.argv[2]), lambda _: os.kill(os.getpid(), 9))\n"
+        )
+        command = [sys.executable, "-c", program, str(STORIES), str(tmp_path / name)]
+        assert subprocess.run(command, check=False).returncode == -signal.SIGKILL
+        assert (tmp_path / f".{name}.partial").is_dir()
+        write(made, tmp_path / name)
+        assert not (tmp_path / f".{name}.partial").exists()
+    out = tmp_path / "out"
+    found = {str(path.relative_to(out)) for path in out.rglob("*") if path.is_file()}
+    assert found == set(made.files)
+
+
+def test_what_is_in_the_way_is_not_taken_away(made: Bundle, tmp_path: Path) -> None:
+    partial = tmp_path / ".out.partial"
+    partial.mkdir()
+    (partial / "mine").write_text("")
+    with pytest.raises(FileUnreadableError, match="holds files that are no bundle's"):
+        write(made, tmp_path / "out")
+    assert (partial / "mine").exists()
+    (partial / "mine").unlink()
+    partial.rmdir()
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    partial.symlink_to(elsewhere)
+    with pytest.raises(FileUnreadableError, match="in the way"):
+        write(made, tmp_path / "out")
+    assert not any(elsewhere.iterdir())
+    (tmp_path / "dangling").symlink_to("nowhere")
+    with pytest.raises(FileUnreadableError, match="exists already"):
+        write(made, tmp_path / "dangling")
+
+
+def test_two_bundles_of_one_name_at_once(made: Bundle, tmp_path: Path) -> None:
+    refused = []
+
+    def begin_another(_: int) -> None:
+        if not refused:
+            with pytest.raises(FileUnreadableError, match="Another bundle") as caught:
+                write(made, tmp_path / "out")
+            refused.append(caught)
+
+    write(made, tmp_path / "out", begin_another)
+    assert refused
+    assert (tmp_path / "out/install.sh").is_file()
+
+
+def test_the_models_and_the_outputs_names_are_no_names_in_a_bundle(
+    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    _package(index, "numpy")
+    monkeypatch.setattr(bundle_module, "runtime_requirements", lambda: ["numpy"])
+    own = tmp_path / wheel_name(PI)
+    with zipfile.ZipFile(own, "w") as archive:
+        archive.writestr("awq_edge/__init__.py", "")
+    names = {}
+    for model in ("install.sh", "SHA256SUMS", "wheels"):
+        path = tmp_path / model
+        path.write_bytes(STORIES.read_bytes())
+        made = collect(path, PI, own, ["3.11"], tmp_path / f"work-{model}", lambda _: None)
+        assert made.files["model.gguf"] == path
+        assert f"\nMODEL={model}\n" in made.files["install.sh"].read_text()
+        names[model] = set(made.files)
+        for output in ("..tar", "-rf.tar.gz", "a.tar.tar"):
+            write(made, tmp_path / f"out-{model}" / output)
+            with tarfile.open(tmp_path / f"out-{model}" / output) as archive:
+                assert {entry.name.split("/")[0] for entry in archive} == {"awq-edge-bundle"}
+    assert names["install.sh"] == names["SHA256SUMS"] == names["wheels"]
+
+
 def test_the_needs_come_from_the_model() -> None:
     needs = requirements(STORIES, PI, ["3.11"], packages_bytes=0)
     assert needs.context == 512
@@ -183,9 +262,10 @@ def test_the_needs_come_from_the_model() -> None:
     assert needs.memory_bytes > STORIES.stat().st_size
 
 
-def test_a_name_that_no_shell_could_hold_is_refused(tmp_path: Path) -> None:
+@pytest.mark.parametrize("name", ["-rf", "a\nb", "a\x1b[2J.gguf", ".hidden", "\x7f", "a\udcff"])
+def test_a_name_that_no_shell_could_hold_is_refused(name: str, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgumentError, match="rename"):
-        requirements(tmp_path / "-rf", PI, ["3.11"])
+        requirements(tmp_path / name, PI, ["3.11"])
 
 
 def test_a_bad_file_is_refused_before_anything_is_built(command: Command, tmp_path: Path) -> None:

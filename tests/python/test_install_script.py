@@ -1,19 +1,19 @@
 """install.sh: every check ends in one sentence, and nothing is half-installed.
 
 The machine is made up by programs that stand before the real ones on the PATH. The bundle is made
-up too, but its virtual environment, pip and files are real. A real bundle on an emulated board is
+up too, but what is made of it is real. A real bundle on an emulated board is
 in test_emulated_board.py.
 """
 
 from __future__ import annotations
 
-import ensurepip
 import hashlib
 import os
 import platform
 import shutil
 import subprocess
 import sys
+import time
 import zipfile
 from dataclasses import replace
 from pathlib import Path
@@ -69,6 +69,15 @@ class Machine:
             text=True,
             timeout=120,
             check=False,
+        )
+
+    def begin(self, script: Path) -> subprocess.Popen[bytes]:
+        """Starts an installation; the shell becomes the installer, so its id is this one."""
+        return subprocess.Popen(
+            ["sh", str(script)],
+            env={"HOME": str(self.home), "PATH": f"{self.stubs}:{os.defpath}"},
+            stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL,
         )
 
     @property
@@ -199,8 +208,9 @@ def _wheel(folder: Path, version: str, selftest: int) -> Path:
     path = folder / f"awq_edge-{version}-py3-none-any.whl"
     info = f"awq_edge-{version}.dist-info"
     body = (
-        "import sys\n"
+        "import sys, time\n"
         "def main():\n"
+        "    if sys.argv[1:2] == ['wait']: time.sleep(100)\n"
         f"    if sys.argv[1:2] == ['selftest']: sys.exit({selftest})\n"
         f"    print('awq-edge {version}')\n"
     )
@@ -217,22 +227,25 @@ def _wheel(folder: Path, version: str, selftest: int) -> Path:
     return path
 
 
-def _bundle(folder: Path, *, version: str = "1.0", selftest: int = 0) -> Path:
-    """A bundle with real pip, a stand-in for the package, and the small model."""
+def _bundle(
+    folder: Path, *, version: str = "1.0", selftest: int = 0, model: Path = STORIES
+) -> Path:
+    """A bundle with a stand-in for the package, and the small model."""
     wheels = folder / "wheels"
     wheels.mkdir(parents=True)
-    pip = next((Path(ensurepip.__file__).parent / "_bundled").glob("pip-*.whl"), None)
-    if pip is None:
-        pytest.skip("this Python's ensurepip carries no pip")
-    shutil.copy(pip, wheels)
     own = _wheel(wheels, version, selftest)
-    (wheels / f"{HERE}.txt").write_text(f"{own.name}\n{pip.name}\n")
-    shutil.copy(STORIES, folder)
-    _script(folder, _needs())
+    (wheels / f"{HERE}.txt").write_text(f"{own.name}\n")
+    shutil.copy(model, folder)
+    _script(folder, replace(_needs(), model=model))
+    _write_sums(folder)
+    return folder / "install.sh"
+
+
+def _write_sums(folder: Path) -> None:
+    (folder / "SHA256SUMS").unlink(missing_ok=True)
     names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
     sums = (f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names)
     (folder / "SHA256SUMS").write_text("".join(sums))
-    return folder / "install.sh"
 
 
 def _version(machine: Machine) -> str:
@@ -248,7 +261,7 @@ def _releases(machine: Machine) -> list[str]:
 @pytest.mark.parametrize("shell", [name for name in SHELLS if name != "busybox"])
 def test_it_installs_without_network(shell: str, machine: Machine, tmp_path: Path) -> None:
     script = _bundle(tmp_path / "a bundle")
-    done = machine.run(script, shell=shell, PIP_INDEX_URL="http://127.0.0.1:9/", http_proxy="x")
+    done = machine.run(script, shell=shell, http_proxy="http://127.0.0.1:9/")
     assert done.returncode == 0, done.stderr
     assert _version(machine) == "awq-edge 1.0"
     model = machine.home / ".local/share/awq-edge/models" / STORIES.name
@@ -311,6 +324,248 @@ def test_a_broken_package_leaves_nothing(machine: Machine, tmp_path: Path) -> No
     ]
     sums.write_text("\n".join(lines))
     _refused(machine.run(script), "packages cannot be installed")
+    assert _releases(machine) == []
+
+
+def _install(machine: Machine, script: Path, *arguments: str) -> None:
+    done = machine.run(script, *arguments)
+    assert done.returncode == 0, done.stderr
+
+
+def _start(machine: Machine) -> subprocess.CompletedProcess[str]:
+    """The command as a shell finds it: an emptied script would end well there, and say nothing."""
+    return subprocess.run(
+        ["sh", "-c", "awq-edge --version"],
+        env={"PATH": f"{machine.home}/.local/bin:{os.defpath}", "HOME": str(machine.home)},
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def test_the_same_bundle_installs_twice_and_the_model_is_a_file_of_its_own(
+    machine: Machine, tmp_path: Path
+) -> None:
+    script = _bundle(tmp_path / "bundle")
+    _install(machine, script)
+    _install(machine, script)
+    assert len(_releases(machine)) == 1
+    prefix = machine.home / ".local/share/awq-edge"
+    installed, bundled = prefix / "models" / STORIES.name, tmp_path / "bundle" / STORIES.name
+    assert not installed.samefile(bundled)
+    # Deploy's own copy goes away afterwards: a second name is enough there.
+    _install(machine, script, "--link-model")
+    assert installed.samefile(bundled)
+    assert sorted(path.name for path in prefix.iterdir()) == [
+        *("awq-edge", "current", "models", "releases")
+    ]
+
+
+def test_a_second_model_leaves_the_first_and_a_removed_one_stays_away(
+    machine: Machine, tmp_path: Path
+) -> None:
+    _install(machine, _bundle(tmp_path / "one"))
+    other = tmp_path / "other.gguf"
+    shutil.copy(STORIES, other)
+    script = _bundle(tmp_path / "two", model=other)
+    _install(machine, script)
+    models = machine.home / ".local/share/awq-edge/models"
+    mine = models / "mine.gguf"
+    mine.write_text("a file of the user's own")
+    assert sorted(path.name for path in models.iterdir()) == [
+        *("mine.gguf", "other.gguf", STORIES.name)
+    ]
+    (models / STORIES.name).unlink()
+    _install(machine, script)
+    assert sorted(path.name for path in models.iterdir()) == ["mine.gguf", "other.gguf"]
+    assert not (models.parent / "current/models" / STORIES.name).exists()
+    assert mine.read_text() == "a file of the user's own"
+
+
+def test_a_damaged_installation_is_one_sentence_and_never_a_success(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """Every file of the release: emptied, cut, longer, gone; flipped bits of what runs too."""
+    script = _bundle(tmp_path / "bundle")
+    _install(machine, script)
+    release = (machine.home / ".local/share/awq-edge/current").resolve()
+    files = [path for path in release.rglob("*") if path.is_file() and not path.is_symlink()]
+    files = [path for path in files if path.parent.name != "models"]
+    assert {"pyvenv.cfg", "files.txt", "awq_edge_stand_in.py", "RECORD"} <= {p.name for p in files}
+    for path in files:
+        good = path.read_bytes()
+        flipped = bytes([good[0] ^ 1]) + good[1:] if good else b""
+        for bad in (b"", good[: len(good) // 2], good + b"x", None, flipped):
+            if bad == good or (bad == flipped and path.name not in ("files.txt", "pyvenv.cfg")):
+                continue
+            if bad is None:
+                path.unlink()
+            else:
+                path.write_bytes(bad)
+            done = _start(machine)
+            path.write_bytes(good)
+            if bad == flipped and path.name == "pyvenv.cfg" and done.returncode == 0:
+                continue  # its first word is not one that Python needs
+            assert done.returncode == 1, (path, bad, done.stdout)
+            assert done.stdout == ""
+            (line,) = done.stderr.splitlines()
+            assert line.startswith("awq-edge: ")
+            assert str(path.relative_to(release)) in line
+    assert _start(machine).stdout == "awq-edge 1.0\n"
+    # The same bytes elsewhere in the source: the sizes are right, and Python cannot read it.
+    source = next(path for path in files if path.name == "awq_edge_stand_in.py")
+    source.write_text(source.read_text().replace("def main", "def m(in"))
+    done = _start(machine)
+    assert done.returncode == 1
+    assert "awq_edge_stand_in.py of the installation" in done.stderr
+    assert "Traceback" not in done.stderr
+    _install(machine, script)
+    assert _start(machine).stdout == "awq-edge 1.0\n"
+
+
+def test_a_python_that_is_gone_is_one_sentence(machine: Machine, tmp_path: Path) -> None:
+    _install(machine, _bundle(tmp_path / "bundle"))
+    python = machine.home / ".local/share/awq-edge/current/bin/python"
+    python.unlink()
+    python.symlink_to("/nowhere/python3")
+    done = _start(machine)
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "install it again" in done.stderr
+
+
+def test_a_run_that_is_killed_leaves_the_old_release_and_the_next_one_cleans_up(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """At moments that are spread over the whole run, seen by what it has made."""
+    _install(machine, _bundle(tmp_path / "one"))
+    two = _bundle(tmp_path / "two", version="2.0")
+    prefix = machine.home / ".local/share/awq-edge"
+    (old,) = _releases(machine)
+    seen = set()
+    # A new release, its packages, its list, and what stands in "current" then.
+    for sight in ("*", "*/lib/*/*/*.py", "*/lib/*/*/__pycache__/*", "*/files.txt", ""):
+        before = set((prefix / "releases").glob(sight or "*"))
+        process = machine.begin(two)
+        end = time.monotonic() + 60
+        while process.poll() is None and time.monotonic() < end:
+            if sight and set((prefix / "releases").glob(sight)) - before:
+                break
+            if not sight and str((prefix / "current").readlink()) != f"releases/{old}":
+                break
+        process.kill()
+        process.wait()
+        seen.add(_version(machine))
+    assert "awq-edge 1.0" in seen
+    assert seen <= {"awq-edge 1.0", "awq-edge 2.0"}
+    _install(machine, two)
+    assert _version(machine) == "awq-edge 2.0"
+    assert len(_releases(machine)) == 1
+    assert sorted(path.name for path in prefix.iterdir()) == [
+        *("awq-edge", "current", "models", "releases")
+    ]
+
+
+def test_of_two_installations_at_once_one_waits(machine: Machine, tmp_path: Path) -> None:
+    one, two = _bundle(tmp_path / "one"), _bundle(tmp_path / "two", version="2.0")
+    running = [machine.begin(script) for script in (one, two, one)]
+    for process in running:
+        assert process.wait(timeout=120) == 0
+    assert len(_releases(machine)) == 1
+    assert _version(machine) in ("awq-edge 1.0", "awq-edge 2.0")
+
+
+@pytest.mark.parametrize("way", ["current/bin/python", "current/bin/awq-edge"])
+def test_a_release_in_use_stays_until_nobody_uses_it(
+    way: str, machine: Machine, tmp_path: Path
+) -> None:
+    _install(machine, _bundle(tmp_path / "one"))
+    (old,) = _releases(machine)
+    arguments = ["-c", "import time; time.sleep(100)"] if way.endswith("python") else ["wait"]
+    program = os.path.relpath(machine.home / ".local/share/awq-edge" / way, tmp_path)
+    user = subprocess.Popen([program, *arguments], cwd=tmp_path)
+    try:
+        time.sleep(0.2)
+        two = _bundle(tmp_path / "two", version="2.0")
+        _install(machine, two)
+        assert old in _releases(machine)
+        assert _version(machine) == "awq-edge 2.0"
+    finally:
+        user.kill()
+        user.wait()
+    _install(machine, two)
+    assert len(_releases(machine)) == 1
+
+
+def test_a_list_of_checksums_is_believed_only_when_it_is_whole(
+    machine: Machine, tmp_path: Path
+) -> None:
+    script = _bundle(tmp_path / "bundle")
+    sums = tmp_path / "bundle/SHA256SUMS"
+    good = sums.read_text()
+    lines = good.splitlines(keepends=True)
+    (wheel,) = (line for line in lines if "awq_edge-" in line)
+    bad_lists = {
+        "": "empty",
+        good[:-1]: "cut off",
+        good.replace(f"  {STORIES.name}", f" {STORIES.name}"): "damaged",
+        good + "\n": "damaged",
+        good + lines[0]: "damaged",  # twice
+        good.upper(): "damaged",
+        good + f"{'0' * 64}  ../outside\n": "damaged",
+        good + f"{'0' * 64}  /etc/passwd\n": "damaged",
+        good + f"{'0' * 64}  no such file\n": "no such file is damaged or missing",
+        good.replace(wheel, ""): "is not listed in SHA256SUMS",
+        "".join(line for line in lines if f"{HERE}.txt" not in line): "is not listed",
+        "".join(line for line in lines if STORIES.name not in line): "is not listed",
+    }
+    for text, words in bad_lists.items():
+        sums.write_text(text)
+        if text == "":
+            _refused(machine.run(script))
+        else:
+            _refused(machine.run(script), words)
+    sums.write_text(good)
+    for program in ("sha256sum", "shasum", "openssl"):  # what they say is not asked for
+        machine.says(program, "echo everything: OK; exit 0")
+    assert machine.run(script).returncode == 0
+
+
+@pytest.mark.parametrize("prefix", ["/proc/x", "/proc/self/fd", "/sys/x", "/dev/null/x", "/dev/x"])
+def test_a_place_that_keeps_nothing_is_refused(
+    prefix: str, machine: Machine, tmp_path: Path
+) -> None:
+    _refused(machine.run(_bundle(tmp_path / "b"), "--prefix", prefix), "another place", prefix)
+
+
+def test_a_place_below_a_file_or_with_a_line_break_is_refused(
+    machine: Machine, tmp_path: Path
+) -> None:
+    script = _script(tmp_path, _needs())
+    (tmp_path / "file").write_text("")
+    _refused(machine.run(script, "--check", "--prefix", f"{tmp_path}/file/a/b"), "is no folder")
+    for name in ("a\nb", "a\n", "a\x1b[2J", "a\tb"):
+        done = machine.run(script, "--check", "--prefix", f"{tmp_path}/{name}")
+        _refused(done, "control characters")
+    _refused(machine.run(script, "--check", "--prefix", f"{tmp_path}/../a"), "without them")
+
+
+def test_without_a_home_a_prefix_is_enough(machine: Machine, tmp_path: Path) -> None:
+    script = _bundle(tmp_path / "bundle")
+    _refused(machine.run(script, HOME=""), "HOME", "--prefix")
+    done = machine.run(script, "--prefix", str(tmp_path / "place"), HOME="")
+    assert done.returncode == 0, done.stderr
+    assert (tmp_path / "place/current/bin/awq-edge").exists()
+
+
+def test_names_in_a_package_stay_inside(machine: Machine, tmp_path: Path) -> None:
+    for name in ("../../outside.py", "/tmp/outside.py", "a/./b.py", "a\\b.py", "a\n.py"):
+        folder = tmp_path / f"bundle {name.encode().hex()}"
+        script = _bundle(folder)
+        (wheel,) = (folder / "wheels").glob("awq_edge-*.whl")
+        with zipfile.ZipFile(wheel, "a") as archive:
+            archive.writestr(name, "")
+        _write_sums(folder)
+        _refused(machine.run(script), "packages cannot be installed", "holds the name")
     assert _releases(machine) == []
 
 

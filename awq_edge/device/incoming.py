@@ -1,0 +1,199 @@
+"""The folder ``incoming`` on a board, where a deploy puts its files: run there by ``deploy.py``.
+
+    incoming.py hold PREFIX                                 says "held", then waits
+    incoming.py list PREFIX MODEL                           input: lines of SHA256 SIZE NAME
+    incoming.py receive PREFIX NAME SHA256 SIZE OFFSET      input: the rest of the file
+
+``hold`` keeps other deploys away until its input ends. ``list`` prints the bytes that are already
+there of each file, looks whether the model is installed already, and removes what other deploys
+left. ``receive`` goes on at OFFSET; a file gets its name when its checksum is right and it is on
+the medium. Part of a file is kept for the next try, all of it with a wrong checksum is not.
+
+Owns these three. Needs nothing but Python's own modules; exit statuses are those below.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import hashlib
+import os
+import shutil
+import stat
+import sys
+
+FULL, WRONG_SUM, BUSY = 21, 22, 23
+_READ_BYTES = 1 << 18
+# So much of a copy may be lost with the power.
+_SYNC_BYTES = 1 << 26
+
+
+def hold(prefix: str) -> int:
+    """Locks the folder until standard input ends."""
+    folder = _folder(prefix)
+    lock = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
+    if not _lock(lock):
+        return BUSY
+    print("held", flush=True)
+    sys.stdin.buffer.read()
+    return 0
+
+
+def listed(prefix: str, model: str) -> int:
+    """Tells what is there of each file."""
+    folder = _folder(prefix)
+    expected = {"wheels"}
+    told = []
+    for line in sys.stdin.buffer.read().decode("utf-8", "surrogateescape").splitlines():
+        digest, text, name = line.split(" ", 2)
+        size = int(text)
+        path = f"{folder}/{name}"
+        part = f"{name}.{digest}.part"
+        if not os.path.lexists(path) and name.endswith(".gguf"):
+            _take_installed(prefix, model, path, size)
+        have = 0
+        if _size(path) == size and _digest(path) == digest:
+            have = size
+        else:
+            have = _size(f"{folder}/{part}")
+            if have >= size:
+                _remove(f"{folder}/{part}")
+                have = 0
+        expected.update((name, part))
+        told.append(f"{have} {name}\n")
+    for place in (folder, f"{folder}/wheels"):
+        for entry in os.listdir(place):
+            path = f"{place}/{entry}"
+            if os.path.relpath(path, folder) not in expected and not _is_locked(path):
+                _remove(path)
+    sys.stdout.buffer.write("".join(told).encode("utf-8", "surrogateescape"))
+    return 0
+
+
+def receive(prefix: str, name: str, digest: str, size: int, offset: int) -> int:
+    """Takes in a file from ``offset`` on."""
+    path = f"{_folder(prefix)}/{name}"
+    part = f"{path}.{digest}.part"
+    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+    with os.fdopen(os.open(part, flags, 0o600), "r+b", buffering=0) as sink:
+        if not _lock(sink.fileno()):
+            return BUSY
+        if os.fstat(sink.fileno()).st_size < offset:
+            return WRONG_SUM
+        try:
+            sink.truncate(offset)
+            sink.seek(offset)
+            unsynced = 0
+            while True:
+                data = sys.stdin.buffer.read(_READ_BYTES)
+                if not data:
+                    break
+                view = memoryview(data)
+                while view:
+                    view = view[sink.write(view) :]
+                unsynced += len(data)
+                if unsynced >= _SYNC_BYTES:
+                    os.fsync(sink.fileno())
+                    unsynced = 0
+            os.fsync(sink.fileno())
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+            _remove(part)
+            return FULL
+        arrived = os.fstat(sink.fileno()).st_size
+        if arrived != size or _digest(part) != digest:
+            if arrived >= size:
+                _remove(part)
+            return WRONG_SUM
+        os.chmod(part, 0o644)
+        os.replace(part, path)
+    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
+    os.fsync(folder)
+    return 0
+
+
+def _folder(prefix: str) -> str:
+    folder = f"{prefix}/incoming"
+    os.makedirs(f"{folder}/wheels", exist_ok=True)
+    for path in (folder, f"{folder}/wheels"):
+        if not stat.S_ISDIR(os.lstat(path).st_mode):
+            raise NotADirectoryError(errno.ENOTDIR, "a link, and no folder", path)
+    return folder
+
+
+def _take_installed(prefix: str, model: str, path: str, size: int) -> None:
+    """A second name for an installed model that may be the one wanted; its checksum will tell."""
+    for place in (f"{prefix}/current/models/{model}", f"{prefix}/models/{model}"):
+        if _size(place) == size:
+            with contextlib.suppress(OSError):
+                os.link(os.path.realpath(place), path)
+            return
+
+
+def _size(path: str) -> int:
+    """Bytes of a regular file; 0 if there is none."""
+    try:
+        status = os.lstat(path)
+    except OSError:
+        return 0
+    return status.st_size if stat.S_ISREG(status.st_mode) else 0
+
+
+def _digest(path: str) -> str:
+    digest = hashlib.sha256()
+    with open(path, "rb") as source:
+        while True:
+            data = source.read(_READ_BYTES)
+            if not data:
+                return digest.hexdigest()
+            digest.update(data)
+
+
+def _lock(number: int) -> bool:
+    try:
+        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:  # a file system without locks
+        pass
+    return True
+
+
+def _is_locked(path: str) -> bool:
+    """Whether another deploy is writing it."""
+    try:
+        number = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    except OSError:
+        return False
+    try:
+        return not _lock(number)
+    finally:
+        os.close(number)
+
+
+def _remove(path: str) -> None:
+    with contextlib.suppress(OSError):
+        if os.path.isdir(path) and not os.path.islink(path):
+            shutil.rmtree(path)
+        else:
+            os.unlink(path)
+
+
+def main(arguments: list[str]) -> int:
+    """Does one of the three; a failure is one line on standard error."""
+    verb, prefix, *rest = arguments
+    try:
+        if verb == "hold":
+            return hold(prefix)
+        if verb == "list":
+            return listed(prefix, rest[0])
+        return receive(prefix, rest[0], rest[1], int(rest[2]), int(rest[3]))
+    except OSError as error:
+        sys.stderr.write(f"{error.filename or prefix}: {error.strerror}\n")
+        return 1
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))
