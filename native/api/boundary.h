@@ -7,7 +7,7 @@
 #include <new>
 
 #include "awq_edge.h"
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 
 namespace awqe {
 

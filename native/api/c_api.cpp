@@ -12,10 +12,10 @@
 #include "native/api/steps.h"
 #include "native/kernels/cpu_features.h"
 #include "native/kernels/dispatch.h"
+#include "native/kernels/selftest.h"
 #include "native/runtime/bandwidth.h"
 #include "native/runtime/model.h"
 #include "native/runtime/sampler.h"
-#include "native/runtime/selftest.h"
 #include "native/runtime/session.h"
 #include "native/runtime/thread_choice.h"
 

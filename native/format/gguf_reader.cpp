@@ -8,7 +8,7 @@
 #include <cstring>
 #include <type_traits>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 
 namespace awqe {
 namespace {

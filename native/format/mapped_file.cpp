@@ -13,7 +13,7 @@
 #include <system_error>
 #include <utility>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 
 namespace awqe {
 namespace {

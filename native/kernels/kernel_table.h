@@ -18,11 +18,22 @@
 
 namespace awqe {
 
+// One function per bit width, in the order of the widths.
+template <class Function>
+struct ByBits {
+    Function u2, u3, u4, u8;
+
+    // bits: 2, 3, 4 or 8, which is what the reader lets through (FORMAT.md, section 4, rule 10).
+    Function operator[](uint32_t bits) const {
+        return bits == 2 ? u2 : bits == 3 ? u3 : bits == 4 ? u4 : u8;
+    }
+};
+
 struct KernelTable {
     const char* name;
-    uint32_t required;     // cpu_features.h mask: all of them must be there
-    GemvFunction gemv[9];  // by bits: 2, 3, 4 and 8 are set
-    GemmFunction gemm[9];  // by bits: 2, 3, 4 and 8 are set
+    uint32_t required;  // cpu_features.h mask: all of them must be there
+    ByBits<GemvFunction> gemv;
+    ByBits<GemmFunction> gemm;
     QuantizeActFunction quantize_act;
     RmsNormFunction rms_norm;
     RopeFunction rope;

@@ -3,7 +3,7 @@
 
 #include <sys/mman.h>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 
 namespace awqe {
 

@@ -7,7 +7,7 @@
 #include <cinttypes>
 #include <vector>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 #include "native/runtime/arena.h"
 #include "native/runtime/cpus.h"
 #include "native/runtime/thread_pool.h"

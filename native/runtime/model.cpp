@@ -6,7 +6,7 @@
 #include <cmath>
 #include <string>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 
 namespace awqe {
 namespace {

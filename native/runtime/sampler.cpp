@@ -5,7 +5,7 @@
 #include <bit>
 #include <cmath>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 
 namespace awqe {
 

@@ -9,7 +9,7 @@
 #include <string>
 #include <utility>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 #include "native/kernels/cpu_features.h"
 #include "native/kernels/dispatch.h"
 #include "native/runtime/cpus.h"

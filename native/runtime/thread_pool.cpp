@@ -9,7 +9,7 @@
 #include <system_error>
 #include <vector>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 #include "native/runtime/cpus.h"
 
 namespace awqe {

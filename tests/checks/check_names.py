@@ -1,10 +1,12 @@
 """The naming grammar of the kernels, and the table of kernels in native/kernels/README.md.
 
-A kernel file is named after the one function it defines:
+A kernel is named
 
-    <op>_<activation>_<weight>_<isa>.cpp    products: gemv_s8d_u4g_neon_dotprod
-    <op>_<type>_<isa>.cpp                   everything else: rms_norm_f32_avx2
+    <op>_<activation>_<weight>_<isa>    products: gemv_s8d_u4g_neon_dotprod
+    <op>_<type>_<isa>                   everything else: rms_norm_f32_avx2
 
+and its file after it. The file of a product leaves the weight out and defines one kernel for every
+weight: gemv_s8d_neon_dotprod.cpp has gemv_s8d_u2g_neon_dotprod, u3g, u4g and u8g.
 It lies in the folder of its operation, next to its reference, and is listed in CMakeLists.txt.
 Run without arguments it rewrites the README; with --check it fails if the README or a name is not
 as it should be.
@@ -62,8 +64,8 @@ This file is written by `tests/checks/check_names.py`.
 
 ## Names
 
-`<op>_<activation>_<weight>_<isa>` for products, `<op>_<type>_<isa>` for the rest; a file is named
-after its one function.
+`<op>_<activation>_<weight>_<isa>` for products, `<op>_<type>_<isa>` for the rest. A file is named
+after its function; that of a product leaves the weight out and has one function for each.
 
 | word | meaning |
 |---|---|
@@ -75,10 +77,10 @@ after its one function.
 
 
 def split_name(stem: str) -> tuple[str, str, str]:
-    """Splits a kernel's name.
+    """Splits the name of a kernel's file.
 
     Returns:
-        Operation, the words between, and instruction set.
+        Operation, the word between, and instruction set.
 
     Raises:
         ValueError: The name does not follow the grammar.
@@ -90,26 +92,35 @@ def split_name(stem: str) -> tuple[str, str, str]:
     for operation, (_, *kinds) in OPERATIONS.items():
         if not rest.startswith(operation + "_"):
             continue
-        words = rest[len(operation) + 1 :]
-        wanted = kinds
-        if operation in PRODUCTS:
-            wanted = [f"{kind}_{w}" for kind in kinds for w in WEIGHTS]
-        if words in wanted:
-            return operation, words, isa
+        word = rest[len(operation) + 1 :]
+        if word in kinds:
+            return operation, word, isa
         raise ValueError(
-            f"'{stem}': between operation and instruction set '{words}' stands, not {wanted}"
+            f"'{stem}': between operation and instruction set '{word}' stands, not {kinds}"
         )
     raise ValueError(f"'{stem}' begins with no operation of {', '.join(OPERATIONS)}")
+
+
+def kernels_of(operation: str, word: str) -> list[str]:
+    """The kernels that a file defines, without the instruction set."""
+    if operation in PRODUCTS:
+        return [f"{operation}_{word}_{weight}" for weight in WEIGHTS]
+    return [f"{operation}_{word}"]
 
 
 def scan() -> tuple[dict[str, set[str]], list[str]]:
     """Reads the kernel folders.
 
     Returns:
-        The instruction sets of every kernel (operation and words); a sentence for every broken
-        rule.
+        The instruction sets of every kernel, in the order of OPERATIONS; a sentence for every
+        broken rule.
     """
-    kernels: dict[str, set[str]] = {}
+    kernels: dict[str, set[str]] = {
+        kernel: set()
+        for operation, (_, *words) in OPERATIONS.items()
+        for word in words
+        for kernel in kernels_of(operation, word)
+    }
     problems: list[str] = []
     listed = (ROOT / "CMakeLists.txt").read_text()
     for path in sorted(KERNELS.glob("*/*.cpp")):
@@ -119,15 +130,16 @@ def scan() -> tuple[dict[str, set[str]], list[str]]:
         if name in SHARED or path.parent.name in NOT_OPERATIONS:
             continue
         try:
-            operation, words, isa = split_name(path.stem)
+            operation, word, isa = split_name(path.stem)
         except ValueError as error:
             problems.append(f"{name}: {error}")
             continue
         if path.parent.name != OPERATIONS[operation][0]:
             problems.append(f"{name} belongs in the folder {OPERATIONS[operation][0]}")
-        if not re.search(rf"\bvoid {path.stem}\(", path.read_text()):
-            problems.append(f"{name} does not define the function {path.stem}")
-        kernels.setdefault(f"{operation}_{words}", set()).add(isa)
+        for kernel in kernels_of(operation, word):
+            if not re.search(rf"\bvoid {kernel}_{isa}\(", path.read_text()):
+                problems.append(f"{name} does not define the function {kernel}_{isa}")
+            kernels[kernel].add(isa)
     for kernel, isas in kernels.items():
         if "reference" not in isas:
             problems.append(f"{kernel} has no reference")
@@ -144,8 +156,7 @@ def render(kernels: dict[str, set[str]]) -> str:
     lines += [f"| `{isa}` | {ISA_TEXT[isa]} |" for isa in COLUMNS]
     lines += ["", "## Kernels", "", "| kernel | " + " | ".join(COLUMNS) + " |"]
     lines.append("|---|" + "---|" * len(COLUMNS))
-    order = list(OPERATIONS)
-    for kernel in sorted(kernels, key=lambda k: (order.index(split_name(k + "_reference")[0]), k)):
+    for kernel in kernels:
         cells = ["x" if isa in kernels[kernel] else "" for isa in COLUMNS]
         lines.append(f"| `{kernel}` | " + " | ".join(cells) + " |")
     lines += [

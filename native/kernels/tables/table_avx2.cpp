@@ -22,10 +22,8 @@ std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 const KernelTable kTableAvx2 = {
     .name = "avx2",
     .required = kCpuAvx2,
-    .gemv = {nullptr, nullptr, gemv_s8d_u2g_avx2, gemv_s8d_u3g_avx2, gemv_s8d_u4g_avx2, nullptr,
-             nullptr, nullptr, gemv_s8d_u8g_avx2},
-    .gemm = {nullptr, nullptr, gemm_s8d_u2g_avx2, gemm_s8d_u3g_avx2, gemm_s8d_u4g_avx2, nullptr,
-             nullptr, nullptr, gemm_s8d_u8g_avx2},
+    .gemv = {gemv_s8d_u2g_avx2, gemv_s8d_u3g_avx2, gemv_s8d_u4g_avx2, gemv_s8d_u8g_avx2},
+    .gemm = {gemm_s8d_u2g_avx2, gemm_s8d_u3g_avx2, gemm_s8d_u4g_avx2, gemm_s8d_u8g_avx2},
     .quantize_act = quantize_act_s8d_avx2,
     .rms_norm = rms_norm_f32_avx2,
     .rope = rope_f32_avx2,

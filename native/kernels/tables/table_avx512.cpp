@@ -22,10 +22,8 @@ std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 const KernelTable kTableAvx512 = {
     .name = "avx512",
     .required = kCpuAvx512Vnni,
-    .gemv = {nullptr, nullptr, gemv_s8d_u2g_avx512, gemv_s8d_u3g_avx512, gemv_s8d_u4g_avx512,
-             nullptr, nullptr, nullptr, gemv_s8d_u8g_avx512},
-    .gemm = {nullptr, nullptr, gemm_s8d_u2g_avx512, gemm_s8d_u3g_avx512, gemm_s8d_u4g_avx512,
-             nullptr, nullptr, nullptr, gemm_s8d_u8g_avx512},
+    .gemv = {gemv_s8d_u2g_avx512, gemv_s8d_u3g_avx512, gemv_s8d_u4g_avx512, gemv_s8d_u8g_avx512},
+    .gemm = {gemm_s8d_u2g_avx512, gemm_s8d_u3g_avx512, gemm_s8d_u4g_avx512, gemm_s8d_u8g_avx512},
     .quantize_act = quantize_act_s8d_avx512,
     .rms_norm = rms_norm_f32_avx512,
     .rope = rope_f32_avx512,

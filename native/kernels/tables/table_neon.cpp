@@ -22,10 +22,8 @@ std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 const KernelTable kTableNeon = {
     .name = "neon",
     .required = kCpuNeon,
-    .gemv = {nullptr, nullptr, gemv_s8d_u2g_neon, gemv_s8d_u3g_neon, gemv_s8d_u4g_neon, nullptr,
-             nullptr, nullptr, gemv_s8d_u8g_neon},
-    .gemm = {nullptr, nullptr, gemm_s8d_u2g_neon, gemm_s8d_u3g_neon, gemm_s8d_u4g_neon, nullptr,
-             nullptr, nullptr, gemm_s8d_u8g_neon},
+    .gemv = {gemv_s8d_u2g_neon, gemv_s8d_u3g_neon, gemv_s8d_u4g_neon, gemv_s8d_u8g_neon},
+    .gemm = {gemm_s8d_u2g_neon, gemm_s8d_u3g_neon, gemm_s8d_u4g_neon, gemm_s8d_u8g_neon},
     .quantize_act = quantize_act_s8d_neon,
     .rms_norm = rms_norm_f32_neon,
     .rope = rope_f32_neon,

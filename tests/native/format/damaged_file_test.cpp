@@ -1,7 +1,7 @@
 // Files that were cut off or damaged on the way: every prefix of a small valid file, and every bit
 // of its header flipped. None may be read past its end or crash; a prefix must be refused.
 // Meaningful under the `dev` preset's sanitizers.
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 #include "native/runtime/model.h"
 #include "tests/native/support/check.h"
 #include "tests/native/support/model_bytes.h"

@@ -6,7 +6,7 @@
 #include <functional>
 #include <limits>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 #include "native/runtime/model.h"
 #include "tests/native/support/check.h"
 #include "tests/native/support/model_bytes.h"

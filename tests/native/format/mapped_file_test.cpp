@@ -10,7 +10,7 @@
 #include <thread>
 #include <vector>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 #include "tests/native/support/check.h"
 
 namespace awqe::test {

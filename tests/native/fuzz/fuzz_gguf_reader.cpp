@@ -3,7 +3,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 #include "native/runtime/model.h"
 #include "tests/native/support/model_bytes.h"
 

@@ -4,7 +4,7 @@
 #include <cmath>
 #include <map>
 
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 #include "tests/native/support/check.h"
 
 namespace awqe::test {

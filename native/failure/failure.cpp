@@ -1,5 +1,5 @@
 // Formats and cuts the messages of Failure; see failure.h.
-#include "native/api/failure.h"
+#include "native/failure/failure.h"
 
 #include <cstdarg>
 #include <cstdio>

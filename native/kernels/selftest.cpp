@@ -1,6 +1,6 @@
 // See selftest.h. A case is one call of one kernel on fixed pseudo-random input; its outcome is a
 // hash over the whole output buffer, so that a write beside the result is a difference too.
-#include "native/runtime/selftest.h"
+#include "native/kernels/selftest.h"
 
 #include <string.h>
 

@@ -1,0 +1,27 @@
+// gemm_ug.h on cores with SDOT. The algorithm stands in gemm_neon.h, the register tile
+// in tile_neon_dotprod.h.
+#include "native/kernels/gemm/tile_neon_dotprod.h"
+
+namespace awqe {
+
+void gemm_s8d_u2g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                               size_t y_stride, size_t row_begin, size_t row_end) {
+    gemm<2, DotprodTile>(w, x, m, y, y_stride, row_begin, row_end);
+}
+
+void gemm_s8d_u3g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                               size_t y_stride, size_t row_begin, size_t row_end) {
+    gemm<3, DotprodTile>(w, x, m, y, y_stride, row_begin, row_end);
+}
+
+void gemm_s8d_u4g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                               size_t y_stride, size_t row_begin, size_t row_end) {
+    gemm<4, DotprodTile>(w, x, m, y, y_stride, row_begin, row_end);
+}
+
+void gemm_s8d_u8g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                               size_t y_stride, size_t row_begin, size_t row_end) {
+    gemm<8, DotprodTile>(w, x, m, y, y_stride, row_begin, row_end);
+}
+
+}  // namespace awqe
