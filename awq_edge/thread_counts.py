@@ -1,29 +1,28 @@
 """How many threads decode a model fastest on this machine: measured once, then remembered.
 
-Owns a small JSON file in the user's cache directory. A machine is its CPU, the number of CPUs that
-this process may use and the kernels; models of about one size share an answer. While other programs
-take the CPUs nothing is measured: then every fast core gets a thread, and decoding adapts itself.
-Refuses to fail: a file that cannot be read or written only means another measurement.
+Owns a small JSON file in the user's cache directory (``user_cache.py``). A machine is its CPU, the
+number of CPUs that this process may use and the kernels; models of about one size share an answer.
+While other programs take the CPUs nothing is measured: then every fast core gets a thread, and
+decoding adapts itself. Refuses to fail: a file that cannot be read, trusted or written only means
+another measurement.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from pathlib import Path
 from typing import TYPE_CHECKING
+
+from awq_edge.limited_json import parse_json
+from awq_edge.user_cache import read_cached, write_cached
 
 if TYPE_CHECKING:
     from awq_edge._native import NativeModel
 
 FILE_NAME = "threads.json"
 LIBRARY_CHOOSES = 0
-
-
-def cache_path() -> Path:
-    """Where the answers lie: ``$XDG_CACHE_HOME/awq-edge``, by default below ``~/.cache``."""
-    directory = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")  # noqa: PTH111  # pathlib raises where there is no home
-    return Path(directory) / "awq-edge" / FILE_NAME
+# No machine has so many kinds of models: then the old answers are those of other machines.
+_MOST_ANSWERS = 256
 
 
 def decode_threads(model: NativeModel) -> int:
@@ -34,12 +33,15 @@ def decode_threads(model: NativeModel) -> int:
     key = _key(model, cpus)
     known = _read()
     found = known.get(key)
-    if isinstance(found, int) and 1 <= found <= cpus:
+    if type(found) is int and 1 <= found <= cpus:
         return found
     if _busy(cpus):
         return LIBRARY_CHOOSES
     threads = model.measure_threads()
-    _write({**known, key: threads})
+    answers = {**known, key: threads}
+    if len(answers) > _MOST_ANSWERS:
+        answers = {key: threads}
+    write_cached(FILE_NAME, (json.dumps(answers, indent=1) + "\n").encode())
     return threads
 
 
@@ -78,18 +80,7 @@ def cpu_name() -> str:
 
 def _read() -> dict[str, object]:
     try:
-        content = json.loads(cache_path().read_text(encoding="utf-8"))
-    except (OSError, ValueError):
+        content = parse_json(read_cached(FILE_NAME) or b"{}")
+    except ValueError:
         return {}
     return content if isinstance(content, dict) else {}
-
-
-def _write(content: dict[str, object]) -> None:
-    path = cache_path()
-    beside = path.with_name(f"{path.name}.{os.getpid()}")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        beside.write_text(json.dumps(content, indent=1) + "\n", encoding="utf-8")
-        beside.replace(path)
-    except OSError:
-        pass

@@ -1,25 +1,21 @@
 """JSON of a checkpoint: read within limits, refused in a sentence.
 
-Owns the limits of size, depth and numbers, for every JSON file and safetensors header. Refuses
-meaning: whoever asks for an object knows what belongs in it.
+Owns the limit of size and the sentences; ``limited_json.py`` has the other limits. Refuses meaning:
+whoever asks for an object knows what belongs in it.
 """
 
 from __future__ import annotations
 
-import json
 import math
 from pathlib import Path
 from typing import Any
 
 from awq_edge.checkpoints.files import open_regular, refuse_pointer
 from awq_edge.errors import AwqEdgeError, CheckpointError, FileUnreadableError
+from awq_edge.limited_json import parse_json
 
 # The longest string of a model file, and a hundred times what any published configuration takes.
 _MAX_BYTES = 64 << 20
-# Configurations nest four or five levels deep. Far from where Python's own recursion ends, so that
-# whatever walks or prints a value that was read once is safe.
-_MAX_DEPTH = 64
-_MAX_DIGITS = 400  # of a whole number: the longest that a float may have
 
 
 def read_json(path: Path) -> dict[str, Any]:
@@ -56,40 +52,6 @@ def read_optional_json(path: Path) -> dict[str, Any]:
         return read_json(path)
     except AwqEdgeError:
         return {}
-
-
-def parse_json(text: bytes) -> Any:
-    """Any JSON value, from UTF-8 text.
-
-    Raises:
-        ValueError: It is no JSON, nested too deeply, or has a number of too many digits.
-    """
-    try:
-        value = json.loads(text.decode("utf-8"), parse_int=_whole_number)
-    except RecursionError:
-        raise ValueError("it is nested too deeply") from None
-    if not _shallow(value, _MAX_DEPTH):
-        raise ValueError("it is nested too deeply")
-    return value
-
-
-def _whole_number(digits: str) -> int:
-    if len(digits) > _MAX_DIGITS:  # the time to read one grows with the square of its length
-        raise ValueError(f"a number has {len(digits)} digits")
-    return int(digits)
-
-
-def _shallow(value: Any, levels: int) -> bool:
-    """Whether lists and objects are nested at most so many levels deep."""
-    if isinstance(value, dict):
-        inner = value.values()
-    elif isinstance(value, list):
-        inner = value  # type: ignore[assignment]  # both are iterated over
-    else:
-        return True
-    return levels > 0 and all(
-        _shallow(part, levels - 1) for part in inner if isinstance(part, (dict, list))
-    )
 
 
 def is_whole_number(value: Any) -> bool:

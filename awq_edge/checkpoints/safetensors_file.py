@@ -15,9 +15,10 @@ from typing import Any
 import torch
 
 from awq_edge.checkpoints.files import open_regular, refuse_pointer
-from awq_edge.checkpoints.json_files import is_whole_number, parse_json
+from awq_edge.checkpoints.json_files import is_whole_number
 from awq_edge.checkpoints.stored_tensor import StoredTensor
 from awq_edge.errors import CheckpointError, FileUnreadableError
+from awq_edge.limited_json import parse_json
 
 _DTYPES = {
     "F64": torch.float64,

@@ -20,6 +20,7 @@ from pathlib import Path
 from awq_edge.device.sources import native_source_directory
 from awq_edge.errors import BuildError, UnsupportedError
 from awq_edge.profiles import Profile, targets_directory
+from awq_edge.user_cache import caches_of_all_programs, is_sound, own_folder
 
 LIBRARY_NAME = "libawq_edge.so"
 _INSTALL = "pip install 'awq-edge[build]'"
@@ -69,20 +70,6 @@ def _program(package: str, name: str, attribute: str) -> Path | None:
     return Path(found) if found else None
 
 
-def cache_directory() -> Path:
-    """Where builds are kept: AWQ_EDGE_CACHE, or a folder in the user's cache."""
-    forced = os.environ.get("AWQ_EDGE_CACHE")
-    if forced:
-        return Path(forced)
-    if os.name == "nt":
-        base = Path(os.environ.get("LOCALAPPDATA") or Path.home() / "AppData/Local")
-    elif sys.platform == "darwin":
-        base = Path.home() / "Library/Caches"
-    else:
-        base = Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache")
-    return base / "awq-edge"
-
-
 class LibraryBuild:
     """The library of one CPU architecture, built from this package's native sources."""
 
@@ -93,7 +80,7 @@ class LibraryBuild:
         # All targets of one architecture share a baseline, and so a library. CMake ties a build
         # folder to one source folder.
         origin = hashlib.sha256(str(self.source).encode()).hexdigest()[:12]
-        self.folder = cache_directory() / "build" / f"{profile.machine}-{origin}"
+        self.folder = own_folder("build") / f"{profile.machine}-{origin}"
         self.library = self.folder / LIBRARY_NAME
         self.log = self.folder / _LOG_NAME
 
@@ -115,7 +102,9 @@ class LibraryBuild:
             BuildError: A tool failed; the text names the log.
         """
         tools = find_tools()
-        self.folder.mkdir(parents=True, exist_ok=True)
+        if self.folder.exists() and not is_sound(self.folder):
+            shutil.rmtree(self.folder)  # follows no link
+        self.folder.mkdir(exist_ok=True)
         toolchain = targets_directory().resolve() / self.profile.name / "toolchain.cmake"
         configure = [
             *(str(tools.cmake), "-S", str(self.source), "-B", str(self.folder), "-G", "Ninja"),
@@ -129,7 +118,7 @@ class LibraryBuild:
         cache = self.folder / "CMakeCache.txt"
         if cache.is_file() and not _was_configured_by(cache, toolchain, tools.python):
             shutil.rmtree(self.folder)
-            self.folder.mkdir(parents=True)
+            self.folder.mkdir()
         with self.log.open("w", encoding="utf-8") as log:
             self._tool(configure, log, None)
             build = [str(tools.cmake), "--build", str(self.folder), "--target", "awq_edge"]
@@ -144,6 +133,10 @@ class LibraryBuild:
         for name in ("CC", "CXX", "CFLAGS", "CXXFLAGS", "CPPFLAGS", "LDFLAGS"):
             environment.pop(name, None)
         environment["NINJA_STATUS"] = "[%f/%t] "
+        # The compiler links what lies in its cache: nobody else's hand may have been there.
+        usual = caches_of_all_programs()
+        if usual is None or (os.path.lexists(usual / "zig") and not is_sound(usual / "zig")):
+            environment["ZIG_GLOBAL_CACHE_DIR"] = str(own_folder("zig"))
         with subprocess.Popen(
             command,
             stdout=subprocess.PIPE,

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from awq_edge import Model, thread_counts
+from awq_edge import Model, thread_counts, user_cache
 
 
 class FakeModel:
@@ -29,8 +29,15 @@ class FakeModel:
 @pytest.fixture(autouse=True)
 def _cache(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    monkeypatch.delenv("AWQ_EDGE_CACHE", raising=False)
     monkeypatch.setattr(thread_counts, "_usable_cpus", lambda: 4)
     monkeypatch.setattr(thread_counts, "_busy", lambda _cpus: False)
+
+
+def cache_path() -> Path:
+    directory = user_cache.cache_directory()
+    assert directory is not None
+    return directory / thread_counts.FILE_NAME
 
 
 def decode_threads(model: FakeModel) -> int:
@@ -51,16 +58,37 @@ def test_models_of_another_size_and_other_kernels_are_measured(
     assert (decode_threads(large), large.measured) == (2, 1)
     monkeypatch.setenv("AWQ_EDGE_KERNELS", "reference")
     assert decode_threads(FakeModel(4)) == 4
-    assert len(json.loads(thread_counts.cache_path().read_text())) == 3
+    assert len(json.loads(cache_path().read_text())) == 3
 
 
-@pytest.mark.parametrize("content", ["", "[]", '{"a": ', "null"])
+@pytest.mark.parametrize(
+    "content",
+    ["", "[]", '{"a": ', "null", "[" * 200_000, "1" * 10_000, '{"a": ' + "9" * 500 + "}", "\x00"],
+    ids=range(8),
+)
 def test_damaged_cache_is_replaced(content: str) -> None:
-    path = thread_counts.cache_path()
+    path = cache_path()
     path.parent.mkdir(parents=True)
     path.write_text(content)
     assert decode_threads(FakeModel(3)) == 3
     assert list(json.loads(path.read_text()).values()) == [3]
+
+
+@pytest.mark.parametrize("answer", ["true", "2.0", '"2"', "null", "-1", "[2]"])
+def test_answers_that_are_no_count_are_measured_again(answer: str) -> None:
+    decode_threads(FakeModel(3))
+    (key,) = json.loads(cache_path().read_text())
+    cache_path().write_text(f"{{{json.dumps(key)}: {answer}}}")
+    model = FakeModel(2)
+    assert (decode_threads(model), model.measured) == (2, 1)
+    assert json.loads(cache_path().read_text()) == {key: 2}
+
+
+def test_the_cache_does_not_grow_for_ever() -> None:
+    cache_path().parent.mkdir()
+    cache_path().write_text(json.dumps({f"machine {i}": 1 for i in range(256)}))
+    decode_threads(FakeModel(3))
+    assert list(json.loads(cache_path().read_text()).values()) == [3]
 
 
 def test_answer_that_this_machine_cannot_have_is_measured_again() -> None:
@@ -95,9 +123,7 @@ def test_one_cpu_needs_no_measurement(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_real_model_is_measured_and_given_numbers_win(stories_path: Path) -> None:
     with Model.open(stories_path) as model, model.session() as session:
         assert 1 <= session.threads <= 4
-        assert list(json.loads(thread_counts.cache_path().read_text()).values()) == [
-            session.threads
-        ]
+        assert list(json.loads(cache_path().read_text()).values()) == [session.threads]
     with Model.open(stories_path, threads=3, prefill_threads=2) as model:
         session = model.session()
         assert (session.threads, session.prefill_threads) == (3, 2)
