@@ -45,7 +45,10 @@ TensorSource = Union[npt.NDArray[np.float32], bytes, Path, Streamed]
 
 
 def write_model(
-    path: Path, metadata: Mapping[str, MetadataValue], tensors: Iterable[tuple[str, TensorSource]]
+    path: Path,
+    metadata: Mapping[str, MetadataValue],
+    tensors: Iterable[tuple[str, TensorSource]],
+    check: Callable[[Path], None] = lambda _: None,
 ) -> str:
     """Writes a whole model file, or nothing.
 
@@ -57,6 +60,8 @@ def write_model(
             (f32), str, and list of int ([u32]).
         tensors: Names and sources, in file order: a float32 array becomes F32; bytes, a file of
             bytes and streamed bytes become I8.
+        check: Called with the finished file before it gets its name; what it raises comes out, and
+            nothing is left.
 
     Returns:
         The SHA-256 of all tensor bytes, in hexadecimal.
@@ -65,6 +70,7 @@ def write_model(
     partial = path.with_name(f".{path.name}.writing")
     try:
         checksum = _write_container(partial, metadata, sources)
+        check(partial)
         partial.replace(path)
         _sync_directory(path.parent)
         return checksum

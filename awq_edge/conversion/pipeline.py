@@ -21,6 +21,7 @@ from awq_edge.conversion import widths
 from awq_edge.conversion.checks import check_disk, check_output, device_named
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.report import Events, Report
+from awq_edge.conversion.trial import check_runs
 from awq_edge.conversion.walk import Walk
 from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.errors import CheckpointError
@@ -75,7 +76,7 @@ def convert(
                 with torch.inference_mode():
                     Walk(source, options, chosen, device, work, events, processes).run(blocks)
                 metadata = {**plain, **widths.metadata(chosen)}
-                model_file.write_model(written, metadata, work.tensors(source))
+                model_file.write_model(written, metadata, work.tensors(source), check_runs)
                 report = _report(written, source.architecture, work)
             work.finished()
         finally:

@@ -19,6 +19,7 @@ from awq_edge.calibration import gradients, propagation, staged
 from awq_edge.calibration.distributed import Processes
 from awq_edge.calibration.hidden_states import HiddenStates
 from awq_edge.calibration.layer_states import LayerStates
+from awq_edge.conversion.extremes import check_finite, solvable
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.packing import Packer
 from awq_edge.conversion.recorder import Recorder
@@ -121,7 +122,8 @@ class Walk:
             report, after = LayerReport(layer, None, None, {}), None
         else:
             after = self._work.hidden(layer + 1, hidden.shape, self._device)
-            report = self._calibrated_layer(layer, weights, hidden, after, positions)
+            with solvable(f"layer {layer}"):
+                report = self._calibrated_layer(layer, weights, hidden, after, positions)
         self._recorder.wait()
         if hidden is not None:
             hidden.close()
@@ -241,7 +243,8 @@ class Walk:
         parts = ((segment, summed(batches)) for segment, batches in self._segments(hidden).items())
         empty = Products(a.hidden_size, self._device)
         products = self._processes.means(parts, empty)
-        self._packer.store_head(gptq.Hessian.of(products, self._damping))
+        with solvable("the head"):
+            self._packer.store_head(gptq.Hessian.of(products, self._damping))
 
     def _calibrated_layer(
         self,
@@ -260,7 +263,7 @@ class Walk:
         probe = Probe(self._architecture, layer, sample, positions)
         few = sample[: max(1, _SHOWN_TOKENS // hidden.shape[1])].clone()  # the rest goes early
         shown = dataclasses.replace(probe, hidden=few)
-        target = shown.change(weights)
+        target = check_finite(shown.change(weights), layer)
 
         def rounding(name: str, x: torch.Tensor) -> torch.Tensor:
             rounded = quantisers[name].round_trip(weights[f"{name}.weight"])
@@ -298,7 +301,7 @@ class Walk:
             packed = Layer(self._architecture, layer, weights, positions)
             for batch in self._batches(hidden):
                 after.write(batch, packed.run(hidden.read(batch)))
-        error = _relative(shown.change(weights), target)
+        error = _relative(check_finite(shown.change(weights), layer), target)
         return LayerReport(layer, error_rtn, error, choices)
 
     def _moments(self, layer: int, divided: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

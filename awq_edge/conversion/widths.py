@@ -16,6 +16,7 @@ import torch
 from awq_edge import layouts, model_file
 from awq_edge.architecture import MetadataValue
 from awq_edge.calibration import sensitivity
+from awq_edge.conversion.extremes import solvable
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.report import Events
 from awq_edge.errors import InvalidArgumentError
@@ -79,7 +80,8 @@ def choose(
     assert blocks is not None
     events.message("Measuring what every width of every matrix costs in accuracy …")
     damping = methods.plan(options.method, 4).damping
-    harms = sensitivity.measure(source, blocks, groups, device, damping)
+    with solvable("the model"):
+        harms = sensitivity.measure(source, blocks, groups, device, damping)
     if options.size is None:
         # Codes alone count: a width of 3.5 bits means the same whatever the group size.
         for name in names:

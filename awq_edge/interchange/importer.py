@@ -13,6 +13,7 @@ from pathlib import Path
 
 from awq_edge import __version__, layouts, model_file
 from awq_edge.architecture import MetadataValue
+from awq_edge.conversion.trial import check_runs
 from awq_edge.hf_tokenizer import read_tokenizer
 from awq_edge.interchange.quantised_checkpoint import QuantisedCheckpoint
 from awq_edge.quantize.grouped import quantise
@@ -114,7 +115,7 @@ def import_checkpoint(
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
     if tokenizer is not None:
         metadata.update(tokenizer.to_metadata())
-    model_file.write_model(output, metadata, tensors)
+    model_file.write_model(output, metadata, tensors, check_runs)
     report.rounded_scales = source.rounded_scales
     report.file_bytes = output.stat().st_size
     return report

@@ -80,7 +80,7 @@ def search_scales(
         What was chosen, by the stage's name.
 
     Raises:
-        InternalError: A fold changed the layer's function.
+        UnsupportedError: A fold changed the layer's function.
     """
     inputs, outputs = _recorded(probe, weights)
     choices: dict[str, Choice] = {}

@@ -38,7 +38,7 @@ def search_and_fold(
         What was chosen, by the stage's name, and what matrices' outputs were divided by, by theirs.
 
     Raises:
-        InternalError: A fold changed the layer's function.
+        UnsupportedError: A fold changed the layer's function.
     """
     inputs = probe.inputs(weights)
     choices: dict[str, Choice] = {}

@@ -13,12 +13,13 @@ from collections.abc import Mapping
 import torch
 
 from awq_edge.architecture import Architecture
-from awq_edge.errors import InternalError
+from awq_edge.errors import UnsupportedError
 from awq_edge.quantize.probe import Probe, Weights
 from awq_edge.stages import Origin, Stage
 
 # A fold multiplies and divides in float32: what it changes is rounding, a few units in 2^-23.
 _TOLERANCE = 1e-4
+_STREAM_ROUNDINGS = 8  # units in the last place of the largest value in the residual stream
 
 
 @dataclasses.dataclass(frozen=True)
@@ -82,7 +83,7 @@ def fold_all(probe: Probe, weights: Weights, scales: Mapping[str, torch.Tensor])
             and 1 where nothing absorbs them.
 
     Raises:
-        InternalError: A fold changed the layer's function.
+        UnsupportedError: A fold changed the layer's function.
     """
     check = dataclasses.replace(probe, hidden=probe.hidden[:1])
     before = check.change(weights)
@@ -95,10 +96,19 @@ def fold_all(probe: Probe, weights: Weights, scales: Mapping[str, torch.Tensor])
 def check_fold(
     probe: Probe, weights: Mapping[str, torch.Tensor], before: torch.Tensor, stage: str
 ) -> None:
-    """Refuses to go on after a fold that changed the layer's float output."""
+    """Refuses to go on after a fold that changed the layer's float output.
+
+    Raises:
+        UnsupportedError: It did by more than rounding explains: values that differ by many orders
+            of magnitude, in weights or norms, leave too few digits for the small ones.
+    """
     difference = float((probe.change(weights) - before).abs().max())
-    if not difference <= _TOLERANCE * float(before.abs().max()):
-        raise InternalError(
-            f"Folding the scales of the group {stage} changed the output of layer {probe.number} "
-            f"by {difference:g} where it reaches {float(before.abs().max()):g}."
+    largest = float(before.abs().max())
+    # What a layer adds is the difference of two streams, each rounded as coarsely as it is large.
+    rounding = _STREAM_ROUNDINGS * torch.finfo(torch.float32).eps * float(probe.hidden.abs().max())
+    if not difference <= _TOLERANCE * largest + rounding:
+        raise UnsupportedError(
+            f"Layer {probe.number} cannot be scaled: multiplying the inputs of {stage} changed its "
+            f"output by {difference:g} where it reaches {largest:g}; its weights or norms hold "
+            "outliers. --method gptq and rtn scale nothing."
         )
