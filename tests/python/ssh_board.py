@@ -13,6 +13,7 @@ import os
 import shutil
 import socket
 import subprocess
+import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -55,12 +56,26 @@ class SshBoard:
         key = " ".join((self.folder / "host.pub").read_text().split()[:2])
         (self.folder / "known").write_text(f"[127.0.0.1]:{self.port} {key}\n")
 
-    def log_in_with(self, key: str, port: int | None = None) -> None:
+    def log_in_with(
+        self, key: str, port: int | None = None, line: tuple[int, int] | None = None
+    ) -> None:
+        """Chooses the user's key, the server's port, and what lies between.
+
+        Args:
+            key: "user" or "stranger".
+            port: Another one than the server's.
+            line: Bytes per second, and after how many bytes to the board the line breaks.
+        """
+        proxy = ""
+        if line is not None:
+            program = Path(__file__).with_name("slow_line.py")
+            proxy = f" ProxyCommand {sys.executable} {program} %h %p {line[0]} {line[1]}\n"
         (self.folder / "config").write_text(
             f"Host board\n HostName 127.0.0.1\n Port {port or self.port}\n"
             f" User {getpass.getuser()}\n IdentityFile {self.folder}/{key}\n IdentitiesOnly yes\n"
             f" UserKnownHostsFile {self.folder}/known\n GlobalKnownHostsFile /dev/null\n"
             " BatchMode yes\n IdentityAgent none\n"
+            f"{proxy}"
         )
 
     def says(self, program: str, script: str) -> None:
@@ -69,13 +84,20 @@ class SshBoard:
         path.write_text(f"#!/bin/sh\n{script}\n")
         path.chmod(0o755)
 
+    def speaks(self, language: str) -> None:
+        """The locale of the board; empty for its own."""
+        words = f"LANG={language} LC_ALL={language} LANGUAGE={language}" if language else ""
+        (self.folder / "locale").write_text(f"export {words}\n" if words else "")
+
     def start(self) -> None:
         server = shutil.which("sshd", path=f"{os.environ['PATH']}:/usr/sbin")
         if server is None:
             pytest.skip("sshd is not installed (Debian: openssh-server)")
         if os.geteuid() == 0:
             Path("/run/sshd").mkdir(exist_ok=True)  # where the server confines itself
-        command = f"cd {self.home}; HOME={self.home} PATH={self.stubs}:$PATH"
+        locale = f". {self.folder}/locale"
+        (self.folder / "locale").write_text("")
+        command = f"cd {self.home}; {locale}; HOME={self.home} PATH={self.stubs}:$PATH"
         (self.folder / "sshd_config").write_text(
             f"Port {self.port}\nListenAddress 127.0.0.1\nHostKey {self.folder}/host\n"
             f"AuthorizedKeysFile {self.folder}/authorized\nPidFile none\nStrictModes no\n"

@@ -20,21 +20,15 @@ from pathlib import Path
 
 import pytest
 from boards import STORIES
+from stand_in import HERE, needs, stand_in_bundle, write_script, write_sums
 
 from awq_edge import __version__
-from awq_edge.device.bundle import Requirements, requirements
 from awq_edge.profiles import load_profile
 
 pytestmark = pytest.mark.skipif(
     platform.system() != "Linux", reason="install.sh is for Linux, and this is another system"
 )
-HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
 SHELLS = [name for name in ("dash", "bash", "busybox") if shutil.which(name)] or ["sh"]
-
-
-def _needs() -> Requirements:
-    machine = "x86_64-linux" if platform.machine() == "x86_64" else "aarch64-generic"
-    return requirements(STORIES, load_profile(machine), [HERE], packages_bytes=1_000_000)
 
 
 class Machine:
@@ -90,12 +84,6 @@ def machine(tmp_path: Path) -> Machine:
     return Machine(tmp_path)
 
 
-def _script(folder: Path, needs: Requirements) -> Path:
-    path = folder / "install.sh"
-    path.write_text(needs.script())
-    return path
-
-
 def _refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
     assert done.returncode == 1, (done.stdout, done.stderr)
     assert done.stdout == ""
@@ -111,7 +99,7 @@ def _refused(done: subprocess.CompletedProcess[str], *words: str) -> None:
 
 @pytest.mark.parametrize("shell", SHELLS)
 def test_a_fit_machine_is_described(shell: str, machine: Machine, tmp_path: Path) -> None:
-    done = machine.run(_script(tmp_path, _needs()), "--check", shell=shell)
+    done = machine.run(write_script(tmp_path, needs()), "--check", shell=shell)
     assert done.returncode == 0, done.stderr
     values = dict(line.split("=", 1) for line in done.stdout.splitlines())
     assert values["machine"] == platform.machine()
@@ -155,38 +143,38 @@ def test_an_unfit_machine_gets_one_sentence(
     program: str, answer: str, words: tuple[str, ...], machine: Machine, tmp_path: Path
 ) -> None:
     machine.says(program, answer)
-    _refused(machine.run(_script(tmp_path, _needs()), "--check"), *words)
+    _refused(machine.run(write_script(tmp_path, needs()), "--check"), *words)
     assert machine.files == []
 
 
 @pytest.mark.skipif(platform.machine() == "aarch64", reason="needs another machine than the target")
 def test_a_bundle_for_another_machine_is_refused(machine: Machine, tmp_path: Path) -> None:
-    needs = replace(_needs(), profile=load_profile("rpi4b"))
-    _refused(machine.run(_script(tmp_path, needs), "--check"), "for aarch64", platform.machine())
+    script = write_script(tmp_path, replace(needs(), profile=load_profile("rpi4b")))
+    _refused(machine.run(script, "--check"), "for aarch64", platform.machine())
 
 
 def test_a_python_without_packages_is_named(machine: Machine, tmp_path: Path) -> None:
-    needs = replace(_needs(), pythons=("3.8",))
+    script = write_script(tmp_path, replace(needs(), pythons=("3.8",)))
     for minor in range(9, 14):
         machine.says(f"python3.{minor}", "exit 1")
-    done = machine.run(_script(tmp_path, needs), "--check")
+    done = machine.run(script, "--check")
     _refused(done, "for Python 3.8", f"has {HERE}", f"--python {HERE}")
 
 
 def test_a_machine_without_python_is_told_what_to_install(machine: Machine, tmp_path: Path) -> None:
     for name in ("python3", *(f"python3.{minor}" for minor in range(9, 14))):
         machine.says(name, "exit 127")
-    _refused(machine.run(_script(tmp_path, _needs()), "--check"), "apt install python3")
+    _refused(machine.run(write_script(tmp_path, needs()), "--check"), "apt install python3")
 
 
 def test_the_memory_check_can_be_overruled(machine: Machine, tmp_path: Path) -> None:
-    script = _script(tmp_path, replace(_needs(), memory_bytes=1 << 50))
+    script = write_script(tmp_path, replace(needs(), memory_bytes=1 << 50))
     _refused(machine.run(script, "--check"), "--ignore-memory", "512 tokens")
     assert machine.run(script, "--check", "--ignore-memory").returncode == 0
 
 
 def test_an_unknown_option_and_a_missing_folder_are_named(machine: Machine, tmp_path: Path) -> None:
-    script = _script(tmp_path, _needs())
+    script = write_script(tmp_path, needs())
     _refused(machine.run(script, "--colour"), "--colour", "--help")
     _refused(machine.run(script, "--prefix"), "--prefix needs a folder")
 
@@ -196,56 +184,12 @@ def test_an_unwritable_prefix_is_named(machine: Machine, tmp_path: Path) -> None
     closed = tmp_path / "closed"
     closed.mkdir(mode=0o555)
     _refused(
-        machine.run(_script(tmp_path, _needs()), "--check", "--prefix", f"{closed}/a"), "closed"
+        machine.run(write_script(tmp_path, needs()), "--check", "--prefix", f"{closed}/a"),
+        "closed",
     )
 
 
 # ---- the installation ----------------------------------------------------------------------------
-
-
-def _wheel(folder: Path, version: str, selftest: int) -> Path:
-    """A package that stands for awq-edge: it prints its version, and its self-test may fail."""
-    path = folder / f"awq_edge-{version}-py3-none-any.whl"
-    info = f"awq_edge-{version}.dist-info"
-    body = (
-        "import sys, time\n"
-        "def main():\n"
-        "    if sys.argv[1:2] == ['wait']: time.sleep(100)\n"
-        f"    if sys.argv[1:2] == ['selftest']: sys.exit({selftest})\n"
-        f"    print('awq-edge {version}')\n"
-    )
-    files = {
-        "awq_edge_stand_in.py": body,
-        f"{info}/METADATA": f"Metadata-Version: 2.1\nName: awq-edge\nVersion: {version}\n",
-        f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
-        f"{info}/entry_points.txt": "[console_scripts]\nawq-edge = awq_edge_stand_in:main\n",
-    }
-    with zipfile.ZipFile(path, "w") as archive:
-        for name, text in files.items():
-            archive.writestr(name, text)
-        archive.writestr(f"{info}/RECORD", "".join(f"{name},,\n" for name in files))
-    return path
-
-
-def _bundle(
-    folder: Path, *, version: str = "1.0", selftest: int = 0, model: Path = STORIES
-) -> Path:
-    """A bundle with a stand-in for the package, and the small model."""
-    wheels = folder / "wheels"
-    wheels.mkdir(parents=True)
-    own = _wheel(wheels, version, selftest)
-    (wheels / f"{HERE}.txt").write_text(f"{own.name}\n")
-    shutil.copy(model, folder)
-    _script(folder, replace(_needs(), model=model))
-    _write_sums(folder)
-    return folder / "install.sh"
-
-
-def _write_sums(folder: Path) -> None:
-    (folder / "SHA256SUMS").unlink(missing_ok=True)
-    names = sorted(str(p.relative_to(folder)) for p in folder.rglob("*") if p.is_file())
-    sums = (f"{hashlib.sha256((folder / n).read_bytes()).hexdigest()}  {n}\n" for n in names)
-    (folder / "SHA256SUMS").write_text("".join(sums))
 
 
 def _version(machine: Machine) -> str:
@@ -260,7 +204,7 @@ def _releases(machine: Machine) -> list[str]:
 
 @pytest.mark.parametrize("shell", [name for name in SHELLS if name != "busybox"])
 def test_it_installs_without_network(shell: str, machine: Machine, tmp_path: Path) -> None:
-    script = _bundle(tmp_path / "a bundle")
+    script = stand_in_bundle(tmp_path / "a bundle")
     done = machine.run(script, shell=shell, http_proxy="http://127.0.0.1:9/")
     assert done.returncode == 0, done.stderr
     assert _version(machine) == "awq-edge 1.0"
@@ -270,7 +214,7 @@ def test_it_installs_without_network(shell: str, machine: Machine, tmp_path: Pat
 
 
 def test_a_prefix_may_be_relative(machine: Machine, tmp_path: Path) -> None:
-    script = _bundle(tmp_path / "bundle")
+    script = stand_in_bundle(tmp_path / "bundle")
     done = machine.run(script, "--prefix", "models here", folder=machine.home)
     assert done.returncode == 0, done.stderr
     assert _version(machine) == "awq-edge 1.0"
@@ -278,20 +222,20 @@ def test_a_prefix_may_be_relative(machine: Machine, tmp_path: Path) -> None:
 
 
 def test_a_later_release_replaces_the_earlier_one(machine: Machine, tmp_path: Path) -> None:
-    assert machine.run(_bundle(tmp_path / "one")).returncode == 0
-    assert machine.run(_bundle(tmp_path / "two", version="2.0")).returncode == 0
+    assert machine.run(stand_in_bundle(tmp_path / "one")).returncode == 0
+    assert machine.run(stand_in_bundle(tmp_path / "two", version="2.0")).returncode == 0
     assert _version(machine) == "awq-edge 2.0"
     assert len(_releases(machine)) == 1
 
 
 def test_a_failed_selftest_leaves_everything_as_it_was(machine: Machine, tmp_path: Path) -> None:
-    broken = _bundle(tmp_path / "broken", version="2.0", selftest=1)
+    broken = stand_in_bundle(tmp_path / "broken", version="2.0", selftest=1)
     _refused(machine.run(broken), "self-test failed")
     assert _releases(machine) == []
     assert not (machine.home / ".local/share/awq-edge/models" / STORIES.name).exists()
     assert not (machine.home / ".local/bin").exists()
 
-    assert machine.run(_bundle(tmp_path / "sound")).returncode == 0
+    assert machine.run(stand_in_bundle(tmp_path / "sound")).returncode == 0
     before = machine.files
     _refused(machine.run(broken), "self-test failed")
     assert machine.files == before
@@ -302,7 +246,7 @@ def test_a_failed_selftest_leaves_everything_as_it_was(machine: Machine, tmp_pat
 
 
 def test_a_damaged_file_is_named_before_anything_is_made(machine: Machine, tmp_path: Path) -> None:
-    script = _bundle(tmp_path / "bundle")
+    script = stand_in_bundle(tmp_path / "bundle")
     model = tmp_path / "bundle" / STORIES.name
     data = bytearray(model.read_bytes())
     data[len(data) // 2] ^= 1
@@ -314,7 +258,7 @@ def test_a_damaged_file_is_named_before_anything_is_made(machine: Machine, tmp_p
 
 
 def test_a_broken_package_leaves_nothing(machine: Machine, tmp_path: Path) -> None:
-    script = _bundle(tmp_path / "bundle")
+    script = stand_in_bundle(tmp_path / "bundle")
     (wheel,) = (tmp_path / "bundle/wheels").glob("awq_edge-*.whl")
     wheel.write_bytes(b"no zip")
     sums = tmp_path / "bundle/SHA256SUMS"
@@ -346,7 +290,7 @@ def _start(machine: Machine) -> subprocess.CompletedProcess[str]:
 def test_the_same_bundle_installs_twice_and_the_model_is_a_file_of_its_own(
     machine: Machine, tmp_path: Path
 ) -> None:
-    script = _bundle(tmp_path / "bundle")
+    script = stand_in_bundle(tmp_path / "bundle")
     _install(machine, script)
     _install(machine, script)
     assert len(_releases(machine)) == 1
@@ -364,10 +308,10 @@ def test_the_same_bundle_installs_twice_and_the_model_is_a_file_of_its_own(
 def test_a_second_model_leaves_the_first_and_a_removed_one_stays_away(
     machine: Machine, tmp_path: Path
 ) -> None:
-    _install(machine, _bundle(tmp_path / "one"))
+    _install(machine, stand_in_bundle(tmp_path / "one"))
     other = tmp_path / "other.gguf"
     shutil.copy(STORIES, other)
-    script = _bundle(tmp_path / "two", model=other)
+    script = stand_in_bundle(tmp_path / "two", model=other)
     _install(machine, script)
     models = machine.home / ".local/share/awq-edge/models"
     mine = models / "mine.gguf"
@@ -386,7 +330,7 @@ def test_a_damaged_installation_is_one_sentence_and_never_a_success(
     machine: Machine, tmp_path: Path
 ) -> None:
     """Every file of the release: emptied, cut, longer, gone; flipped bits of what runs too."""
-    script = _bundle(tmp_path / "bundle")
+    script = stand_in_bundle(tmp_path / "bundle")
     _install(machine, script)
     release = (machine.home / ".local/share/awq-edge/current").resolve()
     files = [path for path in release.rglob("*") if path.is_file() and not path.is_symlink()]
@@ -424,7 +368,7 @@ def test_a_damaged_installation_is_one_sentence_and_never_a_success(
 
 
 def test_a_python_that_is_gone_is_one_sentence(machine: Machine, tmp_path: Path) -> None:
-    _install(machine, _bundle(tmp_path / "bundle"))
+    _install(machine, stand_in_bundle(tmp_path / "bundle"))
     python = machine.home / ".local/share/awq-edge/current/bin/python"
     python.unlink()
     python.symlink_to("/nowhere/python3")
@@ -437,8 +381,8 @@ def test_a_run_that_is_killed_leaves_the_old_release_and_the_next_one_cleans_up(
     machine: Machine, tmp_path: Path
 ) -> None:
     """At moments that are spread over the whole run, seen by what it has made."""
-    _install(machine, _bundle(tmp_path / "one"))
-    two = _bundle(tmp_path / "two", version="2.0")
+    _install(machine, stand_in_bundle(tmp_path / "one"))
+    two = stand_in_bundle(tmp_path / "two", version="2.0")
     prefix = machine.home / ".local/share/awq-edge"
     (old,) = _releases(machine)
     seen = set()
@@ -466,7 +410,7 @@ def test_a_run_that_is_killed_leaves_the_old_release_and_the_next_one_cleans_up(
 
 
 def test_of_two_installations_at_once_one_waits(machine: Machine, tmp_path: Path) -> None:
-    one, two = _bundle(tmp_path / "one"), _bundle(tmp_path / "two", version="2.0")
+    one, two = stand_in_bundle(tmp_path / "one"), stand_in_bundle(tmp_path / "two", version="2.0")
     running = [machine.begin(script) for script in (one, two, one)]
     for process in running:
         assert process.wait(timeout=120) == 0
@@ -478,14 +422,14 @@ def test_of_two_installations_at_once_one_waits(machine: Machine, tmp_path: Path
 def test_a_release_in_use_stays_until_nobody_uses_it(
     way: str, machine: Machine, tmp_path: Path
 ) -> None:
-    _install(machine, _bundle(tmp_path / "one"))
+    _install(machine, stand_in_bundle(tmp_path / "one"))
     (old,) = _releases(machine)
     arguments = ["-c", "import time; time.sleep(100)"] if way.endswith("python") else ["wait"]
     program = os.path.relpath(machine.home / ".local/share/awq-edge" / way, tmp_path)
     user = subprocess.Popen([program, *arguments], cwd=tmp_path)
     try:
         time.sleep(0.2)
-        two = _bundle(tmp_path / "two", version="2.0")
+        two = stand_in_bundle(tmp_path / "two", version="2.0")
         _install(machine, two)
         assert old in _releases(machine)
         assert _version(machine) == "awq-edge 2.0"
@@ -499,7 +443,7 @@ def test_a_release_in_use_stays_until_nobody_uses_it(
 def test_a_list_of_checksums_is_believed_only_when_it_is_whole(
     machine: Machine, tmp_path: Path
 ) -> None:
-    script = _bundle(tmp_path / "bundle")
+    script = stand_in_bundle(tmp_path / "bundle")
     sums = tmp_path / "bundle/SHA256SUMS"
     good = sums.read_text()
     lines = good.splitlines(keepends=True)
@@ -534,13 +478,15 @@ def test_a_list_of_checksums_is_believed_only_when_it_is_whole(
 def test_a_place_that_keeps_nothing_is_refused(
     prefix: str, machine: Machine, tmp_path: Path
 ) -> None:
-    _refused(machine.run(_bundle(tmp_path / "b"), "--prefix", prefix), "another place", prefix)
+    _refused(
+        machine.run(stand_in_bundle(tmp_path / "b"), "--prefix", prefix), "another place", prefix
+    )
 
 
 def test_a_place_below_a_file_or_with_a_line_break_is_refused(
     machine: Machine, tmp_path: Path
 ) -> None:
-    script = _script(tmp_path, _needs())
+    script = write_script(tmp_path, needs())
     (tmp_path / "file").write_text("")
     _refused(machine.run(script, "--check", "--prefix", f"{tmp_path}/file/a/b"), "is no folder")
     for name in ("a\nb", "a\n", "a\x1b[2J", "a\tb"):
@@ -550,7 +496,7 @@ def test_a_place_below_a_file_or_with_a_line_break_is_refused(
 
 
 def test_without_a_home_a_prefix_is_enough(machine: Machine, tmp_path: Path) -> None:
-    script = _bundle(tmp_path / "bundle")
+    script = stand_in_bundle(tmp_path / "bundle")
     _refused(machine.run(script, HOME=""), "HOME", "--prefix")
     done = machine.run(script, "--prefix", str(tmp_path / "place"), HOME="")
     assert done.returncode == 0, done.stderr
@@ -560,11 +506,11 @@ def test_without_a_home_a_prefix_is_enough(machine: Machine, tmp_path: Path) -> 
 def test_names_in_a_package_stay_inside(machine: Machine, tmp_path: Path) -> None:
     for name in ("../../outside.py", "/tmp/outside.py", "a/./b.py", "a\\b.py", "a\n.py"):
         folder = tmp_path / f"bundle {name.encode().hex()}"
-        script = _bundle(folder)
+        script = stand_in_bundle(folder)
         (wheel,) = (folder / "wheels").glob("awq_edge-*.whl")
         with zipfile.ZipFile(wheel, "a") as archive:
             archive.writestr(name, "")
-        _write_sums(folder)
+        write_sums(folder)
         _refused(machine.run(script), "packages cannot be installed", "holds the name")
     assert _releases(machine) == []
 
@@ -573,12 +519,12 @@ def test_a_program_of_the_users_own_is_not_replaced(machine: Machine, tmp_path: 
     own = machine.home / ".local/bin/awq-edge"
     own.parent.mkdir(parents=True)
     own.write_text("mine")
-    assert machine.run(_bundle(tmp_path / "bundle")).returncode == 0
+    assert machine.run(stand_in_bundle(tmp_path / "bundle")).returncode == 0
     assert own.read_text() == "mine"
 
 
 def test_it_passes_the_shells_own_syntax_check(tmp_path: Path) -> None:
-    script = _script(tmp_path, _needs())
+    script = write_script(tmp_path, needs())
     for shell in SHELLS:
         if shell != "busybox":
             subprocess.run([shell, "-n", str(script)], check=True)
