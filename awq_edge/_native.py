@@ -388,7 +388,8 @@ class NativeSession:
     ) -> None:
         """Allocates the cache; zero threads let the library choose."""
         ffi, library = _load()
-        self._vocabulary_size = model.info().vocabulary_size
+        info = model.info()
+        self.vocabulary_size, self.hidden_size = info.vocabulary_size, info.hidden_size
         options = _session_options(context_length, threads, prefill_threads, kv_type)
         pointer = ffi.new("awqe_session**")
         _call(library.awqe_session_open, model.pointer, options, pointer)
@@ -454,54 +455,13 @@ class NativeSession:
         _call(library.awqe_session_truncate, self.pointer, position)
 
     def evaluate(
-        self, tokens: Sequence[int], logits: Any = None, progress: Progress | None = None
+        self,
+        tokens: Sequence[int] | memoryview,
+        logits: Any = None,
+        progress: Progress | None = None,
     ) -> None:
-        """Appends tokens and keeps the last one's logits for ``sample``.
-
-        Args:
-            tokens: ids, each below the size of the vocabulary.
-            logits: float32 [tokens, vocabulary], C-contiguous, to fill; None fills nothing.
-            progress: called between blocks with the tokens done and the total; may raise, which
-                cancels the call and comes out of it.
-        """
-        ffi, library = _load()
-        ids = _token_array(tokens)
-        which, target = library.AWQE_LOGITS_LAST, ffi.NULL
-        if logits is not None:
-            which = library.AWQE_LOGITS_ALL
-            target = ffi.from_buffer("float[]", logits, require_writable=True)
-            if len(target) < len(ids) * self._vocabulary_size:
-                raise errors.InvalidArgumentError("The array for the logits is too small.")
-        raised: list[BaseException] = []
-
-        def keep(_kind: object, error: BaseException, _traceback: object) -> None:
-            raised.append(error)
-
-        # Also what makes Ctrl-C work in a long prompt: Python looks for signals in here. An
-        # exception goes to `keep` and never into C; the callback then returns false.
-        def report(_user: object, done: int, total: int) -> bool:
-            if progress is not None:
-                progress(done, total)
-            return True
-
-        callback = ffi.callback("bool(void*, size_t, size_t)", report, error=False, onerror=keep)
-        try:
-            _call(
-                library.awqe_session_evaluate,
-                self.pointer,
-                ids,
-                len(ids),
-                which,
-                target,
-                callback,
-                ffi.NULL,
-            )
-        except errors.CancelledError:
-            if raised:
-                raise raised[0] from None
-            raise
-        if raised:
-            raise raised[0]
+        """``evaluate_together`` of this session alone."""
+        evaluate_together([Reading(self, tokens, logits=logits)], progress)
 
     def sample(self, sampler: NativeSampler) -> int:
         """Draws the next token from the last logits; does not append it."""
@@ -509,6 +469,81 @@ class NativeSession:
         token = ffi.new("uint32_t*")
         _call(library.awqe_session_sample, self.pointer, sampler.pointer, token)
         return int(token[0])
+
+
+@dataclass(frozen=True)
+class Reading:
+    """What one session reads in a call of ``evaluate_together``.
+
+    Attributes:
+        session: whose context grows.
+        tokens: ids, each below the size of the vocabulary; None for embeddings.
+        embeddings: float32 [rows, hidden], C-contiguous, in the place of tokens' embeddings.
+        logits: float32 [tokens, vocabulary], C-contiguous, to fill; None fills nothing.
+    """
+
+    session: NativeSession
+    tokens: Sequence[int] | memoryview | None
+    embeddings: Any = None
+    logits: Any = None
+
+
+def evaluate_together(readings: Sequence[Reading], progress: Progress | None = None) -> None:
+    """Appends to the contexts of several sessions together; keeps each one's logits for ``sample``.
+
+    Args:
+        readings: of different sessions of one model, at least one.
+        progress: called between blocks with the tokens done and the total; may raise, which
+            cancels the call and comes out of it.
+    """
+    ffi, library = _load()
+    inputs = ffi.new("awqe_batch_input[]", len(readings))
+    held: list[Any] = []  # what the inputs point to
+    for reading, entry in zip(readings, inputs):
+        _fill_input(entry, reading, held)
+    raised: list[BaseException] = []
+
+    def keep(_kind: object, error: BaseException, _traceback: object) -> None:
+        raised.append(error)
+
+    # Also what makes Ctrl-C work in a long prompt: Python looks for signals in here. An exception
+    # goes to `keep` and never into C; the callback then returns false.
+    def report(_user: object, done: int, total: int) -> bool:
+        if progress is not None:
+            progress(done, total)
+        return True
+
+    callback = ffi.callback("bool(void*, size_t, size_t)", report, error=False, onerror=keep)
+    try:
+        _call(library.awqe_batch_evaluate, inputs, len(readings), callback, ffi.NULL)
+    except errors.CancelledError:
+        if raised:
+            raise raised[0] from None
+        raise
+    if raised:
+        raise raised[0]
+
+
+def _fill_input(entry: Any, reading: Reading, held: list[Any]) -> None:
+    """Writes one ``awqe_batch_input``; `held` must live as long."""
+    ffi, library = _load()
+    session = reading.session.pointer
+    if reading.tokens is not None:
+        rows = _token_array(reading.tokens)
+        entry.tokens, entry.count = rows, len(rows)
+    else:
+        rows = ffi.from_buffer("float[]", reading.embeddings)
+        entry.embeddings, entry.count = rows, len(rows) // reading.session.hidden_size
+    entry.struct_size = ffi.sizeof("awqe_batch_input")
+    entry.session = session
+    entry.which = library.AWQE_LOGITS_LAST
+    held += [session, rows]
+    if reading.logits is not None:
+        entry.which = library.AWQE_LOGITS_ALL
+        entry.logits = target = ffi.from_buffer("float[]", reading.logits, require_writable=True)
+        held.append(target)
+        if len(target) < entry.count * reading.session.vocabulary_size:
+            raise errors.InvalidArgumentError("The array for the logits is too small.")
 
 
 def _token_array(tokens: Sequence[int] | memoryview) -> Any:

@@ -13,7 +13,7 @@ import functools
 import os
 import threading
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -25,7 +25,7 @@ from awq_edge.errors import (
     OutOfMemoryError,
 )
 from awq_edge.free_memory import read_free_memory
-from awq_edge.generation import Generation, GenerationConfig, Prompt
+from awq_edge.generation import Generation, GenerationConfig, Progress, Prompt
 from awq_edge.quantities import size_text
 from awq_edge.session import Session
 from awq_edge.tokenizer import Tokenizer, eos_token_ids
@@ -321,6 +321,38 @@ class Model:
             session.close()
             raise InvalidArgumentError(f"{self.path} is closed.")
         return session
+
+    def evaluate_together(
+        self,
+        batch: Iterable[tuple[Session, Sequence[int]]],
+        *,
+        progress: Progress | None = None,
+    ) -> None:
+        """Appends tokens to several sessions at once, for about the price of one.
+
+        The weights are read once for up to 128 tokens of all sessions, and each gets exactly the
+        logits that it would get alone, whatever the others read. Serving many texts is a loop over
+        this call: each session that decodes gives its last token, one with a long prompt the next
+        part of it, and sessions join and leave between two calls; ``Session.sample`` draws.
+
+        Args:
+            batch: Sessions of this model, each once, with the ids to append.
+            progress: Called with the tokens done and their number, of all sessions; may raise to
+                stop. What was read until then stays in each context.
+
+        Raises:
+            ContextFullError: One of them has no room; nothing was read.
+            InvalidArgumentError: A session is in use, stands twice or has another model.
+        """
+        readings = list(batch)
+        for session, _ in readings:
+            if session.model is not self:
+                raise InvalidArgumentError(
+                    f"A session of {session.model.path} cannot be evaluated together with those of "
+                    f"{self.path}: ask its own model."
+                )
+        if readings:
+            Session.evaluate_together(readings, progress)
 
     @property
     def shared_session(self) -> Session:

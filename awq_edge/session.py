@@ -134,6 +134,32 @@ class Session:
         """
         self._append(self._ids(tokens), None, progress)
 
+    def evaluate_embeddings(
+        self, embeddings: NDArray[np.float32], *, progress: Progress | None = None
+    ) -> None:
+        """Appends what is no token of the vocabulary, for example the rows of a picture.
+
+        In ``tokens`` they are 2**32 - 1 each, and never the beginning of a prompt.
+
+        Args:
+            embeddings: float32 [rows, hidden]: what tokens would have at the entrance of the first
+                layer.
+            progress: As for ``evaluate``.
+        """
+        import numpy as np
+
+        from awq_edge import _native
+
+        hidden = self.model.info.hidden_size
+        rows = np.ascontiguousarray(embeddings, np.float32)
+        if rows.ndim != 2 or rows.shape[1] != hidden:
+            raise InvalidArgumentError(
+                f"The embeddings have the shape {list(rows.shape)}: use [rows, {hidden}]."
+            )
+        self._require_room(len(rows))
+        if len(rows):
+            _native.evaluate_together([_native.Reading(self._native, None, rows)], progress)
+
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens and gives the logits after each: float32 [tokens, vocabulary]."""
         import numpy as np
@@ -144,6 +170,20 @@ class Session:
         if len(tokens):
             self._append(tokens, result, None)
         return result
+
+    @staticmethod
+    def evaluate_together(
+        batch: Sequence[tuple[Session, Sequence[int]]], progress: Progress | None
+    ) -> None:
+        """``Model.evaluate_together`` for sessions of one model."""
+        from awq_edge import _native
+
+        readings = []
+        for session, tokens in batch:
+            ids = session._ids(tokens)
+            session._require_room(len(ids))
+            readings.append(_native.Reading(session._native, ids))
+        _native.evaluate_together(readings, progress)
 
     def sample(self, sampler: NativeSampler, draw: int) -> int:
         """Draws the token after the context; does not append it.

@@ -2,36 +2,17 @@
 // will fill in, then calls into the runtime under guard(), which lets no exception through. (The
 // functions cannot be called noexcept here: C knows no such word for their declarations.) Holds no
 // logic.
-#include <atomic>
 #include <cinttypes>
 #include <cstdlib>
 #include <memory>
 
 #include "awq_edge.h"
 #include "native/api/boundary.h"
-#include "native/api/steps.h"
+#include "native/api/objects.h"
 #include "native/kernels/cpu_features.h"
 #include "native/kernels/dispatch.h"
-#include "native/kernels/selftest.h"
 #include "native/runtime/bandwidth.h"
-#include "native/runtime/model.h"
-#include "native/runtime/sampler.h"
-#include "native/runtime/session.h"
 #include "native/runtime/thread_choice.h"
-
-struct awqe_model {
-    std::shared_ptr<const awqe::Model> shared;
-};
-struct awqe_session {
-    awqe::Session session;
-    mutable std::atomic<bool> in_use = false;
-};
-struct awqe_sampler {
-    awqe::Sampler sampler;
-};
-struct awqe_selftest_run {
-    awqe::Selftest selftest;
-};
 
 namespace awqe {
 namespace {
@@ -135,36 +116,6 @@ const auto& at(const Items& items, size_t index, const char* kind) {
     return items[index];
 }
 
-// A session for the length of one call; the second of two calls that meet is refused. A host
-// language needs no lock of its own, which an interrupt could leave locked.
-template <class CSession>  // const or not
-class Used {
-  public:
-    explicit Used(CSession* session) : session_(required(session, "session")) {
-        if (session_.in_use.exchange(true, std::memory_order_acquire)) {
-            fail(AWQE_INVALID_ARGUMENT,
-                 "this session is in use by another thread, or by the call whose callback asks: "
-                 "give each its own");
-        }
-    }
-    ~Used() {
-        if (!kept_) release(session_);
-    }
-    Used(const Used&) = delete;
-    Used& operator=(const Used&) = delete;
-    auto* operator->() const { return &session_.session; }
-
-    // Somebody else will release it.
-    void keep() { kept_ = true; }
-    static void release(CSession& session) {
-        session.in_use.store(false, std::memory_order_release);
-    }
-
-  private:
-    CSession& session_;
-    bool kept_ = false;
-};
-
 }  // namespace
 }  // namespace awqe
 
@@ -176,7 +127,8 @@ awqe_status awqe_model_open(const char* path, awqe_model** model, awqe_error* er
     awqe::clear(model);
     return awqe::guard(error, [&] {
         awqe::required(model, "model");
-        *model = new awqe_model{std::make_shared<const awqe::Model>(&awqe::required(path, "path"))};
+        *model =
+            new awqe_model{std::make_shared<const awqe::OpenModel>(&awqe::required(path, "path"))};
     });
 }
 
@@ -185,12 +137,12 @@ void awqe_model_close(awqe_model* model) { delete model; }
 awqe_status awqe_model_info_get(const awqe_model* model, awqe_model_info* info, awqe_error* error) {
     awqe::clear_sized(info);
     return awqe::guard(error, [&] {
-        awqe::fill(awqe::sized(info, "info"), *awqe::required(model, "model").shared);
+        awqe::fill(awqe::sized(info, "info"), awqe::required(model, "model").shared->model());
     });
 }
 
 size_t awqe_model_metadata_count(const awqe_model* model) {
-    return model == nullptr ? 0 : model->shared->file().entries().size();
+    return model == nullptr ? 0 : model->shared->model().file().entries().size();
 }
 
 awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_metadata* entry,
@@ -198,15 +150,15 @@ awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_m
     awqe::clear_sized(entry);
     return awqe::guard(error, [&] {
         awqe::sized(entry, "entry");
-        const awqe::Entry& found =
-            awqe::at(awqe::required(model, "model").shared->file().entries(), index, "entries");
+        const awqe::Entry& found = awqe::at(
+            awqe::required(model, "model").shared->model().file().entries(), index, "entries");
         awqe::fill(*entry, found.value);
         entry->key = found.key.c_str();
     });
 }
 
 size_t awqe_model_tensor_count(const awqe_model* model) {
-    return model == nullptr ? 0 : model->shared->file().tensors().size();
+    return model == nullptr ? 0 : model->shared->model().file().tensors().size();
 }
 
 awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_tensor* tensor,
@@ -214,8 +166,9 @@ awqe_status awqe_model_tensor_at(const awqe_model* model, size_t index, awqe_ten
     awqe::clear_sized(tensor);
     return awqe::guard(error, [&] {
         awqe::sized(tensor, "tensor");
-        awqe::fill(*tensor, awqe::at(awqe::required(model, "model").shared->file().tensors(), index,
-                                     "tensors"));
+        awqe::fill(*tensor,
+                   awqe::at(awqe::required(model, "model").shared->model().file().tensors(), index,
+                            "tensors"));
     });
 }
 
@@ -225,11 +178,13 @@ awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_opti
     return awqe::guard(error, [&] {
         awqe::sized(memory, "memory");
         if (options != nullptr) awqe::sized(options, "options");
-        const awqe::Model& m = *awqe::required(model, "model").shared;
-        const awqe::SessionPlan plan(m, options);
-        memory->weight_bytes = m.file().size();
-        memory->cache_bytes = awqe::Session::cache_bytes(m, plan);
-        memory->scratch_bytes = awqe::Session::scratch_bytes(m, plan);
+        const awqe::OpenModel& m = *awqe::required(model, "model").shared;
+        const awqe::SequencePlan plan = awqe::session_plan(m.model(), options);
+        const awqe::Backend& backend = m.backend(std::getenv("AWQ_EDGE_KERNELS"));
+        memory->weight_bytes = m.model().file().size();
+        memory->cache_bytes = backend.cache_bytes(plan);
+        memory->scratch_bytes =
+            backend.scratch_bytes(plan) + awqe::Session::own_bytes(m.model(), plan);
     });
 }
 
@@ -239,8 +194,8 @@ awqe_status awqe_session_open(const awqe_model* model, const awqe_session_option
     return awqe::guard(error, [&] {
         awqe::required(session, "session");
         if (options != nullptr) awqe::sized(options, "options");
-        const std::shared_ptr<const awqe::Model>& m = awqe::required(model, "model").shared;
-        const awqe::SessionPlan plan(*m, options);
+        const std::shared_ptr<const awqe::OpenModel>& m = awqe::required(model, "model").shared;
+        const awqe::SequencePlan plan = awqe::session_plan(m->model(), options);
         *session = new awqe_session{awqe::Session(m, plan, std::getenv("AWQ_EDGE_KERNELS"))};
     });
 }
@@ -248,7 +203,7 @@ awqe_status awqe_session_open(const awqe_model* model, const awqe_session_option
 void awqe_session_close(awqe_session* session) { delete session; }
 
 const char* awqe_session_kernels(const awqe_session* session) {
-    return session == nullptr ? "" : session->session.kernels();
+    return session == nullptr ? "" : session->session.backend().name();
 }
 
 uint32_t awqe_session_threads(const awqe_session* session, bool prefill) {
@@ -283,31 +238,6 @@ awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe
     return awqe::guard(error, [&] { awqe::Used(session)->truncate(position); });
 }
 
-awqe_status awqe_evaluation_begin(awqe_evaluation* e, awqe_error* error) {
-    return awqe::guard(error, [&] {
-        awqe::Used used(e->session);
-        used->begin(&awqe::required(e->tokens, "tokens"), e->count, e->which);
-        used.keep();
-        e->begun = true;
-    });
-}
-
-awqe_status awqe_evaluation_step(awqe_evaluation* e, awqe_error* error) {
-    return awqe::guard(error, [&] {
-        e->done = e->session->session.step(e->tokens, e->count, e->which, e->logits, e->done);
-    });
-}
-
-awqe_status awqe_evaluation_cancel(const awqe_evaluation* e, awqe_error* error) {
-    return awqe::guard(error, [&] {
-        awqe::fail(AWQE_CANCELLED, "cancelled after %zu of %zu tokens", e->done, e->count);
-    });
-}
-
-void awqe_evaluation_end(awqe_evaluation* e) {
-    if (e->begun) awqe::Used<awqe_session>::release(*e->session);
-}
-
 awqe_status awqe_sampler_open(const awqe_sampling* sampling, awqe_sampler** sampler,
                               awqe_error* error) {
     awqe::clear(sampler);
@@ -337,7 +267,7 @@ awqe_status awqe_model_measure_threads(const awqe_model* model, uint32_t* thread
     awqe::clear(threads);
     return awqe::guard(error, [&] {
         awqe::required(threads, "threads");
-        *threads = awqe::measure_decode_threads(*awqe::required(model, "model").shared,
+        *threads = awqe::measure_decode_threads(awqe::required(model, "model").shared->model(),
                                                 std::getenv("AWQ_EDGE_KERNELS"));
     });
 }
@@ -360,25 +290,3 @@ const char* awqe_kernels(size_t index) {
     }
     return nullptr;
 }
-
-awqe_status awqe_selftest_begin(awqe_selftest_run** run, bool report, awqe_error* error) {
-    return awqe::guard(error, [&] {
-        if (!report) awqe::fail(AWQE_INVALID_ARGUMENT, "report is NULL");
-        *run = new awqe_selftest_run{awqe::Selftest()};
-    });
-}
-
-awqe_status awqe_selftest_step(awqe_selftest_run* run, awqe_selftest_result* result, bool* done,
-                               awqe_error* error) {
-    return awqe::guard(error, [&] {
-        awqe::SelftestResult next = {};
-        *done = !run->selftest.next(&next);
-        *result = {sizeof(*result), next.cases, next.differing, next.kernels, next.operation};
-    });
-}
-
-awqe_status awqe_selftest_cancel(awqe_error* error) {
-    return awqe::guard(error, [&] { awqe::fail(AWQE_CANCELLED, "the self-test was stopped"); });
-}
-
-void awqe_selftest_end(awqe_selftest_run* run) { delete run; }

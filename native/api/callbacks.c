@@ -8,12 +8,12 @@
 #include "awq_edge.h"
 #include "native/api/steps.h"
 
-static awqe_status evaluate(awqe_evaluation* evaluation, awqe_progress progress, void* user,
-                            awqe_error* error) {
+static awqe_status run_evaluation(awqe_evaluation* evaluation, awqe_progress progress, void* user,
+                                  awqe_error* error) {
     awqe_status status = awqe_evaluation_begin(evaluation, error);
-    while (status == AWQE_OK && evaluation->done < evaluation->count) {
+    while (status == AWQE_OK && evaluation->done < evaluation->total) {
         if (evaluation->done > 0 && progress != NULL &&
-            !progress(user, evaluation->done, evaluation->count)) {
+            !progress(user, evaluation->done, evaluation->total)) {
             return awqe_evaluation_cancel(evaluation, error);
         }
         status = awqe_evaluation_step(evaluation, error);
@@ -23,15 +23,29 @@ static awqe_status evaluate(awqe_evaluation* evaluation, awqe_progress progress,
 
 static void end_evaluation(void* evaluation) { awqe_evaluation_end(evaluation); }
 
+awqe_status awqe_batch_evaluate(const awqe_batch_input* inputs, size_t input_count,
+                                awqe_progress progress, void* user, awqe_error* error) {
+    awqe_evaluation evaluation = {inputs, input_count, 0, 0, 0};
+    awqe_status status;
+    pthread_cleanup_push(end_evaluation, &evaluation);
+    status = run_evaluation(&evaluation, progress, user, error);
+    pthread_cleanup_pop(1);
+    return status;
+}
+
 awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count,
                                   uint32_t which, float* logits, awqe_progress progress, void* user,
                                   awqe_error* error) {
-    awqe_evaluation evaluation = {session, tokens, count, which, logits, 0, false};
-    awqe_status status;
-    pthread_cleanup_push(end_evaluation, &evaluation);
-    status = evaluate(&evaluation, progress, user, error);
-    pthread_cleanup_pop(1);
-    return status;
+    const awqe_batch_input input = {sizeof(input), which, session, tokens, NULL, count, logits};
+    return awqe_batch_evaluate(&input, 1, progress, user, error);
+}
+
+awqe_status awqe_session_evaluate_embeddings(awqe_session* session, const float* embeddings,
+                                             size_t count, uint32_t which, float* logits,
+                                             awqe_progress progress, void* user,
+                                             awqe_error* error) {
+    const awqe_batch_input input = {sizeof(input), which, session, NULL, embeddings, count, logits};
+    return awqe_batch_evaluate(&input, 1, progress, user, error);
 }
 
 static awqe_status run_selftest(awqe_selftest_run** run, awqe_selftest_report report, void* user,

@@ -1,5 +1,5 @@
 /* What the loops of callbacks.c call: the pieces between a caller's callbacks, each under guard()
- * in c_api.cpp. Hidden from everybody else. C99 and C++. */
+ * in steps.cpp. Hidden from everybody else. C99 and C++. */
 #pragma once
 
 #include "awq_edge.h"
@@ -8,15 +8,13 @@
 extern "C" {
 #endif
 
-/* The arguments of one awqe_session_evaluate(), and how far it is. */
+/* One call that evaluates, and how far it is. */
 typedef struct awqe_evaluation {
-    awqe_session* session;
-    const uint32_t* tokens;
-    size_t count;
-    uint32_t which;
-    float* logits;
-    size_t done; /* tokens */
-    bool begun;  /* the session is in use until awqe_evaluation_end() */
+    const awqe_batch_input* inputs;
+    size_t input_count;
+    size_t in_use; /* of the first so many sessions, until awqe_evaluation_end() */
+    size_t done;   /* tokens of all inputs */
+    size_t total;  /* likewise */
 } awqe_evaluation;
 
 awqe_status awqe_evaluation_begin(awqe_evaluation* evaluation, awqe_error* error);

@@ -40,7 +40,7 @@ extern "C" {
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
 /// whoever loads the library.
-#define AWQE_ABI_VERSION 3
+#define AWQE_ABI_VERSION 4
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -164,7 +164,8 @@ typedef struct awqe_memory {
     uint64_t weight_bytes;   ///< Mapped from the file: shared between processes, reclaimable.
     uint64_t cache_bytes;    ///< Keys and values. A layer with a sliding window keeps what it can
                              ///< still see.
-    uint64_t scratch_bytes;  ///< Everything else that a session allocates.
+    uint64_t scratch_bytes;  ///< Everything else. Sessions of a model that do not compute at the
+                             ///< same time share most of it.
 } awqe_memory;
 
 /// What awqe_session_open() with the same arguments would need. Allocates nothing.
@@ -187,6 +188,7 @@ uint32_t awqe_session_threads(const awqe_session* session, bool prefill);
 /// Tokens in the context.
 uint32_t awqe_session_position(const awqe_session* session);
 /// Copies the first `count` tokens of the context, at most awqe_session_position() of them.
+/// UINT32_MAX stands where an embedding was read.
 awqe_status awqe_session_tokens(const awqe_session* session, uint32_t* tokens, size_t count,
                                 awqe_error* error);
 /// How many tokens at the beginning of a text, [count], need not be evaluated before the token
@@ -220,6 +222,38 @@ typedef bool (*awqe_progress)(void* user, size_t done, size_t total);
 awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count,
                                   uint32_t which, float* logits, awqe_progress progress, void* user,
                                   awqe_error* error);
+
+/// Appends what is no token of the vocabulary, for example a picture: `embeddings`, float
+/// [count, hidden_size], take the place of the rows that tokens would have of the embedding matrix,
+/// at the entrance of the first layer. Otherwise as awqe_session_evaluate().
+awqe_status awqe_session_evaluate_embeddings(awqe_session* session, const float* embeddings,
+                                             size_t count, uint32_t which, float* logits,
+                                             awqe_progress progress, void* user, awqe_error* error);
+
+// ---- batch: several sessions together -----------------------------------------------------------
+
+/// What one session reads in a call of awqe_batch_evaluate(): the arguments of
+/// awqe_session_evaluate(), or of awqe_session_evaluate_embeddings().
+typedef struct awqe_batch_input {
+    uint32_t struct_size;
+    uint32_t which;  ///< An awqe_logits.
+    awqe_session* session;
+    const uint32_t* tokens;   ///< [count]; NULL for embeddings.
+    const float* embeddings;  ///< [count, hidden_size]; NULL for tokens.
+    size_t count;
+    float* logits;  ///< As in awqe_session_evaluate(); may be NULL.
+} awqe_batch_input;
+
+/// Evaluates `inputs` [input_count] together, each a different session of one model: the weights
+/// are read once for up to 128 tokens of all of them. Every session gets what it would get alone,
+/// to the bit, whatever the others read. All inputs are checked before any is read. `progress` is
+/// told of tokens of all inputs; cancelled, each session keeps what it has read, which its position
+/// says.
+///
+/// Serving many texts is a loop over this call: sessions that decode give one token each, a session
+/// with a long prompt gives the next part of it, and sessions join and leave between two calls.
+awqe_status awqe_batch_evaluate(const awqe_batch_input* inputs, size_t input_count,
+                                awqe_progress progress, void* user, awqe_error* error);
 
 // ---- sampler ------------------------------------------------------------------------------------
 

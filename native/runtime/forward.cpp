@@ -1,6 +1,6 @@
 // The transformer, top to bottom. forward() at the end is the summary; read it first.
 //
-// Letters: m tokens of the block, n outputs and k inputs of a matrix, t one token, h one key-value
+// Letters: m rows of the block, n outputs and k inputs of a matrix, t one row, h one key-value
 // head. Every member of the team runs every function here. share() divides work and then waits for
 // all, so whatever stands before a share() is visible to everybody after it.
 #include "native/runtime/forward.h"
@@ -21,10 +21,12 @@ struct Step {
     const Activations& buffers;
     Team& team;
 
-    // The part of the block that is still computed: its last tokens.
-    size_t first;     // token of the block
-    size_t m;         // tokens
-    size_t position;  // of the first
+    // The part of the block that is still computed: its last rows.
+    const Row* rows;  // [m]
+    size_t first;     // where they lie in the arrays
+    size_t m;
+
+    KvCache& cache(size_t t) const { return static_cast<CachedSequence*>(rows[t].sequence)->cache; }
 
     float* residual(size_t t) const { return buffers.residual + (first + t) * a.hidden_size; }
     float* query(size_t t) const { return buffers.query + (first + t) * a.query_size(); }
@@ -76,7 +78,8 @@ QuantizedRows norm_and_quantize(const Step& step, const float* norm_weight, size
 
 // ---- products -----------------------------------------------------------------------------------
 
-// Blocks of rows that one thread takes at a time: for many tokens the 32 rows of a register tile.
+// Blocks of rows that one thread takes at a time: for several tokens the 32 rows of a register
+// tile.
 size_t grain_of(const Step& step) { return step.m == 1 ? 1 : 8; }
 
 // y[t][n] = W x[t] + bias, for the blocks of rows [first_block, end_block). y: float [m, y_stride]
@@ -138,8 +141,7 @@ void multiply_and_add(const Step& step, const Linear& linear, const QuantizedRow
 
 // Norm and rotation of token t's query heads that belong to key-value head h, and of its key; key
 // and value into the cache.
-void prepare_head(const Step& step, const LayerWeights& w, size_t layer, KvCache& cache, size_t t,
-                  size_t h) {
+void prepare_head(const Step& step, const LayerWeights& w, size_t layer, size_t t, size_t h) {
     const Architecture& a = step.a;
     const size_t d = a.head_size;
     const size_t group = a.heads / a.kv_heads;
@@ -155,24 +157,26 @@ void prepare_head(const Step& step, const LayerWeights& w, size_t layer, KvCache
     }
     step.kernels.rope(queries, group, d, step.cosines(t), step.sines(t));
     step.kernels.rope(key, 1, d, step.cosines(t), step.sines(t));
+    KvCache& cache = step.cache(t);
     if (cache.type() == KvType::kF16) {
-        const KvCache::F16Rows rows = cache.f16_rows(layer, h, step.position + t);
+        const KvCache::F16Rows rows = cache.f16_rows(layer, h, step.rows[t].position);
         step.kernels.store_half(key, d, rows.key);
         step.kernels.store_half(value, d, rows.value);
     } else {
         int32_t sum;
-        const KvCache::S8Rows rows = cache.s8_rows(layer, h, step.position + t, &sum);
+        const KvCache::S8Rows rows = cache.s8_rows(layer, h, step.rows[t].position, &sum);
         step.kernels.quantize_act(key, d, d, &rows.key, 0);
         step.kernels.quantize_act(value, d, d, &rows.value, 0);
     }
 }
 
 // attended[t][heads of h] = softmax(query . keys) . values
-void attend_head(const Step& step, size_t layer, const KvCache& cache, size_t t, size_t h) {
+void attend_head(const Step& step, size_t layer, size_t t, size_t h) {
     const Architecture& a = step.a;
     const size_t d = a.head_size;
     const size_t group = a.heads / a.kv_heads;
-    const size_t end = step.position + t + 1;
+    const KvCache& cache = step.cache(t);
+    const size_t end = step.rows[t].position + 1;
     const size_t window = a.sliding_windows[layer];
     const size_t begin = window == 0 || window >= end ? 0 : end - window;
     const float* const queries = step.query(t) + h * group * d;
@@ -186,41 +190,39 @@ void attend_head(const Step& step, size_t layer, const KvCache& cache, size_t t,
     }
 }
 
-// Keeps only the last `count` tokens of the block.
+// Keeps only the last `count` rows of the block.
 void keep_last(Step& step, size_t count) {
     const size_t dropped = step.m - count;
+    step.rows += dropped;
     step.first += dropped;
-    step.position += dropped;
     step.m = count;
 }
 
-// residual += W_o attention(norm(residual)). `wanted`: how many of the last tokens anybody needs
+// residual += W_o attention(norm(residual)). `wanted`: how many of the last rows anybody needs
 // afterwards.
-void attention(Step& step, const LayerWeights& w, size_t layer, KvCache& cache, size_t wanted) {
+void attention(Step& step, const LayerWeights& w, size_t layer, size_t wanted) {
     const size_t heads = step.a.kv_heads;
     const QuantizedRows x =
         norm_and_quantize(step, w.attention_norm, w.query.weight.group_size);  // int8 [m, hidden]
     multiply_all(step, {{w.query, step.query(0)}, {w.key, step.key(0)}, {w.value, step.value(0)}},
                  x);
     if (step.m == 1) {
-        // Nobody else needs this token's key: no waiting between the two.
+        // Nobody else needs this row's key: no waiting between the two.
         step.team.share(heads, 1, [&](size_t begin, size_t end) {
             for (size_t h = begin; h < end; ++h) {
-                prepare_head(step, w, layer, cache, 0, h);
-                attend_head(step, layer, cache, 0, h);
+                prepare_head(step, w, layer, 0, h);
+                attend_head(step, layer, 0, h);
             }
         });
     } else {
         step.team.share(step.m * heads, 1, [&](size_t begin, size_t end) {
-            for (size_t i = begin; i < end; ++i)
-                prepare_head(step, w, layer, cache, i / heads, i % heads);
+            for (size_t i = begin; i < end; ++i) prepare_head(step, w, layer, i / heads, i % heads);
         });
         keep_last(step, wanted);
         // Head by head, so that its keys and values stay in the cache of the core that reads them
-        // for many tokens.
+        // for many rows of one prompt.
         step.team.share(step.m * heads, 1, [&](size_t begin, size_t end) {
-            for (size_t i = begin; i < end; ++i)
-                attend_head(step, layer, cache, i % step.m, i / step.m);
+            for (size_t i = begin; i < end; ++i) attend_head(step, layer, i % step.m, i / step.m);
         });
     }
     if (wanted == 0) return;
@@ -254,24 +256,57 @@ void feed_forward(const Step& step, const LayerWeights& w) {
 
 // ---- first and last step ------------------------------------------------------------------------
 
-// residual = embedding of the tokens; angles of their positions, for all layers.
-void embed(const Step& step, const uint32_t* tokens) {
+// residual = embedding of each row; angles of their positions, for all layers.
+void embed(const Step& step) {
     const size_t half = step.a.head_size / 2;
     step.team.share(step.m, 1, [&](size_t begin, size_t end) {
         for (size_t t = begin; t < end; ++t) {
-            step.kernels.embedding(&step.model.embedding(), tokens[t], step.residual(t));
-            rope_angles(step.position + t, step.model.inverse_frequencies(), half,
+            const Row& row = step.rows[t];
+            if (row.embedding != nullptr) {
+                std::copy_n(row.embedding, step.a.hidden_size, step.residual(t));
+            } else {
+                step.kernels.embedding(&step.model.embedding(), row.token, step.residual(t));
+            }
+            rope_angles(row.position, step.model.inverse_frequencies(), half,
                         step.buffers.cosines + t * half, step.buffers.sines + t * half);
         }
     });
 }
 
-// logits [m, vocabulary] = W_head norm(residual)
-void head(const Step& step, float* logits) {
+// The blocks of rows [first_block, end_block) of a matrix, as a matrix.
+Linear part_of(const Linear& linear, size_t first_block, size_t end_block) {
+    const size_t first_row = first_block * kBlockRows;
+    Linear part = linear;
+    part.weight.blocks += first_block * linear.weight.block_bytes;
+    part.weight.rows = std::min<size_t>(end_block * kBlockRows, linear.weight.rows) - first_row;
+    if (part.bias != nullptr) part.bias += first_row;
+    return part;
+}
+
+// logits [vocabulary] of each row = W_head norm(residual)
+void head(const Step& step) {
     const Linear& w = step.model.head();
     const QuantizedRows x =
         norm_and_quantize(step, step.model.output_norm(), w.weight.group_size);  // int8 [m, hidden]
-    multiply_all(step, {{w, logits}}, x);
+    if (step.m == 1) {
+        multiply_all(step, {{w, step.rows[0].logits}}, x);
+        return;
+    }
+    // The rows' arrays lie anywhere: through a tile that stays in the core's cache.
+    constexpr size_t kTileRows = Activations::kTileRows;
+    float* const tile =
+        step.buffers.logits_tile + step.team.index() * step.buffers.rows * kTileRows;
+    step.team.share(blocks_of(w.weight), grain_of(step), [&](size_t begin, size_t end) {
+        for (size_t b = begin; b < end; b += kTileRows / kBlockRows) {
+            const size_t part_end = std::min(b + kTileRows / kBlockRows, end);
+            const Linear part = part_of(w, b, part_end);
+            multiply(step, part, x, tile, kTileRows, 0, part_end - b);
+            for (size_t t = 0; t < step.m; ++t) {
+                std::copy_n(tile + t * kTileRows, part.weight.rows,
+                            step.rows[t].logits + b * kBlockRows);
+            }
+        }
+    });
 }
 
 // ---- memory -------------------------------------------------------------------------------------
@@ -304,40 +339,40 @@ QuantizedRows take_rows(Arena& arena, size_t m, const InputSizes& sizes) {
 
 }  // namespace
 
-Activations::Activations(const Model& model, size_t tokens, unsigned threads, Arena& arena) {
+Activations::Activations(const Model& model, size_t row_count, unsigned threads, Arena& arena)
+    : rows(row_count) {
     const Architecture& a = model.architecture();
     const InputSizes sizes = largest_input(model);
-    residual = arena.take<float>(tokens * a.hidden_size);
-    query = arena.take<float>(tokens * a.query_size());
-    key = arena.take<float>(tokens * a.key_size());
-    value = arena.take<float>(tokens * a.key_size());
-    attended = arena.take<float>(tokens * a.query_size());
-    gate = arena.take<float>(tokens * a.feed_forward_size);
-    up = arena.take<float>(tokens * a.feed_forward_size);
-    projected = arena.take<float>(tokens * a.hidden_size);
-    cosines = arena.take<float>(tokens * (a.head_size / 2));
-    sines = arena.take<float>(tokens * (a.head_size / 2));
+    residual = arena.take<float>(rows * a.hidden_size);
+    query = arena.take<float>(rows * a.query_size());
+    key = arena.take<float>(rows * a.key_size());
+    value = arena.take<float>(rows * a.key_size());
+    attended = arena.take<float>(rows * a.query_size());
+    gate = arena.take<float>(rows * a.feed_forward_size);
+    up = arena.take<float>(rows * a.feed_forward_size);
+    projected = arena.take<float>(rows * a.hidden_size);
+    cosines = arena.take<float>(rows * (a.head_size / 2));
+    sines = arena.take<float>(rows * (a.head_size / 2));
     normed_stride = round_up(a.hidden_size, 16);
     normed = arena.take<float>(threads * normed_stride);
-    block_input = take_rows(arena, tokens, sizes);
+    logits_tile = arena.take<float>(threads * rows * kTileRows);
+    block_input = take_rows(arena, rows, sizes);
     own_input = take_rows(arena, threads, sizes);
 }
 
-void forward(const Model& model, const KernelTable& kernels, const Block& block, KvCache& cache,
+void forward(const Model& model, const KernelTable& kernels, const Block& block,
              const Activations& activations, Team& team) {
-    Step step{model, model.architecture(), kernels,       activations, team,
-              0,     block.count,          block.position};
-    embed(step, block.tokens);
+    Step step{model, model.architecture(), kernels, activations, team, block.rows, 0, block.count};
+    embed(step);
     const size_t layers = model.layers().size();
     for (size_t layer = 0; layer < layers; ++layer) {
         const LayerWeights& w = model.layers()[layer];
-        // Behind the last layer's keys and values only the tokens matter whose logits somebody
-        // wants.
+        // Behind the last layer's keys and values only the rows matter whose logits somebody wants.
         const size_t wanted = layer + 1 < layers ? step.m : block.wanted;
-        attention(step, w, layer, cache, wanted);
+        attention(step, w, layer, wanted);
         if (wanted > 0) feed_forward(step, w);
     }
-    if (block.wanted > 0) head(step, block.logits);
+    if (block.wanted > 0) head(step);
 }
 
 }  // namespace awqe

@@ -16,11 +16,10 @@
 #include "native/kernels/attention/attention_s8.h"
 #include "native/kernels/quantize_act/quantize_act_s8d.h"
 #include "native/runtime/arena.h"
+#include "native/runtime/backend.h"
 #include "native/runtime/model.h"
 
 namespace awqe {
-
-enum class KvType { kF16, kS8 };
 
 struct KvPlan {
     size_t positions;     // of the context

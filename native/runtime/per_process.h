@@ -16,9 +16,7 @@ template <class T>
 class PerProcess {
   public:
     PerProcess() = default;
-    ~PerProcess() {
-        if (owner_.load(std::memory_order_acquire) == getpid()) delete value_;
-    }
+    ~PerProcess() { delete find(); }
     PerProcess(const PerProcess&) = delete;
     PerProcess& operator=(const PerProcess&) = delete;
 
@@ -38,6 +36,11 @@ class PerProcess {
             }
         }
         return *value_;
+    }
+
+    // This process's object, or NULL if it has none.
+    T* find() const {
+        return owner_.load(std::memory_order_acquire) == getpid() ? value_ : nullptr;
     }
 
   private:

@@ -80,6 +80,7 @@ void Sampler::gather(const float* logits, size_t vocabulary, const uint32_t* con
     const size_t window = options_.repetition_window;
     const double penalty = double{options_.repetition_penalty};
     for (size_t i = window == 0 || window > count ? 0 : count - window; i < count; ++i) {
+        if (context[i] >= vocabulary) continue;  // an embedding, which is no token
         // From the logit itself, so that a token which occurs twice is penalised once.
         const double logit = double{logits[context[i]]};
         candidates_[context[i]].weight = logit > 0 ? logit / penalty : logit * penalty;

@@ -1,23 +1,18 @@
-// Evaluating, truncating and sampling; see session.h. A prompt goes through forward() in blocks, a
-// single token as a block of one.
+// Checking, the bookkeeping of a reading, truncating and sampling; see session.h.
 #include "native/runtime/session.h"
 
-#include <sys/resource.h>
-
 #include <algorithm>
-#include <chrono>
-#include <string>
+#include <cmath>
 #include <utility>
 
 #include "native/failure/failure.h"
-#include "native/kernels/cpu_features.h"
-#include "native/kernels/dispatch.h"
 #include "native/runtime/cpus.h"
 
 namespace awqe {
 namespace {
 
-constexpr uint32_t kMaxThreads = 1024;  // catches a negative number that became unsigned
+constexpr uint32_t kMaxThreads = 1024;     // catches a negative number that became unsigned
+constexpr uint32_t kNoToken = UINT32_MAX;  // in the context, where an embedding was
 
 unsigned thread_count(uint32_t asked, const char* name) {
     if (asked > kMaxThreads) {
@@ -27,133 +22,121 @@ unsigned thread_count(uint32_t asked, const char* name) {
     return asked == 0 ? default_threads() : asked;
 }
 
-// How often the system has taken the core from this thread before it was willing to give it up.
-long interruptions() {
-    rusage usage = {};
-    return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
-}
-
 }  // namespace
 
-const KernelTable* table_for_session(const char* name) {
-    std::string problem;
-    const KernelTable* table = choose_kernels(name, cpu_features(), &problem);
-    if (table == nullptr) fail(AWQE_UNSUPPORTED, "%s", problem.c_str());
-    return table;
-}
-
-SessionPlan::SessionPlan(const Model& model, const awqe_session_options* options) {
+SequencePlan session_plan(const Model& model, const awqe_session_options* options) {
+    const awqe_session_options defaults = {};
+    const awqe_session_options& o = options == nullptr ? defaults : *options;
     const uint32_t trained = model.architecture().context_length;
-    const uint32_t asked = options == nullptr ? 0 : options->context_length;
-    if (asked > trained) {
+    if (o.context_length > trained) {
         fail(AWQE_INVALID_ARGUMENT,
-             "options.context_length is %u, but the model was trained for %u positions", asked,
-             trained);
+             "options.context_length is %u, but the model was trained for %u positions",
+             o.context_length, trained);
     }
-    positions = asked == 0 ? trained : asked;
-    threads = thread_count(options == nullptr ? 0 : options->threads, "threads");
-    prefill_threads =
-        thread_count(options == nullptr ? 0 : options->prefill_threads, "prefill_threads");
-    const uint32_t asked_type = options == nullptr ? uint32_t{AWQE_KV_F16} : options->kv_type;
-    if (asked_type != AWQE_KV_F16 && asked_type != AWQE_KV_INT8) {
+    if (o.kv_type != AWQE_KV_F16 && o.kv_type != AWQE_KV_INT8) {
         fail(AWQE_INVALID_ARGUMENT, "options.kv_type is %u, allowed are 0 (fp16) and 1 (int8)",
-             asked_type);
+             o.kv_type);
     }
-    kv_type = asked_type == AWQE_KV_F16 ? KvType::kF16 : KvType::kS8;
+    return {o.context_length == 0 ? trained : o.context_length,
+            o.kv_type == AWQE_KV_F16 ? KvType::kF16 : KvType::kS8,
+            thread_count(o.threads, "threads"), thread_count(o.prefill_threads, "prefill_threads")};
 }
 
-Session::Scratch::Scratch(const Model& model, const SessionPlan& plan, Arena arena)
-    : activations(model, std::min(kBlockTokens, plan.positions),
-                  std::max(plan.threads, plan.prefill_threads), arena),
-      logits(arena.take<float>(model.architecture().vocabulary_size)),
+Session::Arrays::Arrays(const Model& model, const SequencePlan& plan, Arena arena)
+    : logits(arena.take<float>(model.architecture().vocabulary_size)),
       tokens(arena.take<uint32_t>(plan.positions)),
       bytes(arena.used()) {}
 
-size_t Session::cache_bytes(const Model& model, const SessionPlan& plan) {
-    return KvCache::bytes(model.architecture(), plan.cache());
+size_t Session::own_bytes(const Model& model, const SequencePlan& plan) {
+    return Arrays(model, plan, Arena()).bytes;
 }
 
-size_t Session::scratch_bytes(const Model& model, const SessionPlan& plan) {
-    return Scratch(model, plan, Arena()).bytes;
-}
-
-Session::Session(std::shared_ptr<const Model> model, const SessionPlan& plan, const char* kernels)
-    : shared_model_(std::move(model)),
-      model_(*shared_model_),
+Session::Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan,
+                 const char* kernels)
+    : open_model_(std::move(model)),
+      model_(open_model_->model()),
       plan_(plan),
-      kernels_(table_for_session(kernels)),
-      cache_(model_.architecture(), plan.cache()),
-      scratch_pages_(scratch_bytes(model_, plan), PageSize::kSmall),
-      scratch_(model_, plan, Arena(scratch_pages_)),
-      pool_(std::max(plan.threads, plan.prefill_threads)),
-      decode_team_(plan.threads) {
-    model_.expect_use();
-}
+      backend_(open_model_->backend(kernels)),
+      sequence_(backend_.open(plan)),
+      pages_(own_bytes(model_, plan), PageSize::kSmall),
+      arrays_(model_, plan, Arena(pages_)) {}
 
-void Session::check_tokens(const uint32_t* tokens, size_t count) const {
-    // First: an array that is longer than the context may be no array at all.
-    if (count > plan_.positions - position_) {
+void Session::check(const Reading& reading) const {
+    if (reading.count == 0) fail(AWQE_INVALID_ARGUMENT, "there are no tokens to evaluate");
+    if (reading.which > AWQE_LOGITS_ALL) {
+        fail(AWQE_INVALID_ARGUMENT, "which is %u, allowed are 0 to 2", reading.which);
+    }
+    // Before anything is read: an array that is longer than the context may be no array at all.
+    if (reading.count > plan_.positions - position_) {
         fail(AWQE_CONTEXT_FULL,
              "the context holds %zu of %zu tokens, there is no room for %zu more", position(),
-             plan_.positions, count);
+             plan_.positions, reading.count);
     }
-    const uint32_t vocabulary = model_.architecture().vocabulary_size;
-    for (size_t i = 0; i < count; ++i) {
-        if (tokens[i] >= vocabulary) {
+    const Architecture& a = model_.architecture();
+    if (reading.tokens != nullptr) {
+        for (size_t i = 0; i < reading.count; ++i) {
+            if (reading.tokens[i] < a.vocabulary_size) continue;
             fail(AWQE_INVALID_ARGUMENT, "token %zu is %u, the model's vocabulary ends at %u", i,
-                 tokens[i], vocabulary - 1);
+                 reading.tokens[i], a.vocabulary_size - 1);
+        }
+    } else {
+        for (size_t i = 0; i < reading.count * a.hidden_size; ++i) {
+            if (std::isfinite(reading.embeddings[i])) continue;
+            fail(AWQE_INVALID_ARGUMENT, "embedding %zu holds a number that is not finite, at %zu",
+                 i / a.hidden_size, i % a.hidden_size);
         }
     }
 }
 
-void Session::run(const Block& block) {
-    const auto body = [&](Team& team) {
-        forward(model_, *kernels_, block, cache_, scratch_.activations, team);
-    };
-    if (block.count > 1) {
-        pool_.run(plan_.prefill_threads, body);
-        return;
-    }
-    const long before = interruptions();
-    const auto start = std::chrono::steady_clock::now();
-    pool_.run(decode_team_.members(), body);
-    const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    decode_team_.record(seconds.count(), interruptions() - before);
-}
-
-void Session::begin(const uint32_t* tokens, size_t count, uint32_t which) {
-    if (count == 0) fail(AWQE_INVALID_ARGUMENT, "there are no tokens to evaluate");
-    if (which > AWQE_LOGITS_ALL) {
-        fail(AWQE_INVALID_ARGUMENT, "which is %u, allowed are 0 to 2", which);
-    }
-    check_tokens(tokens, count);
+void Session::begin(const Reading& reading, Session* next) {
+    reading_ = reading;
+    next_ = next;
+    done_ = 0;
     has_logits_ = false;
 }
 
-size_t Session::step(const uint32_t* tokens, size_t count, uint32_t which, float* logits,
-                     size_t done) {
-    const size_t vocabulary = model_.architecture().vocabulary_size;
-    const bool all = which == AWQE_LOGITS_ALL && logits != nullptr;
-    Block block = {};
-    block.tokens = tokens + done;
-    block.count = std::min(kBlockTokens, count - done);
-    block.position = position_;
-    done += block.count;
-    const bool last = done == count;
-    block.wanted = all ? block.count : last && which != AWQE_LOGITS_NONE ? 1 : 0;
-    block.logits = all ? logits + (done - block.count) * vocabulary : scratch_.logits;
-    stored_ = std::max(stored_.load(), position_ + block.count);
-    run(block);
-    std::copy_n(block.tokens, block.count, scratch_.tokens + position_);
-    position_ += block.count;
-    if (!last || which == AWQE_LOGITS_NONE) return done;
-    has_logits_ = true;
-    if (all) {
-        std::copy_n(logits + (count - 1) * vocabulary, vocabulary, scratch_.logits);
-    } else if (logits != nullptr) {
-        std::copy_n(scratch_.logits, vocabulary, logits);
+bool Session::wants_logits(size_t index) const {
+    const bool last = done_ + index + 1 == reading_.count;
+    return wants_all() || (last && reading_.which != AWQE_LOGITS_NONE);
+}
+
+Row Session::row(size_t index) const {
+    const size_t at = done_ + index;
+    const Architecture& a = model_.architecture();
+    Row row = {};
+    row.sequence = sequence_.get();
+    row.position = position_ + index;
+    if (reading_.tokens != nullptr) {
+        row.token = reading_.tokens[at];
+    } else {
+        row.embedding = reading_.embeddings + at * a.hidden_size;
     }
-    return done;
+    if (wants_logits(index)) {
+        row.logits = wants_all() ? reading_.logits + at * a.vocabulary_size : arrays_.logits;
+    }
+    return row;
+}
+
+void Session::prepare(size_t count) { stored_ = std::max(stored_.load(), position_ + count); }
+
+void Session::advance(size_t count) {
+    uint32_t* const context = arrays_.tokens + position_;
+    if (reading_.tokens != nullptr) {
+        std::copy_n(reading_.tokens + done_, count, context);
+    } else {
+        std::fill_n(context, count, kNoToken);
+    }
+    position_ += count;
+    done_ += count;
+    if (remaining() > 0 || reading_.which == AWQE_LOGITS_NONE) return;
+    has_logits_ = true;
+    const size_t vocabulary = model_.architecture().vocabulary_size;
+    if (wants_all()) {
+        std::copy_n(reading_.logits + (reading_.count - 1) * vocabulary, vocabulary,
+                    arrays_.logits);
+    } else if (reading_.logits != nullptr) {
+        std::copy_n(arrays_.logits, vocabulary, reading_.logits);
+    }
 }
 
 void Session::truncate(size_t position) {
@@ -177,13 +160,16 @@ void Session::copy_tokens(uint32_t* tokens, size_t count) const {
         fail(AWQE_INVALID_ARGUMENT, "count is %zu, but the context holds only %zu tokens", count,
              position());
     }
-    std::copy_n(scratch_.tokens, count, tokens);
+    std::copy_n(arrays_.tokens, count, tokens);
 }
 
 size_t Session::reusable(const uint32_t* tokens, size_t count) const {
     const size_t most = std::min(count, position());
-    const size_t shared =
-        static_cast<size_t>(std::mismatch(tokens, tokens + most, scratch_.tokens).first - tokens);
+    size_t shared = 0;
+    while (shared < most && tokens[shared] == arrays_.tokens[shared] &&
+           tokens[shared] != kNoToken) {
+        ++shared;
+    }
     const bool drawn_from = shared == position_ && has_logits_;
     const size_t reusable = shared == count && count > 0 && !drawn_from ? count - 1 : shared;
     // Layers with a sliding window may have forgotten what is needed from there on.
@@ -195,7 +181,7 @@ uint32_t Session::sample(Sampler& sampler) const {
         fail(AWQE_INVALID_ARGUMENT,
              "there are no logits to sample from: evaluate at least one token with logits first");
     }
-    return sampler.sample(scratch_.logits, model_.architecture().vocabulary_size, scratch_.tokens,
+    return sampler.sample(arrays_.logits, model_.architecture().vocabulary_size, arrays_.tokens,
                           position_);
 }
 

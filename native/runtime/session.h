@@ -1,95 +1,100 @@
-// One conversation: its context, its memory, its threads and the kernels it runs. Owns the
-// bookkeeping around forward(). Used by one thread at a time.
+// One conversation: its tokens, its position, its logits and its limits. Computing is the backend's
+// (backend.h). Used by one thread at a time.
+//
+// A session reads in steps: begin() takes what is to be read; then, block by block, batch.cpp asks
+// for rows(), has them computed and tells advance(). Between two steps a session is whole.
 #pragma once
 
-#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
 #include <memory>
 
 #include "awq_edge.h"
-#include "native/kernels/kernel_table.h"
 #include "native/runtime/arena.h"
-#include "native/runtime/forward.h"
-#include "native/runtime/kv_cache.h"
+#include "native/runtime/backend.h"
 #include "native/runtime/model.h"
+#include "native/runtime/open_model.h"
 #include "native/runtime/sampler.h"
-#include "native/runtime/team_size.h"
-#include "native/runtime/thread_pool.h"
 
 namespace awqe {
 
-// Options with every default filled in.
-struct SessionPlan {
-    size_t positions;  // of the context
-    unsigned threads;
-    unsigned prefill_threads;
-    KvType kv_type;
+// Options with every default filled in. Throws Failure with AWQE_INVALID_ARGUMENT. `options` may be
+// NULL.
+SequencePlan session_plan(const Model& model, const awqe_session_options* options);
 
-    // Throws Failure with AWQE_INVALID_ARGUMENT. `options` may be NULL.
-    SessionPlan(const Model& model, const awqe_session_options* options);
-
-    KvPlan cache() const { return {positions, std::min(kBlockTokens, positions), kv_type}; }
+// What a session reads in one call.
+struct Reading {
+    const uint32_t* tokens;   // [count], or NULL:
+    const float* embeddings;  // [count, hidden]
+    size_t count;
+    uint32_t which;  // awqe_logits
+    float* logits;   // as awqe_session_evaluate() has it; may be NULL
 };
-
-// The table called `name`, or for NULL or "" the best one. Throws Failure with AWQE_UNSUPPORTED.
-const KernelTable* table_for_session(const char* name);
 
 class Session {
   public:
     // `kernels`: a table's name, or NULL or "" for the best one. Throws Failure.
-    Session(std::shared_ptr<const Model> model, const SessionPlan& plan, const char* kernels);
+    Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan, const char* kernels);
 
-    // Bytes that a session with this plan takes from the system, the threads' stacks apart.
-    static size_t cache_bytes(const Model& model, const SessionPlan& plan);
-    static size_t scratch_bytes(const Model& model, const SessionPlan& plan);
+    // Bytes that a session takes beside what its backend counts.
+    static size_t own_bytes(const Model& model, const SequencePlan& plan);
 
-    const char* kernels() const { return kernels_->name; }
+    Backend& backend() const { return backend_; }
     unsigned threads(bool prefill) const { return prefill ? plan_.prefill_threads : plan_.threads; }
     // This and earliest() may be asked while another thread evaluates.
     size_t position() const { return position_; }
     // The lowest position, apart from 0, that truncate() can go back to.
-    size_t earliest() const { return cache_.earliest(stored_); }
+    size_t earliest() const { return sequence_->earliest(stored_); }
 
-    // awqe_session_evaluate() in steps, between which the caller may do what it likes. begin()
-    // checks the arguments, which are then the same for every step(); the caller has checked
-    // nothing. step() reads the next block; `done` tokens were read before. Returns how many are
-    // read now.
-    void begin(const uint32_t* tokens, size_t count, uint32_t which);
-    size_t step(const uint32_t* tokens, size_t count, uint32_t which, float* logits, size_t done);
     void truncate(size_t position);
     uint32_t sample(Sampler& sampler) const;
     void copy_tokens(uint32_t* tokens, size_t count) const;
     // As awqe_session_reusable() says.
     size_t reusable(const uint32_t* tokens, size_t count) const;
 
-  private:
-    // Everything that lies in the scratch region.
-    struct Scratch {
-        Scratch(const Model& model, const SessionPlan& plan, Arena arena);
+    // Throws Failure for what can never be read; the caller has checked nothing.
+    void check(const Reading& reading) const;
+    // Takes a reading that was checked. `next`: the session that is evaluated together with this
+    // one, or NULL; they have one backend.
+    void begin(const Reading& reading, Session* next);
+    Session* next() const { return next_; }
+    // How much of the reading is still to come.
+    size_t remaining() const { return reading_.count - done_; }
+    // Of the row that is `index` from the next one on.
+    bool wants_logits(size_t index) const;
+    Row row(size_t index) const;
+    // Before and after the next `count` rows are computed.
+    void prepare(size_t count);
+    void advance(size_t count);
 
-        Activations activations;
-        float* logits;     // [vocabulary]: of the last token evaluated
+  private:
+    // Everything that lies in the session's own region.
+    struct Arrays {
+        Arrays(const Model& model, const SequencePlan& plan, Arena arena);
+
+        float* logits;     // [vocabulary]: after the last token
         uint32_t* tokens;  // [positions]: the context
         size_t bytes;
     };
 
-    void check_tokens(const uint32_t* tokens, size_t count) const;
-    void run(const Block& block);
+    bool wants_all() const {
+        return reading_.which == AWQE_LOGITS_ALL && reading_.logits != nullptr;
+    }
 
-    const std::shared_ptr<const Model> shared_model_;  // whoever closes it first
+    const std::shared_ptr<const OpenModel> open_model_;
     const Model& model_;
-    const SessionPlan plan_;
-    const KernelTable* kernels_;
-    KvCache cache_;
-    PageRegion scratch_pages_;
-    Scratch scratch_;
-    ThreadPool pool_;
-    TeamSize decode_team_;
+    const SequencePlan plan_;
+    Backend& backend_;
+    const std::unique_ptr<Sequence> sequence_;
+    PageRegion pages_;
+    Arrays arrays_;
     std::atomic<size_t> position_ = 0;
     std::atomic<size_t> stored_ = 0;  // positions that were ever stored since position 0
     bool has_logits_ = false;
+    Reading reading_ = {};
+    Session* next_ = nullptr;
+    size_t done_ = 0;  // of the reading
 };
 
 }  // namespace awqe

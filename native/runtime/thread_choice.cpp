@@ -9,8 +9,8 @@
 
 #include "native/kernels/kernel_table.h"
 #include "native/runtime/arena.h"
+#include "native/runtime/cpu_backend.h"
 #include "native/runtime/cpus.h"
-#include "native/runtime/session.h"
 #include "native/runtime/thread_pool.h"
 
 namespace awqe {
@@ -106,7 +106,7 @@ std::vector<unsigned> candidates(unsigned most) {
 }  // namespace
 
 unsigned measure_decode_threads(const Model& model, const char* kernels) {
-    const KernelTable& table = *table_for_session(kernels);
+    const KernelTable& table = *table_called(kernels);
     const unsigned most = default_threads();
     if (most == 1) return 1;
     const Clock::time_point start = Clock::now();

@@ -117,15 +117,15 @@ class ThreadPool::Crew {
     Crew& operator=(const Crew&) = delete;
 
     void reserve(unsigned members);
-    void run(unsigned members, Call call, const void* context);
+    Run& sit_down(unsigned members);
+    void work(Run& run, Call call, const void* context);
+    void stand_up(Run& run);
 
   private:
-    Run& sit_down(unsigned members);
-    void stand_up(Run& run);
     Run& idle_run(unsigned members);
     void hire(size_t count);
     size_t idle_workers() const;
-    void work(Worker& worker);
+    void serve(Worker& worker);
 
     const FastCpus cpus_;
     const unsigned seats_;  // members that all runs together may have; one run alone may have more
@@ -155,7 +155,7 @@ void ThreadPool::Crew::hire(size_t count) {
         workers_.reserve(workers_.size() + 1);
         auto worker = std::make_unique<Worker>();
         try {
-            worker->thread = std::thread([this, &place = *worker] { work(place); });
+            worker->thread = std::thread([this, &place = *worker] { serve(place); });
         } catch (const std::system_error&) {
             fail(AWQE_OUT_OF_MEMORY, "the system gives %zu threads of %zu: use fewer",
                  workers_.size() + 1, workers_.size() + 1 + count);
@@ -194,7 +194,7 @@ void ThreadPool::Crew::reserve(unsigned members) {
     idle_run(members);
 }
 
-// Waits for room; then a run with its workers chosen, to be given back to stand_up().
+// Waits for room; then a run with its workers chosen, until stand_up().
 ThreadPool::Run& ThreadPool::Crew::sit_down(unsigned members) {
     const size_t workers = members - 1;
     std::unique_lock<std::mutex> lock(mutex_);
@@ -246,22 +246,21 @@ void ThreadPool::Crew::stand_up(Run& run) {
     if (asking_ != serving_) changed_.notify_all();
 }
 
-void ThreadPool::Crew::run(unsigned members, Call call, const void* context) {
-    Run& run = sit_down(members);
+void ThreadPool::Crew::work(Run& run, Call call, const void* context) {
     run.call = call;
     run.context = context;
     // With more threads than CPUs, whoever spins keeps the one it waits for from running: then all
     // sleep at once.
-    run.spins = members <= seats_ ? kSpins : 0;
+    run.spins = run.members <= seats_ ? kSpins : 0;
     run.begin_share();
-    run.unfinished.value.store(members - 1, std::memory_order_relaxed);
+    run.unfinished.value.store(run.members - 1, std::memory_order_relaxed);
     for (Worker* worker = run.first; worker != nullptr; worker = worker->next) {
         worker->start.value.fetch_add(1, std::memory_order_release);
         worker->start.value.notify_one();
     }
     {
         const OnFastCores on_fast_cores(cpus_);
-        Team team(run, 0, members);
+        Team team(run, 0, run.members);
         call(context, team);
     }
     for (;;) {
@@ -269,10 +268,9 @@ void ThreadPool::Crew::run(unsigned members, Call call, const void* context) {
         if (left == 0) break;
         wait_while(run.unfinished, left, run.spins);
     }
-    stand_up(run);
 }
 
-void ThreadPool::Crew::work(Worker& worker) {
+void ThreadPool::Crew::serve(Worker& worker) {
     if (cpus_.differ) pthread_setaffinity_np(pthread_self(), sizeof(cpus_.set), &cpus_.set);
     int spins = 0;
     for (uint32_t seen = 0;; ++seen) {
@@ -300,8 +298,13 @@ ThreadPool::Crew& ThreadPool::crew() {
 
 void ThreadPool::reserve(unsigned members) { crew().reserve(members); }
 
-void ThreadPool::run_erased(unsigned members, Call call, const void* context) {
-    crew().run(members, call, context);
+ThreadPool::Turn::Turn(ThreadPool& pool, unsigned members)
+    : crew_(pool.crew()), run_(crew_.sit_down(members)) {}
+
+ThreadPool::Turn::~Turn() { crew_.stand_up(run_); }
+
+void ThreadPool::Turn::run_erased(Call call, const void* context) {
+    crew_.work(run_, call, context);
 }
 
 bool Team::take(unsigned owner, size_t grains, Range* range) {

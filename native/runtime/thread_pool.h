@@ -20,6 +20,11 @@ namespace awqe {
 class Team;
 
 class ThreadPool {
+    using Call = void (*)(const void* context, Team& team);
+    struct Worker;
+    struct Run;
+    class Crew;
+
   public:
     ThreadPool();
     // With threads for teams of up to `size` members. Throws as reserve() does.
@@ -32,25 +37,40 @@ class ThreadPool {
     // with AWQE_OUT_OF_MEMORY if the system refuses one. Safe from any thread.
     void reserve(unsigned members);
 
-    // Calls body(team) on `members` threads, >= 1, and returns when all calls have. `body` must not
-    // throw. Starts threads that nobody has reserved, or that a fork has left behind. Safe from any
-    // thread; waits for other runs to make room.
+    // Room for a team of `members`, >= 1, until the end of this object: for a caller that needs
+    // something else for as long. The constructor waits for others to make room, and starts threads
+    // that nobody has reserved or that a fork has left behind.
+    class Turn {
+      public:
+        Turn(ThreadPool& pool, unsigned members);
+        ~Turn();
+        Turn(const Turn&) = delete;
+        Turn& operator=(const Turn&) = delete;
+
+        // Calls body(team) on every member and returns when all calls have. `body` must not throw.
+        template <class Body>
+        void run(const Body& body) {
+            run_erased(
+                [](const void* context, Team& team) { (*static_cast<const Body*>(context))(team); },
+                &body);
+        }
+
+      private:
+        void run_erased(Call call, const void* context);
+
+        Crew& crew_;
+        Run& run_;
+    };
+
+    // A turn of one run. Safe from any thread.
     template <class Body>
     void run(unsigned members, const Body& body) {
-        run_erased(
-            members,
-            [](const void* context, Team& team) { (*static_cast<const Body*>(context))(team); },
-            &body);
+        Turn(*this, members).run(body);
     }
 
   private:
     friend class Team;
-    using Call = void (*)(const void* context, Team& team);
-    struct Worker;
-    struct Run;
-    class Crew;
 
-    void run_erased(unsigned members, Call call, const void* context);
     Crew& crew();
 
     PerProcess<Crew> crew_;

@@ -1,0 +1,90 @@
+// The seam between a session and what computes. A session knows tokens, positions, logits and
+// limits; a backend knows weights on its device, caches, scratch memory and how to share the work.
+// Owns the words of the two; no arithmetic and no memory. Logits of every backend are those of
+// native/ARITHMETIC.md.
+//
+// A block is rows: each is one position of one sequence, with a cache of its own. So one pass
+// decodes many sequences, reads prompts beside them and takes embeddings of images, and the weights
+// are read once for all of them. A row's result is what it would be alone.
+#pragma once
+
+#include <cstddef>
+#include <cstdint>
+#include <memory>
+
+namespace awqe {
+
+// Rows that go through the layers together. Long enough to use each weight that was unpacked many
+// times, short enough for the activations of a wide feed-forward (128 x 14336 floats) to stay in a
+// cache of some megabytes.
+constexpr size_t kBlockTokens = 128;
+
+enum class KvType { kF16, kS8 };
+
+// What a session asks for, every default filled in.
+struct SequencePlan {
+    size_t positions;  // of the context
+    KvType kv_type;
+    unsigned threads;          // for one row at a time
+    unsigned prefill_threads;  // for several
+};
+
+// What a backend keeps of one sequence: keys and values of its positions. Knows nothing about which
+// of them are valid. Used by one evaluation at a time.
+class Sequence {
+  public:
+    virtual ~Sequence() = default;
+    Sequence(const Sequence&) = delete;
+    Sequence& operator=(const Sequence&) = delete;
+
+    // The lowest position, apart from 0, that may be computed next when positions [0, stored) have
+    // been: a layer with a sliding window forgets.
+    virtual size_t earliest(size_t stored) const = 0;
+
+  protected:
+    Sequence() = default;
+};
+
+struct Row {
+    Sequence* sequence;
+    size_t position;
+    uint32_t token;          // below the size of the vocabulary
+    const float* embedding;  // float [hidden], in the place of the token's; or NULL
+    float* logits;           // float [vocabulary], to be filled; or NULL
+};
+
+// Rows of one sequence come in ascending positions without a gap, the first of them right behind
+// what was computed or truncated to before; other rows may stand between them. Rows with logits
+// come last.
+struct Block {
+    const Row* rows;
+    size_t count;   // 1 ... kBlockTokens
+    size_t wanted;  // rows with logits
+};
+
+class Backend {
+  public:
+    virtual ~Backend() = default;
+    Backend(const Backend&) = delete;
+    Backend& operator=(const Backend&) = delete;
+
+    virtual const char* name() const = 0;  // of what a session reports: a kernel table, a device
+
+    // Bytes that a sequence takes, and those of working memory that sequences use in turn.
+    virtual size_t cache_bytes(const SequencePlan& plan) const = 0;
+    virtual size_t scratch_bytes(const SequencePlan& plan) const = 0;
+
+    // A sequence at position 0, and whatever evaluating it will need. Throws Failure. The backend
+    // outlives it.
+    virtual std::unique_ptr<Sequence> open(const SequencePlan& plan) = 0;
+
+    // Computes keys, values and the logits that are wanted; returns when they are there. Safe from
+    // any thread as long as no two calls meet in a sequence. Throws Failure with
+    // AWQE_OUT_OF_MEMORY; the sequences can then be gone on with.
+    virtual void evaluate(const Block& block) = 0;
+
+  protected:
+    Backend() = default;
+};
+
+}  // namespace awqe

@@ -1,0 +1,41 @@
+// Filling a block; see batch.h.
+#include "native/runtime/batch.h"
+
+#include <algorithm>
+
+namespace awqe {
+
+size_t evaluate_block(Session* first) {
+    struct Part {
+        Session* session;
+        size_t count;  // of its rows
+    };
+    Part parts[kBlockTokens];
+    size_t part_count = 0;
+    size_t room = kBlockTokens;
+    for (Session* session = first; session != nullptr && room > 0; session = session->next()) {
+        const size_t count = std::min(session->remaining(), room);
+        if (count > 0) parts[part_count++] = {session, count};
+        room -= count;
+    }
+    if (part_count == 0) return 0;
+
+    Row rows[kBlockTokens];
+    Block block = {rows, 0, 0};
+    for (const bool wanted : {false, true}) {  // those with logits come last
+        for (size_t p = 0; p < part_count; ++p) {
+            const Session& session = *parts[p].session;
+            for (size_t i = 0; i < parts[p].count; ++i) {
+                if (session.wants_logits(i) != wanted) continue;
+                rows[block.count++] = session.row(i);
+                block.wanted += wanted ? 1 : 0;
+            }
+        }
+    }
+    for (size_t p = 0; p < part_count; ++p) parts[p].session->prepare(parts[p].count);
+    first->backend().evaluate(block);
+    for (size_t p = 0; p < part_count; ++p) parts[p].session->advance(parts[p].count);
+    return block.count;
+}
+
+}  // namespace awqe
