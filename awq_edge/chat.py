@@ -83,7 +83,7 @@ def chat_prompt(
         tools=tools,
         documents=documents,
         add_generation_prompt=add_generation_prompt,
-        **{**_special_tokens(metadata, tokenizer), **variables},
+        **{**special_tokens(metadata, tokenizer), **variables},
     )
 
 
@@ -139,12 +139,12 @@ def render_chat(
     )
 
 
-def template_names(metadata: Mapping[str, object]) -> list[str]:
-    """Names of a model file's chat templates; none for a base model."""
-    return sorted(_templates(metadata))
+def templates(metadata: Mapping[str, object]) -> dict[str, str]:
+    """A model file's chat templates by name; none for a base model.
 
-
-def _templates(metadata: Mapping[str, object]) -> dict[str, str]:
+    Raises:
+        InvalidArgumentError: The file's table of them is damaged.
+    """
     found = {}
     named = _table(metadata, NAMED_TEMPLATES)
     found.update({name: text for name, text in named.items() if isinstance(text, str)})
@@ -155,22 +155,22 @@ def _templates(metadata: Mapping[str, object]) -> dict[str, str]:
 
 
 def _chosen(metadata: Mapping[str, object], name: str | None, with_tools: bool) -> str:
-    templates = _templates(metadata)
-    if not templates:
+    known = templates(metadata)
+    if not known:
         raise InvalidArgumentError(
             "The model has no chat template: it is a base model; write a plain prompt."
         )
-    wanted = name or ("tool_use" if with_tools and "tool_use" in templates else "default")
-    if wanted not in templates:
+    wanted = name or ("tool_use" if with_tools and "tool_use" in known else "default")
+    if wanted not in known:
         raise InvalidArgumentError(
-            f"The model has no chat template {wanted!r}, but {', '.join(sorted(templates))}: name "
-            "one of them."
+            f"The model has no chat template {wanted!r}, but {', '.join(sorted(known))}: name one "
+            "of them."
         )
-    return templates[wanted]
+    return known[wanted]
 
 
-def _special_tokens(metadata: Mapping[str, object], tokenizer: Tokenizer) -> dict[str, Any]:
-    """Every special token by the name that templates know it by."""
+def special_tokens(metadata: Mapping[str, object], tokenizer: Tokenizer) -> dict[str, Any]:
+    """A model file's special tokens by the names that templates know them by."""
     if SPECIAL_TOKENS in metadata:
         return _table(metadata, SPECIAL_TOKENS)
     ends = eos_token_ids(metadata)  # a file of an older release

@@ -1,61 +1,102 @@
-"""The tokenizer that goes into a model file: a tokenizer.json, a chat template and special tokens.
+"""The tokenizer that goes into a model file: one tokenizer.json and what a chat template needs.
 
-Owns reading them from a checkpoint's directory, and the conversion of SentencePiece models
-(tokenizer.model) into a tokenizer.json. Refuses to talk to the network and to run chat templates:
-``awq_edge.chat`` does the latter, on the device.
+Owns the order in which a checkpoint's files count, and that everything which they say ends in that
+one JSON: calibration, evaluation and runtime read nothing else. Refuses to talk to the network and
+to run code or chat templates of a checkpoint; ``awq_edge.chat`` does the latter.
 """
 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
+import functools
+import json
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
+from awq_edge import chat, tokenizers_library
 from awq_edge.architecture import MetadataValue
-from awq_edge.checkpoints import read_json
-from awq_edge.errors import CheckpointError, FileUnreadableError, UnsupportedError
-
-# SentencePiece's own numbers (sentencepiece_model.proto).
-_MODEL_BPE = 2
-_PIECE_NORMAL, _PIECE_CONTROL, _PIECE_USER_DEFINED = 1, 3, 4
-_SPACE = "▁"  # what SentencePiece writes for a space
+from awq_edge.checkpoints import read_json, read_optional_json
+from awq_edge.checkpoints.chat_templates import read_chat_templates
+from awq_edge.checkpoints.json_files import is_whole_number
+from awq_edge.checkpoints.post_processor import put_around
+from awq_edge.checkpoints.sentencepiece_model import (
+    convert_sentencepiece,
+    set_spaces,
+    steps_of,
+)
+from awq_edge.checkpoints.special_tokens import (
+    SpecialTokens,
+    add_tokens,
+    check_form,
+    hold_ids,
+    ids_by_content,
+    read_special_tokens,
+)
+from awq_edge.checkpoints.tiktoken_file import convert_tiktoken, is_tiktoken
+from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.tokenizer import Tokenizer
 
 # Classes that put BOS before a text unless told otherwise, if they wrap a SentencePiece model.
 _BOS_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer")
+# Classes that take add_prefix_space for their byte-level vocabulary.
+_BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", "CodeGenTokenizer")
+# What only transformers knows how to read, class by class.
+_FOR_TRANSFORMERS = ("vocab.json", "vocab.txt", "tekken.json")
 
 
 @dataclasses.dataclass(frozen=True)
 class StoredTokenizer:
-    """What a model file keeps. The runtime encodes without special tokens and adds BOS itself."""
+    """What a model file keeps.
+
+    Attributes:
+        json: A whole tokenizer.json; its post-processor puts around a text what the model expects.
+        bos_id: The token that begins a text, if there is one.
+        add_bos: Whether a prompt begins with it.
+        eos_ids: Every token that ends a turn.
+        chat_templates: Texts by name.
+        special_tokens: Texts by the name that chat templates know them by.
+        split_special_tokens: Special tokens that are spelt out in a text are mere text.
+    """
 
     json: str
-    chat_template: str | None
     bos_id: int | None
-    eos_id: int | None
     add_bos: bool
-    eos_ids: tuple[int, ...]  # every token that ends a turn
+    eos_ids: tuple[int, ...]
+    chat_templates: dict[str, str]
+    special_tokens: dict[str, str]
+    split_special_tokens: bool = False
 
     def to_metadata(self) -> dict[str, MetadataValue]:
         """Keys and values of ``native/format/FORMAT.md``, section 1."""
         metadata: dict[str, MetadataValue] = {"tokenizer.huggingface.json": self.json}
-        if self.chat_template is not None:
-            metadata["tokenizer.chat_template"] = self.chat_template
         if self.bos_id is not None:
             metadata["tokenizer.ggml.bos_token_id"] = self.bos_id
-        if self.eos_id is not None:
-            metadata["tokenizer.ggml.eos_token_id"] = self.eos_id
+        if self.eos_ids:
+            metadata["tokenizer.ggml.eos_token_id"] = self.eos_ids[0]
         metadata["tokenizer.ggml.add_bos_token"] = self.add_bos
         if self.eos_ids:
             metadata["awq_edge.tokenizer.eos_token_ids"] = list(self.eos_ids)
+        if self.split_special_tokens:
+            metadata["awq_edge.tokenizer.split_special_tokens"] = True
+        metadata[chat.SPECIAL_TOKENS] = json.dumps(self.special_tokens, ensure_ascii=False)
+        others = dict(self.chat_templates)
+        default = others.pop("default", None)
+        if default is not None:
+            metadata[chat.DEFAULT_TEMPLATE] = default
+        if others:
+            metadata[chat.NAMED_TEMPLATES] = json.dumps(others, ensure_ascii=False)
         return metadata
 
-    def encode(self, text: str) -> list[int]:
-        """Token ids without any special token."""
-        from tokenizers import Tokenizer
+    @functools.cached_property
+    def runtime(self) -> Tokenizer:
+        """The tokenizer that a device makes of this."""
+        return Tokenizer.from_metadata(self.to_metadata())
 
-        ids: list[int] = Tokenizer.from_str(self.json).encode(text, add_special_tokens=False).ids
-        return ids
+    def encode(self, text: str) -> list[int]:
+        """Token ids without any special token around them."""
+        return self.runtime.encode(text, add_bos=False)
 
 
 def read_tokenizer(directory: Path, config: Mapping[str, Any]) -> StoredTokenizer | None:
@@ -66,173 +107,203 @@ def read_tokenizer(directory: Path, config: Mapping[str, Any]) -> StoredTokenize
         config: Its config.json.
 
     Returns:
-        None if there is neither tokenizer.json nor tokenizer.model.
+        None if there is none.
+
+    Raises:
+        CheckpointError: A file that counts is broken, or a token that ends texts has no id.
+        UnsupportedError: It is of a kind that cannot become a tokenizer.json.
     """
-    from tokenizers import Tokenizer
-
-    sentencepiece_model = directory / "tokenizer.model"
-    if (directory / "tokenizer.json").is_file():
-        text = _read_text(directory / "tokenizer.json")
-    elif sentencepiece_model.is_file():
-        text = convert_sentencepiece(sentencepiece_model)
-    else:
+    settings = _settings(directory)
+    class_name = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or "")
+    place, tokenizer, names = _base(directory)
+    if tokenizer is None:
         return None
-    try:
-        tokenizer = Tokenizer.from_str(text)
-    except Exception as error:  # the tokenizers package raises nothing narrower
-        raise CheckpointError(
-            f"{directory / 'tokenizer.json'} is not a tokenizer that this release of the package "
-            f"tokenizers can read: {error}."
-        ) from error
+    converted = place.name == "tokenizer.model" and bool(names)
+    check_form(tokenizer, place)
+    tokenizer["truncation"] = tokenizer["padding"] = None
 
-    settings = _optional_json(directory / "tokenizer_config.json")
-    generation = _optional_json(directory / "generation_config.json")
+    tokens = read_special_tokens(directory, settings, class_name, names)
+    without_id = add_tokens(tokenizer, tokens)
+    if "eos_token" in without_id:
+        raise CheckpointError(
+            f"The end token {tokens.named['eos_token']['content']!r} that "
+            f"{directory / 'tokenizer_config.json'} names has no id in any file of the tokenizer, "
+            "so no text would end: name a token of the vocabulary, or add it with its id."
+        )
+    set_spaces(tokenizer, settings, class_name, converted=converted)
+    if class_name.removesuffix("Fast") in _BYTE_LEVEL_CLASSES:
+        _set_byte_level_prefix(tokenizer, settings.get("add_prefix_space"))
+    loaded = _load_with_ids(tokenizer, place)
+    ids = ids_by_content(tokenizer)
+
+    generation = read_optional_json(directory / "generation_config.json")
     bos_id = _first(
         [
-            _token_id(tokenizer, settings.get("bos_token")),
+            _named_id(tokens, "bos_token", ids),
             *_ids(config.get("bos_token_id")),
             *_ids(generation.get("bos_token_id")),
         ]
     )
-    if bos_id is None and not (directory / "tokenizer.json").is_file():
-        bos_id = tokenizer.token_to_id("<s>")
-    candidates = [_token_id(tokenizer, settings.get("eos_token"))]
+    candidates = [_named_id(tokens, "eos_token", ids)]
     candidates += _ids(generation.get("eos_token_id")) + _ids(config.get("eos_token_id"))
-    size = tokenizer.get_vocab_size(with_added_tokens=True)
+    size = 1 + max(ids.values(), default=-1)
     eos_ids = tuple(dict.fromkeys(id for id in candidates if id is not None and 0 <= id < size))
+
+    before, behind = tokenizers_library.surroundings(loaded, _failure(place))
+    is_sentencepiece = (directory / "tokenizer.model").is_file()
+    adds_bos = bos_id is not None and _adds_bos(settings, before[:1] == [bos_id], is_sentencepiece)
+    wanted = list(before)
+    if bos_id is not None and (before[:1] == [bos_id]) != adds_bos:
+        wanted = [bos_id, *before] if adds_bos else before[1:]
+    # A tokenizer.json says by itself what stands behind a text.
+    wanted_behind = behind
+    if not behind and place.name != "tokenizer.json" and settings.get("add_eos_token") is True:
+        wanted_behind = [id for id in [_named_id(tokens, "eos_token", ids)] if id is not None]
+    if (wanted, wanted_behind) != (before, behind):
+        put_around(tokenizer, wanted, wanted_behind, place)
     return StoredTokenizer(
-        json=text,
-        chat_template=_chat_template(directory, settings),
+        json=_dumped(tokenizer),
         bos_id=bos_id,
-        eos_id=eos_ids[0] if eos_ids else None,
-        add_bos=bos_id is not None
-        and _adds_bos(tokenizer, settings, bos_id, sentencepiece_model.is_file()),
+        add_bos=adds_bos,
         eos_ids=eos_ids,
+        chat_templates=read_chat_templates(directory, settings),
+        special_tokens={
+            name: token["content"]
+            for name, token in tokens.named.items()
+            if not token.get("optional") or token["content"] in ids
+        },
+        split_special_tokens=settings.get("split_special_tokens") is True,
     )
 
 
-def convert_sentencepiece(path: Path) -> str:
-    """A SentencePiece BPE model (tokenizer.model) as the text of a tokenizer.json."""
-    from sentencepiece import sentencepiece_model_pb2
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+# ---- files -----------------------------------------------------------------------------------
 
-    proto = sentencepiece_model_pb2.ModelProto()  # type: ignore[attr-defined]  # made at import
-    try:
-        proto.ParseFromString(path.read_bytes())
-    except OSError as error:
-        raise FileUnreadableError(f"Cannot read {path}: {error.strerror}.") from error
-    except Exception as error:  # protobuf's DecodeError lies elsewhere in each of its releases
-        raise CheckpointError(f"{path} is not a SentencePiece model.") from error
-    if proto.trainer_spec.model_type != _MODEL_BPE:
+
+def _settings(directory: Path) -> dict[str, Any]:
+    path = directory / "tokenizer_config.json"
+    return read_json(path) if path.is_file() else {}
+
+
+def _base(directory: Path) -> tuple[Path, dict[str, Any] | None, dict[str, str]]:
+    """The file that counts, its JSON, and what a SentencePiece model calls its special tokens."""
+    path = directory / "tokenizer.json"
+    if path.is_file():
+        tokenizer = read_json(path)
+        tokenizer["added_tokens"] = tokenizer.get("added_tokens") or []
+        return path, tokenizer, {}
+    path = directory / "tokenizer.model"
+    if path.is_file():
+        if is_tiktoken(path):
+            return path, convert_tiktoken(path), {}
+        return (path, *convert_sentencepiece(path))
+    path = directory / "tiktoken.model"
+    if path.is_file():
+        return path, convert_tiktoken(path), {}
+    for name in _FOR_TRANSFORMERS:
+        path = directory / name
+        if path.is_file():
+            return path, _from_transformers(path), {}
+    return path, None, {}
+
+
+def _from_transformers(path: Path) -> dict[str, Any]:
+    """What transformers makes of a vocabulary whose meaning depends on the tokenizer's class."""
+    import transformers
+
+    def failure(reason: str) -> CheckpointError:
+        return CheckpointError(f"transformers makes no tokenizer of {path}: {reason}.")
+
+    with tokenizers_library.failures_become(failure), _quiet(transformers):
+        tokenizer = transformers.AutoTokenizer.from_pretrained(
+            path.parent, trust_remote_code=False, local_files_only=True
+        )
+    backend = getattr(tokenizer, "backend_tokenizer", None)
+    if backend is None:
         raise UnsupportedError(
-            f"{path} is not a BPE model; only such SentencePiece models are read."
+            f"The tokenizer of {path} is a program of transformers ({type(tokenizer).__name__}) "
+            "and has no form that a device can read."
         )
-
-    vocabulary = {piece.piece: number for number, piece in enumerate(proto.pieces)}
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocabulary,
-            merges=_merges(proto.pieces, vocabulary),
-            unk_token=proto.pieces[proto.trainer_spec.unk_id].piece,
-            fuse_unk=True,
-            byte_fallback=proto.trainer_spec.byte_fallback,
-        )
-    )
-    tokenizer.add_tokens(
-        [
-            AddedToken(piece.piece, normalized=False, special=piece.type == _PIECE_CONTROL)
-            for piece in proto.pieces
-            if piece.type in (_PIECE_CONTROL, _PIECE_USER_DEFINED)
-        ]
-    )
-    rules = proto.normalizer_spec
-    steps: list[Any] = []
-    if rules.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
-    if rules.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace("  ", " ")]
-    if rules.add_dummy_prefix:
-        steps.append(normalizers.Prepend(_SPACE))
-    steps.append(normalizers.Replace(" ", _SPACE))
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    decoding: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if rules.add_dummy_prefix:
-        decoding.append(decoders.Strip(" ", 1, 0))
-    tokenizer.decoder = decoders.Sequence(decoding)
-    text: str = tokenizer.to_str()
-    return text
+    converted: dict[str, Any] = json.loads(backend.to_str())
+    return converted
 
 
-def _merges(pieces: Any, vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
-    """The pairs whose union is a piece, best score first: SentencePiece merges in that order.
-
-    Control, unknown and byte pieces are no text, so they neither join nor arise.
-    """
-    text = {piece.piece for piece in pieces if piece.type in (_PIECE_NORMAL, _PIECE_USER_DEFINED)}
-    merges: list[tuple[str, str]] = []
-    for piece in sorted(pieces, key=lambda piece: -piece.score):
-        if piece.type != _PIECE_NORMAL:
-            continue
-        whole = piece.piece
-        splits = [(whole[:cut], whole[cut:]) for cut in range(1, len(whole))]
-        known = [pair for pair in splits if pair[0] in text and pair[1] in text]
-        merges += sorted(known, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))
-    return merges
+@contextmanager
+def _quiet(transformers: Any) -> Iterator[None]:
+    verbosity = transformers.utils.logging.get_verbosity()
+    transformers.utils.logging.set_verbosity_error()
+    try:
+        yield
+    finally:
+        transformers.utils.logging.set_verbosity(verbosity)
 
 
-def _adds_bos(
-    tokenizer: Any, settings: Mapping[str, Any], bos_id: int, is_sentencepiece: bool
-) -> bool:
+# ---- the JSON --------------------------------------------------------------------------------
+
+
+def _set_byte_level_prefix(tokenizer: Mapping[str, Any], wanted: Any) -> None:
+    if not isinstance(wanted, bool):
+        return
+    for step in steps_of(tokenizer, "pre_tokenizer"):
+        if step.get("type") == "ByteLevel":
+            step["add_prefix_space"] = wanted
+
+
+def _adds_bos(settings: Mapping[str, Any], is_put: bool, is_sentencepiece: bool) -> bool:
     """Whether a prompt begins with BOS, as settings, tokenizer or class say, in this order."""
     stated = settings.get("add_bos_token")
     if isinstance(stated, bool):
         return stated
-    with_special = tokenizer.encode("a").ids
-    if with_special[:1] == [bos_id]:
-        return True
     kind = settings.get("tokenizer_class", "LlamaTokenizer")
-    return is_sentencepiece and kind in _BOS_CLASSES
+    return is_put or (is_sentencepiece and kind in _BOS_CLASSES)
 
 
-def _chat_template(directory: Path, settings: Mapping[str, Any]) -> str | None:
-    if (directory / "chat_template.jinja").is_file():
-        return _read_text(directory / "chat_template.jinja")
-    template = _optional_json(directory / "chat_template.json").get("chat_template")
-    if template is None:
-        template = settings.get("chat_template")
-    if isinstance(template, list):  # several named ones
-        template = next(
-            (entry.get("template") for entry in template if entry.get("name") == "default"), None
+def _load_with_ids(tokenizer: dict[str, Any], place: Path) -> Any:
+    """The tokenizer, once the package gives every added token the id that stands in the JSON."""
+    loaded = tokenizers_library.load_tokenizer(_dumped(tokenizer), _failure(place))
+    wrong = _misplaced(tokenizer, loaded)
+    if wrong is not None and hold_ids(tokenizer):
+        loaded = tokenizers_library.load_tokenizer(_dumped(tokenizer), _failure(place))
+        wrong = _misplaced(tokenizer, loaded)
+    if wrong is not None:
+        raise CheckpointError(
+            f"The token {wrong['content']!r} of {place.parent} cannot have the id {wrong['id']}: "
+            "another token has it, or ids before it are missing."
         )
-    return template if isinstance(template, str) else None
+    return loaded
 
 
-def _token_id(tokenizer: Any, token: Any) -> int | None:
-    """The id of a token given as a string or as a table with its content."""
-    if isinstance(token, Mapping):
-        token = token.get("content")
-    number: int | None = tokenizer.token_to_id(token) if isinstance(token, str) else None
-    return number
+def _misplaced(tokenizer: Mapping[str, Any], loaded: Any) -> Any | None:
+    entries = tokenizer["added_tokens"]
+    return next((e for e in entries if loaded.token_to_id(e["content"]) != e["id"]), None)
+
+
+def _dumped(tokenizer: Mapping[str, Any]) -> str:
+    return json.dumps(tokenizer, ensure_ascii=False, separators=(",", ":"))
+
+
+def _failure(place: Path) -> Callable[[str], CheckpointError]:
+    def make(reason: str) -> CheckpointError:
+        return CheckpointError(
+            f"{place} is not a tokenizer that this release of the package tokenizers can use: "
+            f"{reason}."
+        )
+
+    return make
+
+
+# ---- ids -------------------------------------------------------------------------------------
+
+
+def _named_id(tokens: SpecialTokens, name: str, ids: Mapping[str, int]) -> int | None:
+    token = tokens.named.get(name)
+    return None if token is None else ids.get(token["content"])
 
 
 def _ids(value: Any) -> list[int | None]:
     """Token ids from a number, a list of numbers or nothing."""
     values = value if isinstance(value, list) else [value]
-    return [number for number in values if isinstance(number, int)]
+    return [number for number in values if is_whole_number(number)]
 
 
 def _first(values: list[int | None]) -> int | None:
     return next((value for value in values if value is not None), None)
-
-
-def _optional_json(path: Path) -> dict[str, Any]:
-    return read_json(path) if path.is_file() else {}
-
-
-def _read_text(path: Path) -> str:
-    try:
-        return path.read_text(encoding="utf-8")
-    except OSError as error:
-        raise FileUnreadableError(f"Cannot read {path}: {error.strerror}.") from error
-    except UnicodeDecodeError as error:
-        raise CheckpointError(f"{path} is not UTF-8 text.") from error

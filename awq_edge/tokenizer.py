@@ -29,6 +29,9 @@ class Tokenizer:
         before: Ids that stand before every prompt: what the tokenizer's post-processor puts there,
             and BOS as the model expects it.
         behind: Ids that the post-processor puts behind every prompt.
+        put_by_json: Whether the post-processor alone puts all of them; in files of older releases,
+            BOS is not its own.
+        split_special_tokens: Whether special tokens that are spelt out in a text are mere text.
     """
 
     def __init__(
@@ -58,7 +61,9 @@ class Tokenizer:
             self._tokenizer.encode_special_tokens = True
         self.bos_token_id = bos_token_id
         self.eos_token_ids = tuple(eos_token_ids)
-        before, behind = library.surroundings(self._tokenizer, _unreadable)
+        self.split_special_tokens = split_special_tokens
+        put, behind = library.surroundings(self._tokenizer, _unreadable)
+        before = list(put)
         if bos_token_id is not None:
             begins = before[:1] == [bos_token_id]
             if add_bos_token and not begins:
@@ -66,6 +71,7 @@ class Tokenizer:
             elif begins and not add_bos_token:
                 before = before[1:]
         self.before, self.behind = tuple(before), tuple(behind)
+        self.put_by_json = before == put
 
     @classmethod
     def from_metadata(cls, metadata: Mapping[str, object]) -> Tokenizer:

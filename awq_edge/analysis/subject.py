@@ -73,10 +73,9 @@ class Subject:
         names = [*model.tensor_names(), "rope.inverse_frequencies"]
         self.weights = {name: model(name) for name in names}
         longest = self.architecture.context_length
-        bos = tokenizer.bos_id if tokenizer.add_bos else None
-        tokens = tokenizer.encode(judged_text)
-        if bos is not None:
-            tokens = [bos, *tokens]
+        runtime = tokenizer.runtime
+        bos = runtime.bos_token_id if runtime.add_bos_token else None
+        tokens = runtime.encode(judged_text)
         context = min(settings.context, longest)
         self.chunks = cut_chunks(tokens, context, bos_token_id=bos, limit=settings.chunks)
         length = min(settings.sequence_length, longest)

@@ -10,7 +10,6 @@ import lzma
 from pathlib import Path
 
 import torch
-import torch.nn.functional as F
 
 from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
 from awq_edge.hf_tokenizer import StoredTokenizer
@@ -42,8 +41,8 @@ def token_blocks(
 ) -> torch.Tensor:
     """Cuts a text into blocks and draws some of them, in text order.
 
-    Each block begins with BOS where the model's prompts do. A text too short for ``samples`` blocks
-    gives fewer.
+    Each block begins with what the model's prompts begin with, such as BOS. A text too short for
+    ``samples`` blocks gives fewer.
 
     Args:
         tokenizer: The model's.
@@ -59,8 +58,8 @@ def token_blocks(
         InvalidArgumentError: The text is shorter than one block.
     """
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
-    begins_with_bos = tokenizer.add_bos and tokenizer.bos_id is not None
-    payload = sequence_length - begins_with_bos
+    before = torch.tensor(tokenizer.runtime.before, dtype=torch.int64)
+    payload = sequence_length - len(before)
     if payload < 1:
         raise InvalidArgumentError(
             f"A block of {sequence_length} tokens has no room for text after BOS; use 2 or more."
@@ -74,10 +73,7 @@ def token_blocks(
     generator = torch.Generator().manual_seed(seed)
     chosen = torch.randperm(len(blocks), generator=generator)[:samples].sort().values
     blocks = blocks[chosen]
-    if begins_with_bos:
-        assert tokenizer.bos_id is not None
-        blocks = F.pad(blocks, (1, 0), value=tokenizer.bos_id)
-    return blocks
+    return torch.cat([before.expand(len(blocks), -1), blocks], dim=1)
 
 
 def check_tokens(blocks: torch.Tensor, vocabulary_size: int) -> None:

@@ -12,9 +12,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from awq_edge import chat
 from awq_edge.architecture import Architecture, RopeScaling
+from awq_edge.checkpoints.post_processor import put_around
 from awq_edge.converters import find  # type: ignore[import-not-found,unused-ignore]
 from awq_edge.errors import AwqEdgeError, UnsupportedError
+from awq_edge.tokenizer import Tokenizer
 
 _CLASSES = {
     "llama": "LlamaForCausalLM",
@@ -31,6 +34,7 @@ _COPIED = (
     "generation_config.json",
     "merges.txt",
     "special_tokens_map.json",
+    "tiktoken.model",
     "tokenizer.json",
     "tokenizer.model",
     "tokenizer_config.json",
@@ -50,25 +54,24 @@ def write_tokenizer(metadata: Mapping[str, Any], target: Path) -> None:
     text = metadata.get("tokenizer.huggingface.json")
     if not isinstance(text, str):
         return
-    from tokenizers import Tokenizer
-    from tokenizers.processors import TemplateProcessing
-
-    tokenizer = Tokenizer.from_str(text)
+    runtime = Tokenizer.from_metadata(metadata)
+    tokenizer = json.loads(text)
     settings: dict[str, Any] = {"tokenizer_class": "PreTrainedTokenizerFast"}
-    for kind in ("bos", "eos"):
-        number = metadata.get(f"tokenizer.ggml.{kind}_token_id")
-        if number is not None:
-            settings[f"{kind}_token"] = tokenizer.id_to_token(number)
-    bos = settings.get("bos_token")
-    if bos is not None and metadata.get("tokenizer.ggml.add_bos_token"):
-        # Our runtime adds it by itself; transformers does what tokenizer.json says.
-        tokenizer.post_processor = TemplateProcessing(
-            single=f"{bos} $A",
-            special_tokens=[(bos, metadata["tokenizer.ggml.bos_token_id"])],
-        )
-    if isinstance(metadata.get("tokenizer.chat_template"), str):
-        settings["chat_template"] = metadata["tokenizer.chat_template"]
-    (target / "tokenizer.json").write_text(tokenizer.to_str(), encoding="utf-8")
+    settings.update({k: v for k, v in chat.special_tokens(metadata, runtime).items() if v})
+    if runtime.split_special_tokens:
+        settings["split_special_tokens"] = True
+    if not runtime.put_by_json:
+        # A file of an older release: its flag says what its tokenizer.json does not.
+        put_around(tokenizer, runtime.before, runtime.behind, target / "tokenizer.json")
+    templates = chat.templates(metadata)
+    if list(templates) == ["default"]:
+        settings["chat_template"] = templates["default"]
+    elif templates:
+        settings["chat_template"] = [
+            {"name": name, "template": template} for name, template in templates.items()
+        ]
+    written = json.dumps(tokenizer, ensure_ascii=False)
+    (target / "tokenizer.json").write_text(written, encoding="utf-8")
     _write_json(target / "tokenizer_config.json", settings)
 
 

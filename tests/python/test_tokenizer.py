@@ -38,9 +38,9 @@ def tokenizer_json(assets: Path, name: str) -> str:
     if (directory / "tokenizer.json").is_file():
         return (directory / "tokenizer.json").read_text(encoding="utf-8")
     pytest.importorskip("torch", reason="converting SentencePiece needs the extra [convert]")
-    from awq_edge.hf_tokenizer import convert_sentencepiece
+    from awq_edge.checkpoints.sentencepiece_model import convert_sentencepiece
 
-    return convert_sentencepiece(directory / "tokenizer.model")
+    return json.dumps(convert_sentencepiece(directory / "tokenizer.model")[0])
 
 
 @pytest.mark.parametrize("name", ["gpt2", "llama2"])
