@@ -107,7 +107,7 @@ def failures_become(failure: Callable[[str], AwqEdgeError]) -> Iterator[None]:
 def _reason(error: BaseException) -> str:
     text = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, Exception):
-        text = f"its code panicked: {text}"
+        text = f"an error inside it: {text}"
     if len(text) > _REASON_CHARACTERS:
         text = text[:_REASON_CHARACTERS] + " …"
     return text.rstrip(".")
