@@ -1,4 +1,4 @@
-# The words a person types: setup, demo, test, lint, format, fuzz, bench, docs. CI calls only these.
+# The words a person types: setup, demo, test, lint, format, fuzz, bench, docs, wheel. CI calls only these.
 # Everything is installed into .venv and built under build/; nothing outside this directory is touched.
 
 PYTHON ?= python3
@@ -15,7 +15,7 @@ MODEL := examples/novels-7m
 DEMO_FILE := demo/novels-7m.awq.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lint-rules format fuzz bench docs
+.PHONY: help setup demo test lint lint-rules format fuzz bench docs wheel
 
 help:
 	@echo "make demo    convert the model in $(MODEL) with AWQ and generate text from the packed file"
@@ -23,6 +23,7 @@ help:
 	@echo "make setup   the local environment alone     make lint    formatting, types, house rules"
 	@echo "make format  rewrite the sources             make fuzz    3 minutes of fuzzing"
 	@echo "make bench   speed on this machine           make docs    generated parts of the documents"
+	@echo "make wheel   a wheel for this machine and the sources to build it from, in dist/"
 
 $(BIN)/python:
 	@$(PYTHON) -c 'import sys, venv, ensurepip; assert sys.version_info >= (3, 10)' 2>/dev/null || \
@@ -93,3 +94,11 @@ bench: $(VENV)/.installed
 docs: setup
 	$(BIN)/python tests/checks/check_names.py
 	$(BIN)/python tests/checks/check_docs.py
+
+DIST ?= dist
+
+# Without isolation: the environment has the tools, so the network is not needed, and objects of earlier builds serve.
+wheel: setup
+	@mkdir -p "$(DIST)"
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$(DIST)" .
+	$(BIN)/python -c 'import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])' "$(DIST)"

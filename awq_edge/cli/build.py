@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
+import time
 from pathlib import Path
 from typing import Annotated, Optional
 
@@ -12,7 +13,7 @@ from awq_edge.cli._output import Output
 from awq_edge.cli._targets import Target
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError
 from awq_edge.profiles import Profile, load_profile
-from awq_edge.quantities import size_text
+from awq_edge.quantities import duration_text, size_text
 
 
 def build(
@@ -50,13 +51,19 @@ def build_wheel(profile: Profile, directory: Path, output: Output) -> tuple[Path
     if work.is_first:
         output.status(
             f"First build for {profile.machine}: the compiler also builds its own C++ library, "
-            "which takes about two minutes; later builds take seconds."
+            "which takes about two minutes; later builds, and those for other boards with this "
+            "kind of CPU, take seconds."
         )
     with output.progress(f"Building for {profile.machine}", 1) as bar:
         seen = 0.0
+        started = time.monotonic()
 
         def report(done: int, total: int) -> None:
             nonlocal seen
+            if done == 0:
+                what = "the compiler's C++ library" if work.is_first else "what has changed"
+                bar.note(f"{what}, {duration_text(time.monotonic() - started)}")
+                return
             bar.advance(done / total - seen, f"{done} of {total} files")
             seen = done / total
 

@@ -9,13 +9,16 @@ from __future__ import annotations
 import hashlib
 import importlib.util
 import os
+import queue
 import re
 import shutil
 import subprocess
 import sys
-from collections.abc import Callable
+import threading
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import IO
 
 from awq_edge.device.sources import native_source_directory
 from awq_edge.errors import BuildError, UnsupportedError
@@ -27,6 +30,8 @@ _INSTALL = "pip install 'awq-edge[build]'"
 _LOG_NAME = "build.log"
 # ninja's status line, for example "[12/80] Building CXX object ..."
 _STEP = re.compile(r"^\[(\d+)/(\d+)\]")
+# How often a build says that it lives: its first step may take two minutes.
+_PULSE_SECONDS = 1.0
 
 Progress = Callable[[int, int], None]
 
@@ -93,7 +98,8 @@ class LibraryBuild:
         """Compiles what is not up to date.
 
         Args:
-            progress: Called with steps done and steps in all, as ninja counts them.
+            progress: Called with steps done and steps in all, as ninja counts them, and at least
+                every second; both are 0 before it has counted.
 
         Returns:
             The library.
@@ -147,13 +153,15 @@ class LibraryBuild:
             errors="replace",
             env=environment,
         ) as process:
-            assert process.stdout is not None
             problem = ""
-            for line in process.stdout:
+            done = total = 0
+            for line in _lines(process):
                 log.write(line)  # type: ignore[attr-defined]  # a text file
                 step = _STEP.match(line)
-                if step and progress is not None:
-                    progress(int(step.group(1)), int(step.group(2)))
+                if step:
+                    done, total = int(step.group(1)), int(step.group(2))
+                if progress is not None:
+                    progress(done, total)
                 if not problem and ("error:" in line or line.startswith("CMake Error")):
                     problem = " ".join(line.split())
         if process.returncode != 0:
@@ -162,6 +170,30 @@ class LibraryBuild:
                 f"Compiling for {self.profile.machine} failed{what}; all of the tools' output is "
                 f"in {self.log}."
             )
+
+
+def _lines(process: subprocess.Popen[str]) -> Iterator[str]:
+    """What a program prints, line by line; an empty text for every second without a line."""
+    assert process.stdout is not None
+    lines: queue.SimpleQueue[str | None] = queue.SimpleQueue()
+
+    def read(stream: IO[str]) -> None:
+        for line in stream:
+            lines.put(line)
+        lines.put(None)
+
+    reader = threading.Thread(target=read, args=(process.stdout,), daemon=True)
+    reader.start()
+    while True:
+        try:
+            line = lines.get(timeout=_PULSE_SECONDS)
+        except queue.Empty:
+            yield ""
+            continue
+        if line is None:
+            break
+        yield line
+    reader.join()
 
 
 def _was_configured_by(cache: Path, toolchain: Path, python: Path) -> bool:

@@ -150,6 +150,22 @@ def test_a_failed_build_names_its_log(tmp_path: Path, monkeypatch: pytest.Monkey
     assert "CMake Error at CMakeLists.txt:2" in build.log.read_text()
 
 
+def test_a_build_that_says_nothing_still_shows_that_it_lives(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A first step of two minutes, as the compiler's own C++ library takes."""
+    monkeypatch.setattr(library, "_PULSE_SECONDS", 0.01)
+    said = []
+    program = "import time; time.sleep(0.3); print('[1/2] a'); time.sleep(0.3); print('[2/2] b')"
+    build = LibraryBuild(PI)
+    with (tmp_path / "log").open("w") as log:
+        build._tool([sys.executable, "-u", "-c", program], log, lambda *step: said.append(step))
+    for step in ((0, 0), (1, 2)):
+        assert said.count(step) > 3
+    assert said[-1] == (2, 2)
+    assert (tmp_path / "log").read_text() == "[1/2] a\n[2/2] b\n"
+
+
 def test_a_package_without_sources_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sources, "is_checkout", lambda: False)
     with pytest.raises(UnsupportedError, match="native sources"):

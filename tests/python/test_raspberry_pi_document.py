@@ -52,7 +52,7 @@ def test_the_page_has_commands_for_both_places() -> None:
 def test_the_extras_that_it_installs_exist() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text("utf-8")
     ((_, line),) = (entry for entry in _commands() if "pip install" in entry[1])
-    match = re.fullmatch(r"pip install 'awq-edge\[(.+)\]'", line)
+    match = re.fullmatch(r"pip install '\.\[(.+)\]'", line)
     assert match is not None
     for extra in match.group(1).split(","):
         assert f"\n{extra} = [\n" in pyproject
