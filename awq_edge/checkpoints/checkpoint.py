@@ -8,6 +8,7 @@ is one sentence.
 
 from __future__ import annotations
 
+import bisect
 import math
 from collections.abc import Iterator
 from pathlib import Path
@@ -44,6 +45,7 @@ class Checkpoint:
         self.directory = directory
         self.config = config
         self._tensors = tensors
+        self._sorted = sorted(tensors)
 
     @property
     def name(self) -> str:
@@ -89,6 +91,17 @@ class Checkpoint:
         values = entry.read(0, math.prod(entry.shape))
         _refuse_non_finite(name, entry, values)
         return values.reshape(entry.shape)
+
+    def parts(self, base: str) -> list[str]:
+        """What follows in the names of all tensors that begin with ``base.``, in order."""
+        bases = [base] if not base.startswith(_BASE) else [base, base[len(_BASE) :]]
+        found = []
+        for prefix in (f"{b}." for b in bases):
+            at = bisect.bisect_left(self._sorted, prefix)
+            while at < len(self._sorted) and self._sorted[at].startswith(prefix):
+                found.append(self._sorted[at][len(prefix) :])
+                at += 1
+        return found
 
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuses a tensor that is missing or has another shape; reads no weights."""

@@ -19,6 +19,15 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.interchange.quantization_keys import (
+    COMPRESSED_HARMLESS,
+    COMPRESSED_READ,
+    GROUP_HARMLESS,
+    GROUP_READ,
+    WEIGHTS_HARMLESS,
+    WEIGHTS_READ,
+    refuse_unknown,
+)
 from awq_edge.layouts import BITS
 
 Bytes = npt.NDArray[np.uint8]
@@ -42,8 +51,21 @@ def read_scheme(config: Mapping[str, Any]) -> Scheme:
         UnsupportedError: It is not weight-only integers in groups, or there are several schemes.
         CheckpointError: An entry is missing or of the wrong type.
     """
+    refuse_unknown("quantization_config", config, COMPRESSED_READ, COMPRESSED_HARMLESS)
     style = config.get("format")
     groups = config.get("config_groups")
+    status = config.get("quantization_status") or "compressed"
+    if status not in ("compressed", "frozen"):
+        raise UnsupportedError(
+            f"quantization_config has the quantization_status {status!r}: its matrices are not "
+            "quantised yet."
+        )
+    sparsity = config.get("sparsity_config") or {}
+    if not isinstance(sparsity, Mapping) or sparsity.get("format", "dense") != "dense":
+        raise UnsupportedError(
+            "quantization_config has a sparsity_config: matrices that leave zeros out are not "
+            "supported."
+        )
     if not isinstance(groups, Mapping) or not groups:
         raise CheckpointError("quantization_config has no config_groups; is config.json complete?")
     schemes = {_read_group(style, name, group) for name, group in groups.items()}
@@ -59,17 +81,25 @@ def _read_group(style: Any, name: str, group: Any) -> Scheme:
     where = f"quantization_config.config_groups.{name}"
     if not isinstance(group, Mapping) or not isinstance(group.get("weights"), Mapping):
         raise CheckpointError(f"{where} has no table weights; is config.json complete?")
+    refuse_unknown(where, group, GROUP_READ, GROUP_HARMLESS)
+    refuse_unknown(f"{where}.weights", group["weights"], WEIGHTS_READ, WEIGHTS_HARMLESS)
     style = group.get("format") or style
     if style != "pack-quantized":
         raise UnsupportedError(
             f"The compressed-tensors format {style!r} is not supported; pack-quantized "
             "(W4A16, W8A16) is."
         )
-    if group.get("input_activations"):
+    if group.get("input_activations") or group.get("output_activations"):
         raise UnsupportedError(
             f"{where} also quantises activations; only weight-only checkpoints are supported."
         )
     weights = group["weights"]
+    for key in ("dynamic", "block_structure"):
+        if weights.get(key):
+            raise UnsupportedError(
+                f"{where}.weights has {key} {weights[key]!r}; only weights that were quantised "
+                "once, in groups, are supported."
+            )
     bits, size = weights.get("num_bits"), weights.get("group_size")
     strategy = weights.get("strategy") or ("channel" if size in (None, -1) else "group")
     if weights.get("type", "int") != "int" or bits not in BITS:

@@ -20,12 +20,24 @@ from awq_edge.architecture import Architecture
 from awq_edge.checkpoints import Checkpoint, DecoderTensors, open_checkpoint, read_json
 from awq_edge.errors import CheckpointError, UnsupportedError
 from awq_edge.interchange import autoawq, compressed_tensors
+from awq_edge.interchange.quantization_keys import (
+    AUTOAWQ_HARMLESS,
+    AUTOAWQ_READ,
+    refuse_unknown,
+)
 from awq_edge.layouts import GROUP_SIZES, Unpacked
+from awq_edge.stages import matrices
 
 _OLD_SETTINGS = "quant_config.json"  # beside config.json, written by early releases of AutoAWQ
 _KNOWN = "AutoAWQ (gemm, gemv) and compressed-tensors (pack-quantized) checkpoints can be imported"
 
 Halves = npt.NDArray[np.float16]
+
+
+_AUTOAWQ_PARTS = frozenset(("qweight", "qzeros", "scales", "bias"))
+_COMPRESSED_PARTS = frozenset(
+    ("weight_packed", "weight_scale", "weight_shape", "weight_zero_point", "weight_g_idx", "bias")
+)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,6 +48,7 @@ class _Packing:
     bits: int
     group_size: int  # 0: one group per row
     marker: str  # a matrix is stored this way if this part of it is there
+    parts: frozenset[str]  # what there may be of a matrix
     # Reads a matrix [n, k] by the checkpoint's name, its scales multiplied by the last argument;
     # gives it and how many of the scales had to be rounded.
     read: Callable[[Checkpoint, str, int, int, float], tuple[Unpacked, int]]
@@ -67,6 +80,7 @@ class QuantisedCheckpoint:
         self.bits = self._packing.bits
         self.group_size = _our_group_size(self._packing.group_size)
         self.rounded_scales = 0
+        self._refuse_unknown_parts()
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one of our tensors."""
@@ -96,6 +110,22 @@ class QuantisedCheckpoint:
         """A matrix that is stored in floats, as ``Checkpoint.row_blocks`` gives it."""
         return self._tensors.row_blocks(name, rows)
 
+    def _refuse_unknown_parts(self) -> None:
+        """Refuses matrices with tensors beside their integers that nobody here computes with."""
+        a = self.architecture
+        for layer in range(a.layers):
+            for matrix in matrices(a, layer):
+                base = self._tensors.stored_name(f"blk.{layer}.{matrix}.weight")
+                base = base.removesuffix(".weight")
+                if not self._holds_integers(base):
+                    continue
+                for part in self.checkpoint.parts(base):
+                    if part not in self._packing.parts:
+                        raise UnsupportedError(
+                            f"The matrix {base} has the part {part}, which {self.format_name} does "
+                            "not know; what it changes cannot be imported."
+                        )
+
     def _holds_integers(self, stored_name: str) -> bool:
         return f"{stored_name.removesuffix('.weight')}.{self._packing.marker}" in self.checkpoint
 
@@ -106,10 +136,11 @@ def open_quantised(model: str) -> QuantisedCheckpoint:
 
 
 def _find_packing(checkpoint: Checkpoint) -> _Packing:
-    settings = checkpoint.config.get("quantization_config")
-    if settings is None and (checkpoint.directory / _OLD_SETTINGS).is_file():
+    config = checkpoint.config
+    settings = config.get("quantization_config") or config.get("compression_config")
+    if not settings and (checkpoint.directory / _OLD_SETTINGS).is_file():
         settings = {"quant_method": "awq", **read_json(checkpoint.directory / _OLD_SETTINGS)}
-    if settings is None:
+    if not settings:
         raise CheckpointError(
             f"{checkpoint.directory} is not quantised: its config.json has no quantization_config; "
             "convert it without --from-awq."
@@ -127,10 +158,26 @@ def _find_packing(checkpoint: Checkpoint) -> _Packing:
 
 
 def _autoawq_packing(settings: Mapping[str, Any]) -> _Packing:
-    bits = settings.get("bits", settings.get("w_bit", autoawq.BITS))
-    group_size = settings.get("group_size", settings.get("q_group_size", 128))
-    # Tools that came later call the version "format".
-    version = str(settings.get("version") or settings.get("format") or "gemm").lower()
+    refuse_unknown("quantization_config", settings, AUTOAWQ_READ, AUTOAWQ_HARMLESS)
+    bits = _one_of(settings, "bits", "w_bit", default=autoawq.BITS)
+    group_size = _one_of(settings, "group_size", "q_group_size", default=128)
+    # Tools that came later call the version "format", or "checkpoint_format".
+    version = str(
+        _one_of(settings, "version", "format", "checkpoint_format", default="gemm")
+    ).lower()
+    if settings.get("desc_act"):
+        raise UnsupportedError(
+            "quantization_config says desc_act: columns are grouped out of order, which a packed "
+            "file cannot hold."
+        )
+    if settings.get("pack_dtype") not in (None, "int32"):
+        raise UnsupportedError(
+            f"quantization_config packs codes into {settings['pack_dtype']!r}; int32 is read."
+        )
+    if "llm" in str(settings.get("backend")).lower():
+        raise UnsupportedError(
+            f"quantization_config is for the program {settings['backend']!r}; {_KNOWN}."
+        )
     if bits != autoawq.BITS:
         raise UnsupportedError(
             f"quantization_config says {bits!r} bits; AutoAWQ's packings hold {autoawq.BITS}."
@@ -156,7 +203,19 @@ def _autoawq_packing(settings: Mapping[str, Any]) -> _Packing:
         size = group_size if group_size > 0 else k
         return unpack(base, n, k, size, *words, scales), rounded
 
-    return _Packing(f"AutoAWQ {version}", bits, max(group_size, 0), "qweight", read)
+    return _Packing(f"AutoAWQ {version}", bits, max(group_size, 0), "qweight", _AUTOAWQ_PARTS, read)
+
+
+def _one_of(settings: Mapping[str, Any], *keys: str, default: Any) -> Any:
+    """The value that has one of several names, or several of them and the same in each."""
+    stated = {key: settings[key] for key in keys if settings.get(key) is not None}
+    values = list(stated.values())
+    if any(value != values[0] for value in values):
+        raise CheckpointError(
+            f"quantization_config contradicts itself: {' and '.join(stated)} are one thing by "
+            "several names, but differ."
+        )
+    return values[0] if values else default
 
 
 def _compressed_tensors_packing(settings: Mapping[str, Any]) -> _Packing:
@@ -190,7 +249,7 @@ def _compressed_tensors_packing(settings: Mapping[str, Any]) -> _Packing:
 
     kind = "symmetric" if scheme.symmetric else "asymmetric"
     name = f"compressed-tensors W{bits}A16 {kind}"
-    return _Packing(name, bits, scheme.group_size, "weight_packed", read)
+    return _Packing(name, bits, scheme.group_size, "weight_packed", _COMPRESSED_PARTS, read)
 
 
 def _integers(checkpoint: Checkpoint, name: str) -> Any:

@@ -18,8 +18,14 @@ from conftest import Command  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from awq_edge.errors import AwqEdgeError, CheckpointError, UnsupportedError  # noqa: E402
+from awq_edge.interchange.compressed_tensors import read_scheme  # noqa: E402
 from awq_edge.interchange.importer import ImportReport, import_checkpoint  # noqa: E402
 from awq_edge.interchange.quantised_checkpoint import open_quantised  # noqa: E402
+from awq_edge.interchange.quantization_keys import (  # noqa: E402
+    AUTOAWQ_HARMLESS,
+    COMPRESSED_HARMLESS,
+    WEIGHTS_HARMLESS,
+)
 from awq_edge.model_file import DequantisedModel, read_dequantised  # noqa: E402
 
 OURS = {
@@ -265,6 +271,117 @@ BAD_SETTINGS: dict[str, tuple[Any, str]] = {
     ),
     "the wrong compressed width": (made.compressed_settings(8, 64, False), "qweight.*not tell"),
 }
+
+
+# ---- keys of quantization_config -----------------------------------------------------------------
+
+GEMM = {"quant_method": "awq", "bits": 4, "group_size": 64, "zero_point": True, "version": "gemm"}
+# By the form of the settings; "." leads into a table.
+UNKNOWN_KEYS: dict[str, tuple[str, Any, str]] = {
+    "a rotation": ("awq", {"rotation": "hadamard"}, "rotation: weights are rotated"),
+    "widths by module": ("awq", {"dynamic": {"x": {"bits": 8}}}, "dynamic: matrices have widths"),
+    "an adapter": ("awq", {"adapter": {"rank": 8}}, "adapter"),
+    "something new": ("awq", {"smoothing": 0.5}, "smoothing: what it changes is not known"),
+    "something new and off": ("awq", {"smoothing": False}, "smoothing"),
+    "columns out of order": ("awq", {"desc_act": True}, "out of order"),
+    "words of another size": ("awq", {"pack_dtype": "int16"}, "int16"),
+    "another program": ("awq", {"backend": "llm-awq"}, "llm-awq"),
+    "two widths": ("awq", {"w_bit": 8}, "bits and w_bit"),
+    "two forms": ("awq", {"checkpoint_format": "gemv"}, "version and checkpoint_format"),
+    "rotations": (
+        "ct",
+        {"transform_config": {"config_groups": {"R4": {}}}},
+        "transform_config: in",
+    ),
+    "sparse matrices": ("ct", {"sparsity_config": {"format": "sparse-bitmask"}}, "leave zeros out"),
+    "not quantised yet": ("ct", {"quantization_status": "calibration"}, "not quantised yet"),
+    "something new above": ("ct", {"smoothing": 0.5}, "quantization_config has the key smoothing"),
+    "something new of a group": ("ct.group", {"smoothing": 1}, "group_0 has the key smoothing"),
+    "outputs": ("ct.group", {"output_activations": {"num_bits": 8}}, "quantises activations"),
+    "something new of weights": ("ct.weights", {"smoothing": 1}, r"weights has the key smoothing"),
+    "scales made at run time": ("ct.weights", {"dynamic": True}, "dynamic True"),
+    "blocks": ("ct.weights", {"block_structure": "128x128"}, "block_structure"),
+}
+
+
+def settings_with(form: str, change: dict[str, Any]) -> dict[str, Any]:
+    if form == "awq":
+        return {**GEMM, **change}
+    settings = json.loads(json.dumps(made.compressed_settings(4, 64, False)))
+    (group,) = settings["config_groups"].values()
+    {"ct": settings, "ct.group": group, "ct.weights": group["weights"]}[form].update(change)
+    return dict(settings)
+
+
+@pytest.mark.parametrize("fault", UNKNOWN_KEYS)
+def test_keys_that_may_change_arithmetic_are_refused(fault: str, tmp_path: Path) -> None:
+    form, change, words = UNKNOWN_KEYS[fault]
+    made.write_gemm(tmp_path)
+    edit_config(tmp_path, quantization_config=settings_with(form, change))
+    with pytest.raises((CheckpointError, UnsupportedError), match=words):
+        open_quantised(str(tmp_path))
+    if form == "ct":  # the older name of the same table
+        edit_config(
+            tmp_path, quantization_config=None, compression_config=settings_with(form, change)
+        )
+        with pytest.raises((CheckpointError, UnsupportedError), match=words):
+            open_quantised(str(tmp_path))
+
+
+def test_harmless_keys_change_nothing(tmp_path: Path) -> None:
+    truth = made.write_gemm(tmp_path)
+    said = dict.fromkeys(sorted(AUTOAWQ_HARMLESS), "something")
+    nothing = {"transform_config": {}, "rotation": None, "smoothing": None, "dynamic": {}}
+    more = {"w_bit": 4, "desc_act": False, "backend": "autoawq", "pack_dtype": "int32"}
+    edit_config(tmp_path, quantization_config={**GEMM, **said, **nothing, **more})
+    assert_exact(imported(tmp_path)[1], truth)
+
+    settings = settings_with("ct", dict.fromkeys(sorted(COMPRESSED_HARMLESS), "something"))
+    (group,) = settings["config_groups"].values()
+    group["targets"] = ["re:.*"]
+    group["weights"].update(dict.fromkeys(sorted(WEIGHTS_HARMLESS), "something"))
+    settings.update(sparsity_config={"format": "dense"}, quantization_status="frozen")
+    assert read_scheme(settings) == read_scheme(made.compressed_settings(4, 64, False))
+
+
+def test_parts_of_a_matrix_that_are_not_known_are_refused(tmp_path: Path) -> None:
+    made.write_gemm(tmp_path)
+    (path,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(path)
+    tensors["model.layers.1.mlp.down_proj.R4_input.weight"] = torch.eye(4)
+    save_file(tensors, path)
+    with pytest.raises(UnsupportedError, match=r"down_proj has the part R4_input\.weight"):
+        open_quantised(str(tmp_path))
+
+
+def test_a_head_in_integers_is_not_the_embedding(tmp_path: Path) -> None:
+    """Whatever tie_word_embeddings says: it was quantised as a matrix of its own."""
+    made.write_gemm(tmp_path, vocabulary=104)
+    edit_config(tmp_path, tie_word_embeddings=True)
+    (path,) = tmp_path.glob("*.safetensors")
+    tensors = load_file(path)
+    vocabulary, hidden = tensors["model.embed_tokens.weight"].shape
+    tensors.pop("lm_head.weight", None)
+    matrix = made.random_matrix(vocabulary, hidden, 64, 99)
+    for name, part in made.gemm_tensors("lm_head", matrix).items():
+        tensors[name] = torch.from_numpy(part)
+    save_file(tensors, path)
+    _, model = imported(tmp_path)
+    np.testing.assert_array_equal(model.tensors["output.weight"], matrix.weights())
+
+
+def test_queries_carry_what_multiplies_the_rotary_embedding(tmp_path: Path) -> None:
+    truth = made.write_gemm(tmp_path)
+    config = json.loads((tmp_path / "config.json").read_text())
+    scaling = {"rope_type": "yarn", "factor": 4.0, "original_max_position_embeddings": 16}
+    del config["rope_parameters"]
+    config["rope_scaling"] = {**scaling, "attention_factor": 2**0.5}
+    (tmp_path / "config.json").write_text(json.dumps(config))
+    _, model = imported(tmp_path)
+    for theirs, matrix in truth.items():
+        factor = 2.0 if "q_proj" in theirs else 1.0
+        expected = matrix.weights() * np.float32(factor)
+        np.testing.assert_allclose(model.tensors[our_name(theirs)], expected, rtol=1e-6)
 
 
 @pytest.mark.parametrize("fault", BAD_SETTINGS)
