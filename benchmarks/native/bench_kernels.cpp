@@ -1,8 +1,9 @@
 // How fast the matrix products of every kernel table are, beside what bounds them: the read
-// bandwidth for one token, measured in turn with the kernels in the same run, and multiply-adds per
+// bandwidth for one token, measured in turn with the kernels in the same run; tokens per second of
+// 2 to 8 rows together over those of one, for weights that come from memory; and multiply-adds per
 // second for many tokens. Not a test: it asserts nothing.
 //
-//   bench_kernels [threads] [table] [rows] [columns] [tokens] [group size]
+//   bench_kernels [threads] [table] [rows] [columns] [tokens] [group size] [bits]
 #include <time.h>
 
 #include <algorithm>
@@ -23,6 +24,7 @@ namespace {
 constexpr size_t kGemvBytes = size_t{192}
                               << 20;  // several times any last-level cache of the machines we know
 constexpr int kRepeats = 7;           // odd, so that the median is one of them
+constexpr size_t kMostFew = 8;        // tokens of several sequences that are decoded together
 
 double median(std::vector<double> v) {
     std::sort(v.begin(), v.end());
@@ -111,10 +113,23 @@ struct Activations {
     }
 };
 
-void bench(int threads, const char* only, size_t n, size_t k, size_t m, size_t g) {
+// Seconds that each thread's share of rows takes, the slowest one's; multiply(first row, end row).
+double seconds_of_rows(int threads, size_t blocks,
+                       const std::function<void(size_t, size_t)>& rows) {
+    return seconds_in_parallel(threads, [&](int i) {
+        const size_t parts = static_cast<size_t>(threads);
+        const size_t part = static_cast<size_t>(i);
+        rows(blocks * part / parts * 4, blocks * (part + 1) / parts * 4);
+    });
+}
+
+void bench(int threads, const char* only, size_t n, size_t k, size_t m, size_t g,
+           size_t only_bits) {
     const Bytes memory(kGemvBytes);
-    const Activations x(m, k, g);
-    std::printf("%-13s bits %10s %10s %7s %12s\n", "table", "GB/s", "read GB/s", "share", "GMAC/s");
+    const Activations x(std::max(m, kMostFew), k, g);
+    std::printf("%-13s bits %7s %10s %6s", "table", "GB/s", "read GB/s", "share");
+    for (size_t few = 2; few <= kMostFew; ++few) std::printf("  x%zu  ", few);
+    std::printf(" %7s\n", "GMAC/s");
     size_t count = 0;
     const KernelTable* const* tables = kernel_tables(&count);
     for (size_t t = 0; t < count; ++t) {
@@ -123,26 +138,32 @@ void bench(int threads, const char* only, size_t n, size_t k, size_t m, size_t g
         if (only[0] != '\0' && std::strcmp(only, table.name) != 0) continue;
         const bool slow = std::strcmp(table.name, "reference") == 0;
         for (const uint32_t bits : {4u, 8u, 3u, 2u}) {
+            if (only_bits != 0 && only_bits != bits) continue;
             // One token: as many rows as fill the memory, so that nothing stays in a cache.
             PackedMatrix w = packed_matrix_layout(4, k, bits, static_cast<uint32_t>(g));
             const size_t blocks = memory.size / w.block_bytes / (slow ? 64 : 1);
             w.rows = blocks * 4;
             w.blocks = memory.data;
-            std::vector<float> y(w.rows);
+            std::vector<float> y(w.rows * kMostFew);
             std::vector<double> rates;
             std::vector<double> reads;
             std::vector<double> shares;
+            std::vector<double> speedups[kMostFew + 1];
             const double bytes = static_cast<double>(blocks * w.block_bytes);
             for (int repeat = 0; repeat < (slow ? 1 : kRepeats); ++repeat) {
                 reads.push_back(read_rate(memory, blocks * w.block_bytes, threads));
-                const double seconds = seconds_in_parallel(threads, [&](int i) {
-                    const size_t parts = static_cast<size_t>(threads);
-                    const size_t part = static_cast<size_t>(i);
-                    table.gemv[bits](&w, &x.rows, y.data(), blocks * part / parts * 4,
-                                     blocks * (part + 1) / parts * 4);
+                const double one = seconds_of_rows(threads, blocks, [&](size_t begin, size_t end) {
+                    table.gemv[bits](&w, &x.rows, y.data(), begin, end);
                 });
-                rates.push_back(bytes / seconds);
+                rates.push_back(bytes / one);
                 shares.push_back(rates.back() / reads.back());
+                for (size_t few = 2; few <= kMostFew; ++few) {
+                    const double all =
+                        seconds_of_rows(threads, blocks, [&](size_t begin, size_t end) {
+                            table.gemm[bits](&w, &x.rows, few, y.data(), w.rows, begin, end);
+                        });
+                    speedups[few].push_back(static_cast<double>(few) * one / all);
+                }
             }
             // Many tokens: the matrix that was asked for.
             w.rows = slow ? 16 : n;
@@ -160,9 +181,12 @@ void bench(int threads, const char* only, size_t n, size_t k, size_t m, size_t g
                 });
                 products.push_back(static_cast<double>(w.rows * k * tokens) / seconds);
             }
-            std::printf("%-13s %4u %10.2f %10.2f %6.0f%% %12.1f\n", table.name, bits,
-                        median(rates) / 1e9, median(reads) / 1e9, 100 * median(shares),
-                        median(products) / 1e9);
+            std::printf("%-13s %4u %7.2f %10.2f %5.0f%%", table.name, bits, median(rates) / 1e9,
+                        median(reads) / 1e9, 100 * median(shares));
+            for (size_t few = 2; few <= kMostFew; ++few) {
+                std::printf(" %5.2f", median(speedups[few]));
+            }
+            std::printf(" %7.1f\n", median(products) / 1e9);
             std::fflush(stdout);
         }
     }
@@ -179,5 +203,5 @@ int main(int argc, char** argv) {
     using awqe::number;
     awqe::bench(static_cast<int>(number(argc, argv, 1, 1)), argc > 2 ? argv[2] : "",
                 number(argc, argv, 3, 2048), number(argc, argv, 4, 2048),
-                number(argc, argv, 5, 512), number(argc, argv, 6, 128));
+                number(argc, argv, 5, 512), number(argc, argv, 6, 128), number(argc, argv, 7, 0));
 }

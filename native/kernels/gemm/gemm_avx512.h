@@ -4,12 +4,15 @@
 // wants, four inputs of 16 rows in a register, and then meet up to 192 tokens: 12 at a time, two
 // registers of rows each, 24 sums in registers for a whole group. The float sums of the 192 tokens
 // wait side by side from one piece of inputs to the next, and so do the tokens' codes, in the L2
-// cache. Owns this walk; codes_avx512.h says how codes expand. Internal linkage throughout.
+// cache. Owns this walk; codes_avx512.h says how codes expand. One token is the matrix-vector
+// product, 2 to 8 are few_avx512.h's: for them the time is the memory's, and putting codes in
+// another order would cost more than it saves. Internal linkage throughout.
 #pragma once
 
 #include <string.h>
 
 #include "native/kernels/codes/codes_avx512.h"
+#include "native/kernels/gemm/few_avx512.h"
 #include "native/kernels/gemm/gemm_ug.h"
 #include "native/kernels/gemv/gemv_avx512.h"
 
@@ -184,25 +187,33 @@ inline void multiply_tile(const PackedMatrix& w, const QuantizedRows& x, size_t 
     }
 }
 
+// The rows of x from `token` on.
+inline QuantizedRows rows_from(const QuantizedRows& x, size_t token) {
+    QuantizedRows rest = x;
+    rest.codes += token * x.code_stride;
+    rest.scales += token * x.group_stride;
+    rest.sums += token * x.group_stride;
+    return rest;
+}
+
 template <int kBits>
 inline void gemm(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y, size_t y_stride,
                  size_t row_begin, size_t row_end) {
     for (size_t token = 0; token < m; token += kTileTokens) {
         const size_t count = m - token < kTileTokens ? m - token : kTileTokens;
+        if (count == 1) {
+            const QuantizedRows one = rows_from(*x, token);
+            gemv<kBits>(w, &one, y + token * y_stride, row_begin, row_end);
+            continue;
+        }
+        if (count <= kFewTokens) {
+            multiply_few<kBits>(*w, rows_from(*x, token), count, y + token * y_stride, y_stride,
+                                row_begin, row_end);
+            continue;
+        }
         for (size_t row = row_begin; row < row_end; row += kTileRows) {
             const size_t rows = row_end - row < kTileRows ? row_end - row : kTileRows;
-            if (count >= 4) {
-                multiply_tile<kBits>(*w, *x, token, count, y, y_stride, row, rows);
-                continue;
-            }
-            // Expanding would cost more than it saves; the rows' bytes stay in the cache.
-            for (size_t t = token; t < token + count; ++t) {
-                QuantizedRows one = *x;
-                one.codes += t * x->code_stride;
-                one.scales += t * x->group_stride;
-                one.sums += t * x->group_stride;
-                gemv<kBits>(w, &one, y + t * y_stride, row, row + rows);
-            }
+            multiply_tile<kBits>(*w, *x, token, count, y, y_stride, row, rows);
         }
     }
 }

@@ -41,7 +41,7 @@ inline std::vector<MatrixShape> matrix_shapes() {
 
 // Tokens of a matrix-matrix product: around tiles of 2, 4, 8, 12, 16 and 32.
 inline const std::vector<size_t>& token_counts() {
-    static const std::vector<size_t> all = {1, 2, 3, 4, 5, 7, 8, 9, 11, 12, 13, 15, 17, 33};
+    static const std::vector<size_t> all = {1, 2, 3, 4, 5, 6, 7, 8, 9, 11, 12, 13, 15, 17, 33};
     return all;
 }
 
