@@ -6,12 +6,13 @@
 #include <stddef.h>
 #include <stdint.h>
 
+#include "native/kernels/activation/activation_f32.h"
 #include "native/kernels/attention/attention_f16.h"
 #include "native/kernels/attention/attention_s8.h"
 #include "native/kernels/embedding/embedding_ug.h"
-#include "native/kernels/gated/silu_gate_f32.h"
 #include "native/kernels/gemm/gemm_ug.h"
 #include "native/kernels/gemv/gemv_ug.h"
+#include "native/kernels/norm/layer_norm_f32.h"
 #include "native/kernels/norm/rms_norm_f32.h"
 #include "native/kernels/quantize_act/quantize_act_s8d.h"
 #include "native/kernels/rope/rope_f32.h"
@@ -29,6 +30,26 @@ struct ByBits {
     }
 };
 
+// What stands between the matrices of a feed-forward.
+enum class Activation { kSilu, kGelu, kGeluTanh, kRelu };
+
+struct ByActivation {
+    ActivationFunction silu, gelu, gelu_tanh, relu;
+
+    ActivationFunction operator[](Activation activation) const {
+        switch (activation) {
+            case Activation::kSilu:
+                return silu;
+            case Activation::kGelu:
+                return gelu;
+            case Activation::kGeluTanh:
+                return gelu_tanh;
+            default:
+                return relu;
+        }
+    }
+};
+
 struct KernelTable {
     const char* name;
     uint32_t required;  // cpu_features.h mask: all of them must be there
@@ -36,11 +57,12 @@ struct KernelTable {
     ByBits<GemmFunction> gemm;
     QuantizeActFunction quantize_act;
     RmsNormFunction rms_norm;
+    LayerNormFunction layer_norm;
     RopeFunction rope;
     StoreHalfFunction store_half;
     AttentionF16Function attention_f16;
     AttentionS8Function attention_s8;
-    SiluGateFunction silu_gate;
+    ByActivation activation;
     EmbeddingFunction embedding;
 };
 

@@ -346,16 +346,40 @@ Hashes attention_s8(const KernelTable& table) {
     return hashes;
 }
 
-Hashes silu_gate(const KernelTable& table) {
+Hashes layer_norm(const KernelTable& table) {
+    Hashes hashes;
+    Random random(17);
+    for (const size_t n : kLengths) {
+        Buffer<float> x(n);
+        Buffer<float> weight(n);
+        Buffer<float> bias(n);
+        Buffer<float> out(n);
+        for (size_t i = 0; i < n; ++i) x[i] = random.real(4.0f);
+        for (size_t i = 0; i < n; ++i) weight[i] = random.real(2.0f);
+        for (size_t i = 0; i < n; ++i) bias[i] = random.real(2.0f);
+        for (const bool biased : {false, true}) {
+            table.layer_norm(x.data(), weight.data(), biased ? bias.data() : nullptr, n, 1e-5f,
+                             out.data());
+            hashes.push_back(out.hash());
+        }
+    }
+    return hashes;
+}
+
+template <Activation kActivation>
+Hashes activation(const KernelTable& table) {
     Hashes hashes;
     Random random(16);
     for (const size_t n : kLengths) {
-        Buffer<float> gate(n);
-        Buffer<float> up(n);
+        Buffer<float> x(n);
+        Buffer<float> factor(n);
         Buffer<float> out(n);
-        for (size_t i = 0; i < n; ++i) gate[i] = random.real(i % 9 == 0 ? 256.0f : 16.0f);
-        for (size_t i = 0; i < n; ++i) up[i] = random.real(16.0f);
-        table.silu_gate(gate.data(), up.data(), n, out.data());
+        for (size_t i = 0; i < n; ++i) x[i] = random.real(i % 9 == 0 ? 256.0f : 16.0f);
+        for (size_t i = 0; i < n; ++i) factor[i] = random.real(16.0f);
+        table.activation[kActivation](x.data(), factor.data(), n, out.data());
+        hashes.push_back(out.hash());
+        if (kActivation == Activation::kSilu) continue;  // as recorded before there were others
+        table.activation[kActivation](x.data(), nullptr, n, out.data());
         hashes.push_back(out.hash());
     }
     return hashes;
@@ -383,7 +407,11 @@ constexpr Operation kOperations[] = {
     {"cache in fp16", store_half, 0x96ef4b397ce39747u},
     {"attention", attention, 0xf8b3fca6a331c69cu},
     {"attention, int8 cache", attention_s8, 0x5a2de0329813dfdeu},
-    {"gated SiLU", silu_gate, 0xcdeb4590d851cfb4u},
+    {"layer norm", layer_norm, 0x3517ef371559566fu},
+    {"SiLU", activation<Activation::kSilu>, 0xcdeb4590d851cfb4u},
+    {"GELU", activation<Activation::kGelu>, 0xe3f53da157cd719bu},
+    {"GELU by tanh", activation<Activation::kGeluTanh>, 0x4ee93b2ac88e0a17u},
+    {"ReLU", activation<Activation::kRelu>, 0xe124673bed6b97d3u},
 };
 
 constexpr size_t kOperationCount = std::size(kOperations);

@@ -245,8 +245,8 @@ void feed_forward(const Step& step, const LayerWeights& w) {
         const size_t first = begin * kBlockRows;
         const size_t count = std::min<size_t>(end * kBlockRows, width) - first;
         for (size_t t = 0; t < step.m; ++t) {
-            step.kernels.silu_gate(step.gate(t) + first, step.up(t) + first, count,
-                                   step.gate(t) + first);
+            step.kernels.activation.silu(step.gate(t) + first, step.up(t) + first, count,
+                                         step.gate(t) + first);
         }
     });
     const QuantizedRows gated = quantize(step, width, w.down.weight.group_size,

@@ -6,7 +6,8 @@ A kernel is named
     <op>_<type>_<isa>                   everything else: rms_norm_f32_avx2
 
 and its file after it. The file of a product leaves the weight out and defines one kernel for every
-weight: gemv_s8d_neon_dotprod.cpp has gemv_s8d_u2g_neon_dotprod, u3g, u4g and u8g.
+weight: gemv_s8d_neon_dotprod.cpp has gemv_s8d_u2g_neon_dotprod, u3g, u4g and u8g. The file of the
+activations has all of them: activation_f32_avx2.cpp has silu_f32_avx2, gelu_f32_avx2 and so on.
 It lies in the folder of its operation, next to its reference, and is listed in CMakeLists.txt.
 Run without arguments it rewrites the README; with --check it fails if the README or a name is not
 as it should be.
@@ -42,13 +43,15 @@ OPERATIONS = {
     "gemm": ("gemm", "s8d"),
     "quantize_act": ("quantize_act", "s8d"),
     "rms_norm": ("norm", "f32"),
+    "layer_norm": ("norm", "f32"),
     "rope": ("rope", "f32"),
     "store_half": ("attention", "f16"),
     "attention": ("attention", "f16", "s8"),
-    "silu_gate": ("gated", "f32"),
+    "activation": ("activation", "f32"),
     "embedding": ("embedding", "ug"),
 }
 WEIGHTS = ("u2g", "u3g", "u4g", "u8g")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 # Sources of kernel folders that are no kernels: one implementation for every CPU.
 SHARED = {"rope/rope_angles.cpp"}
 NOT_OPERATIONS = ("tables",)
@@ -65,7 +68,8 @@ This file is written by `tests/checks/check_names.py`.
 ## Names
 
 `<op>_<activation>_<weight>_<isa>` for products, `<op>_<type>_<isa>` for the rest. A file is named
-after its function; that of a product leaves the weight out and has one function for each.
+after its function; that of a product leaves the weight out and has one function for each, that of
+the activations has one function for each of these.
 
 | word | meaning |
 |---|---|
@@ -105,6 +109,8 @@ def kernels_of(operation: str, word: str) -> list[str]:
     """The kernels that a file defines, without the instruction set."""
     if operation in PRODUCTS:
         return [f"{operation}_{word}_{weight}" for weight in WEIGHTS]
+    if operation == "activation":
+        return [f"{activation}_{word}" for activation in ACTIVATIONS]
     return [f"{operation}_{word}"]
 
 

@@ -12,11 +12,13 @@ std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_avx2, gemm_s8d_u3g_avx2, gemm_s
     gemm_s8d_u8g_avx2;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_avx2;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_avx2;
+std::remove_pointer_t<LayerNormFunction> layer_norm_f32_avx2;
 std::remove_pointer_t<RopeFunction> rope_f32_avx2;
 std::remove_pointer_t<StoreHalfFunction> store_half_f16_avx2;
 std::remove_pointer_t<AttentionF16Function> attention_f16_avx2;
 std::remove_pointer_t<AttentionS8Function> attention_s8_avx2;
-std::remove_pointer_t<SiluGateFunction> silu_gate_f32_avx2;
+std::remove_pointer_t<ActivationFunction> silu_f32_avx2, gelu_f32_avx2, gelu_tanh_f32_avx2,
+    relu_f32_avx2;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 
 const KernelTable kTableAvx2 = {
@@ -26,11 +28,12 @@ const KernelTable kTableAvx2 = {
     .gemm = {gemm_s8d_u2g_avx2, gemm_s8d_u3g_avx2, gemm_s8d_u4g_avx2, gemm_s8d_u8g_avx2},
     .quantize_act = quantize_act_s8d_avx2,
     .rms_norm = rms_norm_f32_avx2,
+    .layer_norm = layer_norm_f32_avx2,
     .rope = rope_f32_avx2,
     .store_half = store_half_f16_avx2,
     .attention_f16 = attention_f16_avx2,
     .attention_s8 = attention_s8_avx2,
-    .silu_gate = silu_gate_f32_avx2,
+    .activation = {silu_f32_avx2, gelu_f32_avx2, gelu_tanh_f32_avx2, relu_f32_avx2},
     .embedding = embedding_ug_reference,
 };
 

@@ -12,11 +12,13 @@ std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_avx512, gemm_s8d_u3g_avx512, ge
     gemm_s8d_u8g_avx512;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_avx512;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_avx512;
+std::remove_pointer_t<LayerNormFunction> layer_norm_f32_avx512;
 std::remove_pointer_t<RopeFunction> rope_f32_avx512;
 std::remove_pointer_t<StoreHalfFunction> store_half_f16_avx512;
 std::remove_pointer_t<AttentionF16Function> attention_f16_avx512;
 std::remove_pointer_t<AttentionS8Function> attention_s8_avx512;
-std::remove_pointer_t<SiluGateFunction> silu_gate_f32_avx512;
+std::remove_pointer_t<ActivationFunction> silu_f32_avx512, gelu_f32_avx512, gelu_tanh_f32_avx512,
+    relu_f32_avx512;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 
 const KernelTable kTableAvx512 = {
@@ -26,11 +28,12 @@ const KernelTable kTableAvx512 = {
     .gemm = {gemm_s8d_u2g_avx512, gemm_s8d_u3g_avx512, gemm_s8d_u4g_avx512, gemm_s8d_u8g_avx512},
     .quantize_act = quantize_act_s8d_avx512,
     .rms_norm = rms_norm_f32_avx512,
+    .layer_norm = layer_norm_f32_avx512,
     .rope = rope_f32_avx512,
     .store_half = store_half_f16_avx512,
     .attention_f16 = attention_f16_avx512,
     .attention_s8 = attention_s8_avx512,
-    .silu_gate = silu_gate_f32_avx512,
+    .activation = {silu_f32_avx512, gelu_f32_avx512, gelu_tanh_f32_avx512, relu_f32_avx512},
     .embedding = embedding_ug_reference,
 };
 

@@ -12,11 +12,13 @@ std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_neon_dotprod, gemm_s8d_u3g_neon
     gemm_s8d_u4g_neon_dotprod, gemm_s8d_u8g_neon_dotprod;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_neon;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_neon;
+std::remove_pointer_t<LayerNormFunction> layer_norm_f32_neon;
 std::remove_pointer_t<RopeFunction> rope_f32_neon;
 std::remove_pointer_t<StoreHalfFunction> store_half_f16_neon;
 std::remove_pointer_t<AttentionF16Function> attention_f16_neon;
 std::remove_pointer_t<AttentionS8Function> attention_s8_neon;
-std::remove_pointer_t<SiluGateFunction> silu_gate_f32_neon;
+std::remove_pointer_t<ActivationFunction> silu_f32_neon, gelu_f32_neon, gelu_tanh_f32_neon,
+    relu_f32_neon;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 
 const KernelTable kTableNeonDotprod = {
@@ -28,11 +30,12 @@ const KernelTable kTableNeonDotprod = {
              gemm_s8d_u8g_neon_dotprod},
     .quantize_act = quantize_act_s8d_neon,
     .rms_norm = rms_norm_f32_neon,
+    .layer_norm = layer_norm_f32_neon,
     .rope = rope_f32_neon,
     .store_half = store_half_f16_neon,
     .attention_f16 = attention_f16_neon,
     .attention_s8 = attention_s8_neon,
-    .silu_gate = silu_gate_f32_neon,
+    .activation = {silu_f32_neon, gelu_f32_neon, gelu_tanh_f32_neon, relu_f32_neon},
     .embedding = embedding_ug_reference,
 };
 

@@ -11,11 +11,13 @@ std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_reference, gemm_s8d_u3g_referen
     gemm_s8d_u4g_reference, gemm_s8d_u8g_reference;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_reference;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_reference;
+std::remove_pointer_t<LayerNormFunction> layer_norm_f32_reference;
 std::remove_pointer_t<RopeFunction> rope_f32_reference;
 std::remove_pointer_t<StoreHalfFunction> store_half_f16_reference;
 std::remove_pointer_t<AttentionF16Function> attention_f16_reference;
 std::remove_pointer_t<AttentionS8Function> attention_s8_reference;
-std::remove_pointer_t<SiluGateFunction> silu_gate_f32_reference;
+std::remove_pointer_t<ActivationFunction> silu_f32_reference, gelu_f32_reference,
+    gelu_tanh_f32_reference, relu_f32_reference;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 
 const KernelTable kTableReference = {
@@ -27,11 +29,13 @@ const KernelTable kTableReference = {
              gemm_s8d_u8g_reference},
     .quantize_act = quantize_act_s8d_reference,
     .rms_norm = rms_norm_f32_reference,
+    .layer_norm = layer_norm_f32_reference,
     .rope = rope_f32_reference,
     .store_half = store_half_f16_reference,
     .attention_f16 = attention_f16_reference,
     .attention_s8 = attention_s8_reference,
-    .silu_gate = silu_gate_f32_reference,
+    .activation = {silu_f32_reference, gelu_f32_reference, gelu_tanh_f32_reference,
+                   relu_f32_reference},
     .embedding = embedding_ug_reference,
 };
 

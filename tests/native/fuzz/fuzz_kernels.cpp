@@ -224,12 +224,12 @@ void gate(Choices& choices) {
     numbers.fill(gates.data(), n);
     numbers.fill(up.data(), n);
     const size_t alias = choices.byte() % 3;
-    compare<float>(text("silu_gate, n %zu, alias %zu", n, alias), n,
+    compare<float>(text("silu, n %zu, alias %zu", n, alias), n,
                    [&](const KernelTable& table, float* out) {
                        const float* const from = alias == 1 ? gates.data() : up.data();
                        if (alias != 0) std::memcpy(out, from, n * sizeof(float));
-                       table.silu_gate(alias == 1 ? out : gates.data(),
-                                       alias == 2 ? out : up.data(), n, out);
+                       table.activation.silu(alias == 1 ? out : gates.data(),
+                                             alias == 2 ? out : up.data(), n, out);
                    });
 }
 

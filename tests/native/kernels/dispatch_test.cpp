@@ -66,7 +66,7 @@ TEST(every_table_is_complete) {
         CHECK(all[i]->store_half != nullptr);
         CHECK(all[i]->attention_f16 != nullptr);
         CHECK(all[i]->attention_s8 != nullptr);
-        CHECK(all[i]->silu_gate != nullptr);
+        CHECK(all[i]->activation.silu != nullptr);
         CHECK(all[i]->embedding != nullptr);
     }
 }

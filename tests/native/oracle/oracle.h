@@ -75,9 +75,26 @@ inline std::vector<double> attention(const float* query, const std::vector<doubl
     return out;
 }
 
-inline double silu_gate(float gate, float up) {
-    return static_cast<double>(gate) / (1.0 + std::exp(-static_cast<double>(gate))) *
-           static_cast<double>(up);
+inline double silu(double x) { return x / (1.0 + std::exp(-x)); }
+inline double gelu(double x) { return 0.5 * x * std::erfc(-x * std::sqrt(0.5)); }
+inline double gelu_tanh(double x) {
+    constexpr double kRoot = 0.79788456080286535588;  // of 2 / pi
+    return 0.5 * x * (1.0 + std::tanh(kRoot * (x + 0.044715 * x * x * x)));
+}
+inline double relu(double x) { return x > 0.0 ? x : 0.0; }
+
+inline std::vector<double> layer_norm(const float* x, const float* weight, const float* bias,
+                                      size_t n, double epsilon) {
+    double mean = 0.0;
+    for (size_t i = 0; i < n; ++i) mean += static_cast<double>(x[i]) / static_cast<double>(n);
+    double square = 0.0;
+    for (size_t i = 0; i < n; ++i) square += (x[i] - mean) * (x[i] - mean);
+    const double root = std::sqrt(square / static_cast<double>(n) + epsilon);
+    std::vector<double> y(n);
+    for (size_t i = 0; i < n; ++i) {
+        y[i] = (x[i] - mean) / root * weight[i] + (bias == nullptr ? 0.0 : double{bias[i]});
+    }
+    return y;
 }
 
 }  // namespace awqe::test::oracle
