@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
 
-import cffi  # type: ignore[import-untyped]  # cffi ships no annotations
+import cffi
 
 from awq_edge import errors
 

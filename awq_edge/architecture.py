@@ -16,6 +16,7 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
+from awq_edge.layouts import MAX_COLUMNS
 
 Floats = npt.NDArray[np.float64]
 MetadataValue = Union[bool, int, float, str, list[int]]
@@ -23,7 +24,6 @@ MetadataValue = Union[bool, int, float, str, list[int]]
 # The limits that the reader of model files enforces too.
 MAX_LAYERS = 1024
 MAX_HEAD_SIZE = 256
-MAX_COLUMNS = 1 << 20
 MAX_VOCABULARY = 1 << 24
 MAX_CONTEXT = 1 << 24
 _MAX_ANGLE = 1 << 22  # in radians: beyond it, sine and cosine lose their meaning as floats

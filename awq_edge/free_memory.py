@@ -38,7 +38,7 @@ def read_free_memory(root: Path = Path("/")) -> FreeMemory:
     Args:
         root: Where /proc/self/cgroup and /sys/fs/cgroup are.
     """
-    import psutil  # type: ignore[import-untyped]  # psutil ships no annotations
+    import psutil
 
     machine = int(psutil.virtual_memory().available)
     tightest = min(limited_groups(root), key=lambda group: group.available, default=None)

@@ -25,7 +25,7 @@ GROUP_SIZES = (32, 64, 128)
 MAX_COLUMNS = 1 << 20
 
 _HEADER = struct.Struct("<4sIQQII32x")
-_ALIGNMENT = 64
+ALIGNMENT = 64  # of what begins in a file or a block: a cache line and a 512-bit register
 
 Bytes = npt.NDArray[np.uint8]
 _Scalar = TypeVar("_Scalar", bound=np.generic)
@@ -80,7 +80,7 @@ class Layout:
     @property
     def codes_offset(self) -> int:
         """The (low) plane of codes."""
-        return _round_up(self.groups * BLOCK_ROWS * 3, _ALIGNMENT)
+        return _round_up(self.groups * BLOCK_ROWS * 3, ALIGNMENT)
 
     @property
     def high_plane_offset(self) -> int:
@@ -90,9 +90,7 @@ class Layout:
     @property
     def block_bytes(self) -> int:
         """Bytes of a block, padding included."""
-        return _round_up(
-            self.codes_offset + self.padded_k * BLOCK_ROWS * self.bits // 8, _ALIGNMENT
-        )
+        return _round_up(self.codes_offset + self.padded_k * BLOCK_ROWS * self.bits // 8, ALIGNMENT)
 
     @property
     def total_bytes(self) -> int:

@@ -26,7 +26,6 @@ from awq_edge.errors import AwqEdgeError, FileInvalidError, FileUnreadableError,
 
 ARCHITECTURE_NAME = "awq-edge"
 FORMAT_VERSION = 1
-ALIGNMENT = 64  # a cache line and a 512-bit register
 TRAILING_BYTES = 64  # a full-vector load at the end of the last block stays inside the mapping
 _CHECKSUM_KEY = "awq_edge.sha256"
 _CHUNK_BYTES = 1 << 20
@@ -117,7 +116,7 @@ def _write_container(
     from gguf import GGMLQuantizationType, GGUFValueType, GGUFWriter
 
     writer = GGUFWriter(None, ARCHITECTURE_NAME)
-    writer.add_custom_alignment(ALIGNMENT)
+    writer.add_custom_alignment(layouts.ALIGNMENT)
     writer.add_uint32("awq_edge.format_version", FORMAT_VERSION)
     writer.add_string("awq_edge.layout", layouts.LAYOUT_NAME)
     for key, value in metadata.items():
@@ -218,7 +217,7 @@ def _checksum_offset(header: bytes) -> int:
 
 
 def _pad(file: Any) -> None:
-    file.write(bytes(-file.tell() % ALIGNMENT))
+    file.write(bytes(-file.tell() % layouts.ALIGNMENT))
 
 
 def _sync_directory(directory: Path) -> None:

@@ -68,7 +68,7 @@ def _onednn() -> Callable[..., torch.Tensor] | None:
 
     Equally exact as PyTorch's default one, and up to 1.7 times as fast on a CPU not Intel's.
     """
-    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]
+    if not torch.backends.mkldnn.is_available():  # type: ignore[no-untyped-call]  # PyTorch's
         return None
     return getattr(torch.ops.mkldnn, "_linear_pointwise", None)
 

@@ -13,11 +13,7 @@ from typing import TYPE_CHECKING
 from awq_edge.errors import FileInvalidError
 
 if TYPE_CHECKING:
-    from awq_edge._native import TensorInfo
     from awq_edge.model import Model
-
-_MATRIX_HEADER = 64  # bytes before a packed matrix's first block
-_BLOCK_ROWS = 4
 
 
 def verify(model: Model, progress: Callable[[int], None] | None = None) -> str:
@@ -35,15 +31,17 @@ def verify(model: Model, progress: Callable[[int], None] | None = None) -> str:
     """
     import numpy as np
 
+    from awq_edge.layouts import HEADER_BYTES, Layout
+
     contents = np.memmap(model.path, np.uint8, mode="r")
     digest = hashlib.sha256()
     for tensor in sorted(model.tensors, key=lambda tensor: tensor.offset):
         part = contents[tensor.offset : tensor.offset + tensor.bytes]
         digest.update(part.data)
         if tensor.group_size:
-            blocks = -(-tensor.rows // _BLOCK_ROWS)
-            rows = part[_MATRIX_HEADER:].reshape(blocks, -1)
-            scales = rows[:, : scale_bytes(tensor)].view(np.float16)
+            layout = Layout(tensor.rows, tensor.columns, tensor.bits, tensor.group_size)
+            blocks = part[HEADER_BYTES:].reshape(layout.blocks, layout.block_bytes)
+            scales = blocks[:, : layout.zero_points_offset].view(np.float16)
             bad = np.count_nonzero(~np.isfinite(scales))
             if bad:
                 raise FileInvalidError(
@@ -58,9 +56,3 @@ def verify(model: Model, progress: Callable[[int], None] | None = None) -> str:
             f"{expected}: its contents have changed since."
         )
     return found
-
-
-def scale_bytes(tensor: TensorInfo) -> int:
-    """Bytes of fp16 scales at the beginning of a block of four rows."""
-    groups = -(-tensor.columns // tensor.group_size)
-    return groups * _BLOCK_ROWS * 2

@@ -11,15 +11,15 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import numpy as np
-from lm_eval.api.model import LM  # type: ignore[import-not-found,unused-ignore]
-from lm_eval.utils import (  # type: ignore[import-not-found,unused-ignore]
+from lm_eval.api.model import LM
+from lm_eval.utils import (
     get_rolling_token_windows,
     make_disjoint_window,
 )
 
+from awq_edge.accuracy.perplexity import check_ids
 from awq_edge.accuracy.task_models import TaskModel, chat_prompt
 from awq_edge.errors import InvalidArgumentError
-from awq_edge.perplexity import check_ids
 
 _DEFAULT_NEW_TOKENS = 256
 

@@ -1,8 +1,8 @@
 """How far one model's next-token distributions lie from another's, on the same text.
 
 Owns the figures and their errors. Refuses to know where logits come from: packed files and float
-checkpoints are ``awq_edge.perplexity.LogitsSource`` alike. The scored positions are those of the
-perplexity protocol (``awq_edge.perplexity``), so the figures belong together.
+checkpoints are ``perplexity.LogitsSource`` alike. The scored positions are those of the perplexity
+protocol (``perplexity.py``), so the figures belong together.
 
 Per scored token, with p the reference and q the model: the divergence is the sum of p log(p / q)
 over the vocabulary, in nats. Top-1 agreement: both find the same token likeliest. A flip: one of
@@ -16,14 +16,14 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+from awq_edge.accuracy.perplexity import check_ids, from_loss
 from awq_edge.errors import InvalidArgumentError
-from awq_edge.perplexity import check_ids, from_loss
 
 if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from awq_edge.perplexity import LogitsSource
+    from awq_edge.accuracy.perplexity import LogitsSource
 
 # Rows of both models' logits that are turned into float64 at once.
 _ROWS = 32
@@ -73,7 +73,7 @@ def measure(
     Args:
         reference: Gives p, usually a float model.
         model: Gives q.
-        chunks: As ``awq_edge.perplexity.cut_chunks`` gives them; at least one.
+        chunks: As ``awq_edge.accuracy.perplexity.cut_chunks`` gives them; at least one.
         report: Called after each chunk with the estimate so far.
 
     Raises:

@@ -50,7 +50,7 @@ def make_task(name: str, data: Path) -> Any:
         FileUnreadableError: The file is missing.
         CheckpointError: It is not what its authors publish.
     """
-    from lm_eval.api.task import (  # type: ignore[import-not-found,unused-ignore]
+    from lm_eval.api.task import (
         ConfigurableTask,
     )
 
@@ -197,7 +197,7 @@ def _splits(examples: list[Document], scored: list[Document]) -> Callable[..., d
         raise InvalidArgumentError("The file holds no problems besides the examples.")
 
     def make(**_: Any) -> dict[str, Any]:
-        from datasets import Dataset  # type: ignore[import-not-found,unused-ignore]
+        from datasets import Dataset
 
         parts = {"examples": examples, "test": scored}
         return {name: Dataset.from_list(list(part)) for name, part in parts.items() if part}

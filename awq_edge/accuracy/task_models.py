@@ -15,8 +15,8 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
+    from awq_edge.accuracy.perplexity import LogitsSource
     from awq_edge.model import Model
-    from awq_edge.perplexity import LogitsSource
 
 # Logits are fetched this many positions at a time: 34 MB for a vocabulary of 128,256.
 _BLOCK = 64
@@ -38,7 +38,7 @@ class TaskModel(Protocol):
     metadata: Mapping[str, Any]
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterable[NDArray[np.float32]]:
-        """See ``awq_edge.perplexity.LogitsSource``."""
+        """See ``awq_edge.accuracy.perplexity.LogitsSource``."""
 
     def generate(
         self, tokens: Sequence[int], stop: Sequence[str], max_tokens: int, temperature: float

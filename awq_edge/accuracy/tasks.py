@@ -65,8 +65,8 @@ def run_tasks(
     # Our own progress is enough; tqdm reads this when it is imported.
     os.environ.setdefault("TQDM_DISABLE", "1")
     logging.getLogger("lm_eval").setLevel(logging.ERROR)
-    from lm_eval import evaluator  # type: ignore[import-not-found,unused-ignore]
-    from lm_eval.tasks import TaskManager  # type: ignore[import-not-found,unused-ignore]
+    from lm_eval import evaluator
+    from lm_eval.tasks import TaskManager
 
     from awq_edge.accuracy.harness_model import HarnessModel
 

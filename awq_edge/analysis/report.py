@@ -174,9 +174,7 @@ def _table(columns: Sequence[str], rows: Sequence[Sequence[str]]) -> str:
 
 
 def _figure() -> tuple[Any, Any]:
-    from matplotlib.figure import (  # type: ignore[import-not-found,unused-ignore]
-        Figure,
-    )
+    from matplotlib.figure import Figure
 
     # Not pyplot: it would look for a screen.
     figure = Figure(figsize=(7, 4), layout="constrained")
@@ -187,7 +185,7 @@ def _figure() -> tuple[Any, Any]:
 
 def _svg(figure: Any) -> str:
     """The figure as an element of the page."""
-    import matplotlib  # type: ignore[import-not-found,unused-ignore]
+    import matplotlib
 
     out = io.StringIO()
     # Text stays text, and names do not change from run to run.

@@ -14,11 +14,11 @@ import torch
 from numpy.typing import NDArray
 
 from awq_edge import torch_decoder
+from awq_edge.accuracy.perplexity import Perplexity, cut_chunks, measure
 from awq_edge.calibration.text import check_tokens, token_blocks
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.float_model import FloatModel
 from awq_edge.hf_tokenizer import StoredTokenizer
-from awq_edge.perplexity import Perplexity, cut_chunks, measure
 from awq_edge.quantize.statistics import InputStatistics
 from awq_edge.stages import input_width
 from awq_edge.torch_decoder import Layer, Positions
@@ -142,7 +142,7 @@ class _Source:
         self.vocabulary_size = subject.architecture.vocabulary_size
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
-        """See ``awq_edge.perplexity.LogitsSource``."""
+        """See ``awq_edge.accuracy.perplexity.LogitsSource``."""
         logits = torch_decoder.logits(
             self._weights.__getitem__, self._architecture, torch.tensor([tokens])
         )

@@ -155,7 +155,7 @@ class Gradients:
             def add(gradient: torch.Tensor) -> None:
                 inside[name] = _products(gradient)
 
-            product: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]
+            product: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]  # PyTorch's
                 x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), add
             )
             return product

@@ -13,7 +13,7 @@ import torch
 
 from awq_edge.architecture import Architecture
 from awq_edge.checkpoints.checkpoint import Checkpoint
-from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
+from awq_edge.converters import Converter, find
 from awq_edge.errors import CheckpointError
 from awq_edge.stages import layer_tensor_names, matrices, tensor_shape
 

@@ -12,10 +12,10 @@ from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumen
 from awq_edge.model import Model
 
 if TYPE_CHECKING:
+    from awq_edge.accuracy.perplexity import LogitsSource
     from awq_edge.accuracy.task_models import TaskModel
     from awq_edge.architecture import MetadataValue
     from awq_edge.float_model import FloatModel
-    from awq_edge.perplexity import LogitsSource
     from awq_edge.tokenizer import Tokenizer
 
 
@@ -73,7 +73,7 @@ def open_evaluated(
             )
         yield Evaluated(source, tokenizer, {"weights": "float32"})
         return
-    from awq_edge.perplexity import SessionSource
+    from awq_edge.accuracy.perplexity import SessionSource
 
     with Model.open(
         path,
@@ -136,7 +136,7 @@ def read_text(path: Path, first_bytes: int | None) -> str:
 def _open_checkpoint(
     directory: Path,
 ) -> tuple[LogitsSource, Tokenizer, FloatModel, dict[str, MetadataValue]]:
-    from awq_edge.checkpoint_logits import CheckpointSource
+    from awq_edge.accuracy.checkpoint_logits import CheckpointSource
     from awq_edge.float_model import open_float_model
     from awq_edge.hf_tokenizer import read_tokenizer
     from awq_edge.tokenizer import Tokenizer

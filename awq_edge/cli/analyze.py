@@ -58,7 +58,7 @@ def analyze(
     """Measure what rounding does to a model: salient channels, exponents, calibration."""
     output = Output(as_json=as_json, quiet=quiet)
     output.status(f"Reading {model} …")
-    import matplotlib  # type: ignore[import-not-found,unused-ignore]  # noqa: F401  # before hours of work
+    import matplotlib  # noqa: F401  # before hours of work
 
     from awq_edge.analysis import calibration_runs, exponents, salient
     from awq_edge.analysis.report import Analysis, write_html
@@ -68,7 +68,7 @@ def analyze(
     from awq_edge.float_model import open_float_model
     from awq_edge.hf_tokenizer import read_tokenizer
     from awq_edge.layouts import Layout
-    from awq_edge.quantize.methods import plan
+    from awq_edge.quantize.methods import named
 
     Layout(1, 1, bits, group_size)  # refuses widths and groups that do not exist
     check_output(report, force)
@@ -84,7 +84,7 @@ def analyze(
     counts = _numbers(listed(sizes or ["1,4,16,64"]))
     wanted = listed(methods or ["awq"])
     for method in wanted:
-        plan(method, bits)  # refuses names that do not exist
+        named(method)  # refuses names that do not exist
 
     source = open_float_model(model)
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)

@@ -15,7 +15,7 @@ from awq_edge.cli.eval_tasks import tasks
 from awq_edge.quantities import figure_text
 
 if TYPE_CHECKING:
-    from awq_edge.perplexity import LogitsSource, Perplexity
+    from awq_edge.accuracy.perplexity import LogitsSource, Perplexity
     from awq_edge.tokenizer import Tokenizer
 
 app = typer.Typer(
@@ -99,7 +99,7 @@ def _measure(
     limit: Optional[int],
     output: Output,
 ) -> "Perplexity":
-    from awq_edge.perplexity import cut_chunks, measure
+    from awq_edge.accuracy.perplexity import cut_chunks, measure
 
     bos = tokenizer.bos_token_id if tokenizer.add_bos_token else None
     chunks = cut_chunks(tokenizer.encode(content), context, bos_token_id=bos, limit=limit)

@@ -43,7 +43,7 @@ def kld(
 ) -> None:
     """Compare a model's predictions with its float model's: divergence, agreement, flips."""
     from awq_edge.accuracy.kld import measure
-    from awq_edge.perplexity import cut_chunks
+    from awq_edge.accuracy.perplexity import cut_chunks
 
     output = Output(as_json=as_json, quiet=quiet)
     content = read_text(text, first_bytes)

@@ -13,8 +13,8 @@ from awq_edge.conversion.options import Options
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError, UnsupportedError
 from awq_edge.model_file import check_place
 from awq_edge.quantities import size_text
-from awq_edge.quantize import coupling, methods
-from awq_edge.stages import matrices, tensor_shape
+from awq_edge.quantize import coupling
+from awq_edge.stages import input_width, matrices, stages, tensor_shape
 
 
 def check_output(output: Path, force: bool) -> None:
@@ -37,13 +37,14 @@ def check_disk(
         + tables * (options.embedding_bits + overhead)
         + (0 if architecture.tied_head else tables * (options.head_bits + overhead))
     ) / 8
-    # A layer's input and output, what its output and its down matrix read; the same once more for
-    # half of the blocks with float states.
-    widths = 2 * architecture.hidden_size + architecture.heads * architecture.head_size
-    widths += architecture.feed_forward_size
+    # A layer's input and output, and what those of its stages read that do not read the stream; the
+    # same once more for half of the blocks with float states.
+    widths = 2 * architecture.hidden_size + max(
+        sum(input_width(architecture, s) for s in stages(architecture, layer) if s.made_of)
+        for layer in range(architecture.layers)
+    )
     hidden = 0 if blocks is None else 6 * blocks.numel() * widths
-    plan = methods.plan(options.method, 4, options.without)
-    if blocks is not None and plan.coupled:
+    if blocks is not None and any(options.plan(bits).coupled for bits in options.widths):
         hidden += _gradient_bytes(architecture, blocks)
     needed = 2 * packed + hidden  # the work directory and the file itself
     partial = output.with_name(output.name + ".partial")  # goes, or counts among what is needed

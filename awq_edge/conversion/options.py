@@ -34,10 +34,7 @@ class Options:
 
     def __post_init__(self) -> None:
         """Refuses values that can never work."""
-        if self.method not in methods.METHODS:
-            raise InvalidArgumentError(
-                f"The method {self.method!r} is none of {', '.join(methods.METHODS)}."
-            )
+        method = methods.named(self.method)
         for name in ("head_bits", "embedding_bits"):
             if getattr(self, name) not in layouts.BITS:
                 raise InvalidArgumentError(
@@ -49,10 +46,11 @@ class Options:
                 "are mixed to."
             )
         self._check_parts()
-        if self.mixed and self.method not in methods.MIXING:
+        if self.mixed and not method.mixes:
+            others = " or ".join(other.name for other in methods.METHODS.values() if other.mixes)
             raise InvalidArgumentError(
-                f"The method {self.method} knows one width for all matrices; use "
-                f"{' or '.join(methods.MIXING)} with a size or a mean of bits."
+                f"The method {self.method} knows one width for all matrices; use {others} with a "
+                "size or a mean of bits."
             )
         if self.group_size not in layouts.GROUP_SIZES:
             raise InvalidArgumentError(
@@ -66,16 +64,13 @@ class Options:
 
     def _check_parts(self) -> None:
         """Refuses parts that do not exist, and to leave out one that has no place."""
-        widths = layouts.BITS if self.mixed else (int(self.bits),)
         for part in self.without:
             if part not in methods.PARTS:
                 raise InvalidArgumentError(
                     f"{part!r} is no part of a method; parts are {', '.join(methods.PARTS)}."
                 )
-            if all(
-                methods.plan(self.method, width, (part,)) == methods.plan(self.method, width)
-                for width in widths
-            ):
+            method = methods.METHODS[self.method]
+            if all(method.plan(bits, (part,)) == method.plan(bits) for bits in self.widths):
                 where = "" if self.mixed else f" at {self.bits:g} bits"
                 raise InvalidArgumentError(
                     f"The method {self.method} has no part {part!r}{where} to leave out."
@@ -85,3 +80,12 @@ class Options:
     def mixed(self) -> bool:
         """Whether matrices get widths of their own."""
         return self.size is not None or self.bits not in layouts.BITS
+
+    @property
+    def widths(self) -> tuple[int, ...]:
+        """The bits that matrices of the decoder may get."""
+        return layouts.BITS if self.mixed else (int(self.bits),)
+
+    def plan(self, bits: int) -> methods.Plan:
+        """What is done to a matrix of a width."""
+        return methods.METHODS[self.method].plan(bits, self.without)

@@ -15,7 +15,7 @@ from awq_edge import layouts
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.float_model import FloatModel
-from awq_edge.quantize import coupling, gptq, grids, grouped, methods
+from awq_edge.quantize import coupling, gptq, grids, grouped
 from awq_edge.quantize.grouped import Quantiser
 from awq_edge.quantize.probe import Weights
 from awq_edge.stages import matrices
@@ -45,10 +45,6 @@ class Packer:
         self._writers = ThreadPoolExecutor(_WRITERS)
         self._unsettled: list[Future[None]] = []
 
-    def plan(self, bits: int) -> methods.Plan:
-        """What the method means at a width."""
-        return methods.plan(self._options.method, bits, self._options.without)
-
     def layer_quantisers(self, layer: int) -> dict[str, Quantiser]:
         """Bits and groups of a layer's matrices."""
         return {
@@ -60,7 +56,7 @@ class Packer:
         """Packs a matrix in blocks of rows; yields each block as the runtime will see it."""
         n, k = self._source.shape(name)
         bits, group_size = self._widths[name].bits, self._widths[name].group_size
-        shares = self.plan(bits).shares
+        shares = self._options.plan(bits).shares
         costs = torch.ones(k, device=self._device)
         with self._work.matrix_file(name) as file:
             file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
@@ -203,7 +199,7 @@ class Packer:
         """Some rows after the other of the named matrices' weight, all of one width."""
         choose_grid = self._grid_chooser(names, hessian, limits)
         return gptq.quantise(
-            weight, hessian, choose_grid, self.plan(self._widths[names[0]].bits).rounds
+            weight, hessian, choose_grid, self._options.plan(self._widths[names[0]].bits).rounds
         )
 
     def _coupled(
@@ -219,14 +215,14 @@ class Packer:
         def choose(part: torch.Tensor) -> grids.Grid:
             return choose_grid(part, slice(0, len(part)))
 
-        rounds = self.plan(self._widths[names[0]].bits).rounds
+        rounds = self._options.plan(self._widths[names[0]].bits).rounds
         return grouped.joined(coupling.quantise(weights, hessian, moments, choose, rounds))
 
     def _grid_chooser(
         self, names: Sequence[str], hessian: gptq.Hessian, limits: torch.Tensor | None
     ) -> gptq.ChooseGrid:
         bits, group_size = self._widths[names[0]].bits, self._widths[names[0]].group_size
-        plan, costs, either = self.plan(bits), hessian.conditional(), " or ".join(names)
+        plan, costs, either = self._options.plan(bits), hessian.conditional(), " or ".join(names)
 
         def choose_grid(part: torch.Tensor, rows: slice) -> grids.Grid:
             if plan.shares:

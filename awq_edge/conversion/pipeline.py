@@ -89,7 +89,7 @@ def _calibration(
     source: FloatModel, tokenizer: StoredTokenizer | None, options: Options, events: Events
 ) -> tuple[torch.Tensor | None, str | None]:
     """Calibration tokens [b, t] and the digest of their text; None for a method without any."""
-    if not methods.plan(options.method, 4).calibrated:
+    if not methods.METHODS[options.method].calibrated:
         return None, None
     if tokenizer is None:
         raise CheckpointError(

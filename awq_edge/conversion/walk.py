@@ -65,7 +65,7 @@ class Walk:
         self._events = events
         self._widths = widths
         self._processes = processes
-        self._damping = methods.plan(options.method, 4).damping
+        self._damping = methods.METHODS[options.method].damping
         self._packer = Packer(source, options, widths, device, work)
         self._recorder = Recorder(work, device)
         self._blocks = 0  # of calibration, over all processes
@@ -88,7 +88,7 @@ class Walk:
             mine = self._processes.blocks(len(blocks))
             blocks = blocks[mine]
             bits = {self._widths[name].bits for name in self._widths if name.startswith("blk.")}
-            plans = [self._packer.plan(width) for width in bits]
+            plans = [self._options.plan(width) for width in bits]
             if any(plan.propagated for plan in plans):
                 self._float_blocks = propagation.FloatBlocks(mine)
             if any(plan.coupled for plan in plans) and not (work.layers or work.measured):
@@ -227,7 +227,7 @@ class Walk:
         if (
             hidden is None
             or quantiser.bits == 8
-            or not self._packer.plan(quantiser.bits).compensated
+            or not self._options.plan(quantiser.bits).compensated
         ):
             for _ in self._packer.packed_rows(name):
                 pass
@@ -256,7 +256,7 @@ class Walk:
     ) -> LayerReport:
         """Searches, packs, and makes of ``hidden`` what the quantised layer gives, ``after``."""
         quantisers = self._packer.layer_quantisers(layer)
-        plan = self._packer.plan(min(quantiser.bits for quantiser in quantisers.values()))
+        plan = self._options.plan(min(quantiser.bits for quantiser in quantisers.values()))
         count = max(1, min(self._blocks, _PROBE_TOKENS // hidden.shape[1]))
         chosen = torch.linspace(0, self._blocks - 1, count).round().long().tolist()
         sample = self._processes.gathered(hidden, chosen, self._blocks)
@@ -290,7 +290,7 @@ class Walk:
                 if plan.clipped and name not in awq.NEVER_CLIPPED
             }
         if plan.scales == "pivots":
-            choices, divided = pivots.search_and_fold(probe, weights, quantisers, plan.damping)
+            choices, divided = pivots.search_and_fold(probe, weights, quantisers, self._damping)
         del probe, sample
         if plan.compensated:
             moments = self._moments(layer, divided)
@@ -308,7 +308,7 @@ class Walk:
         """Of the gradients by the outputs of those matrices whose outputs are coupled."""
         moments = {}
         for name, quantiser in self._packer.layer_quantisers(layer).items():
-            if self._packer.plan(quantiser.bits).coupled:
+            if self._options.plan(quantiser.bits).coupled:
                 kept = self._work.moments(layer, name, self._device)
                 if name in divided:
                     kept = coupling.scaled(kept, divided[name])

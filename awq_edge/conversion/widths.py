@@ -79,7 +79,7 @@ def choose(
         fixed = tables
     assert blocks is not None
     events.message("Measuring what every width of every matrix costs in accuracy …")
-    damping = methods.plan(options.method, 4).damping
+    damping = methods.METHODS[options.method].damping
     with solvable("the model"):
         harms = sensitivity.measure(source, blocks, groups, device, damping)
     if options.size is None:
@@ -130,4 +130,4 @@ def metadata(widths: Mapping[str, Quantiser]) -> dict[str, MetadataValue]:
 
 
 def _aligned(size: int) -> int:
-    return -(-size // model_file.ALIGNMENT) * model_file.ALIGNMENT
+    return -(-size // layouts.ALIGNMENT) * layouts.ALIGNMENT

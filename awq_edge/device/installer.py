@@ -49,7 +49,7 @@ _SUM = re.compile(rb"([0-9a-f]{64}) [ *]([!-~][ -~]*)")
 # Modules that the commands load late: byte-compiled now, for nothing is written while they run.
 _COMPILED = (
     "awq_edge.cli.main awq_edge.device.trial awq_edge.tokenizer awq_edge.chat "
-    "awq_edge.device.doctor awq_edge.benchmark awq_edge.perplexity "
+    "awq_edge.device.doctor awq_edge.benchmark awq_edge.accuracy.perplexity "
     "numpy.random jinja2.sandbox jinja2.ext tokenizers rich.progress rich.table rich.console"
 )
 _COMPILE = """

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from awq_edge import layouts
 from awq_edge.architecture import Architecture
 from awq_edge.checkpoints import Checkpoint
-from awq_edge.converters import Converter, find  # type: ignore[import-not-found,unused-ignore]
+from awq_edge.converters import Converter, find
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.interchange import autoawq, hf_config
 from awq_edge.interchange.safetensors_writer import Announced, write_safetensors

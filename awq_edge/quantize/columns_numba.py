@@ -7,7 +7,7 @@ so these loops round alike on every machine.
 
 from __future__ import annotations
 
-import numba  # type: ignore[import-not-found,import-untyped,unused-ignore]
+import numba
 import numpy as np
 
 # Adding it leaves no bits behind the point: 1.5 * 2^23.
@@ -15,16 +15,16 @@ _WHOLE = np.float32(12582912.0)
 _ZERO = np.float32(0.0)
 
 
-@numba.njit(nogil=True, error_model="numpy", inline="always")  # type: ignore[untyped-decorator,unused-ignore]
-def _step(value, scale, zero, largest):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, error_model="numpy", inline="always")
+def _step(value, scale, zero, largest):
     """The steps from the zero-point that are nearest to a value, half to even."""
     step = value / scale if scale != _ZERO else _ZERO
     step = min(max(step, -zero), largest - zero)
     return (step + _WHOLE) - _WHOLE
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator,unused-ignore]
-def compensate(scales, zeros, largest, upper, weights, codes, errors):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, error_model="numpy")
+def compensate(scales, zeros, largest, upper, weights, codes, errors):
     """As ``columns.compensate``, for float32 arrays whose rows lie together."""
     count, n = weights.shape
     for index in range(count):
@@ -40,8 +40,8 @@ def compensate(scales, zeros, largest, upper, weights, codes, errors):  # type: 
                 weights[later, row] -= factor * errors[index, row]
 
 
-@numba.njit(nogil=True, error_model="numpy")  # type: ignore[untyped-decorator,unused-ignore]
-def descend(scales, zeros, largest, matrix, weights, slopes, codes, moves):  # type: ignore[no-untyped-def]
+@numba.njit(nogil=True, error_model="numpy")
+def descend(scales, zeros, largest, matrix, weights, slopes, codes, moves):
     """As ``columns.descend``, for float32 arrays whose rows lie together."""
     count, n = weights.shape
     for index in range(count):

@@ -11,8 +11,8 @@ from __future__ import annotations
 from typing import TYPE_CHECKING
 
 import torch
-import triton  # type: ignore[import-not-found,import-untyped,unused-ignore]
-import triton.language as tl  # type: ignore[import-not-found,import-untyped,unused-ignore]
+import triton
+import triton.language as tl
 
 if TYPE_CHECKING:
     from awq_edge.quantize.columns import BlockGrid
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
 _ROWS = 16  # of a program: 64 inputs of them are 32 registers a thread
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _step(value, scale, zero, largest):  # type: ignore[no-untyped-def]
+@triton.jit
+def _step(value, scale, zero, largest):
     """The steps from the zero-point that are nearest to a value, half to even."""
     step = tl.where(scale == 0.0, 0.0, value / scale)
     step = tl.minimum(tl.maximum(step, -zero), largest - zero)
@@ -29,8 +29,8 @@ def _step(value, scale, zero, largest):  # type: ignore[no-untyped-def]
     return (step + 12582912.0) - 12582912.0
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _compensate(  # type: ignore[no-untyped-def]
+@triton.jit
+def _compensate(
     scales, zeros, upper, weights, codes, errors, stride, count, n, largest,
     INPUTS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip
@@ -54,8 +54,8 @@ def _compensate(  # type: ignore[no-untyped-def]
         left -= factors[:, None] * error[None, :]
 
 
-@triton.jit  # type: ignore[untyped-decorator,unused-ignore]
-def _descend(  # type: ignore[no-untyped-def]
+@triton.jit
+def _descend(
     scales, zeros, matrix, weights, slopes, codes, moves, stride, count, n, largest,
     INPUTS: tl.constexpr, ROWS: tl.constexpr,
 ):  # fmt: skip

@@ -17,10 +17,13 @@ from collections.abc import Callable, Iterator
 
 import torch
 
+from awq_edge.layouts import BLOCK_ROWS
 from awq_edge.quantize import columns, grouped
 from awq_edge.quantize.grids import Grid, to_half
-from awq_edge.quantize.methods import DAMPING
 
+# Share of a typical input's mean square that a Hessian's diagonal grows by, for few tokens tell it:
+# that of GPTQ's paper.
+DAMPING = 0.01
 _SOLVABLE = 1e-9  # of the largest mean square: less than this is lost when float64 factorises
 # Weights refined together: bounds the memory. A GPU has more of it, and wants long rows.
 _WEIGHTS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
@@ -203,7 +206,7 @@ def quantise(
         rounds: How often codes and scales are refined in turn.
 
     Yields:
-        What rows became, a multiple of 4 of them but for the last ones.
+        What rows became, whole blocks of them but for the last ones.
     """
     n, k = weight.shape
     at_once = rows_at_once(k, weight.device)
@@ -213,8 +216,8 @@ def quantise(
 
 
 def rows_at_once(k: int, device: torch.device) -> int:
-    """How many rows of k weights there is memory for to round together, a multiple of 4."""
-    return max(_WEIGHTS_AT_ONCE[device.type] // k // 4, 1) * 4
+    """How many rows of k weights there is memory for to round together: whole blocks."""
+    return max(_WEIGHTS_AT_ONCE[device.type] // k // BLOCK_ROWS, 1) * BLOCK_ROWS
 
 
 def rounded(target: torch.Tensor, hessian: Hessian, grid: Grid, rounds: int) -> grouped.Quantised:

@@ -13,12 +13,11 @@ nearest do no harm (0.078 with them, 0.079 without).
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Callable
 
 from awq_edge.errors import InvalidArgumentError
+from awq_edge.quantize.gptq import DAMPING
 
-METHODS = ("auto", "awq", "awq+gptq", "gptq", "rtn")
-# Those that can give every matrix a width of its own.
-MIXING = ("auto", "gptq")
 # Parts of a method that can be left out, to see what each is worth.
 PARTS = (
     "scales",
@@ -45,19 +44,16 @@ _ROUNDS = {8: 0, 4: 1, 3: 2, 2: 3}
 # Where scales beside a searched grid measured no worse than the grid alone. At 4 bits they lower
 # novels-7m's divergence from 0.0290 to 0.0284 nats, and not novels-45m's (0.0026, four draws).
 _SCALED = (4, 8)
-# Share of a typical input's mean square that a Hessian's diagonal grows by, for few tokens tell it:
-# that of GPTQ's paper, and that of auto. With all that auto does, the latter lowers the divergence
-# of novels-45m by 1 to 5 %, with an eighth of the tokens by 9 %, calibrated on code by 13 %; GPTQ
+# Of auto's Hessians. With all that auto does, it lowers the divergence of novels-45m by 1 to 5 %
+# against ``gptq.DAMPING``, with an eighth of the tokens by 9 %, calibrated on code by 13 %; GPTQ
 # alone loses 2 %.
-DAMPING = 0.01
 _AUTO_DAMPING = 0.1
 
 
 @dataclasses.dataclass(frozen=True)
 class Plan:
-    """What is done to a layer."""
+    """What a method does to a layer at a width."""
 
-    calibrated: bool = True
     scales: str = "none"  # none; outputs: as AWQ searches them; pivots: for compensation
     clipped: bool = False  # the clip search of AWQ
     joint: bool = False  # scales compared with clipped weights
@@ -69,52 +65,72 @@ class Plan:
     coupled: bool = False  # outputs make up for each other's errors
     duo: bool = False  # scales that weigh the weights' magnitudes too are tried beside plain ones
     values: bool = False  # values are scaled even where query heads share them
-    damping: float = DAMPING  # of Hessians; the same at every width
 
 
-def plan(method: str, bits: int, without: tuple[str, ...] = ()) -> Plan:
-    """What a method means at a width, some of its parts left out."""
-    whole = _plan(method, bits)
-    return dataclasses.replace(
-        whole,
-        scales="none" if "scales" in without else whole.scales,
-        clipped=whole.clipped and "clip" not in without,
-        joint=whole.joint and not {"clip", "scales", "joint"} & set(without),
-        apart=whole.apart and not {"clip", "asymmetry"} & set(without),
-        shares=() if "grid" in without else whole.shares,
-        rounds=0 if "refinement" in without else whole.rounds,
-        propagated=whole.propagated and "propagation" not in without,
-        coupled=whole.coupled and "gradients" not in without,
-        duo=whole.duo and not {"scales", "duo"} & set(without),
-        values=whole.values and not {"scales", "values"} & set(without),
+@dataclasses.dataclass(frozen=True)
+class Method:
+    """What a method is, whatever the width."""
+
+    name: str
+    whole: Callable[[int], Plan]  # all that it does at a width, by its bits
+    calibrated: bool = True
+    mixes: bool = False  # can give every matrix a width of its own
+    damping: float = DAMPING  # of Hessians
+
+    def plan(self, bits: int, without: tuple[str, ...] = ()) -> Plan:
+        """What it does at a width, some of its parts left out."""
+        whole = self.whole(bits)
+        return dataclasses.replace(
+            whole,
+            scales="none" if "scales" in without else whole.scales,
+            clipped=whole.clipped and "clip" not in without,
+            joint=whole.joint and not {"clip", "scales", "joint"} & set(without),
+            apart=whole.apart and not {"clip", "asymmetry"} & set(without),
+            shares=() if "grid" in without else whole.shares,
+            rounds=0 if "refinement" in without else whole.rounds,
+            propagated=whole.propagated and "propagation" not in without,
+            coupled=whole.coupled and "gradients" not in without,
+            duo=whole.duo and not {"scales", "duo"} & set(without),
+            values=whole.values and not {"scales", "values"} & set(without),
+        )
+
+
+_AWQ = Plan(scales="outputs", clipped=True, joint=True, apart=True, duo=True, values=True)
+
+
+def _auto(bits: int) -> Plan:
+    return Plan(
+        scales="pivots" if bits in _SCALED else "none",
+        compensated=True,
+        shares=_SHARES[bits],
+        rounds=_ROUNDS[bits],
+        propagated=bits < 8,
+        coupled=bits < 8,
     )
 
 
-def _plan(method: str, bits: int) -> Plan:
-    if method == "rtn":
-        return Plan(calibrated=False)
-    if method == "awq":
-        return Plan(scales="outputs", clipped=True, joint=True, apart=True, duo=True, values=True)
-    if method == "gptq":
-        return Plan(compensated=True)
-    if method == "awq+gptq":
-        return Plan(
-            scales="outputs",
-            clipped=True,
-            apart=True,
-            compensated=True,
-            propagated=bits < 8,
-            duo=True,
-            values=True,
-        )
-    if method == "auto":
-        return Plan(
-            scales="pivots" if bits in _SCALED else "none",
-            compensated=True,
-            shares=_SHARES[bits],
-            rounds=_ROUNDS[bits],
-            propagated=bits < 8,
-            coupled=bits < 8,
-            damping=_AUTO_DAMPING,
-        )
-    raise InvalidArgumentError(f"The method {method!r} is none of {', '.join(METHODS)}.")
+def _awq_then_gptq(bits: int) -> Plan:
+    return dataclasses.replace(_AWQ, joint=False, compensated=True, propagated=bits < 8)
+
+
+METHODS = {
+    method.name: method
+    for method in (
+        Method("auto", _auto, mixes=True, damping=_AUTO_DAMPING),
+        Method("awq", lambda bits: _AWQ),
+        Method("awq+gptq", _awq_then_gptq),
+        Method("gptq", lambda bits: Plan(compensated=True), mixes=True),
+        Method("rtn", lambda bits: Plan(), calibrated=False),
+    )
+}
+
+
+def named(name: str) -> Method:
+    """The method of a name.
+
+    Raises:
+        InvalidArgumentError: There is none.
+    """
+    if name not in METHODS:
+        raise InvalidArgumentError(f"The method {name!r} is none of {', '.join(METHODS)}.")
+    return METHODS[name]

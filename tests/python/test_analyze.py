@@ -17,12 +17,12 @@ from checkpoints import assets, random_model, save  # noqa: E402  (after the che
 from conftest import STORIES, Command  # noqa: E402
 
 from awq_edge import stages, torch_decoder  # noqa: E402
+from awq_edge.accuracy.perplexity import cut_chunks  # noqa: E402
 from awq_edge.analysis import calibration_runs, exponents, salient  # noqa: E402
 from awq_edge.analysis.subject import Settings, Subject, divide_text  # noqa: E402
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
 from awq_edge.hf_tokenizer import read_tokenizer  # noqa: E402
-from awq_edge.perplexity import cut_chunks  # noqa: E402
 from awq_edge.quantize import grouped  # noqa: E402
 from awq_edge.quantize.awq import plain_scales  # noqa: E402
 
@@ -180,8 +180,8 @@ def test_kept_channels_are_fp16_and_the_rest_is_rounded(
 
 
 def test_perplexity_is_that_of_the_protocol(subject: Subject, directory: Path) -> None:
-    from awq_edge.checkpoint_logits import CheckpointSource
-    from awq_edge.perplexity import measure
+    from awq_edge.accuracy.checkpoint_logits import CheckpointSource
+    from awq_edge.accuracy.perplexity import measure
 
     source = open_float_model(str(directory))
     tokenizer = read_tokenizer(directory, source.checkpoint.config)

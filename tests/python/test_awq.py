@@ -23,7 +23,8 @@ from awq_edge.quantize.scales import Choice  # noqa: E402
 from awq_edge.quantize.statistics import InputStatistics  # noqa: E402
 
 QUANTISER = Quantiser(3, 32)
-PLAN = methods.plan("awq", 3)
+AWQ = methods.METHODS["awq"]
+PLAN = AWQ.plan(3)
 
 
 def output_error(
@@ -167,7 +168,7 @@ def searched(
 
 
 def test_without_duo_only_inputs_make_scales() -> None:
-    plain = methods.plan("awq", 3, ("duo",))
+    plain = AWQ.plan(3, ("duo",))
     both = [searched(seed, PLAN)[3] for seed in (20, 21)]
     alone = [searched(seed, plain)[3] for seed in (20, 21)]
     assert "duo" in {choice.kind for choices in both for choice in choices.values()}
@@ -179,9 +180,7 @@ def test_without_duo_only_inputs_make_scales() -> None:
 @pytest.mark.parametrize("kv_heads", [2, 6])
 def test_without_values_those_that_heads_share_stay_unscaled(kv_heads: int) -> None:
     """Unshared values are scaled in the paper too."""
-    _, original, weights, choices = searched(
-        22, methods.plan("awq", 3, ("values",)), kv_heads=kv_heads
-    )
+    _, original, weights, choices = searched(22, AWQ.plan(3, ("values",)), kv_heads=kv_heads)
     *_, as_ever, default = searched(22, PLAN, kv_heads=kv_heads)
     shared = kv_heads < 6
     assert (choices["output"].kind == "none") == shared

@@ -13,7 +13,7 @@ from conftest import BAD_FILES, ROOT, STORIES, Command
 from numpy.typing import NDArray
 
 from awq_edge import Model, errors
-from awq_edge.perplexity import Perplexity, SessionSource, cut_chunks, measure
+from awq_edge.accuracy.perplexity import Perplexity, SessionSource, cut_chunks, measure
 
 STORY = (
     "Once upon a time, there was a little girl named Lily. She loved to play outside in the park. "

@@ -11,7 +11,8 @@ import pytest
 from conftest import BAD_FILES, STORIES, Command
 
 from awq_edge import Model, errors
-from awq_edge.verification import scale_bytes, verify
+from awq_edge.layouts import Layout
+from awq_edge.verification import verify
 
 
 def test_says_what_the_file_holds(command: Command) -> None:
@@ -95,7 +96,8 @@ def test_verify_looks_at_scales_alone(tmp_path: Path) -> None:
     with Model.open(STORIES) as model:
         tensor = next(t for t in model.tensors if t.name == "blk.3.attn_v.weight")
     path = changed_copy(tmp_path, tensor.name, 64 + 64, np.float16(np.inf).tobytes())
-    assert scale_bytes(tensor) <= 64
+    layout = Layout(tensor.rows, tensor.columns, tensor.bits, tensor.group_size)
+    assert layout.zero_points_offset <= 64
     with Model.open(path) as model, pytest.raises(errors.FileInvalidError, match="SHA-256"):
         verify(model)
 

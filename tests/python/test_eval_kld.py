@@ -12,8 +12,8 @@ import pytest
 from conftest import STORIES, Command
 
 from awq_edge.accuracy.kld import Divergence, measure
+from awq_edge.accuracy.perplexity import SessionSource
 from awq_edge.errors import InvalidArgumentError
-from awq_edge.perplexity import SessionSource
 
 VOCABULARY = 11
 
@@ -143,7 +143,7 @@ def test_perplexities_are_those_of_eval_ppl(command: Command, tmp_path: Path) ->
 def test_float_against_packed_is_small_but_not_zero(assets: Path) -> None:
     pytest.importorskip("torch")
     from awq_edge import Model
-    from awq_edge.checkpoint_logits import CheckpointSource
+    from awq_edge.accuracy.checkpoint_logits import CheckpointSource
     from awq_edge.float_model import open_float_model
 
     floats = CheckpointSource(open_float_model(str(assets / "models/stories260k")))

@@ -8,7 +8,7 @@ import pytest
 
 torch = pytest.importorskip("torch")
 
-from awq_edge.quantize import gptq, grids, grouped, methods  # noqa: E402
+from awq_edge.quantize import gptq, grids, grouped  # noqa: E402
 
 G = 32
 
@@ -103,7 +103,7 @@ def test_compensation_of_independent_inputs_is_rounding_to_nearest() -> None:
 def test_a_few_large_inputs_do_not_hide_the_others() -> None:
     """Damped by the plain mean of squares, the others would look independent of each other."""
     x = inputs(100)
-    usual = methods.DAMPING * products(x).diagonal().mean()
+    usual = gptq.DAMPING * products(x).diagonal().mean()
     x[:, 7] *= 1000
     added = (gptq.Hessian.of(products(x)).matrix.double() - products(x)).diagonal()
     assert bool((added[:7] > 0.2 * usual).all())

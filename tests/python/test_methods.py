@@ -71,7 +71,7 @@ def test_auto_is_the_most_accurate(tmp_path: Path, checkpoint: Path, bits: int) 
     """
     errors = {}
     for method in CALIBRATED:
-        without = ("propagation",) if methods.plan(method, bits).propagated else ()
+        without = ("propagation",) if methods.METHODS[method].plan(bits).propagated else ()
         report = converted(checkpoint, tmp_path / method, method, bits, without=without)
         errors[method] = sum(layer.error or 0.0 for layer in report.layers)
     assert min(errors, key=errors.__getitem__) == "auto", errors
@@ -89,13 +89,14 @@ def test_a_compensated_head_gives_better_logits(tmp_path: Path, checkpoint: Path
 @pytest.mark.parametrize("part", methods.PARTS)
 def test_a_part_can_be_left_out(part: str) -> None:
     method = "awq" if part in ("clip", "joint", "asymmetry", "duo", "values") else "auto"
-    assert methods.plan(method, 4, (part,)) != methods.plan(method, 4)
+    described = methods.METHODS[method]
+    assert described.plan(4, (part,)) != described.plan(4)
 
 
 def test_what_rests_on_a_part_goes_with_it() -> None:
-    without_clip = methods.plan("awq", 4, ("clip",))
+    without_clip = methods.METHODS["awq"].plan(4, ("clip",))
     assert not (without_clip.clipped or without_clip.joint or without_clip.apart)
-    without_scales = methods.plan("awq", 4, ("scales",))
+    without_scales = methods.METHODS["awq"].plan(4, ("scales",))
     assert not (without_scales.joint or without_scales.duo or without_scales.values)
 
 

@@ -1,7 +1,7 @@
 """Logits of a float checkpoint, for measuring its perplexity. Host only: needs the extra [convert].
 
-Owns the decision to keep weights in memory. Refuses quantised files: ``awq_edge.perplexity`` reads
-those through the runtime.
+Owns the decision to keep weights in memory. Refuses quantised files: those are read through the
+runtime (``perplexity.py``).
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ class CheckpointSource:
         self._weights = functools.cache(model) if fits else model
 
     def next_token_logits(self, tokens: Sequence[int], first: int) -> Iterator[NDArray[np.float32]]:
-        """See ``awq_edge.perplexity.LogitsSource``."""
+        """See ``awq_edge.accuracy.perplexity.LogitsSource``."""
         logits = torch_decoder.logits(self._weights, self._architecture, torch.tensor([tokens]))
         yield logits[0, first:].numpy()
 
