@@ -11,6 +11,7 @@ Files: gsm8k_test.jsonl, mbpp.jsonl, HumanEval.jsonl, each as its authors publis
 
 from __future__ import annotations
 
+import ast
 import gzip
 import json
 import re
@@ -18,7 +19,7 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from awq_edge.accuracy.code_runner import run_python
+from awq_edge.accuracy.code_runner import run_tests
 from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
 
 _FILES = {"gsm8k": "gsm8k_test.jsonl", "mbpp": "mbpp.jsonl", "humaneval": "HumanEval.jsonl"}
@@ -109,9 +110,14 @@ def _mbpp(documents: list[Document]) -> dict[str, Any]:
     by_number = {document["task_id"]: document for document in documents}
 
     def judge(document: Document, results: Sequence[str]) -> dict[str, float]:
-        tests = "\n".join(document["test_list"])
-        program = f"{code_block(results[0])}\n{document['test_setup_code']}\n{tests}\n"
-        return {"pass@1": float(run_python(program).passed)}
+        names, imports = _published(document["code"])
+        outcome = run_tests(
+            code_block(results[0]),
+            "\n".join([document["test_setup_code"], *document["test_list"]]),
+            names,
+            given=imports,
+        )
+        return {"pass@1": float(outcome.passed)}
 
     def prompt(document: Document) -> str:
         tests = "\n".join(document["test_list"][:3])
@@ -139,13 +145,33 @@ def _mbpp(documents: list[Document]) -> dict[str, Any]:
     }
 
 
+def _published(code: str) -> tuple[list[str], str]:
+    """What a published solution defines, which its tests may use, and its lines of imports."""
+    try:
+        body = ast.parse(code).body
+    except (SyntaxError, ValueError, RecursionError, MemoryError):
+        return [], ""
+    names, imports = [], []
+    for part in body:
+        if isinstance(part, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+            names.append(part.name)
+        elif isinstance(part, (ast.Import, ast.ImportFrom)):
+            imports.append(ast.unparse(part))
+        elif isinstance(part, ast.Assign):
+            names += [target.id for target in part.targets if isinstance(target, ast.Name)]
+    return names, "\n".join(imports)
+
+
 def _humaneval(documents: list[Document]) -> dict[str, Any]:
     def judge(document: Document, results: Sequence[str]) -> dict[str, float]:
-        program = (
-            f"{document['prompt']}{results[0]}\n{document['test']}\n"
-            f"check({document['entry_point']})\n"
+        # What stands in the prompt before the function, the tests may use as it is there.
+        outcome = run_tests(
+            document["prompt"] + results[0],
+            f"{document['test']}\ncheck({document['entry_point']})\n",
+            [document["entry_point"]],
+            given=f"{document['prompt']}\n    pass\n",  # the function itself is replaced
         )
-        return {"pass@1": float(run_python(program).passed)}
+        return {"pass@1": float(outcome.passed)}
 
     return {
         "output_type": "generate_until",
