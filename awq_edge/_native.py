@@ -454,6 +454,22 @@ class NativeSession:
         _, library = _load()
         _call(library.awqe_session_truncate, self.pointer, position)
 
+    def save(self, count: int) -> bytearray:
+        """The first ``count`` positions of the context, for ``restore``."""
+        ffi, library = _load()
+        pointer, size = self.pointer, ffi.new("uint64_t*")
+        _call(library.awqe_session_saved_bytes, pointer, count, size)
+        saved = bytearray(size[0])
+        target = ffi.from_buffer(saved, require_writable=True)
+        _call(library.awqe_session_save, pointer, count, target, len(saved))
+        return saved
+
+    def restore(self, saved: bytes | bytearray | memoryview) -> None:
+        """Replaces the context by one that ``save`` gave."""
+        ffi, library = _load()
+        source = ffi.from_buffer(saved)
+        _call(library.awqe_session_restore, self.pointer, source, len(source))
+
     def evaluate(
         self,
         tokens: Sequence[int] | memoryview,

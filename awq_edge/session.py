@@ -171,6 +171,37 @@ class Session:
             self._append(tokens, result, None)
         return result
 
+    def save(self, position: int | None = None) -> bytearray:
+        """The context as bytes, so that its text need not be read again.
+
+        Args:
+            position: How many tokens of it, at least 1; None is all of them, with the logits after
+                the last one. Below that not less than ``earliest``.
+
+        Returns:
+            Bytes for ``restore`` of any session of this model file, also on another machine, by the
+            same release of awq-edge.
+        """
+        held = self.position
+        position = held if position is None else integer(position, "The position")
+        if not 1 <= position <= held:
+            raise InvalidArgumentError(
+                f"Position {position} cannot be saved: the context holds {held} tokens, and at "
+                "least one is needed."
+            )
+        return self._native.save(position)
+
+    def restore(self, saved: bytes | bytearray | memoryview) -> None:
+        """Replaces the context by one that ``save`` gave; it goes on to the same bits.
+
+        Raises:
+            FileInvalidError: The bytes are damaged, or no saved context.
+            UnsupportedError: Another release has saved them.
+            InvalidArgumentError: They belong to another model file or type of cache.
+            ContextFullError: They hold more tokens than this session's context.
+        """
+        self._native.restore(saved)
+
     @staticmethod
     def evaluate_together(
         batch: Sequence[tuple[Session, Sequence[int]]], progress: Progress | None

@@ -238,6 +238,38 @@ awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe
     return awqe::guard(error, [&] { awqe::Used(session)->truncate(position); });
 }
 
+awqe_status awqe_session_saved_bytes(const awqe_session* session, uint32_t count, uint64_t* bytes,
+                                     awqe_error* error) {
+    awqe::clear(bytes);
+    return awqe::guard(error, [&] {
+        awqe::required(bytes, "bytes");
+        *bytes = awqe::Used(session)->saved_bytes(count);
+    });
+}
+
+awqe_status awqe_session_save(const awqe_session* session, uint32_t count, void* bytes, size_t size,
+                              awqe_error* error) {
+    return awqe::guard(error, [&] {
+        const awqe::Used used(session);
+        const size_t needed = used->saved_bytes(count);
+        if (size != needed) {
+            awqe::fail(AWQE_INVALID_ARGUMENT, "size is %zu, the context needs %zu bytes", size,
+                       needed);
+        }
+        if (bytes == nullptr) awqe::fail(AWQE_INVALID_ARGUMENT, "bytes is NULL");
+        used->save(count, static_cast<uint8_t*>(bytes));
+    });
+}
+
+awqe_status awqe_session_restore(awqe_session* session, const void* bytes, size_t size,
+                                 awqe_error* error) {
+    return awqe::guard(error, [&] {
+        const awqe::Used used(session);
+        if (bytes == nullptr) awqe::fail(AWQE_INVALID_ARGUMENT, "bytes is NULL");
+        used->restore(static_cast<const uint8_t*>(bytes), size);
+    });
+}
+
 awqe_status awqe_sampler_open(const awqe_sampling* sampling, awqe_sampler** sampler,
                               awqe_error* error) {
     awqe::clear(sampler);

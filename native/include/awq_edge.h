@@ -230,6 +230,21 @@ awqe_status awqe_session_evaluate_embeddings(awqe_session* session, const float*
                                              size_t count, uint32_t which, float* logits,
                                              awqe_progress progress, void* user, awqe_error* error);
 
+/// Bytes of the first `count` positions of the context, saved: at least 1, at most
+/// awqe_session_position(), and fewer than those only from awqe_session_earliest() on.
+awqe_status awqe_session_saved_bytes(const awqe_session* session, uint32_t count, uint64_t* bytes,
+                                     awqe_error* error);
+/// Writes them to `bytes` [size], as many as awqe_session_saved_bytes() says. The whole context is
+/// saved with its logits, if it has them.
+awqe_status awqe_session_save(const awqe_session* session, uint32_t count, void* bytes, size_t size,
+                              awqe_error* error);
+/// Makes a saved context that of `session`: everything then goes on as if it had read the text
+/// itself, to the bit. What was saved with another model or type of cache is AWQE_INVALID_ARGUMENT,
+/// by another release AWQE_UNSUPPORTED, and damaged bytes are AWQE_FILE_INVALID: the context is
+/// then what it was.
+awqe_status awqe_session_restore(awqe_session* session, const void* bytes, size_t size,
+                                 awqe_error* error);
+
 // ---- batch: several sessions together -----------------------------------------------------------
 
 /// What one session reads in a call of awqe_batch_evaluate(): the arguments of

@@ -41,6 +41,14 @@ class Sequence {
     // been: a layer with a sliding window forgets.
     virtual size_t earliest(size_t stored) const = 0;
 
+    // The keys and values that computing position `count` and those behind it needs, as bytes: the
+    // same ones from every backend, for every length of the context. saved_all() says whether they
+    // are those of all positions, so that the sequence can also go back.
+    virtual bool saved_all(size_t count) const = 0;
+    virtual size_t saved_bytes(size_t count) const = 0;
+    virtual void save(size_t count, uint8_t* bytes) const = 0;
+    virtual void restore(size_t count, const uint8_t* bytes) = 0;
+
   protected:
     Sequence() = default;
 };

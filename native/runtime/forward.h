@@ -44,6 +44,10 @@ class CachedSequence : public Sequence {
   public:
     CachedSequence(const Architecture& a, const KvPlan& plan) : cache(a, plan) {}
     size_t earliest(size_t stored) const override { return cache.earliest(stored); }
+    bool saved_all(size_t count) const override { return cache.saved_all(count); }
+    size_t saved_bytes(size_t count) const override { return cache.saved_bytes(count); }
+    void save(size_t count, uint8_t* bytes) const override { cache.save(count, bytes); }
+    void restore(size_t count, const uint8_t* bytes) override { cache.restore(count, bytes); }
 
     KvCache cache;
 };

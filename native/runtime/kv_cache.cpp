@@ -2,6 +2,7 @@
 #include "native/runtime/kv_cache.h"
 
 #include <algorithm>
+#include <cstring>
 
 #include "native/format/layouts.h"
 
@@ -45,7 +46,10 @@ size_t KvCache::bytes(const Architecture& a, const KvPlan& plan) {
 }
 
 KvCache::KvCache(const Architecture& a, const KvPlan& plan)
-    : plan_(plan), head_size_(a.head_size), pages_(bytes(a, plan), PageSize::kSmall) {
+    : plan_(plan),
+      heads_(a.kv_heads),
+      head_size_(a.head_size),
+      pages_(bytes(a, plan), PageSize::kSmall) {
     Arena arena(pages_);
     layers_ = take_layers(a, plan, arena);
 }
@@ -89,6 +93,67 @@ size_t KvCache::earliest(size_t stored) const {
         }
     }
     return earliest;
+}
+
+namespace {
+
+// The first of the positions below `count` that a layer still reads.
+size_t first_saved(size_t window, size_t count) {
+    return window == 0 || count < window ? 0 : count - (window - 1);
+}
+
+}  // namespace
+
+// Calls visit(memory, bytes) for each piece of memory that holds what is saved, in its order.
+template <class Visit>
+void KvCache::visit_saved(size_t count, const Visit& visit) const {
+    for (const Layer& l : layers_) {
+        const size_t first = first_saved(l.window, count);
+        for (size_t head = 0; head < heads_; ++head) {
+            // Rows of `width` elements; in a ring the positions may come in two pieces.
+            const auto rows = [&](auto* all, size_t width) {
+                const size_t begin = first % l.rows;
+                const size_t before_end = std::min(count - first, l.rows - begin);
+                auto* const own = all + head * l.rows * width;
+                visit(own + begin * width, before_end * width * sizeof(*all));
+                visit(own, (count - first - before_end) * width * sizeof(*all));
+            };
+            if (plan_.type == KvType::kF16) {
+                rows(l.half_keys, head_size_);
+                rows(l.half_values, head_size_);
+            } else {
+                rows(l.keys, head_size_);
+                rows(l.values, head_size_);
+                rows(l.key_scales, 1);
+                rows(l.value_scales, 1);
+            }
+        }
+    }
+}
+
+bool KvCache::saved_all(size_t count) const {
+    return std::all_of(layers_.begin(), layers_.end(),
+                       [&](const Layer& layer) { return first_saved(layer.window, count) == 0; });
+}
+
+size_t KvCache::saved_bytes(size_t count) const {
+    size_t total = 0;
+    visit_saved(count, [&](const void*, size_t bytes) { total += bytes; });
+    return total;
+}
+
+void KvCache::save(size_t count, uint8_t* bytes) const {
+    visit_saved(count, [&](const void* memory, size_t size) {
+        std::memcpy(bytes, memory, size);
+        bytes += size;
+    });
+}
+
+void KvCache::restore(size_t count, const uint8_t* bytes) {
+    visit_saved(count, [&](void* memory, size_t size) {
+        std::memcpy(memory, bytes, size);
+        bytes += size;
+    });
 }
 
 }  // namespace awqe

@@ -11,8 +11,7 @@
 namespace awqe {
 namespace {
 
-constexpr uint32_t kMaxThreads = 1024;     // catches a negative number that became unsigned
-constexpr uint32_t kNoToken = UINT32_MAX;  // in the context, where an embedding was
+constexpr uint32_t kMaxThreads = 1024;  // catches a negative number that became unsigned
 
 unsigned thread_count(uint32_t asked, const char* name) {
     if (asked > kMaxThreads) {
@@ -150,7 +149,7 @@ void Session::truncate(size_t position) {
              "%zu on: go back to that or further, or to 0",
              position, earliest());
     }
-    if (position == 0) stored_ = 0;
+    if (position == 0) stored_ = floor_ = 0;
     if (position < position_) has_logits_ = false;  // they belong to a token that is forgotten
     position_ = position;
 }

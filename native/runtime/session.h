@@ -5,6 +5,7 @@
 // for rows(), has them computed and tells advance(). Between two steps a session is whole.
 #pragma once
 
+#include <algorithm>
 #include <atomic>
 #include <cstddef>
 #include <cstdint>
@@ -18,6 +19,8 @@
 #include "native/runtime/sampler.h"
 
 namespace awqe {
+
+constexpr uint32_t kNoToken = UINT32_MAX;  // in the context, where an embedding was
 
 // Options with every default filled in. Throws Failure with AWQE_INVALID_ARGUMENT. `options` may be
 // NULL.
@@ -45,13 +48,18 @@ class Session {
     // This and earliest() may be asked while another thread evaluates.
     size_t position() const { return position_; }
     // The lowest position, apart from 0, that truncate() can go back to.
-    size_t earliest() const { return sequence_->earliest(stored_); }
+    size_t earliest() const { return std::max(sequence_->earliest(stored_), floor_.load()); }
 
     void truncate(size_t position);
     uint32_t sample(Sampler& sampler) const;
     void copy_tokens(uint32_t* tokens, size_t count) const;
     // As awqe_session_reusable() says.
     size_t reusable(const uint32_t* tokens, size_t count) const;
+
+    // The first `count` positions as bytes, and back: see saved_context.cpp.
+    size_t saved_bytes(size_t count) const;
+    void save(size_t count, uint8_t* bytes) const;
+    void restore(const uint8_t* bytes, size_t size);
 
     // Throws Failure for what can never be read; the caller has checked nothing.
     void check(const Reading& reading) const;
@@ -78,6 +86,8 @@ class Session {
         size_t bytes;
     };
 
+    bool saves_logits(size_t count) const { return has_logits_ && count == position_; }
+
     bool wants_all() const {
         return reading_.which == AWQE_LOGITS_ALL && reading_.logits != nullptr;
     }
@@ -91,6 +101,7 @@ class Session {
     Arrays arrays_;
     std::atomic<size_t> position_ = 0;
     std::atomic<size_t> stored_ = 0;  // positions that were ever stored since position 0
+    std::atomic<size_t> floor_ = 0;   // what a restored context can go back to, apart from 0
     bool has_logits_ = false;
     Reading reading_ = {};
     Session* next_ = nullptr;

@@ -137,3 +137,38 @@ def test_embeddings_that_are_not_finite_are_refused(model: Model) -> None:
     rows[3, 7] = np.inf
     with pytest.raises(errors.InvalidArgumentError, match="embedding 3 holds a number"):
         model.session().evaluate_embeddings(rows)
+
+
+@pytest.mark.parametrize("kv", ["fp16", "int8"])
+def test_a_saved_context_goes_on_in_another_process_of_the_same_file(model: Model, kv: str) -> None:
+    session = model.session(kv=kv)
+    session.evaluate(prompt(2, 90))
+    saved, prefix = bytes(session.save()), session.save(80)
+    expected = session.logits(prompt(3, 10))
+    with Model.open(TINY, check_memory=False) as again:
+        other = again.session(context_length=100, kv=kv)
+        other.restore(saved)
+        assert list(other.tokens) == prompt(2, 90)
+        assert other.reusable(prompt(2, 90)) == 90
+        np.testing.assert_array_equal(other.logits(prompt(3, 10)), expected)
+        other.restore(memoryview(prefix))
+        other.evaluate(prompt(2, 90)[80:])
+        np.testing.assert_array_equal(other.logits(prompt(3, 10)), expected)
+
+
+def test_a_context_that_cannot_be_restored_says_why(model: Model) -> None:
+    session = model.session()
+    with pytest.raises(errors.InvalidArgumentError, match="at least one is needed"):
+        session.save()
+    session.evaluate(prompt(0, 9))
+    with pytest.raises(errors.InvalidArgumentError, match="Position 10"):
+        session.save(10)
+    saved = session.save()
+    saved[-1] ^= 1
+    with pytest.raises(errors.FileInvalidError, match="damaged"):
+        session.restore(saved)
+    with pytest.raises(errors.FileInvalidError, match="no saved context"):
+        session.restore(b"")
+    with pytest.raises(errors.InvalidArgumentError, match="another type of cache"):
+        model.session(kv="int8").restore(session.save())
+    assert session.position == 9

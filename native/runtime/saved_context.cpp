@@ -1,0 +1,176 @@
+// A context as bytes, so that a prompt need not be read again: by another session, after a restart,
+// on another machine. Owns the layout of those bytes and every check of them; the keys and values
+// in them are the backend's, and since all backends compute the same bits, so are they.
+//
+//     header | tokens u32 [count] | logits f32 [vocabulary], if there are any | keys and values
+//
+// Little-endian. Bytes that were saved by another release, with another model or type of cache, or
+// that are damaged, are refused before anything is changed: a context is exact or it is not there.
+#include <algorithm>
+#include <cstring>
+
+#include "native/failure/failure.h"
+#include "native/runtime/session.h"
+
+namespace awqe {
+namespace {
+
+constexpr char kMagic[8] = {'A', 'W', 'Q', 'E', 'C', 'T', 'X', '\n'};
+
+struct Header {
+    char magic[8];
+    char release[32];        // whose arithmetic it is; filled up with NUL
+    char model[64];          // awq_edge.sha256: hexadecimal digits
+    uint64_t description;    // hash of the decoder's description
+    uint32_t kv_type;        // as awqe_kv_type
+    uint32_t count;          // positions
+    uint64_t content_bytes;  // behind the header
+    uint64_t content_hash;   // of those
+    uint32_t has_logits;     // 0 or 1
+    uint32_t unused;         // 0
+};
+static_assert(sizeof(Header) == 144, "no padding");
+static_assert(sizeof(AWQE_VERSION) <= sizeof(Header::release));
+
+// Finds damage, not malice: 8 bytes at a time, each step a bijection of the state.
+uint64_t hash_bytes(const uint8_t* bytes, size_t size, uint64_t hash = 0) {
+    const auto mix = [&](uint64_t word) {
+        hash = (hash ^ word) * 0x9E3779B97F4A7C15u;
+        hash ^= hash >> 32;
+    };
+    size_t at = 0;
+    for (; at + 8 <= size; at += 8) {
+        uint64_t word;
+        std::memcpy(&word, bytes + at, 8);
+        mix(word);
+    }
+    uint64_t last = size;  // so that zeros at the end count
+    for (; at < size; ++at) last = last << 8 | bytes[at];
+    mix(last);
+    return hash;
+}
+
+template <class T>
+uint64_t hash_value(const T& value, uint64_t hash) {
+    uint8_t bytes[sizeof(T)];
+    std::memcpy(bytes, &value, sizeof(T));
+    return hash_bytes(bytes, sizeof(T), hash);
+}
+
+// Everything that decides about results beside the tensors.
+uint64_t hash_of(const Architecture& a) {
+    uint64_t hash = 0;
+    for (const uint32_t value :
+         {a.layers, a.hidden_size, a.vocabulary_size, a.heads, a.kv_heads, a.head_size,
+          a.feed_forward_size, uint32_t{a.qk_norm}, uint32_t{a.tied_head}}) {
+        hash = hash_value(value, hash);
+    }
+    hash = hash_value(a.norm_epsilon, hash);
+    for (const uint32_t window : a.sliding_windows) hash = hash_value(window, hash);
+    return hash;
+}
+
+// What a header says of a session's contexts, apart from what each one holds.
+Header header_of(const Model& model, KvType kv_type) {
+    Header header = {};
+    std::memcpy(header.magic, kMagic, sizeof(kMagic));
+    std::memcpy(header.release, AWQE_VERSION, sizeof(AWQE_VERSION));
+    const std::string_view sha256 = model.file().find_entry("awq_edge.sha256")->value.as_string();
+    std::memcpy(header.model, sha256.data(), std::min(sha256.size(), sizeof(header.model)));
+    header.description = hash_of(model.architecture());
+    header.kv_type = kv_type == KvType::kF16 ? AWQE_KV_F16 : AWQE_KV_INT8;
+    return header;
+}
+
+[[noreturn]] void damaged() {
+    fail(AWQE_FILE_INVALID, "the saved context is damaged: read its text again");
+}
+
+}  // namespace
+
+size_t Session::saved_bytes(size_t count) const {
+    if (count == 0 || count > position_) {
+        fail(AWQE_INVALID_ARGUMENT, "count is %zu, allowed are 1 to the %zu of the context", count,
+             position());
+    }
+    if (count < position_ && count < earliest()) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "count is %zu, but the layers with a sliding window have kept what is needed from %zu "
+             "on: save that or more",
+             count, earliest());
+    }
+    const size_t logits = saves_logits(count) ? model_.architecture().vocabulary_size : 0;
+    return sizeof(Header) + count * sizeof(uint32_t) + logits * sizeof(float) +
+           sequence_->saved_bytes(count);
+}
+
+void Session::save(size_t count, uint8_t* bytes) const {
+    Header header = header_of(model_, plan_.kv_type);
+    header.count = static_cast<uint32_t>(count);
+    header.content_bytes = saved_bytes(count) - sizeof(Header);
+    header.has_logits = saves_logits(count) ? 1 : 0;
+    uint8_t* const content = bytes + sizeof(Header);
+    uint8_t* end = content;
+    const auto append = [&](const void* from, size_t size) {
+        std::memcpy(end, from, size);
+        end += size;
+    };
+    append(arrays_.tokens, count * sizeof(uint32_t));
+    if (header.has_logits != 0) {
+        append(arrays_.logits, model_.architecture().vocabulary_size * sizeof(float));
+    }
+    sequence_->save(count, end);
+    header.content_hash = hash_bytes(content, header.content_bytes);
+    std::memcpy(bytes, &header, sizeof(Header));
+}
+
+void Session::restore(const uint8_t* bytes, size_t size) {
+    Header header;
+    if (size < sizeof(Header) || std::memcmp(bytes, kMagic, sizeof(kMagic)) != 0) {
+        fail(AWQE_FILE_INVALID, "these bytes are no saved context");
+    }
+    std::memcpy(&header, bytes, sizeof(Header));
+    const Header own = header_of(model_, plan_.kv_type);
+    if (std::memcmp(header.release, own.release, sizeof(own.release)) != 0) {
+        fail(AWQE_UNSUPPORTED,
+             "the context was not saved by awq-edge %s, whose bits may differ: read its text again",
+             AWQE_VERSION);
+    }
+    if (std::memcmp(header.model, own.model, sizeof(own.model)) != 0 ||
+        header.description != own.description) {
+        fail(AWQE_INVALID_ARGUMENT, "the context was saved with another model");
+    }
+    if (header.kv_type != own.kv_type) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "the context was saved with another type of cache than this session's %s",
+             own.kv_type == AWQE_KV_F16 ? "fp16" : "int8");
+    }
+    if (header.count > plan_.positions) {
+        fail(AWQE_CONTEXT_FULL, "the saved context has %u tokens, this session has room for %zu",
+             header.count, plan_.positions);
+    }
+    const size_t vocabulary = model_.architecture().vocabulary_size;
+    const size_t token_bytes = header.count * sizeof(uint32_t);
+    const size_t logits_bytes = header.has_logits != 0 ? vocabulary * sizeof(float) : 0;
+    const uint8_t* const content = bytes + sizeof(Header);
+    if (header.count == 0 || header.has_logits > 1 || header.unused != 0 ||
+        header.content_bytes != size - sizeof(Header) ||
+        header.content_bytes != token_bytes + logits_bytes + sequence_->saved_bytes(header.count) ||
+        header.content_hash != hash_bytes(content, header.content_bytes)) {
+        damaged();
+    }
+    for (size_t i = 0; i < header.count; ++i) {
+        uint32_t token;
+        std::memcpy(&token, content + i * sizeof(token), sizeof(token));
+        if (token >= vocabulary && token != kNoToken) damaged();
+    }
+    // From here on nothing fails.
+    std::memcpy(arrays_.tokens, content, token_bytes);
+    std::memcpy(arrays_.logits, content + token_bytes, logits_bytes);
+    sequence_->restore(header.count, content + token_bytes + logits_bytes);
+    position_ = stored_ = header.count;
+    floor_ = sequence_->saved_all(header.count) ? 0 : header.count;
+    has_logits_ = header.has_logits != 0;
+}
+
+}  // namespace awqe
