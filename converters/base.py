@@ -213,7 +213,7 @@ class Config:
             )
             return Rope(theta, scaling, context)
         if kind == "yarn":
-            return _yarn(values, table, theta, context, original, stated is not None)
+            return _yarn(values, table, theta, context, original)
         if kind == "longrope":
             return _longrope(table, theta, context, original)
         raise UnsupportedError(
@@ -278,9 +278,8 @@ def _yarn(
     theta: float,
     context: int,
     original: int,
-    stated: bool,
 ) -> Rope:
-    """Yarn stretches at every length, so its reach is what it was stretched to."""
+    """Yarn stretches at every length, so its reach is what the original one is stretched to."""
     if "factor" not in values:
         raise CheckpointError("config.json should have a number factor beside the rope_type yarn.")
     # Null stands for the ratio of the two lengths.
@@ -301,8 +300,7 @@ def _yarn(
     usual = magnitude(1.0)
     if numerator and denominator:
         usual = magnitude(numerator) / (magnitude(denominator) or math.nan)
-    if stated:
-        context = max(context, int(min(factor * original, MAX_CONTEXT)))
+    context = max(context, int(min(factor * original, MAX_CONTEXT)))
     return Rope(theta, scaling, context, _attention_factor(table, usual))
 
 

@@ -24,6 +24,7 @@ from awq_edge.errors import (
     UnsupportedError,
 )
 from awq_edge.float_model import open_float_model
+from awq_edge.interchange.hf_config import describe
 
 # As Meta's Llama-3.2-1B ships it, in the words of transformers 4.
 LLAMA_32_1B: dict[str, Any] = {
@@ -362,7 +363,7 @@ def test_context_of_a_scaling() -> None:
     assert read(rope_scaling=yarn, max_position_embeddings=262144).context_length == 262144
     assert read(rope_scaling={**yarn, "factor": 1e30}).context_length == 1 << 24
     unsaid = {"rope_type": "yarn", "factor": 4.0}
-    assert read(rope_scaling=unsaid).context_length == 131072
+    assert read(rope_scaling=unsaid).context_length == 4 * 131072
     longrope = {"rope_type": "longrope", "short_factor": [1.0] * 32, "factor": 32.0}
     assert read(rope_scaling=longrope, original_max_position_embeddings=4096).context_length == 4096
     assert read(rope_scaling={"rope_type": "dynamic", "factor": 2.0}).context_length == 131072
@@ -379,6 +380,36 @@ def test_scalings_survive_a_model_file() -> None:
     for text in ("x", "linear", "linear:x", "yarn:4", "longrope:4096:", "linear:0", "none:1"):
         with pytest.raises(AwqEdgeError):
             RopeScaling.parse(text)
+
+
+@pytest.mark.parametrize("kind", SCALINGS)
+def test_scalings_go_back_to_a_configuration(kind: str) -> None:
+    """What multiplied cosines and sines lies in the queries, and is not said once more."""
+    pytest.importorskip("transformers")
+    named = {**SCALINGS[kind], "rope_type": kind.split(",")[0]}
+    a = read(head_dim=16, num_key_value_heads=32, tie_word_embeddings=False, rope_scaling=named)
+    written = of_the_class(describe(a, {}))
+    assert written is not None
+    np.testing.assert_allclose(a.inverse_frequencies(), written["frequencies"], rtol=1e-5)
+    assert written["query_factor"] == 1
+    assert written["context_length"] == a.context_length
+
+
+def test_multipliers_reach_queries_alone(tmp_path: Path) -> None:
+    """m of cosines and sines is m * m of a score: in the query matrix, or in the query norm."""
+    torch = pytest.importorskip("torch")
+    for family, scaled in (("llama-biases", ["attn_q"]), ("qwen3-biases", ["attn_q_norm"])):
+        directory = tmp_path / family
+        checkpoints.save(checkpoints.random_model(family), directory)
+        plain = open_float_model(str(directory))
+        yarn = {"rope_type": "yarn", "factor": 1.0, "attention_factor": 1.5}
+        checkpoints.edit_config(directory, rope_scaling=yarn)
+        stretched = open_float_model(str(directory))
+        for name in plain.tensor_names():
+            factor = 2.25 if name.split(".")[-2] in scaled else 1.0
+            assert torch.equal(stretched(name), plain(name) * factor), name
+        blocks = [block for _, block in stretched.row_blocks("blk.0.attn_q.weight", 7)]
+        assert torch.equal(torch.cat(blocks), stretched("blk.0.attn_q.weight"))
 
 
 # ---- the head ------------------------------------------------------------------------------------
