@@ -7,12 +7,9 @@ nothing behind. The reader here is the slow one, for tests and as an oracle; the
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
-import errno
 import hashlib
 import os
-import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, Union
@@ -22,7 +19,9 @@ import numpy.typing as npt
 
 from awq_edge import layouts
 from awq_edge.architecture import Architecture, MetadataValue
-from awq_edge.errors import AwqEdgeError, FileInvalidError, FileUnreadableError, InternalError
+from awq_edge.errors import FileInvalidError, FileUnreadableError, InternalError
+from awq_edge.outputs.place import Place, write_error
+from awq_edge.outputs.workplace import Workplace
 
 ARCHITECTURE_NAME = "awq-edge"
 FORMAT_VERSION = 1
@@ -44,14 +43,11 @@ TensorSource = Union[npt.NDArray[np.float32], bytes, Path, Streamed]
 
 
 def write_model(
-    path: Path,
-    metadata: Mapping[str, MetadataValue],
-    tensors: Iterable[tuple[str, TensorSource]],
-    check: Callable[[Path], None] = lambda _: None,
+    path: Path, metadata: Mapping[str, MetadataValue], tensors: Iterable[tuple[str, TensorSource]]
 ) -> str:
     """Writes a whole model file, or nothing.
 
-    The bytes go to a temporary sibling, which is synced and then renamed over ``path``.
+    The bytes go to a directory of our own beside it, are synced and then get their name.
 
     Args:
         path: The file to write; an older one is replaced.
@@ -59,55 +55,34 @@ def write_model(
             (f32), str, and list of int ([u32]).
         tensors: Names and sources, in file order: a float32 array becomes F32; bytes, a file of
             bytes and streamed bytes become I8.
-        check: Called with the finished file before it gets its name; what it raises comes out, and
-            nothing is left.
 
     Returns:
         The SHA-256 of all tensor bytes, in hexadecimal.
     """
-    sources = list(tensors)
-    partial = path.with_name(f".{path.name}.writing")
+    place = Place(path, replace=True)
     try:
-        checksum = _write_container(partial, metadata, sources)
-        check(partial)
-        partial.replace(path)
-        _sync_directory(path.parent)
-        return checksum
+        with Workplace(path) as work:
+            checksum = write_unnamed(work.path / "model", metadata, tensors)
+            place.appear(work.path / "model")
     except OSError as error:
         raise write_error(path, error) from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()
+    return checksum
 
 
-def check_place(path: Path) -> None:
-    """Refuses a place for a file that could not be written in the end, before any work.
+def write_unnamed(
+    path: Path, metadata: Mapping[str, MetadataValue], tensors: Iterable[tuple[str, TensorSource]]
+) -> str:
+    """Writes a whole and synced model file, for a caller who gives it its name afterwards.
 
-    Raises:
-        FileUnreadableError: There is no such directory, or it takes no files.
+    Args:
+        path: A new file in a directory that is the caller's alone.
+        metadata: As for :func:`write_model`.
+        tensors: The same.
+
+    Returns:
+        The SHA-256 of all tensor bytes, in hexadecimal.
     """
-    if not path.parent.is_dir():
-        raise FileUnreadableError(f"There is no directory {path.parent} to write into.")
-    try:
-        with tempfile.TemporaryFile(dir=path.parent):
-            pass
-    except OSError as error:
-        raise FileUnreadableError(
-            f"Cannot write into the directory {path.parent.resolve()}: {error.strerror}."
-        ) from error
-
-
-def write_error(path: Path, error: OSError) -> AwqEdgeError:
-    """One sentence for a failed write to ``path``."""
-    if isinstance(error, AwqEdgeError):
-        return error
-    # numpy tells a short write, "8 requested and 4 written", without a number.
-    short = error.errno is None and str(error).endswith(" written")
-    if short or error.errno in (errno.ENOSPC, errno.EDQUOT):
-        return FileUnreadableError(
-            f"The disk that holds {path} is full; free some space and convert again."
-        )
-    return FileUnreadableError(f"Cannot write {path}: {error.strerror or error}.")
+    return _write_container(path, metadata, list(tensors))
 
 
 def _write_container(
@@ -128,7 +103,7 @@ def _write_container(
     # filled in at the end.
     writer.add_string(_CHECKSUM_KEY, "0" * 64)
     for name, source in sources:
-        size = _source_bytes(source)
+        size = source_bytes(source)
         if isinstance(source, np.ndarray):
             writer.add_tensor_info(name, source.shape, source.dtype, size, GGMLQuantizationType.F32)
         else:
@@ -173,7 +148,8 @@ def _value_type(key: str, value: MetadataValue) -> Any:
     return types[type(value)]
 
 
-def _source_bytes(source: TensorSource) -> int:
+def source_bytes(source: TensorSource) -> int:
+    """Bytes of a tensor in the file."""
     if isinstance(source, Path):
         return source.stat().st_size
     if isinstance(source, np.ndarray):
@@ -218,16 +194,6 @@ def _checksum_offset(header: bytes) -> int:
 
 def _pad(file: Any) -> None:
     file.write(bytes(-file.tell() % layouts.ALIGNMENT))
-
-
-def _sync_directory(directory: Path) -> None:
-    """Makes a rename durable; file systems that cannot sync a directory do without."""
-    with contextlib.suppress(OSError):
-        descriptor = os.open(directory, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 class PackedFile:

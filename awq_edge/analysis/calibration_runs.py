@@ -71,11 +71,17 @@ def measure_calibration(
 
 def named_texts(arguments: Sequence[str]) -> dict[str, str]:
     """Texts given as NAME=FILE."""
-    found = {}
-    for argument in arguments:
-        name, equals, path = argument.partition("=")
-        found[name if equals else Path(argument).stem] = read_text(Path(path or name))
-    return found
+    return {name: read_text(path) for name, path in map(_named, arguments)}
+
+
+def text_files(arguments: Sequence[str]) -> list[Path]:
+    """The files of such texts."""
+    return [path for _, path in map(_named, arguments)]
+
+
+def _named(argument: str) -> tuple[str, Path]:
+    name, equals, path = argument.partition("=")
+    return (name, Path(path or name)) if equals else (Path(argument).stem, Path(argument))
 
 
 def _perplexity(

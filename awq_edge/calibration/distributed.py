@@ -61,6 +61,14 @@ class Processes:
                 total += part
         return total
 
+    def agreed(self, answer: bool, device: torch.device) -> bool:
+        """What the first process answers, for every process."""
+        if self.count == 1:
+            return answer
+        told = torch.tensor([float(answer)], device=device)
+        dist.broadcast(told, 0)
+        return bool(told.item())
+
     def means(self, parts: Iterable[tuple[int, Products]], empty: Products) -> torch.Tensor:
         """Means of products over the tokens of all segments, float64 [k, k].
 

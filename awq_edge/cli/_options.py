@@ -1,8 +1,9 @@
 """Arguments and options that several commands share. Owns their names, help texts and lists."""
 
+import os
 from collections.abc import Iterable
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, Union
 
 import typer
 
@@ -33,6 +34,20 @@ IgnoreMemory = Annotated[
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No status lines, no progress.")]
+
+
+def file_path(text: Union[str, Path]) -> Path:
+    """For ``typer``: the name of a file to write; an empty one and a directory's are refused."""
+    if str(text).endswith(("/", os.sep)):
+        raise typer.BadParameter(f"{text} is the name of a directory; give the name of a file.")
+    return place_path(text)
+
+
+def place_path(text: Union[str, Path]) -> Path:
+    """For ``typer``: the name of a file or directory to write; an empty one is refused."""
+    if not str(text):
+        raise typer.BadParameter("the name is empty.")
+    return Path(text)
 
 
 def listed(values: Iterable[str]) -> list[str]:

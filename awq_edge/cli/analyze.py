@@ -8,9 +8,9 @@ from typing import Annotated, Optional
 
 import typer
 
-from awq_edge.cli._options import Json, Quiet, listed
+from awq_edge.cli._options import Json, Quiet, file_path, listed
 from awq_edge.cli._output import Output
-from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
+from awq_edge.errors import CheckpointError, InvalidArgumentError
 
 
 def analyze(
@@ -18,7 +18,8 @@ def analyze(
         str, typer.Argument(metavar="MODEL", help="A float checkpoint's directory, or a hub id.")
     ],
     report: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The page to write.")
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", parser=file_path, help="The page to write."),
     ] = Path("analysis.html"),
     bits: Annotated[int, typer.Option(help="Bits of the rounded weights: 2, 3, 4 or 8.")] = 3,
     group_size: Annotated[int, typer.Option(help="Inputs that share a scale.")] = 128,
@@ -64,14 +65,15 @@ def analyze(
     from awq_edge.analysis.report import Analysis, write_html
     from awq_edge.analysis.subject import Settings, Subject, divide_text
     from awq_edge.calibration.text import read_text
-    from awq_edge.conversion.checks import check_output
     from awq_edge.float_model import open_float_model
     from awq_edge.hf_tokenizer import read_tokenizer
     from awq_edge.layouts import Layout
+    from awq_edge.outputs.place import Place, checkpoint_files
+    from awq_edge.outputs.whole_file import whole_file
     from awq_edge.quantize.methods import named
 
     Layout(1, 1, bits, group_size)  # refuses widths and groups that do not exist
-    check_output(report, force)
+    place = Place(report, replace=force)
     settings = Settings(bits, group_size, samples, sequence_length, context, chunks, seed)
     texts = calibration_runs.named_texts(calibration or [])
     if not texts:
@@ -87,6 +89,10 @@ def analyze(
         named(method)  # refuses names that do not exist
 
     source = open_float_model(model)
+    read = [*calibration_runs.text_files(calibration or []), *([] if text is None else [text])]
+    place.refuse_inputs(
+        {"the checkpoint": checkpoint_files(source.checkpoint.directory), "the texts": read}
+    )
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
     if tokenizer is None:
         raise CheckpointError(
@@ -121,10 +127,8 @@ def analyze(
         curves=curves,
         calibration=calibrated,
     )
-    try:
-        report.write_text(write_html(analysis), encoding="utf-8")
-    except OSError as error:
-        raise FileUnreadableError(f"Cannot write {report}: {error.strerror}.") from error
+    with whole_file(place) as page:
+        page.write(write_html(analysis).encode())
     output.table(
         ("channels in fp16", "share", "perplexity"),
         [(row.rule, f"{100 * row.share:g} %", f"{row.perplexity:.3f}") for row in rows],

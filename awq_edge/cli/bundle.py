@@ -9,7 +9,7 @@ from typing import Annotated, Optional
 
 import typer
 
-from awq_edge.cli._options import Json, ModelFile, Quiet
+from awq_edge.cli._options import Json, ModelFile, Quiet, place_path
 from awq_edge.cli._output import Output
 from awq_edge.cli._targets import Pythons, Target, Wheel
 from awq_edge.cli.build import wheel_for
@@ -27,6 +27,7 @@ def bundle(
             "--output",
             "-o",
             metavar="PATH",
+            parser=place_path,
             help="A folder to make, or a .tar or .tar.gz file; by default MODEL-TARGET.tar.",
         ),
     ] = None,
@@ -36,11 +37,12 @@ def bundle(
     quiet: Quiet = False,
 ) -> None:
     """Pack FILE, the wheel for a board and all packages it needs; install.sh installs them."""
-    from awq_edge.device.bundle import collect, requirements, write
+    from awq_edge.device.bundle import check_place, collect, requirements, write
 
     output = Output(as_json=as_json, quiet=quiet)
     profile = load_profile(target)
     path = destination or Path(f"{file.name.removesuffix('.gguf')}-{target}.tar")
+    check_place(path)
     pythons = python or profile.pythons
     for version in pythons:
         if re.fullmatch(r"3\.\d+", version) is None:

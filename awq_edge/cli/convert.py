@@ -6,14 +6,13 @@ import os
 import re
 import time
 from collections.abc import Iterator, Mapping
-from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Optional
 
 import typer
 
-from awq_edge.cli._interchange import ConversionExport, export_packed, import_quantised
-from awq_edge.cli._options import Json, Quiet, listed
+from awq_edge.cli._interchange import import_quantised, report_export
+from awq_edge.cli._options import Json, Quiet, file_path, listed
 from awq_edge.cli._output import Output, Progress
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.quantities import duration_text, size_text
@@ -49,7 +48,8 @@ def convert(
         str, typer.Argument(metavar="MODEL", help="A checkpoint's directory, or a hub id.")
     ],
     output: Annotated[
-        Path, typer.Option("--output", "-o", metavar="FILE", help="The file to write.")
+        Path,
+        typer.Option("--output", "-o", metavar="FILE", parser=file_path, help="The file to write."),
     ],
     method: Annotated[
         str,
@@ -105,7 +105,7 @@ def convert(
         ),
     ] = False,
     export: Annotated[
-        Optional[tuple[str, Path]],
+        Optional[tuple[str, str]],
         typer.Option(
             "--export",
             metavar="KIND PATH",
@@ -120,7 +120,11 @@ def convert(
     """Calibrate a checkpoint and write one packed file. Run again to resume after Ctrl-C."""
     out = Output(as_json=as_json, quiet=quiet)
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes: it writes and reports
-    exporting = ConversionExport(*export, output) if export is not None and first else None
+    wanted = None
+    if export is not None:
+        from awq_edge.interchange.export import export_packed, export_to
+
+        wanted = export_to(*export)
     if from_awq:
         for option in _given(context, _OF_CALIBRATION):
             raise InvalidArgumentError(
@@ -137,8 +141,9 @@ def convert(
             force=force,
             output=out,
         )
-        if export is not None:
-            export_packed(output, *export, out)
+        if wanted is not None:
+            export_packed(output, wanted)
+            report_export(wanted, out)
         return
     if size is not None:
         for option in _given(context, _OF_WIDTHS):
@@ -166,10 +171,7 @@ def convert(
         seed=seed,
         device=device,
         without=tuple(listed(without or ())),
-        scaled_weights=exporting.scaled_weights if exporting is not None else None,
     )
-    if exporting is not None:
-        exporting.check_model(model, options)
     started = time.monotonic()
     listener = _Listener()
     partial = output.with_name(output.name + ".partial")
@@ -179,23 +181,22 @@ def convert(
             events = conversion.Events(
                 message=bar.line, note=bar.note, layer_done=listener.layer_done
             )
-            if exporting is not None:
-                events = replace(events, layer_scaled=exporting.layer_scaled)
-            report = conversion.convert(model, output, options, force=force, events=events)
+            report = conversion.convert(
+                model, output, options, force=force, events=events, export=wanted
+            )
     except BaseException as error:
-        if exporting is not None and not partial.exists():
-            exporting.give_up()
-        if isinstance(error, KeyboardInterrupt) and first and partial.exists():
+        if first and partial.exists() and (listener.done or isinstance(error, KeyboardInterrupt)):
             after = f"after layer {listener.done} of {listener.layers}"
+            how = "Interrupted" if isinstance(error, KeyboardInterrupt) else "Stopped"
             out.status(
-                f"Interrupted {after if listener.done else 'at the first layer'}; "
+                f"{how} {after if listener.done else 'at the first layer'}; "
                 "the same command continues there."
             )
         raise
     if first:
         _print_report(out, report, time.monotonic() - started)
-    if exporting is not None:
-        exporting.write(model, output, out)
+        if wanted is not None:
+            report_export(wanted, out)
 
 
 def _given(context: typer.Context, options: Mapping[str, str]) -> Iterator[str]:

@@ -2,12 +2,11 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
-from pathlib import Path
 from typing import Annotated
 
 import typer
 
-from awq_edge.cli._interchange import export_packed
+from awq_edge.cli._interchange import report_export
 from awq_edge.cli._options import Json, ModelFile, Quiet
 from awq_edge.cli._output import Output
 from awq_edge.model import Model
@@ -23,13 +22,17 @@ def export(
             "gguf: a stock llama.cpp file of the same weights as F16.",
         ),
     ],
-    path: Annotated[Path, typer.Argument(metavar="PATH", help="Directory or file to write.")],
+    path: Annotated[str, typer.Argument(metavar="PATH", help="Directory or file to write.")],
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Write a packed model as an AutoAWQ directory or a stock llama.cpp file."""
     output = Output(as_json=as_json, quiet=quiet)
+    from awq_edge.interchange.export import export_packed, export_to
+
+    wanted = export_to(kind, path)
     with Model.open(file):  # validates the file as the runtime does
         pass
-    export_packed(file, kind, path, output)
+    export_packed(file, wanted)
+    report_export(wanted, output)
     output.json({"file": str(file), "kind": kind, "exported": str(path)})

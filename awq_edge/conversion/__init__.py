@@ -6,9 +6,8 @@ conversion leaves. Mathematics is in ``awq_edge.quantize``, file formats in ``aw
 and ``awq_edge.layouts``, printing in ``awq_edge.cli.convert``.
 """
 
-from awq_edge.conversion.checks import check_output
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.pipeline import convert
 from awq_edge.conversion.report import Events, LayerReport, Report
 
-__all__ = ["Events", "LayerReport", "Options", "Report", "check_output", "convert"]
+__all__ = ["Events", "LayerReport", "Options", "Report", "convert"]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-import shutil
+import os
 from pathlib import Path
 
 import torch
@@ -10,26 +10,63 @@ import torch
 from awq_edge.architecture import Architecture
 from awq_edge.calibration import gradients
 from awq_edge.conversion.options import Options
-from awq_edge.errors import FileUnreadableError, InvalidArgumentError, UnsupportedError
-from awq_edge.model_file import check_place
-from awq_edge.quantities import size_text
+from awq_edge.conversion.work_directory import read_manifest
+from awq_edge.errors import InvalidArgumentError, UnsupportedError
+from awq_edge.interchange.export import Export
+from awq_edge.outputs.place import Identity, Place, check_room, checkpoint_files
+from awq_edge.outputs.workplace import is_ours, resumable_path
 from awq_edge.quantize import coupling
 from awq_edge.stages import input_width, matrices, stages, tensor_shape
 
 
-def check_output(output: Path, force: bool) -> None:
-    """Refuses an output that could not be written in the end, before any work."""
-    if output.is_dir():
-        raise InvalidArgumentError(f"{output} is a directory; give the name of a file in it.")
-    if output.exists() and not force:
-        raise InvalidArgumentError(f"{output} exists already; add --force to replace it.")
-    check_place(output)
+def place_of(output: Path, force: bool) -> Place:
+    """Refuses an output that could not be written in the end, before any work.
+
+    Args:
+        output: The model file.
+        force: Whether it may replace one.
+    """
+    left = read_manifest(output)
+    # A conversion that was interrupted between its file and its export goes on.
+    made = left is not None and left.model is not None and left.model == Identity.of(output)
+    return Place(output, replace=force or made)
+
+
+def check_export(export: Export, output: Path) -> None:
+    """Refuses an export of a conversion that could not be written in the end, before any work."""
+    named = {os.path.realpath(place) for place in (output, export.path)}
+    work = os.path.realpath(resumable_path(output))
+    if len(named) == 1 or os.path.realpath(export.path) == work:
+        raise InvalidArgumentError(
+            f"The packed file and the export cannot both be {export.path}; choose another name for "
+            "the export."
+        )
+    left = read_manifest(output)
+    if left is None or left.export is None or left.export != Identity.of(export.path):
+        export.check_place()
+
+
+def inputs_of(directory: Path, options: Options) -> dict[str, list[Path]]:
+    """Every file that a conversion reads, by what it is.
+
+    Args:
+        directory: Of the checkpoint.
+        options: With the calibration text.
+    """
+    inputs = {"the checkpoint": checkpoint_files(directory)}
+    if options.calibration is not None:
+        inputs["the calibration text"] = [options.calibration]
+    return inputs
 
 
 def check_disk(
-    output: Path, architecture: Architecture, options: Options, blocks: torch.Tensor | None
+    output: Path,
+    architecture: Architecture,
+    options: Options,
+    blocks: torch.Tensor | None,
+    export: Export | None,
 ) -> None:
-    """Refuses a conversion that would fill the disk in the end."""
+    """Refuses a conversion that would fill a disk in the end."""
     overhead = 24 / options.group_size
     tables = architecture.vocabulary_size * architecture.hidden_size
     packed = (
@@ -47,14 +84,16 @@ def check_disk(
     if blocks is not None and any(options.plan(bits).coupled for bits in options.widths):
         hidden += _gradient_bytes(architecture, blocks)
     needed = 2 * packed + hidden  # the work directory and the file itself
-    partial = output.with_name(output.name + ".partial")  # goes, or counts among what is needed
-    there = sum(path.stat().st_size for path in partial.glob("*")) if partial.is_dir() else 0
-    free = shutil.disk_usage(output.parent).free + there
-    if free < needed:
-        raise FileUnreadableError(
-            f"The disk that holds {output} is too full: the conversion needs {size_text(needed)}, "
-            f"{size_text(free)} are free."
-        )
+    needs = []
+    if export is not None:
+        needs.append((export.path, export.size_bytes(architecture, options.group_size)))
+        if export.of_scaled_weights:
+            needed += 2 * architecture.linear_parameters()
+    partial = resumable_path(output)
+    there = 0  # goes, or counts among what is needed
+    if is_ours(partial):
+        there = sum(entry.stat(follow_symlinks=False).st_size for entry in os.scandir(partial))
+    check_room([(output, max(int(needed) - there, 0)), *needs])
 
 
 def _gradient_bytes(architecture: Architecture, blocks: torch.Tensor) -> int:

@@ -29,8 +29,6 @@ class Options:
     seed: int = 0
     device: str = "cpu"
     without: tuple[str, ...] = ()  # parts of the method that are left out
-    # Where scaled weights go meanwhile, if they are kept: every layer's, or an export lacks some.
-    scaled_weights: Path | None = None
 
     def __post_init__(self) -> None:
         """Refuses values that can never work."""

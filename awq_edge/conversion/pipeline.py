@@ -5,28 +5,37 @@ Owns the order of the work, what identifies it, and that a whole file is left or
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import json
-import shutil
 import tempfile
 from pathlib import Path
 
 import torch
 
-from awq_edge import __version__, model_file
+from awq_edge import __version__
 from awq_edge.architecture import Architecture, MetadataValue
 from awq_edge.calibration import distributed, text
 from awq_edge.conversion import widths
-from awq_edge.conversion.checks import check_disk, check_output, device_named
+from awq_edge.conversion.checks import (
+    check_disk,
+    check_export,
+    device_named,
+    inputs_of,
+    place_of,
+)
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.report import Events, Report
 from awq_edge.conversion.trial import check_runs
 from awq_edge.conversion.walk import Walk
-from awq_edge.conversion.work_directory import WorkDirectory
+from awq_edge.conversion.work_directory import WorkDirectory, read_manifest
 from awq_edge.errors import CheckpointError
 from awq_edge.float_model import FloatModel, open_float_model
 from awq_edge.hf_tokenizer import StoredTokenizer, read_tokenizer
+from awq_edge.interchange.export import Export
+from awq_edge.interchange.scaled_weights import ScaledWeights
+from awq_edge.outputs.place import Place, sync_directory
 from awq_edge.quantize import methods
 
 
@@ -37,6 +46,7 @@ def convert(
     *,
     force: bool = False,
     events: Events | None = None,
+    export: Export | None = None,
 ) -> Report:
     """Converts a model; leaves a whole file or none.
 
@@ -46,43 +56,71 @@ def convert(
         options: How.
         force: Replace an existing file.
         events: Who listens.
+        export: What else to write, once the file has its name.
 
     Raises:
-        AwqEdgeError: Something is wrong with the input, the disk or the options.
+        AwqEdgeError: Something is wrong with the input, the disk or the options. What is finished
+            stays in the work directory unless the input cannot be converted.
         KeyboardInterrupt: As it stands; the work directory of a single process stays and the same
             call resumes.
     """
     events = events or Events()
-    check_output(output, force)
+    place = place_of(output, force)
+    if export is not None:
+        check_export(export, output)
     device = device_named(options.device)
     source = open_float_model(model)
+    place.refuse_inputs(inputs_of(source.checkpoint.directory, options))
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
+    if export is not None:
+        entries = {} if tokenizer is None else tokenizer.to_metadata()
+        export.check_model(source.architecture, entries, options)
     blocks, digest = _calibration(source, tokenizer, options, events)
-    check_disk(output, source.architecture, options, blocks)
+    check_disk(output, source.architecture, options, blocks, export)
     plain = _metadata(source, tokenizer, options, digest)
-    chosen = widths.choose(source, options, blocks, device, plain, events)
+    key = _key(source, options, digest)
+    left = read_manifest(output)
+    if not force and (left is None or left.key != key):
+        place = Place(output)  # what is there is another conversion's
+        place.refuse_inputs(inputs_of(source.checkpoint.directory, options))
 
-    with distributed.joined(device) as processes:
-        path, written = output.with_name(output.name + ".partial"), output
-        if processes.count > 1 and processes.rank == 0:
-            # Interrupted work of several processes is not resumed: it may lie on several hosts.
-            shutil.rmtree(path, ignore_errors=True)
-        if processes.rank > 0:
-            path = Path(tempfile.mkdtemp(prefix="awq-edge-")) / "work.partial"
-            written = path.with_name("model")
-        work = WorkDirectory(path, _key(source, options, digest), events)
-        try:
-            with work:
+    with distributed.joined(device) as processes, contextlib.ExitStack() as stack:
+        alone = processes.count == 1
+        if processes.rank > 0:  # the first one writes; others may be on other hosts
+            folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="awq-edge-"))
+            place, export = Place(Path(folder) / "model"), None
+        scaled = export is not None and export.of_scaled_weights
+        work = WorkDirectory(
+            place.path,
+            key,
+            events,
+            scaled=scaled,
+            exports=export is not None,
+            resumable=alone,
+            # A whole conversion on a GPU takes minutes, and its states would keep a disk busy.
+            states_synced=device.type == "cpu",
+        )
+        with work:
+            if scaled:
+                events = dataclasses.replace(events, layer_scaled=work.store_scaled)
+            if not work.has_output:
+                place.check()  # another conversion may have ended since
+            if processes.agreed(work.has_model, device):
+                for layer in work.layers:
+                    events.layer_done(layer, source.architecture.layers)
+            else:
+                chosen = widths.choose(source, options, blocks, device, plain, events)
                 with torch.inference_mode():
                     Walk(source, options, chosen, device, work, events, processes).run(blocks)
-                metadata = {**plain, **widths.metadata(chosen)}
-                model_file.write_model(written, metadata, work.tensors(source), check_runs)
-                report = _report(written, source.architecture, work)
-            work.finished()
-        finally:
-            if processes.count > 1:
-                shutil.rmtree(path.parent if processes.rank > 0 else path, ignore_errors=True)
-    return dataclasses.replace(report, path=output)
+                work.write_model({**plain, **widths.metadata(chosen)}, source, check_runs)
+            report = _report(output, source.architecture, work)
+            if work.has_model and not work.has_output:
+                place.appear(work.model)
+            if export is not None and not work.has_export(export.path):
+                sync_directory(output.parent)
+                weights = ScaledWeights(source, work.scaled) if scaled else None
+                export.write(work.model, source, weights, work.export_made)
+    return report
 
 
 def _calibration(
@@ -110,11 +148,7 @@ def _calibration(
 
 def _key(source: FloatModel, options: Options, digest: str | None) -> str:
     """Changes with anything that changes a tensor."""
-    settings = {
-        **dataclasses.asdict(options),
-        "calibration": digest,
-        "scaled_weights": str(options.scaled_weights),
-    }
+    settings = {**dataclasses.asdict(options), "calibration": digest}
     identity = [__version__, torch.__version__, source.checkpoint.identity(), settings]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -137,9 +171,11 @@ def _metadata(
 
 
 def _report(output: Path, architecture: Architecture, work: WorkDirectory) -> Report:
+    if not work.has_model:  # the first of several processes alone knows the rest
+        return Report(output, architecture, 0, 0.0, 0.0, 0, [])
     tables = architecture.vocabulary_size * architecture.hidden_size
     linears = architecture.linear_parameters()
-    size = output.stat().st_size
+    size = work.model.stat().st_size
     linear_bytes, embedding_bytes = work.packed_bytes("blk."), work.packed_bytes("token_embd")
     head_bytes = embedding_bytes if architecture.tied_head else work.packed_bytes("output")
     return Report(

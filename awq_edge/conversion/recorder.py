@@ -66,4 +66,5 @@ class Recorder:
             written.result()
         if states is not None:
             states.keep()
+            self._work.states_kept(states)
         self._work.layer_done(report)

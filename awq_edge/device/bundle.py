@@ -7,7 +7,6 @@ list for each Python version. Refuses to copy it anywhere: ``deploy.py`` does.
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import os
 import re
@@ -15,17 +14,19 @@ import shlex
 import shutil
 import tarfile
 import zipfile
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO
+from typing import BinaryIO
 
 from awq_edge import __version__
 from awq_edge.device.doctor import PYTHON_BYTES
 from awq_edge.device.packages import fetch
 from awq_edge.device.project import runtime_requirements
-from awq_edge.errors import BuildError, FileUnreadableError, InvalidArgumentError
+from awq_edge.errors import AwqEdgeError, BuildError, FileUnreadableError, InvalidArgumentError
 from awq_edge.model import Model
+from awq_edge.outputs.place import Place, check_name, check_room, sync, sync_tree
+from awq_edge.outputs.workplace import Workplace, is_ours
 from awq_edge.profiles import Profile
 
 # A conversation of this length must fit before a bundle is installed; longer ones are checked when
@@ -39,11 +40,11 @@ _COPY_BYTES = 1 << 20
 _MODEL = "model.gguf"
 # The folder in an archive.
 _TOP = "awq-edge-bundle"
-# Marks a folder that a bundle is being written into: only such a one is taken away again.
-_MARK = ".awq-edge-bundle"
 _WHEEL_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._+!-]*\.whl")
 # The longest file name of the file systems in use, less what install.sh puts before it.
 _NAME_BYTES = 255
+_ARCHIVES = (".tar", ".tar.gz", ".tgz")
+_EXISTS = "{path} exists already: delete it, or choose another name."
 
 Progress = Callable[[int], None]
 
@@ -197,108 +198,48 @@ def write(bundle: Bundle, output: Path, progress: Progress | None = None) -> Non
 
     Args:
         bundle: What ``collect`` put together.
-        output: Must not exist yet.
+        output: Must not exist yet. What a killed process left beside it is deleted.
         progress: Called with bytes as they are written.
 
     Raises:
         FileUnreadableError: It exists, or cannot be written. Nothing is left of it then.
     """
-    is_archive = output.name.endswith((".tar", ".tar.gz", ".tgz"))
-    partial = output.with_name(f".{output.name}.partial")
+    check_place(output)
     try:
-        _refuse_existing(output)
         output.parent.mkdir(parents=True, exist_ok=True)
-        with _own_folder(partial):
-            made = partial
-            if is_archive:
-                made = partial / "archive"
-                _write_tar(bundle, made, output.name, progress)
+        check_room([(output, bundle.size_bytes)])
+        with Workplace(output) as work:
+            if output.name.endswith(_ARCHIVES):
+                place = Place(output, exists=_EXISTS)
+                with work.new_file("archive") as file:
+                    _write_tar(bundle, file, output.name, progress)
+                    sync(file)
+                place.appear(work.path / "archive")
             else:
-                _write_folder(bundle, partial, progress)
-            _refuse_existing(output)
-            os.rename(made, output)  # noqa: PTH104  # the error names both
-            if made == partial:
-                (output / _MARK).unlink()
-            _sync_folder(output.parent)
-    except FileUnreadableError:
-        raise
+                _write_folder(bundle, work.path, progress)
+                sync_tree(work.path)
+                check_place(output)
+                work.leave(output)
     except OSError as error:
+        if isinstance(error, AwqEdgeError):
+            raise
         raise FileUnreadableError(f"{output} cannot be written: {error.strerror}.") from error
 
 
-def _refuse_existing(output: Path) -> None:
-    if os.path.lexists(output):
-        raise FileUnreadableError(f"{output} exists already: delete it, or choose another name.")
-
-
-@contextlib.contextmanager
-def _own_folder(folder: Path) -> Iterator[None]:
-    """A new folder with our mark, locked while the block runs; gone afterwards if still there.
-
-    One that an ended process has left is removed first.
-    """
-    if os.path.lexists(folder):
-        _remove_left_over(folder)
-    folder.mkdir()
-    lock = _lock(folder)
-    try:
-        (folder / _MARK).touch(exist_ok=False)
-        yield
-    finally:
-        if (folder / _MARK).is_file():
-            shutil.rmtree(folder)
-        if lock is not None:
-            os.close(lock)
-
-
-def _remove_left_over(folder: Path) -> None:
-    if folder.is_symlink() or not folder.is_dir():
-        raise FileUnreadableError(f"{folder} is in the way: move it somewhere else.")
-    if (folder / _MARK).is_file():
-        lock = _lock(folder)
-        shutil.rmtree(folder)
-        if lock is not None:
-            os.close(lock)
-        return
-    try:
-        folder.rmdir()  # a process that ended before it could make its mark
-    except OSError as error:
-        raise FileUnreadableError(
-            f"{folder} is in the way and holds files that are no bundle's: move it somewhere else."
-        ) from error
-
-
-def _lock(folder: Path) -> int | None:
-    """Locks a folder, as far as this system can; the lock ends with the process.
+def check_place(output: Path) -> None:
+    """Refuses a place where no bundle can appear, before any work.
 
     Raises:
-        FileUnreadableError: Another process has locked it.
+        InvalidArgumentError: No file can have that name.
+        FileUnreadableError: Something is there already, or another bundle is being written there.
     """
-    if os.name == "nt":
-        return None
-    import fcntl
-
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW)
-    try:
-        fcntl.flock(number, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError as error:
-        os.close(number)
-        raise FileUnreadableError(
-            f"Another bundle of the same name is being written in {folder}: wait for its end."
-        ) from error
-    except OSError:  # a file system without locks
-        pass
-    return number
-
-
-def _sync_folder(folder: Path) -> None:
-    if os.name == "nt":
-        return
-    number = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
-    try:
-        os.fsync(number)
-    finally:
-        os.close(number)
+    check_name(output)
+    if is_ours(output):  # a killed process gave it its name and did not get any further
+        left = Workplace(output, output)
+        left.take({})
+        left.remove()
+    if os.path.lexists(output):
+        raise FileUnreadableError(_EXISTS.format(path=output))
 
 
 def file_digest(path: Path) -> str:
@@ -324,33 +265,22 @@ def _write_folder(bundle: Bundle, folder: Path, progress: Progress | None) -> No
                 sink.write(part)
                 if progress is not None:
                     progress(len(part))
-            _finish(sink)
     (folder / "install.sh").chmod(0o755)
-    for place in {target.parent for target in map(folder.joinpath, bundle.files)}:
-        _sync_folder(place)
 
 
-def _write_tar(bundle: Bundle, target: Path, name: str, progress: Progress | None) -> None:
+def _write_tar(bundle: Bundle, target: BinaryIO, name: str, progress: Progress | None) -> None:
     """Everything in one folder of a fixed name; no dates, owners or other accidents."""
     mode = "w" if name.endswith(".tar") else "w:gz"
     # Weights and wheels hardly shrink: the quickest level.
     options = {} if mode == "w" else {"compresslevel": 1}
-    with target.open("xb") as sink:
-        with tarfile.open(  # type: ignore[call-overload]  # mode decides
-            fileobj=sink, mode=mode, format=tarfile.PAX_FORMAT, **options
-        ) as archive:
-            for entry_name, path in bundle.files.items():
-                entry = tarfile.TarInfo(f"{_TOP}/{entry_name}")
-                entry.size = path.stat().st_size
-                entry.mode = 0o755 if entry_name == "install.sh" else 0o644
-                with path.open("rb") as source:
-                    archive.addfile(entry, source)
-                if progress is not None:
-                    progress(entry.size)
-        _finish(sink)
-
-
-def _finish(sink: IO[bytes]) -> None:
-    """Brings a file to the medium."""
-    sink.flush()
-    os.fsync(sink.fileno())
+    with tarfile.open(  # type: ignore[call-overload]  # mode decides
+        fileobj=target, mode=mode, format=tarfile.PAX_FORMAT, **options
+    ) as archive:
+        for entry_name, path in bundle.files.items():
+            entry = tarfile.TarInfo(f"{_TOP}/{entry_name}")
+            entry.size = path.stat().st_size
+            entry.mode = 0o755 if entry_name == "install.sh" else 0o644
+            with path.open("rb") as source:
+                archive.addfile(entry, source)
+            if progress is not None:
+                progress(entry.size)

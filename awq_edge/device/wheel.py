@@ -7,18 +7,16 @@ day. Refuses compiling: ``library.py`` does that.
 from __future__ import annotations
 
 import base64
-import contextlib
 import hashlib
-import os
 import zipfile
-from collections.abc import Iterator
 from pathlib import Path
 
 from awq_edge import __version__
 from awq_edge.device.library import LIBRARY_NAME
 from awq_edge.device.project import metadata_files
 from awq_edge.device.sources import package_files
-from awq_edge.errors import FileUnreadableError
+from awq_edge.outputs.place import Place, write_error
+from awq_edge.outputs.whole_file import whole_file
 from awq_edge.profiles import Profile
 
 # The oldest date that a zip can hold: a wheel's bytes must not depend on when it was made.
@@ -59,8 +57,12 @@ def write_wheel(profile: Profile, library: Path, folder: Path) -> Path:
     )
     record += f"{info}/RECORD,,\n"
     target = folder / wheel_name(profile)
-    with _replacing(target) as partial:
-        with zipfile.ZipFile(partial, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise write_error(target, error) from error
+    with whole_file(Place(target, replace=True)) as file:
+        with zipfile.ZipFile(file, "w", zipfile.ZIP_DEFLATED, compresslevel=9) as archive:
             # The metadata comes last, as the format recommends.
             for name in sorted(contents, key=lambda name: (name.startswith(info), name)):
                 _add(archive, name, contents[name])
@@ -78,18 +80,3 @@ def _add(archive: zipfile.ZipFile, name: str, data: bytes) -> None:
     entry.external_attr = (_LIBRARY_MODE if name.endswith(".so") else _FILE_MODE) << 16
     entry.compress_type = zipfile.ZIP_DEFLATED
     archive.writestr(entry, data)
-
-
-@contextlib.contextmanager
-def _replacing(target: Path) -> Iterator[Path]:
-    """A sibling to write; renamed to ``target`` at the end, removed after an error."""
-    partial = target.with_name(f".{target.name}.partial")
-    try:
-        target.parent.mkdir(parents=True, exist_ok=True)
-        yield partial
-        os.replace(partial, target)  # noqa: PTH105  # Path.replace, but the error names both files
-    except OSError as error:
-        raise FileUnreadableError(f"{target} cannot be written: {error.strerror}.") from error
-    finally:
-        with contextlib.suppress(OSError):
-            partial.unlink()

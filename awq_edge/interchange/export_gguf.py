@@ -7,9 +7,7 @@ as floats; where they come from (scaled by AWQ, or the values of a packed file) 
 from __future__ import annotations
 
 import contextlib
-import os
 from collections.abc import Callable, Mapping
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,7 +16,8 @@ import numpy.typing as npt
 from awq_edge.architecture import Architecture
 from awq_edge.errors import UnsupportedError
 from awq_edge.interchange.gguf_tokenizer import translate
-from awq_edge.model_file import write_error
+from awq_edge.outputs.place import Place, sync, write_error
+from awq_edge.outputs.workplace import Workplace
 from awq_edge.stages import layer_tensor_names, tensor_shape
 
 # Gives a tensor by our name: float32, a matrix [n, k] or a vector [n].
@@ -32,12 +31,12 @@ _FREQUENCY_FACTORS = "rope_freqs.weight"
 
 
 def write_gguf(
-    path: Path, architecture: Architecture, metadata: Mapping[str, Any], weights: FloatSource
+    place: Place, architecture: Architecture, metadata: Mapping[str, Any], weights: FloatSource
 ) -> None:
     """Writes a whole file, or nothing.
 
     Args:
-        path: The file to write; an older one is replaced.
+        place: Where the file appears.
         architecture: The decoder.
         metadata: Entries of one of our model files: its name and its tokenizer.
         weights: Every tensor of the decoder; asked for once each, in file order.
@@ -48,7 +47,6 @@ def write_gguf(
     from gguf import GGUFWriter
 
     family = llama_cpp_architecture(architecture)
-    partial = path.with_name(f".{path.name}.writing")
     writer = GGUFWriter(None, family)
     _describe(writer, architecture, metadata)
     _add_tokenizer(writer, architecture, metadata)
@@ -61,23 +59,21 @@ def write_gguf(
         dtype = np.dtype(np.float16 if len(shape) == 2 else np.float32)
         writer.add_tensor_info(name, shape, dtype, int(np.prod(shape)) * dtype.itemsize)
     try:
-        writer.write_header_to_file(partial)
-        writer.write_kv_data_to_file()
-        writer.write_ti_data_to_file()
-        if factors is not None:
-            writer.write_tensor_data(factors)
-        for name in names:
-            writer.write_tensor_data(_stored(name, family, architecture, weights(name)))
-        writer.flush()
-        _sync(partial)
-        writer.close()
-        partial.replace(path)
+        with Workplace(place.path) as work, contextlib.closing(writer):
+            path = work.path / "export"
+            writer.write_header_to_file(path)
+            writer.write_kv_data_to_file()
+            writer.write_ti_data_to_file()
+            if factors is not None:
+                writer.write_tensor_data(factors)
+            for name in names:
+                writer.write_tensor_data(_stored(name, family, architecture, weights(name)))
+            writer.close()
+            with path.open("rb+") as file:
+                sync(file)
+            place.appear(path)
     except OSError as error:
-        raise write_error(path, error) from error
-    finally:
-        writer.close()
-        with contextlib.suppress(OSError):
-            partial.unlink()
+        raise write_error(place.path, error) from error
 
 
 def check_exportable(architecture: Architecture, metadata: Mapping[str, Any]) -> None:
@@ -207,11 +203,3 @@ def _interleaved(values: npt.NDArray[np.float32], heads: int) -> npt.NDArray[np.
     """
     halves = values.reshape(heads, 2, -1, *values.shape[1:])
     return halves.swapaxes(1, 2).reshape(values.shape)
-
-
-def _sync(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

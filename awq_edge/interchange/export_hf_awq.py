@@ -7,8 +7,8 @@ from the float checkpoint where there is one, otherwise from the packed file, ro
 from __future__ import annotations
 
 import json
-import shutil
-from collections.abc import Iterator
+import os
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,14 +22,21 @@ from awq_edge.converters import Converter, find
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.interchange import autoawq, hf_config
 from awq_edge.interchange.safetensors_writer import Announced, write_safetensors
-from awq_edge.model_file import PackedFile, write_error
+from awq_edge.model_file import PackedFile
+from awq_edge.outputs.place import Identity, sync_tree, write_error
+from awq_edge.outputs.workplace import Workplace
 from awq_edge.stages import layer_tensor_names, tensor_shape
 
 _TABLES = ("token_embd.weight", "output.weight")
 _INTEGER_PARTS = ("qweight", "qzeros", "scales")
 
 
-def export_hf_awq(packed: Path, directory: Path, checkpoint: Checkpoint | None = None) -> None:
+def export_hf_awq(
+    packed: Path,
+    directory: Path,
+    checkpoint: Checkpoint | None = None,
+    announce: Callable[[Identity], None] | None = None,
+) -> None:
     """Writes the directory, or nothing.
 
     Args:
@@ -37,6 +44,7 @@ def export_hf_awq(packed: Path, directory: Path, checkpoint: Checkpoint | None =
         directory: Where to write; must not exist, or be empty.
         checkpoint: The float checkpoint that the file was converted from: its config.json, its
             tokenizer files, its embedding and its head are taken as they are.
+        announce: Told by what the directory can be known, right before it has its name.
 
     Raises:
         UnsupportedError: The format cannot hold this model.
@@ -51,23 +59,23 @@ def export_hf_awq(packed: Path, directory: Path, checkpoint: Checkpoint | None =
         else hf_config.describe(file.architecture, file.metadata)
     )
     group_size = _require_one_gemm(file)
-    partial = directory.with_name(f".{directory.name}.writing")
-    shutil.rmtree(partial, ignore_errors=True)
     try:
-        partial.mkdir()
-        _write_config(partial, config, group_size)
-        if checkpoint is not None:
-            hf_config.copy_tokenizer(checkpoint.directory, partial)
-        else:
-            hf_config.write_tokenizer(file.metadata, partial)
-        _Weights(file, find(config), checkpoint).write(partial / "model.safetensors")
-        if directory.exists():
-            directory.rmdir()
-        partial.replace(directory)
+        with Workplace(directory) as work:
+            partial = work.path / "export"
+            partial.mkdir()
+            _write_config(partial, config, group_size)
+            if checkpoint is not None:
+                hf_config.copy_tokenizer(checkpoint.directory, partial)
+            else:
+                hf_config.write_tokenizer(file.metadata, partial)
+            _Weights(file, find(config), checkpoint).write(partial / "model.safetensors")
+            sync_tree(partial)
+            identity = Identity.of(partial)
+            if announce is not None and identity is not None:
+                announce(identity)
+            os.rename(partial, directory)  # noqa: PTH104  # never over anything but an empty one
     except OSError as error:
         raise write_error(directory, error) from error
-    finally:
-        shutil.rmtree(partial, ignore_errors=True)
 
 
 def check_exportable(architecture: Architecture, bits: int | None, group_size: int) -> None:

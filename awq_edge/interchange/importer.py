@@ -16,6 +16,8 @@ from awq_edge.architecture import MetadataValue
 from awq_edge.conversion.trial import check_runs
 from awq_edge.hf_tokenizer import read_tokenizer
 from awq_edge.interchange.quantised_checkpoint import QuantisedCheckpoint
+from awq_edge.outputs.place import Place, check_room, checkpoint_files, write_error
+from awq_edge.outputs.workplace import Workplace, resumable_path
 from awq_edge.quantize.grouped import quantise
 from awq_edge.stages import layer_tensor_names, tensor_shape
 
@@ -49,17 +51,22 @@ def import_checkpoint(
     *,
     embedding_bits: int = 8,
     head_bits: int = 8,
+    force: bool = False,
     report_progress: Callable[[str], None] | None = None,
 ) -> ImportReport:
     """Writes a packed file, or nothing.
 
     Args:
         source: An open quantised checkpoint.
-        output: The file to write; an older one is replaced.
+        output: The file to write.
         embedding_bits: Width of the embedding, if the checkpoint keeps it in floats.
         head_bits: The same of the head; a tied head is the embedding.
+        force: Replace an existing file.
         report_progress: Called with the name of each tensor once it is written.
     """
+    place = Place(output, replace=force)
+    directory = source.checkpoint.directory
+    place.refuse_inputs({"the checkpoint": checkpoint_files(directory)})
     report = ImportReport(source.format_name)
     tensors: list[tuple[str, model_file.TensorSource]] = []
     widths: dict[str, int] = {}
@@ -115,7 +122,17 @@ def import_checkpoint(
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
     if tokenizer is not None:
         metadata.update(tokenizer.to_metadata())
-    model_file.write_model(output, metadata, tensors, check_runs)
+    size = sum(model_file.source_bytes(tensor) for _, tensor in tensors)
+    check_room([(output, size)])
+    try:
+        # Of the same name as a conversion's, so that the two exclude each other.
+        with Workplace(output, resumable_path(output)) as work:
+            place.check()  # another conversion may have ended since
+            model_file.write_unnamed(work.path / "model", metadata, tensors)
+            check_runs(work.path / "model")
+            place.appear(work.path / "model")
+    except OSError as error:
+        raise write_error(output, error) from error
     report.rounded_scales = source.rounded_scales
     report.file_bytes = output.stat().st_size
     return report

@@ -211,7 +211,7 @@ def test_an_interrupt_while_the_file_is_written_keeps_the_layers(
     source, options = str(checkpoint()), Options(method="rtn", calibration=text, **QUICK)
     output = tmp_path / "output"
     with monkeypatch.context() as patch:
-        patch.setattr("awq_edge.model_file.write_model", stop)
+        patch.setattr("awq_edge.model_file.write_unnamed", stop)
         with pytest.raises(KeyboardInterrupt):
             convert(source, output, options)
     assert names_beside(output) == {"output.partial"}

@@ -135,6 +135,7 @@ def test_interrupted_work_of_several_processes_leaves_nothing(
     checkpoints.save(checkpoints.random_model("llama"), tmp_path / "checkpoint")
     two = contextlib.nullcontext(Processes(rank=0, count=2))
     monkeypatch.setattr("awq_edge.calibration.distributed.joined", lambda device: two)
+    monkeypatch.setattr(Processes, "agreed", lambda self, answer, device: answer)
     monkeypatch.setattr("awq_edge.conversion.pipeline.Walk", Stopped)
     with pytest.raises(KeyboardInterrupt):
         conversion.convert(

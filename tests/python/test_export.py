@@ -30,6 +30,7 @@ from awq_edge.interchange.export_hf_awq import export_hf_awq  # noqa: E402
 from awq_edge.interchange.importer import import_checkpoint  # noqa: E402
 from awq_edge.interchange.quantised_checkpoint import open_quantised  # noqa: E402
 from awq_edge.model_file import PackedFile, read_dequantised  # noqa: E402
+from awq_edge.outputs.place import Place  # noqa: E402
 
 # Sizes that AutoAWQ's format can hold.
 SIZES = dict(made.SIZES, num_hidden_layers=2)
@@ -217,7 +218,7 @@ def test_llama_cpp_computes_the_same_logits(family: str, tmp_path: Path) -> None
     sizes = {"rope_parameters": dict(LLAMA3_ROPE)} if family == "llama-llama3-rope" else {}
     source = open_float_model(str(save(random_model(family, **{**SIZES, **sizes}), tmp_path)))
     path = tmp_path / "stock.gguf"
-    write_gguf(path, source.architecture, {}, lambda name: source(name).numpy())
+    write_gguf(Place(path), source.architecture, {}, lambda name: source(name).numpy())
     expected = torch_decoder.logits(
         lambda name: source(name).half().float() if source(name).dim() == 2 else source(name),
         source.architecture,
@@ -236,7 +237,7 @@ def test_trained_models_read_texts_alike_and_agree(tmp_path: Path) -> None:
     assert tokenizer is not None
     path = tmp_path / "stock.gguf"
     write_gguf(
-        path, source.architecture, tokenizer.to_metadata(), lambda name: source(name).numpy()
+        Place(path), source.architecture, tokenizer.to_metadata(), lambda name: source(name).numpy()
     )
     model = llama_cpp.Llama(str(path), n_ctx=128, n_threads=1, logits_all=True, verbose=False)
     text = "Once upon a time, there was a little girl named Lily. naïve “house”\n\nYes."
@@ -263,7 +264,7 @@ def test_llama_cpp_reads_texts_like_the_tokenizer(name: str, tmp_path: Path) -> 
     def zeros(name: str) -> np.ndarray:
         return np.zeros(stages.tensor_shape(architecture, name), np.float32)
 
-    write_gguf(path, architecture, stored.to_metadata(), zeros)
+    write_gguf(Place(path), architecture, stored.to_metadata(), zeros)
     model = llama_cpp.Llama(str(path), vocab_only=True, verbose=False)
     golden = assets("tokenizers", "gpt2", "golden.inp").read_text(encoding="utf-8")
     cases = golden.split("\n__ggml_vocab_test__\n")
@@ -301,31 +302,6 @@ def test_a_conversion_exports_its_scaled_weights(command: Command, tmp_path: Pat
     }
     changed = [name for name in norms if not np.allclose(norms[name], source(name).numpy())]
     assert len(changed) >= 5
-
-
-def test_scaled_weights_that_were_not_kept_are_missed(tmp_path: Path) -> None:
-    from awq_edge.errors import FileUnreadableError
-    from awq_edge.interchange.scaled_weights import ScaledWeights
-
-    source = open_float_model(str(save(random_model("llama", **SIZES), tmp_path / "source")))
-    scaled = ScaledWeights(tmp_path / "scaled.partial")
-    scaled.keep(1, source.layer(1))
-    with pytest.raises(FileUnreadableError, match="layer 0"):
-        scaled.complete(source)
-    scaled.keep(0, source.layer(0))  # a conversion from the start: layer 1 was another one's
-    with pytest.raises(FileUnreadableError, match="layer 1"):
-        scaled.complete(source)
-    scaled.keep(1, source.layer(1))
-    scaled.complete(source)
-    name = "blk.1.ffn_up.weight"
-    np.testing.assert_array_equal(scaled(name), source(name).half().float().numpy())
-    foreign = tmp_path / "scaled.partial" / "thesis.txt"
-    foreign.write_text("ten years of work")
-    scaled.remove()
-    assert list(foreign.parent.iterdir()) == [foreign]
-    foreign.unlink()
-    scaled.remove()
-    assert [entry.name for entry in tmp_path.iterdir()] == ["source"]
 
 
 @pytest.mark.parametrize(
@@ -383,7 +359,7 @@ def test_a_failed_export_leaves_nothing(tmp_path: Path) -> None:
         return source(name).numpy() * (1e6 if name == "blk.1.ffn_up.weight" else 1.0)
 
     with pytest.raises(UnsupportedError, match="ffn_up"):
-        write_gguf(tmp_path / "stock.gguf", source.architecture, {}, too_large)
+        write_gguf(Place(tmp_path / "stock.gguf"), source.architecture, {}, too_large)
     assert [path.name for path in tmp_path.iterdir()] == ["source"]
 
 

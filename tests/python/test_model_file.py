@@ -13,6 +13,8 @@ import pytest
 from awq_edge import layouts, model_file
 from awq_edge.architecture import Architecture, RopeScaling
 from awq_edge.errors import FileInvalidError, FileUnreadableError, InternalError
+from awq_edge.outputs.place import write_error
+from awq_edge.outputs.workplace import Workplace
 
 gguf = pytest.importorskip("gguf")
 
@@ -126,11 +128,17 @@ def test_failed_write_leaves_nothing(
     assert path.read_bytes() == b"the older file"
 
 
-def test_full_device(tmp_path: Path) -> None:
-    """A real ENOSPC: the temporary sibling is a link to the device that is always full."""
+def test_full_device(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A real ENOSPC: the unfinished file is a link to the device that is always full."""
     if not Path("/dev/full").exists():
         pytest.skip("/dev/full exists on Linux only")
-    (tmp_path / ".m.writing").symlink_to("/dev/full")
+
+    def linked(self: Workplace) -> Workplace:
+        self.take({})
+        (self.path / "model").symlink_to("/dev/full")
+        return self
+
+    monkeypatch.setattr(Workplace, "__enter__", linked)
     with pytest.raises(FileUnreadableError, match="is full"):
         model_file.write_model(tmp_path / "m", {}, [("a", np.zeros(2, np.float32))])
     assert not list(tmp_path.iterdir())
@@ -138,7 +146,7 @@ def test_full_device(tmp_path: Path) -> None:
 
 def test_a_short_write_of_numpy_is_a_full_disk(tmp_path: Path) -> None:
     error = OSError("65536 requested and 59232 written")
-    assert "is full" in str(model_file.write_error(tmp_path / "m", error))
+    assert "is full" in str(write_error(tmp_path / "m", error))
 
 
 def test_foreign_files_are_refused(tmp_path: Path) -> None:
