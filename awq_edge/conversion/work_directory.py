@@ -30,7 +30,6 @@ from awq_edge.errors import (
     AwqEdgeError,
     CheckpointError,
     FileInvalidError,
-    InvalidArgumentError,
     UnsupportedError,
 )
 from awq_edge.float_model import FloatModel
@@ -43,7 +42,7 @@ _MODEL = "model"
 _CHUNK_BYTES = 1 << 20
 _MANIFEST_BYTES = 1 << 28
 # The next try with the same input would fail at the same place.
-_OF_THE_INPUT = (CheckpointError, FileInvalidError, InvalidArgumentError, UnsupportedError)
+_OF_THE_INPUT = (CheckpointError, FileInvalidError, UnsupportedError)
 
 Floats = npt.NDArray[np.float32]
 

@@ -202,7 +202,7 @@ def test_what_is_in_the_way_is_not_taken_away(made: Bundle, tmp_path: Path) -> N
     partial = tmp_path / ".out.partial"
     partial.mkdir()
     (partial / "mine").write_text("")
-    with pytest.raises(FileUnreadableError, match="holds files that are no bundle's"):
+    with pytest.raises(FileUnreadableError, match="is in the way and is not"):
         write(made, tmp_path / "out")
     assert (partial / "mine").exists()
     (partial / "mine").unlink()
@@ -223,7 +223,7 @@ def test_two_bundles_of_one_name_at_once(made: Bundle, tmp_path: Path) -> None:
 
     def begin_another(_: int) -> None:
         if not refused:
-            with pytest.raises(FileUnreadableError, match="Another bundle") as caught:
+            with pytest.raises(FileUnreadableError, match="Another awq-edge") as caught:
                 write(made, tmp_path / "out")
             refused.append(caught)
 
