@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 from pathlib import Path
 from typing import Any
 
@@ -419,3 +420,16 @@ def test_quantised_matrices_without_their_settings(tmp_path: Path) -> None:
 def test_quantised_checkpoint(tmp_path: Path, tensors: dict[str, Any]) -> None:
     write(tmp_path, tensors, quantization_config={"quant_method": "gptq"})
     fails(tmp_path, "already quantised (gptq)", "original")
+
+
+def test_nothing_else_unpickles() -> None:
+    """One call of torch.load in the package, and a restricted one."""
+    package = Path(open_checkpoint.__code__.co_filename).parents[1]
+    calls = {
+        path.name: line.strip()
+        for path in package.rglob("*.py")
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(r"torch\.load\(|import pickle\b|allow_pickle=True|joblib", line)
+    }
+    assert set(calls) == {"pickled_file.py"}
+    assert "weights_only=True" in calls["pickled_file.py"]
