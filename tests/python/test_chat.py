@@ -308,8 +308,6 @@ ENDLESS = {
     "loops": "{% for a in range(99999) %}{% for b in range(99999) %}{% endfor %}{% endfor %}",
     "macro": "{% macro f(n) %}{% if n %}{{ f(n-1) }}{{ f(n-1) }}{% endif %}{% endmacro %}"
     "{{ f(60) }}",
-    "slice": "{{ [1] | slice(10**11) | list }}",
-    "lipsum": "{{ lipsum(n=10**9) }}",
     "power": "{{ ((9**9999)**9999) // 7 }}",
 }
 SWELLING = {

@@ -95,6 +95,15 @@ def test_standard_error_is_that_of_the_mean() -> None:
     assert result.standard_error == pytest.approx(expected, rel=1e-5)
 
 
+@pytest.mark.parametrize("chunk", [[0, 1, 2, 64], [0, 64, 1, 2], [64, 1, 2, 3], [0, -1, 2, 3]])
+def test_ids_are_checked_before_the_work(chunk: list[int]) -> None:
+    """Also the last one, which is scored and never fed; no chunk is measured before all are."""
+    source = FixedSource(64, 0.25)
+    with pytest.raises(errors.InvalidArgumentError, match=r"token -?\d+, but .* only 64;"):
+        measure(source, [[0, 1, 2, 3], chunk])
+    assert source.asked == []
+
+
 def test_one_token_has_no_standard_error() -> None:
     assert measure(FixedSource(64, 0.25), [[0, 1, 2, 3]]) == Perplexity(
         value=pytest.approx(4.0), standard_error=None, tokens=1, chunks=1

@@ -41,6 +41,16 @@ def chunks(count: int = 3, context: int = 101) -> list[list[int]]:
     return np.random.default_rng(5).integers(0, VOCABULARY, (count, context)).tolist()
 
 
+def test_ids_are_checked_before_the_work() -> None:
+    """By the vocabulary of both models."""
+    source = FixedSource(1, 7)
+    smaller = FixedSource(2, 7)
+    smaller.vocabulary_size = VOCABULARY - 1
+    for pair in ((source, smaller), (smaller, source)):
+        with pytest.raises(InvalidArgumentError, match=f"knows only {VOCABULARY - 1}"):
+            measure(*pair, [[0, 1, 2, VOCABULARY - 1]])
+
+
 def plain(p_source: FixedSource, q_source: FixedSource, texts: list[list[int]]) -> Divergence:
     """The same figures, one token at a time, with nothing but math."""
     divergences, same, flips, p_losses, q_losses = [], [], [], [], []

@@ -279,6 +279,28 @@ def test_continuations_stop_where_they_should(stories: Model) -> None:
     assert text == expected.split(".")[0]
 
 
+def test_chat_prompts_begin_as_their_template_says(
+    stories: Model, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """No BOS where the template writes none, although the model's plain prompts begin with it."""
+    pytest.importorskip("lm_eval")
+    from awq_edge.accuracy.harness_model import HarnessModel
+
+    model = PackedTaskModel(stories)
+    model.metadata = {**stories.metadata, "tokenizer.chat_template": "{{ messages[0].content }}"}
+    asked: list[list[int]] = []
+    monkeypatch.setattr(
+        model, "generate", lambda tokens, *_: asked.append(list(tokens)) or "", raising=True
+    )
+    lm = HarnessModel(model, "stories")
+    settings = {"until": ["."], "max_gen_toks": 4}
+    lm.generate_until(requests(("Once", settings)))
+    prompt = lm.apply_chat_template([{"role": "user", "content": "Once"}])
+    lm.generate_until(requests((prompt, settings)))
+    chat = stories.tokenize("Once", add_bos=False)
+    assert asked == [[stories.tokenizer.bos_token_id, *chat], chat]
+
+
 def test_float_and_packed_models_continue_alike(assets: Path) -> None:
     """At 8 bits greedy choices of so short a text agree."""
     pytest.importorskip("torch")
@@ -304,7 +326,7 @@ def test_chat_prompts_need_a_template(stories: Model) -> None:
         chat_prompt(PackedTaskModel(stories), messages)
     template = "{% for m in messages %}<{{ m.role }}>{{ m.content }}{% endfor %}"
     model = FloatTaskModel(
-        SimpleNamespace(),  # type: ignore[arg-type]  # never asked for logits
+        SimpleNamespace(vocabulary_size=512),  # type: ignore[arg-type]  # never asked for logits
         Tokenizer(stories.metadata["tokenizer.huggingface.json"]),  # type: ignore[arg-type]
         64,
         {"tokenizer.chat_template": template},
