@@ -8,6 +8,7 @@ instruction newer than armv8.0 outside the kernels which are chosen for CPUs tha
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import shutil
 import subprocess
@@ -50,22 +51,32 @@ def find_tool(*names: str) -> str:
 
 
 def run(*command: str) -> str:
-    """The standard output of ``command``, which must succeed."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    """The standard output of ``command``, which must succeed, in the language that is read here."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment
+    ).stdout
 
 
 def linking_problems(library: Path) -> Iterator[str]:
     """What stands in the way of loading ``library`` on an older system."""
     readelf = find_tool("aarch64-linux-gnu-readelf", "readelf")
-    for name in re.findall(r"\(NEEDED\).*\[(.+)\]", run(readelf, "-dW", str(library))):
+    needed = re.findall(r"\(NEEDED\).*\[(.+)\]", run(readelf, "-dW", str(library)))
+    versions = set(re.findall(r"GLIBC_([\d.]+)", run(readelf, "-VW", str(library))))
+    program = run(readelf, "-lW", str(library)).splitlines()
+    segments = [line.split() for line in program if line.split()[:1] == ["LOAD"]]
+    for what, found in (("library", needed), ("glibc version", versions), ("segment", segments)):
+        if not found:
+            yield f"readelf names no {what} of it"
+    for name in needed:
         if name not in ALLOWED_LIBRARIES:
             yield f"needs {name}, which a board may not have"
-    for version in sorted(set(re.findall(r"GLIBC_([\d.]+)", run(readelf, "-VW", str(library))))):
+    for version in sorted(versions):
         if tuple(int(part) for part in version.split(".")) > NEWEST_GLIBC:
             yield f"needs glibc {version}; Raspberry Pi OS bullseye and JetPack 5 have 2.31"
-    for line in run(readelf, "-lW", str(library)).splitlines():
-        if line.split()[:1] == ["LOAD"] and int(line.split()[-1], 16) < PAGE_SIZE:
-            yield f"a segment is aligned to {line.split()[-1]}; kernels with 64 KB pages refuse it"
+    for segment in segments:
+        if int(segment[-1], 16) < PAGE_SIZE:
+            yield f"a segment is aligned to {segment[-1]}; kernels with 64 KB pages refuse it"
 
 
 def export_problems(library: Path) -> Iterator[str]:
@@ -139,7 +150,10 @@ def weak_symbol_problems(build: Path) -> Iterator[str]:
     """Code of kernels that the linker could use for others: inline functions are weak symbols."""
     readelf = find_tool("aarch64-linux-gnu-readelf", "readelf")
     pattern = "CMakeFiles/awq_edge_objects.dir/native/kernels/**/*_neon*.cpp.o"
-    for path in sorted(build.glob(pattern)):
+    paths = sorted(build.glob(pattern))
+    if not paths:
+        yield f"{build} holds no objects of kernels"
+    for path in paths:
         for name in _symbols(run(readelf, "-sW", str(path)), "WEAK"):
             yield f"{path.name} defines the weak symbol {name}"
 

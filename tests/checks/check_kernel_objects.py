@@ -15,6 +15,7 @@ Two rules over the object files of a build folder, by nm and objdump:
 from __future__ import annotations
 
 import argparse
+import os
 import re
 import subprocess
 import sys
@@ -67,8 +68,11 @@ def isa_of(path: Path) -> str:
 
 
 def output_of(command: list[str]) -> str:
-    """Standard output of a program that must succeed."""
-    return subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    """Standard output of a program that must succeed, in the language that is read here."""
+    environment = {**os.environ, "LC_ALL": "C"}
+    return subprocess.run(
+        command, check=True, capture_output=True, text=True, env=environment
+    ).stdout
 
 
 def audit(path: Path, tools: str) -> list[str]:
@@ -85,9 +89,10 @@ def audit(path: Path, tools: str) -> list[str]:
             if match and isa_of(path) != "reference":
                 problems.append(f"{path.name}: weak symbol {match[2]}")
     text = output_of([tools + "objdump", "-d", "--no-show-raw-insn", str(path)])
-    machine = "arm" if "aarch64" in text.split("\n", 3)[1] else "x86"
+    machine = "arm" if "aarch64" in text[:200] else "x86"
     rules = [(re.compile(pattern), name) for pattern, name in forbidden(machine, isa_of(path))]
     function = "?"
+    read = 0
     for line in text.splitlines():
         header = re.match(r"[0-9a-f]+ <(.*)>:", line)
         if header:
@@ -96,6 +101,7 @@ def audit(path: Path, tools: str) -> list[str]:
         parts = line.split("\t", 1)
         if len(parts) < 2 or not parts[0].rstrip().endswith(":"):
             continue
+        read += 1
         # Comments name addresses and symbols, not instructions.
         instruction = re.split(r"[#<]|//", parts[1])[0].strip() + " "
         for rule, name in rules:
@@ -104,6 +110,8 @@ def audit(path: Path, tools: str) -> list[str]:
                     f"{path.name}: {name} instruction in {function}: {instruction.strip()}"
                 )
                 break
+    if not read and isa_of(path) != "reference" and not path.name.startswith("table_"):
+        problems.append(f"{path.name}: no instruction was read")
     return problems
 
 

@@ -68,3 +68,21 @@ def test_a_report_that_raises_ends_the_selftest() -> None:
     with pytest.raises(KeyboardInterrupt):
         _native.selftest(stop)
     assert len(told) == 1
+
+
+@pytest.mark.parametrize(
+    "results",
+    [
+        [],
+        [SelftestResult("reference", "attention", 90, 0)],
+        [SelftestResult("reference", "attention", 90, 0), SelftestResult("neon", "rope", 0, 0)],
+    ],
+)
+def test_what_was_not_compared_has_not_passed(
+    results: list[SelftestResult], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "selftest", lambda report: [report(entry) for entry in results])
+    monkeypatch.setattr(_native, "kernel_tables", lambda: ["neon", "reference"])
+    result = CliRunner().invoke(app, ["selftest"])
+    assert result.exit_code == 1
+    assert "NOTHING was compared" in result.output
