@@ -15,7 +15,7 @@ MODEL := examples/novels-7m
 DEMO_FILE := demo/novels-7m.awq.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lint-rules format fuzz bench docs wheel
+.PHONY: help setup demo test lint lint-rules format fuzz bench docs wheel board board-quick
 
 help:
 	@echo "make demo    convert the model in $(MODEL) with AWQ and generate text from the packed file"
@@ -23,6 +23,7 @@ help:
 	@echo "make setup   the local environment alone     make lint    formatting, types, house rules"
 	@echo "make format  rewrite the sources             make fuzz    3 minutes of fuzzing"
 	@echo "make bench   speed on this machine           make docs    generated parts of the documents"
+	@echo "make board   deploy on virtual boards with power cuts (an hour; make board-quick: two cases)"
 	@echo "make wheel   a wheel for this machine and the sources to build it from, in dist/"
 
 $(BIN)/python:
@@ -102,3 +103,10 @@ wheel: setup
 	@mkdir -p "$(DIST)"
 	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$(DIST)" .
 	$(BIN)/python -c 'import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])' "$(DIST)"
+
+# Needs qemu-system-arm and Debian's packages; where one is missing it says so, and nothing was tried.
+board: setup
+	$(BIN)/python tests/board/cases.py || [ $$? = 77 ]
+
+board-quick: setup
+	$(BIN)/python tests/board/cases.py --quick || [ $$? = 77 ]

@@ -1,0 +1,481 @@
+"""deploy on whole virtual boards: boots, power cuts, full disks, other kernels: ``make board``.
+
+    python tests/board/cases.py [--quick] [--cuts N] [--seed S] [--wheel WHEEL] [CASE...]
+
+Builds images once (images.py), runs each case on a copy, and prints a table with times. A cut is
+placed by what was seen: after a line that the command printed, and a random part of the time that
+passed before the next one when nobody cut. Works in ``build/board`` alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import json
+import os
+import random
+import shlex
+import shutil
+import subprocess
+import sys
+import threading
+import time
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from dataclasses import dataclass, field, replace
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).resolve().parent))
+import images
+from images import ROOT, WORK, Unavailable
+from machine import BoardFailure, Kind, Machine, missing_tools, running
+
+STORIES = ROOT / "tests/data/stories260k.awq.gguf"
+MODEL = STORIES.name
+PROMPT = "Once upon a time"
+EDGE = "~/.local/bin/awq-edge"
+PREFIX = "~/.local/share/awq-edge"
+# What the board's own Python prints of a model: a hash over all logits of a prompt.
+REPORT = """
+import hashlib, sys
+from awq_edge import Model
+with Model.open(sys.argv[1]) as model:
+    logits = model.logits(model.tokenize(sys.argv[2]) * 8)
+    print(hashlib.sha256(logits.tobytes()).hexdigest())
+"""
+# Files of complete releases that are empty and should not be; the list says what should be.
+EMPTIED = """
+import os, sys
+for release in os.scandir(sys.argv[1] + "/releases"):
+    try: lines = open(release.path + "/files.txt").read().splitlines()
+    except OSError: print("no list in", release.name); continue
+    for line in lines:
+        words = line.split(" ", 2)
+        if len(words[0]) == 64 and words[1] != "0":
+            if os.path.getsize(release.path + "/" + words[2]) == 0: print(words[2])
+"""
+
+
+@dataclass
+class Deploy:
+    """One run of the command.
+
+    Attributes:
+        status: Its exit status; None if the power was cut.
+        lines: What it printed, and when, in seconds.
+    """
+
+    status: int | None = None
+    lines: list[tuple[float, str]] = field(default_factory=list)
+
+    @property
+    def text(self) -> str:
+        """All that it printed."""
+        return "\n".join(line for _, line in self.lines)
+
+
+@dataclass
+class Bench:
+    """What all cases share."""
+
+    wheel: Path
+    cuts: int
+    chance: random.Random
+    kind: Kind
+    base: Path
+    deployed: Path
+    seen: dict[str, Deploy] = field(default_factory=dict)
+
+    def board(
+        self, image: Path | None = None, **changes: object
+    ) -> AbstractContextManager[Machine]:
+        """A running board with a copy of an image."""
+        kind = replace(self.kind, **changes)  # type: ignore[arg-type]  # fields of Kind
+        copy = WORK / f"case-{os.getpid()}.img"
+        return running(kind, image or self.base, copy, images.user_key())
+
+
+Cut = Callable[[str], float | None]
+
+
+def deploy(
+    bench: Bench, machine: Machine, *options: str, model: Path = STORIES, cut: Cut | None = None
+) -> Deploy:
+    """Runs 'awq-edge deploy' against a board.
+
+    Args:
+        bench: The wheel.
+        machine: The board.
+        *options: Further ones.
+        model: What to bring.
+        cut: Asked at each line that the command prints: in how many seconds the power goes.
+    """
+    command = [sys.executable, "-m", "awq_edge.cli.main", "deploy", str(model), "pi@127.0.0.1"]
+    command += ["--ssh", machine.ssh, "--wheel", str(bench.wheel), *options]
+    if "--target" not in options:
+        command += ["--target", "rpi4b"]
+    result = Deploy()
+    begin = time.monotonic()
+    cutting: list[threading.Timer] = []
+    with subprocess.Popen(
+        command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True
+    ) as process:
+        assert process.stdout is not None
+        for line in process.stdout:
+            result.lines.append((time.monotonic() - begin, line.rstrip("\n")))
+            print(f"    {result.lines[-1][0]:6.1f}  {line}", end="", flush=True)
+            seconds = cut(line) if cut is not None and not cutting else None
+            if seconds is not None:
+                cutting.append(threading.Timer(seconds, machine.cut))
+                cutting[0].start()
+    for timer in cutting:
+        timer.join()
+    result.status = None if cutting else process.returncode
+    return result
+
+
+def must_deploy(bench: Bench, machine: Machine, *options: str, **more: object) -> Deploy:
+    """A run that ends well."""
+    result = deploy(bench, machine, *options, **more)  # type: ignore[arg-type]  # as deploy has them
+    if result.status != 0:
+        raise BoardFailure(f"deploy ended with {result.status}: {result.lines[-1][1]}")
+    return result
+
+
+def must_refuse(result: Deploy, *words: str) -> None:
+    """A run that ends with one sentence which has these words."""
+    said = [line for _, line in result.lines if line.startswith("awq-edge: ")]
+    if result.status != 1 or len(said) != 1 or not all(word in said[0] for word in words):
+        raise BoardFailure(f"expected a sentence with {words}, found {result.status}: {said}")
+
+
+def must_run(bench: Bench, machine: Machine, model: str = MODEL) -> None:
+    """The installed command gives the workstation's text and logits, and finds its files whole."""
+    arguments = f"run {PREFIX}/models/{model} -p {shlex.quote(PROMPT)} -n 24 --temperature 0 -q"
+    text = machine.must(f"{EDGE} {arguments}")
+    if text != here()["text"]:
+        raise BoardFailure(f"the board generates {text!r} and the workstation {here()['text']!r}")
+    python = f"{PREFIX}/current/bin/python -I -B -c {shlex.quote(REPORT)}"
+    found = machine.must(f"{python} {PREFIX}/models/{model} {shlex.quote(PROMPT)}").strip()
+    if found != here()["logits"]:
+        raise BoardFailure("the board's logits are not those of the workstation")
+    must_be_whole(machine)
+
+
+def must_be_whole(machine: Machine) -> None:
+    """No file is empty that should not be, and all contents are as they were installed."""
+    empty = machine.must(f"python3 -c {shlex.quote(EMPTIED)} {PREFIX}")
+    if empty:
+        raise BoardFailure(
+            f"{len(empty.splitlines())} files are empty: {empty.splitlines()[0]} ..."
+        )
+    machine.must(f"{EDGE} selftest")
+
+
+_HERE: dict[str, str] = {}
+
+
+def here() -> dict[str, str]:
+    """Text and logits on this machine."""
+    if not _HERE:
+        command = [sys.executable, "-m", "awq_edge.cli.main", "run", str(STORIES), "-p", PROMPT]
+        command += ["-n", "24", "--temperature", "0", "-q"]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        _HERE["text"] = done.stdout
+        command = [sys.executable, "-c", REPORT, str(STORIES), PROMPT]
+        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
+        _HERE["logits"] = done.stdout.strip()
+    return _HERE
+
+
+# ---- cases ---------------------------------------------------------------------------------------
+
+
+def fresh_and_cut(bench: Bench) -> str:
+    """A fresh deploy, the plug pulled at its end, a boot, a restart: text, logits, every file."""
+    with bench.board() as machine:
+        result = must_deploy(bench, machine)
+        machine.cut()
+        bench.seen["fresh"] = result
+        machine.start()
+        must_run(bench, machine)
+        machine.reboot()
+        must_run(bench, machine)
+        machine.off()
+        shutil.copyfile(machine.image, bench.deployed)
+    seconds = {line.split(" ")[0]: at for at, line in result.lines}
+    spent = seconds.get("Self-test:", result.lines[-1][0]) - seconds.get("Installing", 0)
+    return f"deploy {result.lines[-1][0]:.0f} s, of it unpacking {spent:.0f} s"
+
+
+def again(bench: Bench) -> str:
+    """The same deploy again: what is there is not sent, and one release stays."""
+    with bench.board(deployed(bench)) as machine:
+        result = must_deploy(bench, machine)
+        bench.seen["again"] = result
+        if "are already there" not in result.text:
+            raise BoardFailure("what was there was sent again")
+        must_run(bench, machine)
+        if len(machine.must(f"ls {PREFIX}/releases").split()) != 1:
+            raise BoardFailure("the old release is still there")
+    return f"deploy {result.lines[-1][0]:.0f} s"
+
+
+def second_model(bench: Bench) -> str:
+    """Another model: both stay, and both run."""
+    other = WORK / "other.awq.gguf"
+    shutil.copyfile(STORIES, other)
+    with bench.board(deployed(bench)) as machine:
+        must_deploy(bench, machine, model=other)
+        must_run(bench, machine)
+        must_run(bench, machine, other.name)
+    return ""
+
+
+def cuts_of_a_fresh_one(bench: Bench) -> str:
+    """Cuts at random moments of a fresh deploy; after each the same command ends well."""
+    if "fresh" not in bench.seen:
+        with bench.board() as machine:
+            bench.seen["fresh"] = must_deploy(bench, machine)
+    return cuts(bench, bench.base, bench.seen["fresh"], was_there=False)
+
+
+def cuts_of_an_update(bench: Bench) -> str:
+    """Cuts at random moments of an update; after each the old release or the new one runs."""
+    if "again" not in bench.seen:
+        with bench.board(deployed(bench)) as machine:
+            bench.seen["again"] = must_deploy(bench, machine)
+    return cuts(bench, deployed(bench), bench.seen["again"], was_there=True)
+
+
+def cuts(bench: Bench, image: Path, uncut: Deploy, *, was_there: bool) -> str:
+    """Cuts the power ``bench.cuts`` times, each on a new copy.
+
+    Args:
+        bench: Number and seed.
+        image: What a board starts from.
+        uncut: A run without a cut: its lines are where cuts are placed.
+        was_there: A release runs before.
+    """
+    places = []
+    for number in range(bench.cuts):
+        # Not before something is written.
+        first = next(at for at, (_, line) in enumerate(uncut.lines) if "disk free" in line)
+        index = bench.chance.randrange(first, len(uncut.lines))
+        begin = uncut.lines[index][0]
+        after = uncut.lines[index + 1][0] if index + 1 < len(uncut.lines) else begin + 5
+        delay = bench.chance.uniform(0, after - begin)
+        places.append(f"{uncut.lines[index][1][:24]!r} + {delay:.1f} s")
+        print(f"  cut {number}: {places[-1]}", flush=True)
+        remaining = [index]
+
+        def place(_: str, remaining: list[int] = remaining, delay: float = delay) -> float | None:
+            remaining[0] -= 1
+            return delay if remaining[0] < 0 else None
+
+        with bench.board(image) as machine:
+            deploy(bench, machine, cut=place)
+            machine.cut()
+            machine.start()
+            installed = machine.run(f"test -e {PREFIX}/current").returncode == 0
+            if was_there and not installed:
+                raise BoardFailure(f"no release is left after a cut at {places[-1]}")
+            if installed:
+                must_run(bench, machine)
+            must_deploy(bench, machine)
+            must_run(bench, machine)
+            if len(machine.must(f"ls {PREFIX}/releases").split()) != 1:
+                raise BoardFailure(f"a release is left over after a cut at {places[-1]}")
+    return f"{bench.cuts} cuts"
+
+
+def damaged(bench: Bench) -> str:
+    """Files of each kind emptied, cut, flipped: one sentence and status 1; deploy mends it."""
+    kinds = ("*.py", "*.pyc", "*.so", "METADATA", "*.gguf", "files.txt", "pyvenv.cfg")
+    ways = {"emptied": ": >FILE", "cut": "truncate -s -1 FILE"}
+    with bench.board(deployed(bench)) as machine:
+        machine.must(f"cp -a {PREFIX} whole")
+        for pattern in kinds:
+            paths = machine.must(
+                f"cd {PREFIX}/current/ && find . -type f -size +0 -name {shlex.quote(pattern)}"
+            ).split()
+            path = f"{PREFIX}/current/{bench.chance.choice(sorted(paths))}"
+            flip = "printf '\\377' | dd of=FILE bs=1 seek=9 conv=notrunc 2>&1"
+            for way, script in {**ways, "flipped": flip}.items():
+                machine.must(script.replace("FILE", path))
+                verb = "selftest" if way == "flipped" or pattern == "*.gguf" else "--version"
+                done = machine.run(f"{EDGE} {verb}")
+                lines = done.stderr.strip().splitlines()
+                if done.returncode != 1 or len(lines) != 1 or "install it again" not in lines[0]:
+                    raise BoardFailure(f"{path} {way}: {done.returncode}, {done.stderr!r}")
+                machine.must(f"cp -a whole/{path[len(PREFIX) + 1 :]} {path}")
+        machine.must(
+            f"rm -rf whole && find {PREFIX}/current/ -type f -exec sh -c ': >$1' sh {{}} \\;"
+        )
+        if machine.run(f"{EDGE} --version").returncode != 1:
+            raise BoardFailure("with all files empty the command ends well")
+        must_deploy(bench, machine)
+        must_run(bench, machine)
+    return ""
+
+
+def full_disk(bench: Bench) -> str:
+    """No room at the check, and none that is left after it: one sentence, and the old one runs."""
+    with bench.board(deployed(bench)) as machine:
+        free = int(machine.must("df -Pk / | sed -n '2s/.* \\([0-9]*\\) *[0-9]*%.*/\\1/p'"))
+        machine.must(f"sudo fallocate -l {free - 60_000}k /fill")
+        must_refuse(deploy(bench, machine), "disk", "are free")
+        machine.must("sudo rm /fill && sync")
+
+        def fill(line: str) -> None:
+            if "disk free" in line:
+                machine.must(f"sudo fallocate -l {free - 40_000}k /fill")
+
+        must_refuse(deploy(bench, machine, cut=fill), "disk", "full")
+        must_run(bench, machine)
+        machine.must("sudo rm /fill && sync")
+        must_deploy(bench, machine)
+        must_run(bench, machine)
+    return ""
+
+
+def pages_of_16_kib(bench: Bench) -> str:
+    """A kernel as the Raspberry Pi 5 has."""
+    with bench.board(deployed(bench), kernel=images.kernel("16k"), cpu="cortex-a76") as machine:
+        if machine.must("getconf PAGESIZE").strip() != "16384":
+            raise BoardFailure("the pages have another size")
+        must_run(bench, machine)
+    return ""
+
+
+def newer_kernel(bench: Bench) -> str:
+    """Linux 6.12."""
+    with bench.board(deployed(bench), kernel=images.kernel("6.12")) as machine:
+        must_run(bench, machine)
+        return machine.must("uname -r").strip()
+
+
+def newer_python(bench: Bench) -> str:
+    """Debian trixie with Python 3.13."""
+    with bench.board(images.disk("trixie"), kernel=images.kernel("6.12")) as machine:
+        must_deploy(bench, machine)
+        must_run(bench, machine)
+        return machine.must("python3 --version").strip()
+
+
+def little_memory_in_1970(bench: Bench) -> str:
+    """512 MB, and a clock that was never set."""
+    with bench.board(options=("-m", "512M")) as machine:
+        machine.must("sudo systemctl stop systemd-timesyncd; sudo date -s 1970-01-02")
+        must_deploy(bench, machine)
+        must_run(bench, machine)
+    return ""
+
+
+def userland_of_32_bits(bench: Bench) -> str:
+    """A 64-bit kernel with 32-bit programs is refused."""
+    with bench.board(images.disk("bookworm", "armhf", "1G")) as machine:
+        must_refuse(deploy(bench, machine), "32-bit", "64-bit system")
+    return ""
+
+
+def names(bench: Bench) -> str:
+    """A board that calls itself what a profile names is found without --target."""
+    tree = WORK / "virt.dtb"
+    told = {
+        "Raspberry Pi 4 Model B Rev 1.4": "rpi4b",
+        "Raspberry Pi 5 Model B Rev 1.0": "rpi5",
+        "NVIDIA Jetson Orin Nano Developer Kit": "jetson-orin",
+        "Orange Pi 5": "aarch64-generic",
+    }
+    for name, target in told.items():
+        command = ["qemu-system-aarch64", "-M", f"virt,dumpdtb={tree}", "-cpu", bench.kind.cpu]
+        subprocess.run([*command, "-smp", "2", "-m", "1G"], check=True, capture_output=True)
+        program = Path(__file__).with_name("devicetree.py")
+        own = WORK / "named.dtb"
+        subprocess.run([sys.executable, str(program), str(tree), str(own), name], check=True)
+        with bench.board(options=("-dtb", str(own))) as machine:
+            command = [sys.executable, "-m", "awq_edge.cli.main", "deploy", str(STORIES)]
+            command += ["pi@127.0.0.1", "--ssh", machine.ssh, "--dry-run", "--json", "-q"]
+            done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+            if done.returncode != 0 or json.loads(done.stdout)["target"] != target:
+                raise BoardFailure(f"{name} is taken for another board: {done.stdout}{done.stderr}")
+    return f"{len(told)} names"
+
+
+CASES: dict[str, Callable[[Bench], str]] = {
+    case.__name__.replace("_", "-"): case
+    for case in (
+        *(fresh_and_cut, again, second_model, cuts_of_a_fresh_one, cuts_of_an_update, damaged),
+        *(full_disk, pages_of_16_kib, newer_kernel, newer_python, little_memory_in_1970),
+        *(userland_of_32_bits, names),
+    )
+}
+QUICK = ("fresh-and-cut", "again")
+
+
+def deployed(bench: Bench) -> Path:
+    """The image of a board with a release, made by the first case."""
+    if not bench.deployed.exists():
+        raise BoardFailure("the case fresh-and-cut has made no image to start from")
+    return bench.deployed
+
+
+def own_wheel() -> Path:
+    """The wheel for Arm, built if it is not up to date."""
+    command = [sys.executable, "-m", "awq_edge.cli.main", "build", "-t", "rpi4b"]
+    command += ["-o", str(WORK / "dist"), "--json", "-q"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    if done.returncode != 0:
+        raise Unavailable(done.stderr.strip())
+    return Path(json.loads(done.stdout)["wheel"])
+
+
+def main() -> int:
+    """Runs the cases that the command line names."""
+    parser = argparse.ArgumentParser(description="deploy on virtual boards")
+    parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
+    parser.add_argument("--quick", action="store_true", help=", ".join(QUICK))
+    parser.add_argument("--cuts", type=int, default=3, help="of each kind (default: 3)")
+    parser.add_argument("--seed", type=int, default=int(time.time()))
+    parser.add_argument("--wheel", type=Path, help="one for Arm; by default it is built")
+    arguments = parser.parse_args()
+    chosen = arguments.cases or (QUICK if arguments.quick else tuple(CASES))
+    for name in chosen:
+        if name not in CASES:
+            parser.error(f"there is no case {name}; there are {', '.join(CASES)}")
+    missing = missing_tools()
+    if missing:
+        print(f"no virtual board was tried: {', '.join(missing)} not installed")
+        return 77
+    begin = time.monotonic()
+    try:
+        wheel = (arguments.wheel or own_wheel()).resolve()
+        kind, base = Kind(images.kernel("6.1")), images.disk()
+    except Unavailable as error:
+        print(f"no virtual board was tried: {error}")
+        return 77
+    digest = hashlib.sha256(base.name.encode() + wheel.read_bytes()).hexdigest()[:12]
+    image = WORK / f"deployed-{digest}.img"
+    bench = Bench(wheel, arguments.cuts, random.Random(arguments.seed), kind, base, image)
+    rows = [("images and wheel", time.monotonic() - begin, "ok", "")]
+    print(f"seed {arguments.seed}", flush=True)
+    for name in chosen:
+        begin = time.monotonic()
+        print(f"{name}: {CASES[name].__doc__}", flush=True)
+        try:
+            rows.append((name, 0.0, "ok", CASES[name](bench)))
+        except Unavailable as error:
+            rows.append((name, 0.0, "not tried", str(error)))
+        except (BoardFailure, subprocess.SubprocessError) as error:
+            rows.append((name, 0.0, "FAILED", str(error)))
+        rows[-1] = (name, time.monotonic() - begin, *rows[-1][2:])
+        print(f"  {rows[-1][2]} {rows[-1][3]}", flush=True)
+    print(f"\n{'case':22} {'time':>10}  result")
+    for name, seconds, result, text in rows:
+        print(f"{name:22} {seconds / 60:4.0f} min {seconds % 60:02.0f}  {result} {text}")
+    return 1 if any(row[2] == "FAILED" for row in rows) else 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
