@@ -10,15 +10,17 @@ reference: a call that another thread has begun holds its own until it returns.
 
 from __future__ import annotations
 
+import contextlib
 import functools
+import importlib
+import io
 import os
 import struct
+import zlib
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Union
-
-import cffi
 
 from awq_edge import errors
 
@@ -130,10 +132,44 @@ def declarations(header: str) -> str:
         raise errors.InternalError(f"{HEADER_NAME} has no cffi markers.") from error
 
 
+def parsed_declarations(text: str) -> str:
+    """A Python module with what cffi makes of declarations, which takes it longer than all else.
+
+    A board's wheel carries it as ``_declarations.py``; see ``_declared``.
+    """
+    import tempfile
+
+    import cffi
+
+    ffi = cffi.FFI()
+    ffi.set_source("awq_edge._declarations", None)
+    ffi.cdef(text)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "declarations.py"
+        with contextlib.redirect_stdout(io.StringIO()):  # it tells what it writes
+            ffi.emit_python_code(str(path))
+        return f"{path.read_text(encoding='utf-8')}\nSOURCE = {zlib.crc32(text.encode()):#x}\n"
+
+
+def _declared(text: str) -> Any:
+    """What cffi makes of declarations: as it was made before, if it was made of the same."""
+    try:
+        made = importlib.import_module("awq_edge._declarations")
+    except ImportError:  # a checkout
+        pass
+    else:
+        if zlib.crc32(text.encode()) == made.SOURCE:
+            return made.ffi
+    import cffi
+
+    ffi = cffi.FFI()
+    ffi.cdef(text)
+    return ffi
+
+
 @functools.cache
 def _load() -> tuple[Any, Any]:
-    ffi = cffi.FFI()
-    ffi.cdef(declarations(header_path().read_text(encoding="utf-8")))
+    ffi = _declared(declarations(header_path().read_text(encoding="utf-8")))
     path = library_path()
     try:
         library = ffi.dlopen(str(path))

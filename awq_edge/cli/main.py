@@ -2,7 +2,9 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
+import importlib
 import sys
+from collections.abc import Iterable
 from typing import Annotated
 
 import typer
@@ -10,26 +12,12 @@ import typer
 from awq_edge import __version__
 from awq_edge.cli import _errors, _streams
 from awq_edge.cli._interrupt import interruptible
-from awq_edge.cli.analyze import analyze
-from awq_edge.cli.bench import bench
-from awq_edge.cli.build import build
-from awq_edge.cli.bundle import bundle
-from awq_edge.cli.convert import convert
-from awq_edge.cli.deploy import deploy
-from awq_edge.cli.doctor import doctor
-from awq_edge.cli.eval import app as eval_app
-from awq_edge.cli.export import export
-from awq_edge.cli.inspect import inspect
-from awq_edge.cli.run import run
-from awq_edge.cli.selftest import selftest
-from awq_edge.cli.targets import targets
 
-app = typer.Typer(
-    name="awq-edge",
-    help="AWQ-quantised language models: one file, one arithmetic, every device.",
-    add_completion=False,
-    pretty_exceptions_enable=False,
-    context_settings={"help_option_names": ["-h", "--help"]},
+# In the order of the help. Each is a module here, loaded when it is asked for: together they take
+# longer to load than a board takes to the first token.
+_COMMANDS = (
+    *("convert", "inspect", "run", "eval", "bench", "export", "analyze"),
+    *("targets", "build", "bundle", "deploy", "doctor", "selftest"),
 )
 
 
@@ -39,7 +27,6 @@ def _print_version(wanted: bool) -> None:
         raise typer.Exit
 
 
-@app.callback(invoke_without_command=True)
 def _root(
     context: typer.Context,
     version: Annotated[
@@ -53,19 +40,31 @@ def _root(
         print(context.get_help(), end="")
 
 
-app.command()(convert)
-app.command()(inspect)
-app.command()(run)
-app.add_typer(eval_app, name="eval")
-app.command()(bench)
-app.command()(export)
-app.command()(analyze)
-app.command()(targets)
-app.command()(build)
-app.command()(bundle)
-app.command()(deploy)
-app.command()(doctor)
-app.command()(selftest)
+def application(names: Iterable[str] = _COMMANDS) -> typer.Typer:
+    """The command line with the commands of these names."""
+    made = typer.Typer(
+        name="awq-edge",
+        help="AWQ-quantised language models: one file, one arithmetic, every device.",
+        add_completion=False,
+        pretty_exceptions_enable=False,
+        context_settings={"help_option_names": ["-h", "--help"]},
+    )
+    made.callback(invoke_without_command=True)(_root)
+    for name in names:
+        module = importlib.import_module(f"awq_edge.cli.{name}")
+        if name == "eval":
+            made.add_typer(module.app, name=name)
+        else:
+            made.command()(getattr(module, name))
+    return made
+
+
+def _asked(arguments: list[str]) -> tuple[str, ...]:
+    """The commands that a command line can be about: its first word, or all of them."""
+    first = arguments[0] if arguments else ""
+    if first == "--version":
+        return ()
+    return (first,) if first in _COMMANDS else _COMMANDS
 
 
 def main() -> None:
@@ -74,7 +73,7 @@ def main() -> None:
     try:
         # Not standalone: typer would print usage errors and swallow Ctrl-C in its own way.
         with interruptible():
-            status = app(prog_name="awq-edge", standalone_mode=False)
+            status = application(_asked(sys.argv[1:]))(prog_name="awq-edge", standalone_mode=False)
         sys.stdout.flush()
     except BaseException as error:
         sys.exit(_errors.exit_status(error))

@@ -1,6 +1,7 @@
 """What a board says, before anybody believes it: a board may be broken, or another's.
 
-Owns the way from its words to values and to text that a terminal may show. Refuses to ask.
+Owns the way from its words to values, and to text of a length that a terminal may show. Refuses to
+ask.
 """
 
 from __future__ import annotations
@@ -13,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from awq_edge.errors import BoardError
+from awq_edge.terminal_text import printable, printable_line
 
 # What one line of a board may take on a terminal.
 _SHOWN_LETTERS = 300
@@ -39,18 +41,9 @@ class Facts:
     prefix: str
 
 
-def printable(text: str, letters: int = _SHOWN_LETTERS) -> str:
-    """One line that cannot steer a terminal: control characters escaped, long ones cut."""
-    shown = text if len(text) <= letters else f"{text[:letters]}..."
-    return "".join(
-        letter if letter.isprintable() else letter.encode("unicode_escape").decode("ascii")
-        for letter in shown
-    )
-
-
-def printable_lines(text: str) -> str:
-    """A text whose line breaks and tabs stay; everything else as ``printable`` has it."""
-    return "".join(letter if letter in "\n\t" else printable(letter) for letter in text)
+def shown(text: str, letters: int = _SHOWN_LETTERS) -> str:
+    """One line that cannot steer a terminal: control characters spelt out, long ones cut."""
+    return printable_line(text if len(text) <= letters else f"{text[:letters]}...")
 
 
 def read_facts(host: str, answer: str) -> Facts:
@@ -83,9 +76,9 @@ def read_facts(host: str, answer: str) -> Facts:
             "login? Let it print nothing when ssh runs a command."
         )
     return Facts(
-        board=printable(values["board"], 100),
+        board=shown(values["board"], 100),
         machine=values["machine"],
-        glibc=printable(values["glibc"], 20),
+        glibc=shown(values["glibc"], 20),
         python=values["python"],
         memory_free_bytes=int(values["memory_free_kb"]) * 1024,
         memory_total_bytes=int(values["memory_total_kb"]) * 1024,
@@ -111,7 +104,7 @@ def read_report(host: str, answer: str) -> dict[str, Any]:
     for name in ("prompt", "text", "kernels"):
         if not isinstance(report.get(name), str):
             raise wrong
-        found[name] = printable_lines(report[name])
+        found[name] = printable(report[name])
     for name in ("tokens", "decode_bytes", "threads", "peak_rss_bytes"):
         if not _is_count(report.get(name)):
             raise wrong
@@ -134,7 +127,7 @@ def read_report(host: str, answer: str) -> dict[str, Any]:
     if not isinstance(board, dict):
         raise wrong
     found["board"] = {
-        printable(name, 40): printable(value) if isinstance(value, str) else value
+        shown(name, 40): shown(value) if isinstance(value, str) else value
         for name, value in board.items()
         if value is None or isinstance(value, (str, bool)) or _is_number(value)
     }
@@ -149,7 +142,7 @@ def _state(value: Any, wrong: BoardError) -> Mapping[str, bool] | None:
         raise wrong
     if not all(isinstance(flag, bool) for flag in value.values()):
         raise wrong
-    return {printable(name, 40): flag for name, flag in value.items()}
+    return {shown(name, 40): flag for name, flag in value.items()}
 
 
 def _is_number(value: Any) -> bool:

@@ -11,7 +11,7 @@ import contextlib
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from awq_edge.device.answers import Facts, printable, read_facts, read_report
+from awq_edge.device.answers import Facts, read_facts, read_report, shown
 from awq_edge.device.bundle import Bundle, Requirements, own_text
 from awq_edge.device.ssh import Remote, Result
 from awq_edge.errors import BoardError
@@ -169,7 +169,7 @@ def install(
 
     def tell(line: str) -> None:
         if heard is not None and not line.startswith("install.sh: "):
-            heard(printable(line))
+            heard(shown(line))
 
     result = remote.run(_INSTALL, prefix, *options, seconds=_INSTALL_SECONDS, heard=tell)
     _raise_for(remote, result, "The installation")
@@ -237,10 +237,10 @@ def _raise_for(remote: Remote, result: Result, what: str) -> None:
     lines = [line.strip() for line in f"{result.output}\n{result.errors}".splitlines()]
     mine = [line for line in lines if line.startswith("install.sh: ")]
     if mine:
-        words = printable(mine[-1].partition(": ")[2], 1000)
+        words = shown(mine[-1].partition(": ")[2], 1000)
         raise BoardError(f"{remote.host}: {words}")
     said = [line for line in result.errors.splitlines() if line.strip()] or [
         line for line in lines if line
     ]
-    why = printable(said[-1].strip()).rstrip(".") if said else f"exit status {result.status}"
+    why = shown(said[-1].strip()).rstrip(".") if said else f"exit status {result.status}"
     raise BoardError(f"{what} failed on {remote.host}: {why}.")

@@ -20,7 +20,7 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import IO
 
-from awq_edge.device.answers import printable
+from awq_edge.device.answers import shown
 from awq_edge.errors import BoardError, InvalidArgumentError, UnsupportedError
 
 # What ssh itself exits with; anything else is the remote command's.
@@ -254,7 +254,7 @@ class Remote:
             if mark in said:
                 return sentence.format(host=self.host)
         lines = [line.strip() for line in said.splitlines() if line.startswith(_SSH_WORDS)]
-        why = f" ({printable(lines[-1]).rstrip('.')})" if lines else ""
+        why = f" ({shown(lines[-1]).rstrip('.')})" if lines else ""
         return f"The connection to {self.host} broke{why}: run the same command again."
 
 

@@ -11,7 +11,7 @@ import hashlib
 import zipfile
 from pathlib import Path
 
-from awq_edge import __version__
+from awq_edge import __version__, _native
 from awq_edge.device.library import LIBRARY_NAME
 from awq_edge.device.project import metadata_files
 from awq_edge.device.sources import package_files
@@ -46,6 +46,9 @@ def write_wheel(profile: Profile, library: Path, folder: Path) -> Path:
     """
     contents = {name: path.read_bytes() for name, path in package_files().items()}
     contents[f"awq_edge/{LIBRARY_NAME}"] = library.read_bytes()
+    header = contents["awq_edge/include/awq_edge.h"].decode("utf-8")
+    parsed = _native.parsed_declarations(_native.declarations(header))
+    contents["awq_edge/_declarations.py"] = parsed.encode()
     info = f"awq_edge-{__version__}.dist-info"
     contents.update({f"{info}/{name}": data for name, data in metadata_files().items()})
     contents[f"{info}/WHEEL"] = (

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import typer.main
 
-from awq_edge.cli.main import app
+from awq_edge.cli.main import application
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "cli.md"
@@ -31,7 +31,7 @@ def command_reference() -> str:
         "",
         "Generated from the commands themselves by `make docs`.",
     ]
-    root = typer.main.get_command(app)
+    root = typer.main.get_command(application())
     commands = [(f"awq-edge {name}", command) for name, command in _leaves(root)]
     for name, command in commands:
         usage = [name]

@@ -11,6 +11,7 @@ import platform
 import subprocess
 import sys
 import sysconfig
+import types
 import zipfile
 from pathlib import Path
 
@@ -18,7 +19,7 @@ import pytest
 from boards import ROOT, WORK, arm_wheel
 from conftest import Command
 
-from awq_edge import __version__
+from awq_edge import __version__, _native
 from awq_edge.device import library, sources, wheel
 from awq_edge.device.library import LibraryBuild, find_tools
 from awq_edge.device.project import metadata_files, runtime_requirements
@@ -93,6 +94,28 @@ def test_the_record_has_every_file_with_its_checksum(stand_in: Path, tmp_path: P
 def test_the_same_files_give_the_same_bytes(stand_in: Path, tmp_path: Path) -> None:
     first = wheel.write_wheel(PI, stand_in, tmp_path / "one").read_bytes()
     assert wheel.write_wheel(PI, stand_in, tmp_path / "two").read_bytes() == first
+
+
+def test_the_wheel_holds_what_cffi_makes_of_the_header(
+    stand_in: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The library as it is declared there does what it does otherwise; another header counts."""
+    made = wheel.write_wheel(PI, stand_in, tmp_path)
+    with zipfile.ZipFile(made) as archive:
+        source = archive.read("awq_edge/_declarations.py").decode()
+        text = _native.declarations(archive.read("awq_edge/include/awq_edge.h").decode())
+    module = types.ModuleType("awq_edge._declarations")
+    exec(source, module.__dict__)
+    monkeypatch.setitem(sys.modules, "awq_edge._declarations", module)
+    monkeypatch.setattr("awq_edge._declarations", module, raising=False)
+    ffi = _native._declared(text)
+    assert ffi is module.ffi
+    library = ffi.dlopen(str(_native.library_path()))
+    assert library.awqe_abi_version() == library.AWQE_ABI_VERSION
+    assert ffi.string(library.awqe_version()).decode() == _native.library_version()
+    for name in ("awqe_error", "awqe_session_options", "awqe_batch_input"):
+        assert ffi.sizeof(name) == _native._load()[0].sizeof(name)
+    assert _native._declared(text + " ") is not module.ffi
 
 
 def test_pip_takes_the_wheel_for_a_board(stand_in: Path, tmp_path: Path) -> None:

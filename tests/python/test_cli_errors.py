@@ -115,7 +115,7 @@ def test_ctrl_c_waits_until_a_package_is_loaded(
         importlib.import_module("half_loaded")
         time.sleep(20)
 
-    monkeypatch.setattr(main, "app", load)
+    monkeypatch.setattr(main, "application", lambda _: load)
     started = time.monotonic()
     with pytest.raises(SystemExit) as ended:
         main.main()

@@ -14,7 +14,7 @@ from typer.testing import CliRunner
 
 from awq_edge import _native
 from awq_edge._native import SelftestResult
-from awq_edge.cli.main import app
+from awq_edge.cli.main import application
 
 
 def test_every_kernel_of_this_cpu_passes(command: Command) -> None:
@@ -48,7 +48,7 @@ def test_wrong_bits_are_told_and_end_with_one(
 
     monkeypatch.setattr(_native, "selftest", wrong)
     monkeypatch.setattr(_native, "kernel_tables", lambda: ["neon", "reference"])
-    result = CliRunner().invoke(app, ["selftest", *(["--json"] if as_json else [])])
+    result = CliRunner().invoke(application(), ["selftest", *(["--json"] if as_json else [])])
     assert result.exit_code == 1
     if as_json:
         assert '"passed": false' in result.output
@@ -83,6 +83,6 @@ def test_what_was_not_compared_has_not_passed(
 ) -> None:
     monkeypatch.setattr(_native, "selftest", lambda report: [report(entry) for entry in results])
     monkeypatch.setattr(_native, "kernel_tables", lambda: ["neon", "reference"])
-    result = CliRunner().invoke(app, ["selftest"])
+    result = CliRunner().invoke(application(), ["selftest"])
     assert result.exit_code == 1
     assert "NOTHING was compared" in result.output
