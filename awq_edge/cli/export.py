@@ -31,8 +31,9 @@ def export(
     from awq_edge.interchange.export import export_packed, export_to
 
     wanted = export_to(kind, path)
-    with Model.open(file):  # validates the file as the runtime does
-        pass
+    with Model.open(file) as model:  # validates the file as the runtime does, and its texts
+        if "tokenizer.huggingface.json" in model.metadata:
+            _ = model.tokenizer
     export_packed(file, wanted)
     report_export(wanted, output)
     output.json({"file": str(file), "kind": kind, "exported": str(path)})

@@ -338,6 +338,28 @@ def test_a_bad_file_is_told_as_the_runtime_tells_it(
     assert not (tmp_path / "out.gguf").exists()
 
 
+@pytest.mark.parametrize("kind", ["gguf", "hf-awq"])
+@pytest.mark.parametrize(
+    ("before", "after"),
+    [
+        (b'{"version"', b'\0"version"'),
+        (b'"version"', b'"ver\xf2ion"'),
+        (b'"model"', b'"nodel"'),
+        (b"stories260k", b"stories\xf260k"),
+    ],
+)
+def test_damaged_texts_are_a_sentence(
+    command: Command, kind: str, before: bytes, after: bytes, tmp_path: Path
+) -> None:
+    content = STORIES.read_bytes()
+    assert before in content
+    damaged = tmp_path / "damaged.awq.gguf"
+    damaged.write_bytes(content.replace(before, after, 1))
+    result = command("export", damaged, kind, tmp_path / "out")
+    result.assert_one_sentence()
+    assert not (tmp_path / "out").exists()
+
+
 def test_unknown_ways_to_cut_texts_are_refused(tmp_path: Path) -> None:
     from awq_edge.interchange.gguf_tokenizer import translate
 

@@ -90,6 +90,8 @@ def encode(value: Any, hold: Callable[[Any], int]) -> Any:
             return [letter, *(encode(item, hold) for item in kind.__iter__(value))]
     if isinstance(value, dict):
         return ["d", *([encode(k, hold), encode(v, hold)] for k, v in dict.items(value))]
+    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+        return ["y", value.__name__]
     if isinstance(value, StandIn):
         return ["o", object.__getattribute__(value, "_number")]
     return ["o", hold(value)]
@@ -129,6 +131,10 @@ def decode(value: Any, find: Callable[[int], Any]) -> Any:
             return {decode(k, find): decode(v, find) for k, v in rest}
         if letter == "o":
             return find(int(rest[0]))
+        if letter == "y":
+            kind = getattr(builtins, rest[0])
+            if isinstance(kind, type):
+                return kind
     except (AttributeError, IndexError, TypeError, ValueError) as error:
         raise Ended("a value is none") from error
     raise Ended("a value is none")
