@@ -90,11 +90,15 @@ def encode(value: Any, hold: Callable[[Any], int]) -> Any:
             return [letter, *(encode(item, hold) for item in kind.__iter__(value))]
     if isinstance(value, dict):
         return ["d", *([encode(k, hold), encode(v, hold)] for k, v in dict.items(value))]
-    if isinstance(value, type) and getattr(builtins, value.__name__, None) is value:
+    if isinstance(value, type) and _is_builtin(value):
         return ["y", value.__name__]
     if isinstance(value, StandIn):
         return ["o", object.__getattribute__(value, "_number")]
     return ["o", hold(value)]
+
+
+def _is_builtin(kind: type) -> bool:
+    return kind is vars(builtins).get(kind.__name__)
 
 
 _CONTAINERS: tuple[tuple[str, Any], ...] = (
