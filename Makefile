@@ -99,9 +99,12 @@ docs: setup
 DIST ?= dist
 
 # Without isolation: the environment has the tools, so the network is not needed, and objects of earlier builds serve.
+GPU ?= OFF
+GPU_DEFINES := -C cmake.define.AWQE_WITH_CUDA=$(GPU) -C cmake.define.AWQE_CUDA_PYTHON="$(abspath $(BIN))/python"
+
 wheel: setup
 	@mkdir -p "$(DIST)"
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation --wheel-dir "$(DIST)" .
+	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation $(GPU_DEFINES) --wheel-dir "$(DIST)" .
 	$(BIN)/python -c 'import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])' "$(DIST)"
 
 # Needs qemu-system-arm and Debian's packages; where one is missing it says so, and nothing was tried.

@@ -30,6 +30,8 @@ _BEGIN, _END = "/* cffi begin */", "/* cffi end */"
 
 # How keys and values may be kept: the names of awqe_kv_type, in the order of the enum.
 KV_TYPES = ("fp16", "int8")
+# Names of the awqe_device values, in their order.
+DEVICES = ("cpu", "auto", "cuda")
 
 # One exception per awqe_status, in the order of the enum; 0 is success.
 _EXCEPTIONS: tuple[type[errors.AwqEdgeError], ...] = (
@@ -41,6 +43,7 @@ _EXCEPTIONS: tuple[type[errors.AwqEdgeError], ...] = (
     errors.ContextFullError,
     errors.CancelledError,
     errors.InternalError,
+    errors.DeviceLostError,
 )
 
 Scalar = Union[int, float, bool, str]
@@ -228,6 +231,63 @@ def kv_type_number(name: str) -> int:
     return KV_TYPES.index(name)
 
 
+def device_number(name: str) -> int:
+    """The awqe_device of a name."""
+    if name not in DEVICES:
+        raise errors.InvalidArgumentError(
+            f"There is no device '{name}': use one of {', '.join(DEVICES)}."
+        )
+    return DEVICES.index(name)
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that the device "cuda" computes on.
+
+    Attributes:
+        name: Its maker's.
+        capability: Compute capability, 10 * major + minor; 87 is a Jetson Orin.
+        driver_version: Of CUDA that the driver supports, 1000 * major + 10 * minor.
+        multiprocessors: How many are switched on.
+        integrated: CPU and GPU share one memory.
+        memory_bytes: All of its memory.
+        free_bytes: What of it is free.
+    """
+
+    name: str
+    capability: int
+    driver_version: int
+    multiprocessors: int
+    integrated: bool
+    memory_bytes: int
+    free_bytes: int
+
+
+def gpu() -> Gpu:
+    """Asks for the GPU.
+
+    Raises:
+        UnsupportedError: There is none that this library can use; the text says why.
+    """
+    ffi, library = _load()
+    found = _structure("awqe_gpu")
+    _call(library.awqe_gpu_get, found)
+    return Gpu(
+        name=ffi.string(found.name).decode("utf-8", "replace"),
+        integrated=bool(found.integrated),
+        **{
+            name: int(getattr(found, name))
+            for name in (
+                "capability",
+                "driver_version",
+                "multiprocessors",
+                "memory_bytes",
+                "free_bytes",
+            )
+        },
+    )
+
+
 def kernel_tables() -> list[str]:
     """The kernel tables that this CPU can run, best first; the last one is ``reference``."""
     ffi, library = _load()
@@ -365,10 +425,10 @@ class NativeModel:
         return int(threads[0])
 
     def memory(self, context_length: int, kv_type: str = "fp16") -> MemoryNeed:
-        """What a session with this context would need; allocates nothing."""
+        """What a session with this context would need on the CPU; allocates nothing."""
         _, library = _load()
         need = _structure("awqe_memory")
-        options = _session_options(context_length, 0, 0, kv_type)
+        options = _session_options(context_length, 0, 0, kv_type, "cpu")
         _call(library.awqe_session_memory, self.pointer, options, need)
         return MemoryNeed(int(need.weight_bytes), int(need.cache_bytes), int(need.scratch_bytes))
 
@@ -421,12 +481,13 @@ class NativeSession:
         threads: int,
         prefill_threads: int,
         kv_type: str = "fp16",
+        device: str = "cpu",
     ) -> None:
         """Allocates the cache; zero threads let the library choose."""
         ffi, library = _load()
         info = model.info()
         self.vocabulary_size, self.hidden_size = info.vocabulary_size, info.hidden_size
-        options = _session_options(context_length, threads, prefill_threads, kv_type)
+        options = _session_options(context_length, threads, prefill_threads, kv_type, device)
         pointer = ffi.new("awqe_session**")
         _call(library.awqe_session_open, model.pointer, options, pointer)
         # The library's own function: Python code that frees could swallow a Ctrl-C.
@@ -609,9 +670,12 @@ def _token_array(tokens: Sequence[int] | memoryview) -> Any:
         raise errors.InvalidArgumentError(f"Token ids are whole numbers: {error}.") from error
 
 
-def _session_options(context_length: int, threads: int, prefill_threads: int, kv_type: str) -> Any:
+def _session_options(
+    context_length: int, threads: int, prefill_threads: int, kv_type: str, device: str
+) -> Any:
     options = _structure("awqe_session_options")
     options.kv_type = kv_type_number(kv_type)
+    options.device = device_number(device)
     try:
         options.context_length = context_length
         options.threads = threads

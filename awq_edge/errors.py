@@ -52,6 +52,10 @@ class InternalError(AwqEdgeError):
     """A bug in awq-edge."""
 
 
+class DeviceLostError(AwqEdgeError):
+    """The GPU failed while it computed; what it held is gone."""
+
+
 class CheckpointError(AwqEdgeError):
     """A Hugging Face checkpoint is incomplete, damaged or of a kind that cannot be converted."""
 

@@ -23,6 +23,7 @@ from awq_edge.errors import (
     FileUnreadableError,
     InvalidArgumentError,
     OutOfMemoryError,
+    UnsupportedError,
 )
 from awq_edge.free_memory import read_free_memory
 from awq_edge.generation import Generation, GenerationConfig, Progress, Prompt
@@ -55,6 +56,20 @@ def _renew_locks() -> None:
 os.register_at_fork(after_in_child=_renew_locks)
 
 
+@functools.lru_cache(maxsize=1)
+def gpu_is_usable() -> bool:
+    """Whether "auto" may try a GPU: there is one, and no kernel table of the CPU is forced."""
+    from awq_edge import _native
+
+    if os.environ.get("AWQ_EDGE_KERNELS"):
+        return False
+    try:
+        _native.gpu()
+    except UnsupportedError:
+        return False
+    return True
+
+
 class Model:
     """A packed model file, mapped into memory.
 
@@ -70,6 +85,7 @@ class Model:
         prefill_threads: int | None,
         context_length: int | None,
         kv: str,
+        device: str,
         check_memory: bool,
     ) -> None:
         """Takes over an open file; ``Model.open`` is the way to get a model."""
@@ -79,6 +95,7 @@ class Model:
         self._prefill_threads = prefill_threads
         self._context_length = context_length
         self._kv = kv
+        self._device = device
         self._check_memory = check_memory
         # Changed by whole operations only, so that it needs no lock.
         self._sessions: set[weakref.ref[Session]] = set()
@@ -96,6 +113,7 @@ class Model:
         prefill_threads: int | None = None,
         context_length: int | None = None,
         kv: str = "fp16",
+        device: str = "auto",
         check_memory: bool = True,
     ) -> Model:
         """Opens a file that ``awq-edge convert`` wrote.
@@ -110,13 +128,15 @@ class Model:
                 4096.
             kv: How keys and values are kept: "fp16", or "int8" for half the memory and a little
                 less exactness.
+            device: "cpu"; "cuda", an NVIDIA GPU; "auto": the GPU where there is one that holds the
+                model, otherwise the CPU. The logits are the same, bit for bit.
             check_memory: Refuse a session that the free memory cannot hold.
 
         Raises:
             FileUnreadableError: There is no such file, or it cannot be read.
             FileInvalidError: It is damaged, or no model of ours.
         """
-        from awq_edge._native import NativeModel, kv_type_number
+        from awq_edge._native import NativeModel, device_number, kv_type_number
 
         path = Path(path)
         if path.is_dir():
@@ -132,6 +152,7 @@ class Model:
             if value is not None and value < 1:
                 raise InvalidArgumentError(f"{name} is {value}: use 1 or more.")
         kv_type_number(kv)
+        device_number(device)
         try:
             native = NativeModel(path)
         except FileInvalidError as error:
@@ -143,6 +164,7 @@ class Model:
             prefill_threads=threads if prefill_threads is None else prefill_threads,
             context_length=context_length,
             kv=kv,
+            device=device,
             check_memory=check_memory,
         )
 
@@ -307,14 +329,20 @@ class Model:
         """
         context_length = context_length or self.context_length
         self._require_trained(context_length)
-        if self._check_memory if check_memory is None else check_memory:
+        on_cpu = self._device == "cpu" or (self._device == "auto" and not gpu_is_usable())
+        # A GPU's own memory is counted when the model is brought to it.
+        if on_cpu and (self._check_memory if check_memory is None else check_memory):
             _require_memory(self.memory(context_length, kv=kv), context_length)
+        chosen = threads or self._threads
+        if chosen is None:
+            chosen = thread_counts.decode_threads(self.native) if on_cpu else 0
         session = Session(
             self,
             context_length=context_length,
-            threads=threads or self._threads or thread_counts.decode_threads(self.native),
+            threads=chosen,
             prefill_threads=prefill_threads or threads or self._prefill_threads or 0,
             kv=kv or self._kv,
+            device="cpu" if on_cpu else self._device,
         )
         self._sessions.add(weakref.ref(session, self._sessions.discard))
         if self._native is None:  # another thread has closed the model meanwhile

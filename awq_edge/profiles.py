@@ -34,6 +34,7 @@ class Profile:
         read_source: Where ``read_gb_s`` is from.
         decode_threads: Threads that saturate the memory; None lets the runtime choose.
         prefill_threads: Threads for reading a prompt; None lets the runtime choose.
+        gpu_modules: What native/cuda/compile.py makes for the device's GPU; empty without one.
         pythons: Python versions of the systems that the device usually runs.
         boards: How the device begins its own name in /proc/device-tree/model; empty if it varies.
     """
@@ -48,6 +49,7 @@ class Profile:
     read_source: str | None
     decode_threads: int | None
     prefill_threads: int | None
+    gpu_modules: tuple[str, ...]
     pythons: tuple[str, ...]
     boards: tuple[str, ...]
 
@@ -100,6 +102,7 @@ def _load(path: Path) -> Profile:
         read_source=memory.get("source"),
         decode_threads=threads.get("decode"),
         prefill_threads=threads.get("prefill"),
+        gpu_modules=tuple(data.get("gpu_modules", ())),
         pythons=tuple(data["pythons"]),
         boards=tuple(data.get("boards", ())),
     )

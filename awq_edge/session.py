@@ -38,6 +38,7 @@ class Session:
         threads: int,
         prefill_threads: int,
         kv: str,
+        device: str,
     ) -> None:
         """Allocates the cache; ``Model.session`` is the way to get a session."""
         from awq_edge._native import NativeSession
@@ -51,6 +52,7 @@ class Session:
             threads=threads,
             prefill_threads=prefill_threads,
             kv_type=kv,
+            device=device,
         )
         self.kernels = self._native.kernels
         self.threads = self._native.threads

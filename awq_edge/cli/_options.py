@@ -29,6 +29,12 @@ Kv = Annotated[
     str,
     typer.Option("--kv", metavar="TYPE", help="Keys and values: fp16, or int8, half as large."),
 ]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE", help="auto, cpu or cuda (an NVIDIA GPU); the results are the same."
+    ),
+]
 IgnoreMemory = Annotated[
     bool, typer.Option("--ignore-memory", help="Run even if the free memory looks too small.")
 ]

@@ -9,6 +9,7 @@ import typer
 
 from awq_edge import __version__
 from awq_edge.cli._options import (
+    Device,
     IgnoreMemory,
     Json,
     Kv,
@@ -41,6 +42,7 @@ def bench(
     threads: Threads = None,
     prefill_threads: PrefillThreads = None,
     kv: Kv = "fp16",
+    device: Device = "auto",
     ignore_memory: IgnoreMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -54,6 +56,7 @@ def bench(
         threads=threads,
         prefill_threads=prefill_threads,
         kv=kv,
+        device=device,
         check_memory=not ignore_memory,
     ) as model:
         longest = model.info.context_length
@@ -62,7 +65,8 @@ def bench(
         session = model.session(context_length=max(*prompts, *lengths))
         steps = len(prompts) * (repetitions + 1) + len(lengths) * repetitions + 2
         with output.progress("Measuring", steps) as bar:
-            bandwidths = [benchmark.read_bandwidth(session.threads)]
+            on_cpu = session.kernels != "cuda"  # the figure is of the CPU's memory
+            bandwidths = [benchmark.read_bandwidth(session.threads)] if on_cpu else []
             bar.advance()
             rows = [
                 benchmark.measure_prefill(session, tokens, repetitions, bar.advance)
@@ -72,14 +76,15 @@ def bench(
                 benchmark.measure_decode(session, tokens, repetitions, bar.advance)
                 for tokens in lengths
             ]
-            bandwidths.append(benchmark.read_bandwidth(session.threads))
+            bandwidths += [benchmark.read_bandwidth(session.threads)] if on_cpu else []
             bar.advance()
         # Other programs only ever slow a measurement down: the faster one is nearer the limit.
-        bandwidth = max(bandwidths)
+        bandwidth = max(bandwidths, default=None)
         decode_bytes = model.info.decode_bytes
         need = model.memory(session.context_length)
         shares = [
-            row.mean * decode_bytes / bandwidth if row.kind == "decode" else None for row in rows
+            row.mean * decode_bytes / bandwidth if bandwidth and row.kind == "decode" else None
+            for row in rows
         ]
         output.fields(
             {
@@ -90,7 +95,9 @@ def bench(
                 f"{size_text(need.cache_bytes)}",
                 "file": f"{size_text(model.info.file_bytes)}, "
                 f"{size_text(decode_bytes)} of weights read per token",
-                "memory": f"{size_text(bandwidth)}/s read by {session.threads} threads",
+                "memory": f"{size_text(bandwidth)}/s read by {session.threads} threads"
+                if bandwidth
+                else "the GPU's",
             },
             title=model.name,
         )

@@ -4,13 +4,14 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import Annotated, Optional, Union
 
 import typer
 
 from awq_edge import __version__
 from awq_edge.cli._options import Context, Json
 from awq_edge.cli._output import Output
+from awq_edge.errors import UnsupportedError
 from awq_edge.model import Model
 
 _MARKS = {"ok": "  ok ", "warning": "WARN ", "problem": "STOP "}
@@ -30,7 +31,12 @@ def doctor(
 
     output = Output(as_json=as_json)
     board, kernels = read_board(), _native.kernel_tables()
-    findings = examine(board, kernels)
+    gpu: Union[_native.Gpu, str]
+    try:
+        gpu = _native.gpu()
+    except UnsupportedError as error:
+        gpu = f"{error}"
+    findings = examine(board, kernels, gpu)
     result = None
     if file is not None:
         with Model.open(file) as model:

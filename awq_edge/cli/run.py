@@ -8,6 +8,7 @@ import typer
 
 from awq_edge.cli._options import (
     Context,
+    Device,
     IgnoreMemory,
     Json,
     Kv,
@@ -72,6 +73,7 @@ def run(
     prefill_threads: PrefillThreads = None,
     context: Context = None,
     kv: Kv = "fp16",
+    device: Device = "auto",
     ignore_memory: IgnoreMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
@@ -95,6 +97,7 @@ def run(
         prefill_threads=prefill_threads,
         context_length=context,
         kv=kv,
+        device=device,
         check_memory=not ignore_memory,
     ) as model:
         full_prompt = model.chat_tokens([{"role": "user", "content": text}]) if chat else text

@@ -13,7 +13,7 @@ from awq_edge.device.board import Board
 from awq_edge.quantities import size_text
 
 if TYPE_CHECKING:
-    from awq_edge._native import MemoryNeed
+    from awq_edge._native import Gpu, MemoryNeed
     from awq_edge.model import Model
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -62,20 +62,40 @@ class Fit:
     largest_context: int
 
 
-def examine(board: Board, kernels: list[str]) -> list[Finding]:
+def examine(board: Board, kernels: list[str], gpu: Gpu | str | None = None) -> list[Finding]:
     """Everything but the model.
 
     Args:
         board: The machine.
         kernels: Kernel tables that it can run, best first.
+        gpu: The GPU, or why there is none that can be used; None says nothing of it.
     """
     return [
         *_machine(board),
         _kernels(board, kernels),
+        *_gpu(board, gpu),
         *_memory(board),
         *_clock(board),
         *_power(board),
     ]
+
+
+def _gpu(board: Board, gpu: Gpu | str | None) -> Iterator[Finding]:
+    if gpu is None:
+        return
+    if isinstance(gpu, str):
+        # A machine without one is well; a Jetson without one is not.
+        if "NVIDIA" in (board.name or ""):
+            yield Finding(WARNING, "GPU", gpu, "Until then everything runs on the CPU.")
+        return
+    version = f"{gpu.driver_version // 1000}.{gpu.driver_version % 1000 // 10}"
+    yield Finding(
+        OK,
+        "GPU",
+        f"{gpu.name}, compute capability {gpu.capability // 10}.{gpu.capability % 10}, "
+        f"{gpu.multiprocessors} multiprocessors, {size_text(gpu.free_bytes)} of "
+        f"{size_text(gpu.memory_bytes)} free, driver for CUDA {version}",
+    )
 
 
 def fit(model: Model, board: Board, context_length: int | None) -> Fit:

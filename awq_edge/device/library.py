@@ -64,6 +64,13 @@ def find_tools() -> Tools:
     return Tools(cmake, ninja, Path(sys.executable))
 
 
+def _has_nvrtc() -> bool:
+    try:
+        return importlib.util.find_spec("nvidia.cuda_nvrtc") is not None
+    except ModuleNotFoundError:  # not even its outer package
+        return False
+
+
 def _program(package: str, name: str, attribute: str) -> Path | None:
     """The program in the folder that the pip package of the same name tells, or on the PATH."""
     if importlib.util.find_spec(package) is not None:
@@ -85,9 +92,25 @@ class LibraryBuild:
         # All targets of one architecture share a baseline, and so a library. CMake ties a build
         # folder to one source folder.
         origin = hashlib.sha256(str(self.source).encode()).hexdigest()[:12]
-        self.folder = own_folder("build") / f"{profile.machine}-{origin}"
+        gpu = "-gpu" if profile.gpu_modules else ""
+        self.folder = own_folder("build") / f"{profile.machine}{gpu}-{origin}"
         self.library = self.folder / LIBRARY_NAME
         self.log = self.folder / _LOG_NAME
+
+    def _gpu_options(self, tools: Tools) -> list[str]:
+        """What a board with a GPU needs besides: its kernels, compiled by NVRTC."""
+        if not self.profile.gpu_modules:
+            return []
+        if not _has_nvrtc():
+            raise UnsupportedError(
+                f"Building for {self.profile.title} compiles kernels for its GPU, and "
+                f"{sys.executable} has no nvidia-cuda-nvrtc-cu12: run {_INSTALL}."
+            )
+        return [
+            "-DAWQE_WITH_CUDA=ON",
+            f"-DAWQE_CUDA_PYTHON={tools.python}",
+            f"-DAWQE_CUDA_MODULES={';'.join(self.profile.gpu_modules)}",
+        ]
 
     @property
     def is_first(self) -> bool:
@@ -120,6 +143,7 @@ class LibraryBuild:
             "-DCMAKE_BUILD_TYPE=Release",
             "-DAWQE_BUILD_TESTS=OFF",
             f"-DCMAKE_LIBRARY_OUTPUT_DIRECTORY={self.folder}",
+            *self._gpu_options(tools),
         ]
         cache = self.folder / "CMakeCache.txt"
         if cache.is_file() and not _was_configured_by(cache, toolchain, tools.python):

@@ -12,6 +12,7 @@
 #include "native/kernels/cpu_features.h"
 #include "native/kernels/dispatch.h"
 #include "native/runtime/bandwidth.h"
+#include "native/runtime/gpu_backend.h"
 #include "native/runtime/thread_choice.h"
 
 namespace awqe {
@@ -28,6 +29,10 @@ void clear_sized(Structure* out) {
     if (out == nullptr || out->struct_size != sizeof(Structure)) return;
     *out = {};
     out->struct_size = sizeof(Structure);
+}
+
+uint32_t device_of(const awqe_session_options* options) {
+    return options == nullptr ? uint32_t{AWQE_DEVICE_CPU} : options->device;
 }
 
 void fill(awqe_model_info& info, const Model& model) {
@@ -180,7 +185,8 @@ awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_opti
         if (options != nullptr) awqe::sized(options, "options");
         const awqe::OpenModel& m = *awqe::required(model, "model").shared;
         const awqe::SequencePlan plan = awqe::session_plan(m.model(), options);
-        const awqe::Backend& backend = m.backend(std::getenv("AWQ_EDGE_KERNELS"));
+        const awqe::Backend& backend =
+            m.backend(awqe::device_of(options), std::getenv("AWQ_EDGE_KERNELS"));
         memory->weight_bytes = m.model().file().size();
         memory->cache_bytes = backend.cache_bytes(plan);
         memory->scratch_bytes =
@@ -196,7 +202,8 @@ awqe_status awqe_session_open(const awqe_model* model, const awqe_session_option
         if (options != nullptr) awqe::sized(options, "options");
         const std::shared_ptr<const awqe::OpenModel>& m = awqe::required(model, "model").shared;
         const awqe::SequencePlan plan = awqe::session_plan(m->model(), options);
-        *session = new awqe_session{awqe::Session(m, plan, std::getenv("AWQ_EDGE_KERNELS"))};
+        *session = new awqe_session{
+            awqe::Session(m, plan, awqe::device_of(options), std::getenv("AWQ_EDGE_KERNELS"))};
     });
 }
 
@@ -310,6 +317,14 @@ awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_
     return awqe::guard(error, [&] {
         awqe::required(bytes_per_second, "bytes_per_second");
         *bytes_per_second = awqe::measure_read_bandwidth(threads, bytes);
+    });
+}
+
+awqe_status awqe_gpu_get(awqe_gpu* gpu, awqe_error* error) {
+    awqe::clear_sized(gpu);
+    return awqe::guard(error, [&] {
+        awqe::sized(gpu, "gpu");
+        awqe::describe_gpu(gpu);
     });
 }
 

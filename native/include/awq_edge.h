@@ -40,7 +40,7 @@ extern "C" {
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
 /// whoever loads the library.
-#define AWQE_ABI_VERSION 4
+#define AWQE_ABI_VERSION 5
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -51,7 +51,8 @@ typedef enum awqe_status {
     AWQE_OUT_OF_MEMORY = 5,
     AWQE_CONTEXT_FULL = 6,  ///< The session's context has no room for that many tokens.
     AWQE_CANCELLED = 7,     ///< A callback returned false.
-    AWQE_INTERNAL = 8       ///< A bug in the library.
+    AWQE_INTERNAL = 8,      ///< A bug in the library.
+    AWQE_DEVICE_LOST = 9    ///< The GPU failed while it computed; what it held is gone.
 } awqe_status;
 
 typedef struct awqe_error {
@@ -151,12 +152,20 @@ typedef enum awqe_kv_type {
     AWQE_KV_INT8 = 1  ///< With a scale per position and head: about half the memory, less exact.
 } awqe_kv_type;
 
+/// What a session computes on. The logits are the same, bit for bit.
+typedef enum awqe_device {
+    AWQE_DEVICE_CPU = 0,
+    AWQE_DEVICE_AUTO = 1,  ///< The GPU where there is one that holds the model, otherwise the CPU.
+    AWQE_DEVICE_CUDA = 2   ///< An NVIDIA GPU; AWQE_UNSUPPORTED where there is none.
+} awqe_device;
+
 typedef struct awqe_session_options {
     uint32_t struct_size;
     uint32_t context_length;  ///< Positions to keep, at most the model's own; 0 for all of these.
     uint32_t threads;  ///< While decoding; 0 is one for each fast core that the process may use.
     uint32_t prefill_threads;  ///< While reading a prompt; 0 likewise.
     uint32_t kv_type;          ///< An awqe_kv_type.
+    uint32_t device;           ///< An awqe_device.
 } awqe_session_options;
 
 typedef struct awqe_memory {
@@ -174,13 +183,13 @@ awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_opti
 
 /// Creates a session at position 0. `options` may be NULL for the defaults.
 /// The environment variable AWQ_EDGE_KERNELS forces one kernel table; a name this CPU cannot run is
-/// AWQE_UNSUPPORTED.
+/// AWQE_UNSUPPORTED. It also keeps AWQE_DEVICE_AUTO on the CPU.
 awqe_status awqe_session_open(const awqe_model* model, const awqe_session_options* options,
                               awqe_session** session, awqe_error* error);
 /// Frees the session. NULL is allowed.
 void awqe_session_close(awqe_session* session);
 
-/// The active kernel table, for example "avx512".
+/// The active kernel table, for example "avx512", or "cuda".
 const char* awqe_session_kernels(const awqe_session* session);
 /// Threads while decoding (`prefill` false) or reading a prompt (`prefill` true). While other
 /// programs take the cores, decoding goes on with fewer of them.
@@ -312,6 +321,23 @@ awqe_status awqe_model_measure_threads(const awqe_model* model, uint32_t* thread
 /// decoding can reach at best.
 awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_per_second,
                                 awqe_error* error);
+
+// ---- the GPU ------------------------------------------------------------------------------------
+
+typedef struct awqe_gpu {
+    uint32_t struct_size;
+    uint32_t capability;       ///< Compute capability, 10 * major + minor: 87 is a Jetson Orin.
+    uint32_t driver_version;   ///< Of CUDA that the driver supports, 1000 * major + 10 * minor.
+    uint32_t multiprocessors;  ///< Power modes of a Jetson switch some off.
+    bool integrated;           ///< CPU and GPU share one memory.
+    uint64_t memory_bytes;
+    uint64_t free_bytes;
+    char name[128];
+} awqe_gpu;
+
+/// The GPU that AWQE_DEVICE_CUDA computes on; AWQE_UNSUPPORTED, with the reason, where there is
+/// none.
+awqe_status awqe_gpu_get(awqe_gpu* gpu, awqe_error* error);
 
 // ---- this CPU -----------------------------------------------------------------------------------
 

@@ -18,6 +18,8 @@ namespace awqe {
 // times, short enough for the activations of a wide feed-forward (128 x 14336 floats) to stay in a
 // cache of some megabytes.
 constexpr size_t kBlockTokens = 128;
+// Of any backend: a GPU needs more of them to be busy.
+constexpr size_t kMostBlockRows = 1024;
 
 enum class KvType { kF16, kS8 };
 
@@ -66,7 +68,7 @@ struct Row {
 // come last.
 struct Block {
     const Row* rows;
-    size_t count;   // 1 ... kBlockTokens
+    size_t count;   // 1 ... block_rows()
     size_t wanted;  // rows with logits
 };
 
@@ -77,6 +79,9 @@ class Backend {
     Backend& operator=(const Backend&) = delete;
 
     virtual const char* name() const = 0;  // of what a session reports: a kernel table, a device
+
+    // The most rows of a block, at most kMostBlockRows.
+    virtual size_t block_rows() const = 0;
 
     // Bytes that a sequence takes, and those of working memory that sequences use in turn.
     virtual size_t cache_bytes(const SequencePlan& plan) const = 0;

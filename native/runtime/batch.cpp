@@ -10,9 +10,9 @@ size_t evaluate_block(Session* first) {
         Session* session;
         size_t count;  // of its rows
     };
-    Part parts[kBlockTokens];
+    Part parts[kMostBlockRows];
     size_t part_count = 0;
-    size_t room = kBlockTokens;
+    size_t room = first->backend().block_rows();
     for (Session* session = first; session != nullptr && room > 0; session = session->next()) {
         const size_t count = std::min(session->remaining(), room);
         if (count > 0) parts[part_count++] = {session, count};
@@ -20,7 +20,7 @@ size_t evaluate_block(Session* first) {
     }
     if (part_count == 0) return 0;
 
-    Row rows[kBlockTokens];
+    Row rows[kMostBlockRows];
     Block block = {rows, 0, 0};
     for (const bool wanted : {false, true}) {  // those with logits come last
         for (size_t p = 0; p < part_count; ++p) {

@@ -95,20 +95,11 @@ size_t KvCache::earliest(size_t stored) const {
     return earliest;
 }
 
-namespace {
-
-// The first of the positions below `count` that a layer still reads.
-size_t first_saved(size_t window, size_t count) {
-    return window == 0 || count < window ? 0 : count - (window - 1);
-}
-
-}  // namespace
-
 // Calls visit(memory, bytes) for each piece of memory that holds what is saved, in its order.
 template <class Visit>
 void KvCache::visit_saved(size_t count, const Visit& visit) const {
     for (const Layer& l : layers_) {
-        const size_t first = first_saved(l.window, count);
+        const size_t first = first_saved_position(l.window, count);
         for (size_t head = 0; head < heads_; ++head) {
             // Rows of `width` elements; in a ring the positions may come in two pieces.
             const auto rows = [&](auto* all, size_t width) {
@@ -132,8 +123,9 @@ void KvCache::visit_saved(size_t count, const Visit& visit) const {
 }
 
 bool KvCache::saved_all(size_t count) const {
-    return std::all_of(layers_.begin(), layers_.end(),
-                       [&](const Layer& layer) { return first_saved(layer.window, count) == 0; });
+    return std::all_of(layers_.begin(), layers_.end(), [&](const Layer& layer) {
+        return first_saved_position(layer.window, count) == 0;
+    });
 }
 
 size_t KvCache::saved_bytes(size_t count) const {

@@ -27,6 +27,11 @@ struct KvPlan {
     KvType type;
 };
 
+// The first of the positions below `count` that a layer with this window (0: none) still reads.
+inline size_t first_saved_position(size_t window, size_t count) {
+    return window == 0 || count < window ? 0 : count - (window - 1);
+}
+
 class KvCache {
   public:
     KvCache(const Architecture& a, const KvPlan& plan);

@@ -3,7 +3,9 @@
 
 #include <string_view>
 
+#include "native/failure/failure.h"
 #include "native/runtime/cpu_backend.h"
+#include "native/runtime/gpu_backend.h"
 
 namespace awqe {
 
@@ -14,17 +16,34 @@ OpenModel::~OpenModel() {
     }
 }
 
-Backend& OpenModel::backend(const char* kernels) const {
+Backend& OpenModel::backend(uint32_t device, const char* kernels) const {
+    const bool table_asked = kernels != nullptr && *kernels != '\0';
+    if (device == AWQE_DEVICE_CUDA) {
+        return found_or_made("cuda", [&] { return make_gpu_backend(model_); });
+    }
+    if (device == AWQE_DEVICE_AUTO && !table_asked) {
+        try {
+            return found_or_made("cuda", [&] { return make_gpu_backend(model_); });
+        } catch (const Failure& failure) {
+            const bool absent = failure.status() == AWQE_UNSUPPORTED;
+            if (!absent && failure.status() != AWQE_OUT_OF_MEMORY) throw;
+        }
+    }
     const KernelTable& table = *table_called(kernels);
+    return found_or_made(table.name, [&] { return std::make_unique<CpuBackend>(model_, table); });
+}
+
+template <class Make>
+Backend& OpenModel::found_or_made(const char* name, const Make& make) const {
     std::unique_ptr<Link> made;
     Link* first = first_.load(std::memory_order_acquire);
     for (;;) {
         for (const Link* link = first; link != nullptr; link = link->next) {
-            if (std::string_view(link->backend->name()) == table.name) return *link->backend;
+            if (std::string_view(link->backend->name()) == name) return *link->backend;
         }
         if (made == nullptr) {
             made = std::make_unique<Link>();
-            made->backend = std::make_unique<CpuBackend>(model_, table);
+            made->backend = make();
         }
         made->next = first;
         if (first_.compare_exchange_weak(first, made.get(), std::memory_order_acq_rel)) {

@@ -20,10 +20,11 @@ class OpenModel {
 
     const Model& model() const { return model_; }
 
-    // The backend with the kernel table called `kernels`, or for NULL or "" the best one: always
-    // the same object, so that all sessions share its threads and memory. Throws Failure. Safe from
-    // any thread.
-    Backend& backend(const char* kernels) const;
+    // The backend of a device; on the CPU with the kernel table called `kernels`, or for NULL or ""
+    // the best one. AWQE_DEVICE_AUTO is the GPU where there is one that holds the model and no
+    // table is asked for. Always the same object, so that all sessions share its threads and
+    // memory. Throws Failure. Safe from any thread.
+    Backend& backend(uint32_t device, const char* kernels) const;
 
   private:
     // A list that only grows, at its front: no lock, which a fork could leave locked.
@@ -31,6 +32,9 @@ class OpenModel {
         std::unique_ptr<Backend> backend;
         Link* next;
     };
+
+    template <class Make>
+    Backend& found_or_made(const char* name, const Make& make) const;
 
     const Model model_;
     mutable std::atomic<Link*> first_{nullptr};

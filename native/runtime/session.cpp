@@ -36,6 +36,9 @@ SequencePlan session_plan(const Model& model, const awqe_session_options* option
         fail(AWQE_INVALID_ARGUMENT, "options.kv_type is %u, allowed are 0 (fp16) and 1 (int8)",
              o.kv_type);
     }
+    if (o.device > AWQE_DEVICE_CUDA) {
+        fail(AWQE_INVALID_ARGUMENT, "options.device is %u, allowed are 0 to 2", o.device);
+    }
     return {o.context_length == 0 ? trained : o.context_length,
             o.kv_type == AWQE_KV_F16 ? KvType::kF16 : KvType::kS8,
             thread_count(o.threads, "threads"), thread_count(o.prefill_threads, "prefill_threads")};
@@ -50,12 +53,12 @@ size_t Session::own_bytes(const Model& model, const SequencePlan& plan) {
     return Arrays(model, plan, Arena()).bytes;
 }
 
-Session::Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan,
+Session::Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan, uint32_t device,
                  const char* kernels)
     : open_model_(std::move(model)),
       model_(open_model_->model()),
       plan_(plan),
-      backend_(open_model_->backend(kernels)),
+      backend_(open_model_->backend(device, kernels)),
       sequence_(backend_.open(plan)),
       pages_(own_bytes(model_, plan), PageSize::kSmall),
       arrays_(model_, plan, Arena(pages_)) {}

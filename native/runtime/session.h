@@ -37,8 +37,10 @@ struct Reading {
 
 class Session {
   public:
-    // `kernels`: a table's name, or NULL or "" for the best one. Throws Failure.
-    Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan, const char* kernels);
+    // `device`: an awqe_device; `kernels`: a table's name, or NULL or "" for the best one. Throws
+    // Failure.
+    Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan, uint32_t device,
+            const char* kernels);
 
     // Bytes that a session takes beside what its backend counts.
     static size_t own_bytes(const Model& model, const SequencePlan& plan);

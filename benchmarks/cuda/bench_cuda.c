@@ -1,0 +1,111 @@
+/* Decoding and reading prompts on the GPU, through the public header:  bench_cuda MODEL ...
+ *
+ * Prints tokens per second of 1, 2, 4 and 8 sequences that decode together at context 512, and of
+ * prompts of 512 and 2048 tokens: medians of some repetitions after two untimed ones. */
+#define _POSIX_C_SOURCE 199309L
+#include <stdint.h>
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+#include <time.h>
+
+#include "awq_edge.h"
+
+enum { kMost = 8, kPrompt = 2048, kContext = 512, kSteps = 64, kRepetitions = 5 };
+
+static double now(void) {
+    struct timespec t;
+    clock_gettime(CLOCK_MONOTONIC, &t);
+    return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+}
+
+static int by_size(const void* a, const void* b) {
+    const double x = *(const double*)a, y = *(const double*)b;
+    return x < y ? -1 : x > y;
+}
+
+static void need(awqe_status status, const awqe_error* error) {
+    if (status == AWQE_OK) return;
+    fprintf(stderr, "%s\n", error->message);
+    exit(1);
+}
+
+static void measure(const char* path) {
+    awqe_error error;
+    awqe_model* model;
+    need(awqe_model_open(path, &model, &error), &error);
+    awqe_model_info info = {0};
+    info.struct_size = sizeof(info);
+    need(awqe_model_info_get(model, &info, &error), &error);
+    awqe_session_options options = {0};
+    options.struct_size = sizeof(options);
+    options.device = AWQE_DEVICE_CUDA;
+    options.context_length = info.context_length < kPrompt + 8 ? info.context_length : kPrompt + 8;
+    awqe_session* sessions[kMost];
+    for (int i = 0; i < kMost; ++i) {
+        need(awqe_session_open(model, &options, &sessions[i], &error), &error);
+    }
+    uint32_t* tokens = malloc(kPrompt * sizeof(*tokens));
+    for (uint32_t i = 0; i < kPrompt; ++i) tokens[i] = i * 7 % info.vocabulary_size;
+    double seconds[kRepetitions];
+    const size_t prompts[] = {512, 2048};
+    for (size_t p = 0; p < 2; ++p) {
+        if (prompts[p] > options.context_length) continue;
+        for (int i = -2; i < kRepetitions; ++i) {
+            need(awqe_session_truncate(sessions[0], 0, &error), &error);
+            const double start = now();
+            need(awqe_session_evaluate(sessions[0], tokens, prompts[p], AWQE_LOGITS_LAST, NULL,
+                                       NULL, NULL, &error),
+                 &error);
+            if (i >= 0) seconds[i] = now() - start;
+        }
+        qsort(seconds, kRepetitions, sizeof(*seconds), by_size);
+        printf("%s: prompt of %zu: %.0f tokens/s\n", path, prompts[p],
+               (double)prompts[p] / seconds[kRepetitions / 2]);
+    }
+    for (int i = 0; i < kMost && options.context_length > kContext + kSteps; ++i) {
+        need(awqe_session_truncate(sessions[i], 0, &error), &error);
+        need(awqe_session_evaluate(sessions[i], tokens, kContext, AWQE_LOGITS_LAST, NULL, NULL,
+                                   NULL, &error),
+             &error);
+    }
+    for (size_t m = 1; m <= kMost && options.context_length > kContext + kSteps; m *= 2) {
+        awqe_batch_input inputs[kMost];
+        memset(inputs, 0, sizeof(inputs));
+        for (size_t i = 0; i < m; ++i) {
+            inputs[i].struct_size = sizeof(inputs[i]);
+            inputs[i].which = AWQE_LOGITS_LAST;
+            inputs[i].session = sessions[i];
+            inputs[i].tokens = tokens + i;
+            inputs[i].count = 1;
+        }
+        for (int r = -2; r < kRepetitions; ++r) {
+            for (size_t i = 0; i < m; ++i) {
+                need(awqe_session_truncate(sessions[i], kContext, &error), &error);
+            }
+            const double start = now();
+            for (int step = 0; step < kSteps; ++step) {
+                need(awqe_batch_evaluate(inputs, m, NULL, NULL, &error), &error);
+            }
+            if (r >= 0) seconds[r] = now() - start;
+        }
+        qsort(seconds, kRepetitions, sizeof(*seconds), by_size);
+        const double median = seconds[kRepetitions / 2];
+        printf("%s: %zu decoding at %d: %.1f tokens/s (%.0f us a step)\n", path, m, kContext,
+               (double)(m * kSteps) / median, 1e6 * median / kSteps);
+    }
+    free(tokens);
+    for (int i = 0; i < kMost; ++i) awqe_session_close(sessions[i]);
+    awqe_model_close(model);
+}
+
+int main(int argc, char** argv) {
+    awqe_gpu gpu = {0};
+    awqe_error error;
+    gpu.struct_size = sizeof(gpu);
+    need(awqe_gpu_get(&gpu, &error), &error);
+    printf("%s, compute capability %u.%u, %u multiprocessors\n", gpu.name, gpu.capability / 10,
+           gpu.capability % 10, gpu.multiprocessors);
+    for (int i = 1; i < argc; ++i) measure(argv[i]);
+    return 0;
+}

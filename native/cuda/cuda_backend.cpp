@@ -1,0 +1,215 @@
+// Rows of a block as the GPU's pass takes them; see cuda_backend.h.
+#include "native/cuda/cuda_backend.h"
+
+#include <unistd.h>
+
+#include <algorithm>
+#include <functional>
+
+#include "native/failure/failure.h"
+#include "native/runtime/kv_cache.h"
+
+namespace awqe::cuda {
+namespace {
+
+using awqe_cuda::kAttentionChunk;
+
+// Rows of a pass: enough tiles of 128 to fill a large GPU; where CPU and GPU share a few gigabytes,
+// what a layer's feed-forward takes for them counts.
+constexpr size_t kRows = 1024;
+constexpr size_t kRowsIntegrated = 256;
+
+CacheShape shape_of(const Architecture& a, KvType type) {
+    CacheShape shape = {};
+    shape.int8 = type == KvType::kS8;
+    const size_t positions = size_t{a.kv_heads} * kAttentionChunk;
+    const size_t numbers = round_up(positions * a.head_size * (shape.int8 != 0 ? 1 : 2), 256);
+    const size_t scales = shape.int8 != 0 ? round_up(positions * sizeof(float), 256) : 0;
+    shape.values_offset = static_cast<long long>(numbers);
+    shape.key_scales_offset = static_cast<long long>(2 * numbers);
+    shape.value_scales_offset = static_cast<long long>(2 * numbers + scales);
+    shape.layer_bytes = static_cast<long long>(2 * (numbers + scales));
+    shape.chunk_bytes = shape.layer_bytes * a.layers;
+    return shape;
+}
+
+size_t sequence_bytes(const Architecture& a, const SequencePlan& plan) {
+    const size_t chunks = (plan.positions + kAttentionChunk - 1) / kAttentionChunk;
+    return chunks * static_cast<size_t>(shape_of(a, plan.kv_type).chunk_bytes);
+}
+
+}  // namespace
+
+// The whole cache of a sequence: no layer forgets, so one may go back to any position.
+class CudaBackend::CudaSequence final : public Sequence {
+  public:
+    CudaSequence(const std::shared_ptr<Device>& device, const Architecture& a,
+                 const SequencePlan& plan)
+        : type(plan.kv_type),
+          device_(device),
+          architecture_(a),
+          shape_(shape_of(a, plan.kv_type)),
+          cache_([&] {
+              const Device::Use use(*device);
+              return Buffer(device, sequence_bytes(a, plan));
+          }()) {}
+    ~CudaSequence() override {
+        device_->with_context([&] { cache_ = Buffer(); });
+    }
+
+    size_t earliest(size_t) const override { return 0; }
+    unsigned char* cache() const { return cache_.as<unsigned char>(); }
+
+    // The bytes are runtime/kv_cache.h's.
+    bool saved_all(size_t count) const override {
+        const std::vector<uint32_t>& windows = architecture_.sliding_windows;
+        return std::all_of(windows.begin(), windows.end(), [&](uint32_t window) {
+            return first_saved_position(window, count) == 0;
+        });
+    }
+    size_t saved_bytes(size_t count) const override {
+        size_t total = 0;
+        visit_saved(count, [&](Address, size_t bytes) { total += bytes; });
+        return total;
+    }
+    void save(size_t count, uint8_t* bytes) const override {
+        const Device::Use use(*device_);
+        visit_saved(count, [&](Address address, size_t size) {
+            check(device_->driver().cuMemcpyDtoH_v2(bytes, address, size), "save a context");
+            bytes += size;
+        });
+    }
+    void restore(size_t count, const uint8_t* bytes) override {
+        const Device::Use use(*device_);
+        visit_saved(count, [&](Address address, size_t size) {
+            check(device_->driver().cuMemcpyHtoD_v2(address, bytes, size), "take up a context");
+            bytes += size;
+        });
+    }
+
+    const KvType type;
+
+  private:
+    // Runs of positions of one head that lie in one chunk, in the order in which they are saved.
+    template <class Visit>
+    void visit_saved(size_t count, const Visit& visit) const {
+        const size_t element = shape_.int8 != 0 ? 1 : 2;
+        const size_t number_bytes = architecture_.head_size * element;
+        for (size_t layer = 0; layer < architecture_.layers; ++layer) {
+            const size_t first = first_saved_position(architecture_.sliding_windows[layer], count);
+            for (size_t head = 0; head < architecture_.kv_heads; ++head) {
+                const auto rows = [&](long long offset, size_t bytes) {
+                    for (size_t at = first; at < count;) {
+                        const size_t chunk = at / kAttentionChunk;
+                        const size_t end = std::min(count, (chunk + 1) * kAttentionChunk);
+                        const size_t row = head * kAttentionChunk + at % kAttentionChunk;
+                        visit(cache_.address() + chunk * static_cast<size_t>(shape_.chunk_bytes) +
+                                  layer * static_cast<size_t>(shape_.layer_bytes) +
+                                  static_cast<size_t>(offset) + row * bytes,
+                              (end - at) * bytes);
+                        at = end;
+                    }
+                };
+                rows(0, number_bytes);
+                rows(shape_.values_offset, number_bytes);
+                if (shape_.int8 == 0) continue;
+                rows(shape_.key_scales_offset, sizeof(float));
+                rows(shape_.value_scales_offset, sizeof(float));
+            }
+        }
+    }
+
+    const std::shared_ptr<Device> device_;
+    const Architecture& architecture_;
+    const CacheShape shape_;
+    Buffer cache_;
+};
+
+CudaBackend::CudaBackend(const Model& model)
+    : model_(model), device_(Device::shared()), process_(getpid()) {
+    const Device::Use use(*device_);
+    weights_ = std::make_unique<Weights>(device_, model);
+}
+
+CudaBackend::~CudaBackend() {
+    device_->with_context([&] {
+        for (std::unique_ptr<Step>& step : steps_) step.reset();
+        weights_.reset();
+    });
+}
+
+size_t CudaBackend::block_rows() const {
+    return device_->facts().integrated ? kRowsIntegrated : kRows;
+}
+
+size_t CudaBackend::cache_bytes(const SequencePlan& plan) const {
+    return sequence_bytes(model_.architecture(), plan);
+}
+
+size_t CudaBackend::scratch_bytes(const SequencePlan&) const {
+    return Step::bytes(model_.architecture(), block_rows());
+}
+
+std::unique_ptr<Sequence> CudaBackend::open(const SequencePlan& plan) {
+    auto sequence = std::make_unique<CudaSequence>(device_, model_.architecture(), plan);
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Device::Use use(*device_);
+    step_for(plan.kv_type);
+    return sequence;
+}
+
+Step& CudaBackend::step_for(KvType type) {
+    std::unique_ptr<Step>& step = steps_[type == KvType::kS8 ? 1 : 0];
+    if (step == nullptr) {
+        const Architecture& a = model_.architecture();
+        step = std::make_unique<Step>(device_, a, *weights_, shape_of(a, type), block_rows());
+    }
+    return *step;
+}
+
+void CudaBackend::evaluate(const Block& block) {
+    if (getpid() != process_) {
+        fail(AWQE_UNSUPPORTED,
+             "the GPU cannot be used in a process that was forked off after the model was opened: "
+             "open it there, or use the CPU");
+    }
+    const std::lock_guard<std::mutex> lock(mutex_);
+    const Device::Use use(*device_);
+    for (const KvType type : {KvType::kF16, KvType::kS8}) evaluate_type(block, type);
+}
+
+// The block's rows whose sequences keep keys and values as `type`. Rows of one sequence follow each
+// other in the pass: those with logits, which the block has last, join the rest.
+void CudaBackend::evaluate_type(const Block& block, KvType type) {
+    pass_.clear();
+    for (size_t i = 0; i < block.count; ++i) {
+        const auto& sequence = static_cast<const CudaSequence&>(*block.rows[i].sequence);
+        if (sequence.type == type) pass_.push_back(&block.rows[i]);
+    }
+    if (pass_.empty()) return;
+    std::stable_sort(pass_.begin(), pass_.end(), [](const awqe::Row* a, const awqe::Row* b) {
+        return a->sequence != b->sequence ? std::less<>()(a->sequence, b->sequence)
+                                          : a->position < b->position;
+    });
+    std::vector<Row> rows;
+    std::vector<Run> runs;
+    std::vector<Wanted> wanted;
+    std::vector<const float*> embeddings;
+    bool embedded = false;
+    for (const awqe::Row* row : pass_) {
+        const unsigned number = static_cast<unsigned>(rows.size());
+        if (number == 0 || pass_[number - 1]->sequence != row->sequence) {
+            runs.push_back({number, 0});
+        }
+        ++runs.back().count;
+        rows.push_back({row->embedding == nullptr ? row->token : 0, static_cast<int>(row->position),
+                        static_cast<const CudaSequence&>(*row->sequence).cache()});
+        embeddings.push_back(row->embedding);
+        embedded = embedded || row->embedding != nullptr;
+        if (row->logits != nullptr) wanted.push_back({number, row->logits});
+    }
+    if (!embedded) embeddings.clear();
+    step_for(type).run(rows, runs, wanted, embeddings);
+}
+
+}  // namespace awqe::cuda

@@ -1,0 +1,114 @@
+// Every kernel under the name by which the host finds it, compiled into one module per GPU. Names:
+// <op>_u<bits>_g<group size>_<epilogue>. __launch_bounds__ says how many threads there are and how
+// many CTAs shall fit on a multiprocessor; README.md has the reasons.
+#include "attention_prompt.cuh"
+#include "gemm.cuh"
+#include "gemv.cuh"
+#include "prepare.cuh"
+#include "rows.cuh"
+
+using namespace awqe_cuda;
+
+#define KERNEL extern "C" __global__ void
+
+KERNEL embed(const Row* rows, Matrix table, const float* inverse_frequencies, int half_head,
+             float* residual, float* cosines, float* sines) {
+    embed_row(rows, table, inverse_frequencies, half_head, residual, cosines, sines);
+}
+
+KERNEL norm_one(const float* x, const float* weight, float epsilon, Activations out) {
+    norm_rows<true>(x, weight, epsilon, out);
+}
+KERNEL norm_many(const float* x, const float* weight, float epsilon, Activations out) {
+    norm_rows<false>(x, weight, epsilon, out);
+}
+KERNEL quantize_one(const float* x, Activations out) { quantize_rows<true>(x, out); }
+KERNEL quantize_many(const float* x, Activations out) { quantize_rows<false>(x, out); }
+KERNEL gate_one(const float* gate, const float* up, Activations out) {
+    gate_rows<true>(gate, up, out);
+}
+KERNEL gate_many(const float* gate, const float* up, Activations out) {
+    gate_rows<false>(gate, up, out);
+}
+KERNEL gather(const float* from, const unsigned* rows, int width, float* to) {
+    gather_row(from, rows, width, to);
+}
+
+KERNEL __launch_bounds__(kPrepareWarps * 32)
+    prepare(const Row* rows, Heads a, float* query, const float* key, const float* value,
+            const float* query_norm, const float* key_norm, const float* cosines,
+            const float* sines, CacheShape cache, int layer) {
+    prepare_heads(rows, a, query, key, value, query_norm, key_norm, cosines, sines, cache, layer);
+}
+
+#define ATTENTION(rows_word, units, cache_word, int8, head_word, head)                             \
+    KERNEL __launch_bounds__(kAttentionThreads)                                                    \
+        attention_##rows_word##_##cache_word##_##head_word(                                        \
+            const Row* rows, Heads a, const float* query, CacheShape cache, int layer,             \
+            Partials partials, unsigned* arrivals, Activations out, int n, int early) {            \
+        attend_chunks<units, head, int8>(rows, a, query, cache, layer, partials, arrivals, out, n, \
+                                         early != 0);                                              \
+    }
+#define ATTENTION_OF(rows_word, units)                 \
+    ATTENTION(rows_word, units, f16, false, d64, 64)   \
+    ATTENTION(rows_word, units, f16, false, d128, 128) \
+    ATTENTION(rows_word, units, f16, false, any, 0)    \
+    ATTENTION(rows_word, units, s8, true, any, 0)
+ATTENTION_OF(one, true)
+ATTENTION_OF(many, false)
+
+KERNEL __launch_bounds__(kChunk)
+    attention_merge_one(const Row* rows, Heads a, Partials partials, Activations out) {
+    merge_rows<true>(rows, a, partials, out);
+}
+KERNEL __launch_bounds__(kChunk)
+    attention_merge_many(const Row* rows, Heads a, Partials partials, Activations out) {
+    merge_rows<false>(rows, a, partials, out);
+}
+KERNEL __launch_bounds__(kChunk)
+    attention_merge_floats(const Row* rows, Heads a, Partials partials, float* out, int width) {
+    const float value = merged_value(rows, a, partials, width);
+    const int i = blockIdx.x * kChunk + threadIdx.x;
+    if (i < width) out[(long long)blockIdx.y * width + i] = value;
+}
+
+#define ATTENTION_PROMPT(dims)                                                        \
+    KERNEL __launch_bounds__(kPromptThreads, 2)                                       \
+        attention_prompt_d##dims(const Row* rows, int m, Heads a, const float* query, \
+                                 CacheShape cache, int layer, float* out) {           \
+        attend_prompt<(dims) / 16>(rows, m, a, query, cache, layer, out);             \
+    }
+ATTENTION_PROMPT(64)
+ATTENTION_PROMPT(128)
+
+#define PRODUCTS(bits, group)                                                               \
+    KERNEL __launch_bounds__(kGemvWarps * 32)                                               \
+        gemv_u##bits##_g##group##_store(Products w, Activations x, int share, int stride) { \
+        gemv<bits, 128 / group, Epilogue::kStore>(w, x, share, stride);                     \
+    }                                                                                       \
+    KERNEL __launch_bounds__(kGemvWarps * 32)                                               \
+        gemv_u##bits##_g##group##_add(Products w, Activations x, int share, int stride) {   \
+        gemv<bits, 128 / group, Epilogue::kAdd>(w, x, share, stride);                       \
+    }                                                                                       \
+    KERNEL __launch_bounds__(kGemvWarps * 32)                                               \
+        gemv_u##bits##_g##group##_gate(Products w, Activations x, int share, int stride) {  \
+        gemv<bits, 128 / group, Epilogue::kGate>(w, x, share, stride);                      \
+    }                                                                                       \
+    KERNEL __launch_bounds__(kRowsWarps * 32)                                               \
+        rows_u##bits##_g##group(Products w, Activations x, int m, int add) {                \
+        few_rows<bits, 128 / group>(w, x, m, add != 0);                                     \
+    }                                                                                       \
+    KERNEL __launch_bounds__(kGemmThreads)                                                  \
+        gemm_u##bits##_g##group(Matrix w, float* out, Activations x, int m, int add) {      \
+        gemm<bits, 128 / group>(w, out, x, m, add != 0);                                    \
+    }
+#if defined(AWQE_FEW_PRODUCTS)
+PRODUCTS(4, 128)
+PRODUCTS(8, 128)
+#else
+#define PRODUCTS_OF(bits) PRODUCTS(bits, 128) PRODUCTS(bits, 64) PRODUCTS(bits, 32)
+PRODUCTS_OF(2)
+PRODUCTS_OF(3)
+PRODUCTS_OF(4)
+PRODUCTS_OF(8)
+#endif

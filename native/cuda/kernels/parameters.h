@@ -1,0 +1,89 @@
+// What the host hands to the kernels, as both sides see it: plain structures of device addresses
+// and sizes. Owns the shapes and the order of bytes of every array on the device. NVRTC knows no C
+// headers, so nothing is included here.
+#pragma once
+
+namespace awqe_cuda {
+
+// A packed matrix (native/format/layouts.h) whose blocks lie on the device as they lie in the file.
+struct Matrix {
+    const unsigned char* blocks;  // [ceil(rows / 4)] blocks of block_bytes
+    const float* bias;            // [rows], or NULL
+    int rows;                     // n: outputs
+    int columns;                  // k: inputs
+    int bits;                     // 2, 3, 4 or 8
+    int group_size;               // 32, 64 or 128
+    int groups;
+    int padded_columns;  // a multiple of 32 (4 and 8 bits) or 64 (2 and 3 bits)
+    int zero_points_offset;
+    int codes_offset;
+    int high_plane_offset;
+    int block_bytes;
+};
+
+constexpr int kBlockRows = 4;
+// Inputs that one lane of a matrix-vector product multiplies at a time, and the unit of padding of
+// quantised rows: the largest group.
+constexpr int kChunk = 128;
+// Chunks of a warp: 8 chunks x 4 rows = 32 lanes.
+constexpr int kUnitChunks = 8;
+
+// Rows of quantised inputs (native/ARITHMETIC.md, section 3).
+// One row: codes as [unit][16-byte piece 0 ... 7][chunk of the unit][16], so that eight lanes which
+// read the same piece of eight chunks read 128 bytes in a row. Several rows: [m, code_stride].
+struct Activations {
+    signed char* codes;
+    int2* side;        // [m, group_stride]: the scale's bits, the sum of the group's codes
+    int code_stride;   // k rounded up to a unit
+    int group_stride;  // groups of code_stride inputs
+    int group_size;
+    int k;
+};
+
+// A row of a step: one token of one sequence.
+struct Row {
+    unsigned token;
+    int position;
+    unsigned char* cache;  // of its sequence; layers lie layer_bytes apart
+};
+
+// A sequence's cache is a row of chunks of 64 positions, each with all layers: where a position
+// lies does not depend on how many there are, so sequences of unlike length go through one pass. Of
+// one layer in a chunk: keys [kv_heads, 64, head_size], values likewise, and for int8 the scales of
+// keys and of values [kv_heads, 64].
+struct CacheShape {
+    long long chunk_bytes;
+    long long layer_bytes;          // of one layer in a chunk
+    long long values_offset;        // from the layer's beginning in a chunk
+    long long key_scales_offset;    // int8 only
+    long long value_scales_offset;  // int8 only
+    int int8;
+};
+
+struct Heads {
+    int heads;
+    int kv_heads;
+    int head_size;
+    int window;   // 0: a token sees every earlier one
+    int qk_norm;  // whether queries and keys have norms
+    float epsilon;
+};
+
+constexpr int kAttentionChunk = 64;  // positions; native/ARITHMETIC.md, section 7
+
+// What one chunk of positions says about one query: [rows, heads, chunks] of these.
+struct Partials {
+    float* largest;  // [rows, heads, chunks]
+    float* weight;   // [rows, heads, chunks]
+    float* values;   // [rows, heads, chunks, head_size]
+    int chunks;      // that there is room for
+};
+
+// Up to three matrices with one input, their blocks of rows one after the other.
+struct Products {
+    Matrix matrix[3];
+    float* out[3];  // [m, rows of the matrix]
+    int count;
+};
+
+}  // namespace awqe_cuda

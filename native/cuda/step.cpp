@@ -1,0 +1,512 @@
+// The forward pass as launches, top to bottom; enqueue() is the summary.
+#include "native/cuda/step.h"
+
+#include <algorithm>
+#include <string>
+
+#include "native/failure/failure.h"
+
+namespace awqe::cuda {
+namespace {
+
+using awqe_cuda::Heads;
+using awqe_cuda::kAttentionChunk;
+using awqe_cuda::kChunk;
+using awqe_cuda::kUnitChunks;
+using awqe_cuda::Partials;
+using awqe_cuda::Products;
+
+constexpr size_t kUnitInputs = kChunk * kUnitChunks;
+constexpr size_t kFewRows = 8;          // of kernels/rows.cuh
+constexpr size_t kSlicedRows = 16;      // up to here slices of few rows read less than a tile
+constexpr size_t kPromptRows = 16;      // fewer rows of a run are attended chunk by chunk
+constexpr size_t kMaxPromptHead = 128;  // of kernels/attention_prompt.cuh
+constexpr size_t kPartialBytes = size_t{64} << 20;
+constexpr unsigned kThreads = 256;
+constexpr unsigned kNormThreads = 512;
+constexpr unsigned kGemmThreads = 512;
+
+unsigned divided(size_t value, size_t by) { return static_cast<unsigned>((value + by - 1) / by); }
+
+size_t gemm_shared(int bits, int group_size) {
+    const size_t parts = kChunk / static_cast<size_t>(group_size);
+    const size_t codes = kChunk * 4 * static_cast<size_t>(bits) / 8;
+    const size_t stage =
+        32 * codes + 128 * kChunk + parts * 128 * 8 + 32 * parts * 4 * 2 + 32 * parts * 4;
+    return 3 * stage;
+}
+
+// Warps that share a block of rows: enough to have all of a row's units on their way. Eight only
+// where four would leave too few CTAs to fill a large GPU.
+unsigned warps_per_block(const Matrix& w, size_t blocks) {
+    const unsigned units = divided(static_cast<size_t>(w.columns), kUnitInputs);
+    unsigned share = 1;
+    while (share < units && share < 8) share *= 2;
+    return share == 8 && blocks / 2 >= 512 ? 4 : share;
+}
+
+// float2 of shared memory per block of rows: kernels/gemv.cuh.
+int terms_stride(const Matrix& w) {
+    const int unit_groups = kUnitInputs / static_cast<size_t>(w.group_size);
+    return std::min((w.groups + unit_groups - 1) / unit_groups * unit_groups, 512) * 4 + 4;
+}
+
+}  // namespace
+
+// Kernels by name, looked up when they are first used.
+struct Step::Kernels {
+    const Device& device;
+    std::map<std::string, Function> known;
+
+    Function operator()(const std::string& name) {
+        Function& function = known[name];
+        if (function == nullptr) {
+            // 4 KB stay for what kernels declare themselves.
+            const size_t most = static_cast<size_t>(device.facts().shared_bytes) - 4096;
+            function = device.kernel(name.c_str(), most);
+        }
+        return function;
+    }
+    Function operator()(const char* operation, const Matrix& w, const char* suffix = "") {
+        return (*this)(std::string(operation) + "_u" + std::to_string(w.bits) + "_g" +
+                       std::to_string(w.group_size) + suffix);
+    }
+};
+
+// Everything between the operations, in one buffer.
+struct Step::Arrays {
+    Row* rows;
+    unsigned* wanted;
+    unsigned* arrivals;  // [rows, heads], zero between kernels
+    float* residual;
+    float* kept;  // rows of the residual stream whose logits are wanted
+    float* query;
+    float* key;
+    float* value;
+    float* attended;
+    float* gate;
+    float* up;
+    float* cosines;
+    float* sines;
+    float* logits;
+    signed char* codes;
+    int2* side;
+    Partials partials;
+    size_t partial_rows;
+    size_t bytes = 0;
+    Buffer memory;
+    PinnedBuffer staged_rows;    // Row [rows]
+    PinnedBuffer staged_wanted;  // unsigned [rows]
+    PinnedBuffer staged_logits;  // float [kFewRows, vocabulary]
+
+    Arrays(const Architecture& a, size_t m, Address base) {
+        const auto take = [&]<class T>(T*& pointer, size_t count) {
+            pointer = reinterpret_cast<T*>(base + bytes);
+            bytes += round_up(count * sizeof(T), 256);
+        };
+        const size_t widest =
+            round_up(std::max({a.hidden_size, a.feed_forward_size, a.query_size()}), kUnitInputs);
+        take(rows, m);
+        take(wanted, m);
+        take(arrivals, m * a.heads);
+        take(residual, m * a.hidden_size);
+        take(kept, m * a.hidden_size);
+        take(query, m * a.query_size());
+        take(key, m * a.key_size());
+        take(value, m * a.key_size());
+        take(attended, m * a.query_size());
+        take(gate, m * a.feed_forward_size);
+        take(up, m * a.feed_forward_size);
+        take(cosines, m * (a.head_size / 2));
+        take(sines, m * (a.head_size / 2));
+        take(logits, std::min(m, kSlicedRows) * a.vocabulary_size);
+        take(codes, m * widest);
+        take(side, m * (widest / 32));
+        partials.chunks = static_cast<int>(divided(a.context_length, kAttentionChunk)) + 1;
+        const size_t one = size_t{a.heads} * static_cast<size_t>(partials.chunks);
+        partial_rows = std::clamp<size_t>(kPartialBytes / (one * (a.head_size + 2) * 4), 1,
+                                          std::min(m, kPromptRows));
+        take(partials.largest, partial_rows * one);
+        take(partials.weight, partial_rows * one);
+        take(partials.values, partial_rows * one * a.head_size);
+    }
+};
+
+uint64_t Step::bytes(const Architecture& a, size_t rows) { return Arrays(a, rows, 0).bytes; }
+
+Step::Step(std::shared_ptr<const Device> device, const Architecture& a, const Weights& weights,
+           const CacheShape& cache, size_t rows)
+    : device_(std::move(device)),
+      a_(a),
+      weights_(weights),
+      cache_(cache),
+      kernels_(new Kernels{*device_, {}}) {
+    Buffer memory(device_, bytes(a, rows));
+    arrays_ = std::make_unique<Arrays>(a, rows, memory.address());
+    arrays_->memory = std::move(memory);
+    arrays_->staged_rows = PinnedBuffer(device_, rows * sizeof(Row));
+    arrays_->staged_wanted = PinnedBuffer(device_, rows * sizeof(unsigned));
+    arrays_->staged_logits = PinnedBuffer(device_, kFewRows * a.vocabulary_size * sizeof(float));
+    const Driver& d = device_->driver();
+    check(d.cuStreamCreate(&stream_, 1), "open a stream");  // 1: not ordered with other streams
+    check(d.cuMemsetD8Async(reinterpret_cast<Address>(arrays_->arrivals), 0,
+                            rows * a.heads * sizeof(unsigned), stream_),
+          "clear its memory");
+}
+
+Step::~Step() {
+    forget_graphs();
+    if (stream_ != nullptr) device_->driver().cuStreamDestroy_v2(stream_);
+}
+
+unsigned Step::chunks_of(const Row& row, uint32_t window) const {
+    const unsigned end = static_cast<unsigned>(row.position) + 1;
+    const unsigned begin = window == 0 || window > end ? 0 : end - window;
+    return divided(end, kAttentionChunk) - begin / kAttentionChunk;
+}
+
+// ---- inputs of a matrix -------------------------------------------------------------------------
+
+namespace {
+
+Activations activations(signed char* codes, int2* side, size_t k, int group_size) {
+    Activations x = {};
+    x.codes = codes;
+    x.side = side;
+    x.k = static_cast<int>(k);
+    x.code_stride = static_cast<int>(round_up(k, kUnitInputs));
+    x.group_stride = x.code_stride / group_size;
+    x.group_size = group_size;
+    return x;
+}
+
+}  // namespace
+
+void Step::normed(const float* x, const float* weight, size_t m, int group_size, Activations* out) {
+    *out = activations(arrays_->codes, arrays_->side, a_.hidden_size, group_size);
+    const Launcher launch(*device_, stream_);
+    launch((*kernels_)(m == 1 ? "norm_one" : "norm_many"), {static_cast<unsigned>(m)},
+           m == 1 ? 2 * kNormThreads : kNormThreads, round_up(a_.hidden_size, 16) * sizeof(float),
+           x, weight, a_.norm_epsilon, *out);
+}
+
+// ---- products -----------------------------------------------------------------------------------
+
+// out = W x (+ out where `add`), for matrices with one input; one launch for those of one width.
+void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, const Activations& x,
+                    size_t m, bool add) {
+    const Launcher launch(*device_, stream_);
+    while (!products.empty()) {
+        const Matrix& first = *products.front().first;
+        if (m > kSlicedRows) {
+            launch((*kernels_)("gemm", first),
+                   {divided(static_cast<size_t>(first.rows), 128), divided(m, 128)}, kGemmThreads,
+                   gemm_shared(first.bits, first.group_size), first, products.front().second, x,
+                   static_cast<int>(m), static_cast<int>(add));
+            products.erase(products.begin());
+            continue;
+        }
+        Products together = {};
+        size_t blocks = 0;
+        size_t tiles = 0;
+        for (auto at = products.begin(); at != products.end() && together.count < 3;) {
+            if (at->first->bits != first.bits) {
+                ++at;
+                continue;
+            }
+            together.matrix[together.count] = *at->first;
+            together.out[together.count++] = at->second;
+            blocks += divided(static_cast<size_t>(at->first->rows), 4);
+            tiles += divided(static_cast<size_t>(at->first->rows), 16);
+            at = products.erase(at);
+        }
+        if (m > 1) {
+            for (size_t done = 0; done < m; done += kFewRows) {
+                const int count = static_cast<int>(std::min(kFewRows, m - done));
+                Activations slice = x;
+                slice.codes += done * static_cast<size_t>(x.code_stride);
+                slice.side += done * static_cast<size_t>(x.group_stride);
+                Products outputs = together;
+                for (int i = 0; i < outputs.count; ++i)
+                    outputs.out[i] += done * static_cast<size_t>(outputs.matrix[i].rows);
+                launch((*kernels_)("rows", together.matrix[0]), {static_cast<unsigned>(tiles)},
+                       kThreads, 0, outputs, slice, count, static_cast<int>(add));
+            }
+            continue;
+        }
+        const unsigned share = warps_per_block(together.matrix[0], blocks);
+        const int stride = terms_stride(together.matrix[0]);
+        launch((*kernels_)("gemv", together.matrix[0], add ? "_add" : "_store"),
+               {divided(blocks, 8 / share)}, kThreads, 8 / share * static_cast<size_t>(stride) * 8,
+               together, x, static_cast<int>(share), stride);
+    }
+}
+
+// ---- attention ----------------------------------------------------------------------------------
+
+namespace {
+
+Heads heads_of(const Architecture& a, size_t layer) {
+    Heads heads = {};
+    heads.heads = static_cast<int>(a.heads);
+    heads.kv_heads = static_cast<int>(a.kv_heads);
+    heads.head_size = static_cast<int>(a.head_size);
+    heads.window = static_cast<int>(a.sliding_windows[layer]);
+    heads.qk_norm = a.qk_norm;
+    heads.epsilon = a.norm_epsilon;
+    return heads;
+}
+
+size_t chunk_shared(const Architecture& a, size_t n) {
+    const size_t d16 = round_up(a.head_size, 16);
+    return (n * d16 + n * kAttentionChunk + 2 * kAttentionChunk) * 4 +
+           kAttentionChunk * (d16 + 8 + a.head_size) * 2;
+}
+
+size_t prompt_shared(const Architecture& a, size_t outputs) {
+    const size_t d16 = round_up(a.head_size, 16);
+    return (2 * d16 * 68 + 64 * 68) * 4 + 64 * outputs * 2;
+}
+
+}  // namespace
+
+// Leaves quantised outputs of attention in the activations. `chunks`: at least as many as any row
+// sees.
+void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks) {
+    const Launcher launch(*device_, stream_);
+    Arrays& at = *arrays_;
+    const Heads heads = heads_of(a_, static_cast<size_t>(layer));
+    const Matrix& output = weights_.layers()[static_cast<size_t>(layer)].attention_output;
+    const Activations out = activations(at.codes, at.side, a_.query_size(), output.group_size);
+    const unsigned pieces = static_cast<unsigned>(out.code_stride / kChunk);
+    const size_t touched = std::min<size_t>(a_.heads, kChunk / a_.head_size + 2);
+    const size_t merge_shared = touched * 3 * chunks * sizeof(float);
+    const auto prompt = [&](const Run& run) {
+        return run.count >= kPromptRows && a_.head_size <= kMaxPromptHead;
+    };
+    const bool floats = std::any_of(runs.begin(), runs.end(), prompt);
+    // Query heads of a key-value head that go together: fewer where the GPU would be half empty,
+    // but whole groups. Then the CTA of the last chunk merges, if its factors fit.
+    const auto whole = [&](size_t n) {
+        return n * a_.head_size % static_cast<size_t>(out.group_size) == 0;
+    };
+    size_t n = a_.heads / a_.kv_heads;
+    const size_t enough = 2 * static_cast<size_t>(device_->facts().multiprocessors);
+    while (n % 2 == 0 && (whole(n / 2) || !whole(n)) && a_.heads / n * chunks * m < enough) n /= 2;
+    const bool merges = !floats && n <= 64 && whole(n) &&
+                        3 * size_t{chunks} <= round_up(a_.head_size, 16) + kAttentionChunk;
+    const std::string head = cache_.int8           ? "s8_any"
+                             : a_.head_size == 64  ? "f16_d64"
+                             : a_.head_size == 128 ? "f16_d128"
+                                                   : "f16_any";
+    const std::string kernel = (m == 1 ? "attention_one_" : "attention_many_") + head;
+    // Rows of different sequences: nothing but a row's own position is new.
+    const int early = runs.size() == m;
+    for (size_t i = 0; i < runs.size();) {
+        Run run = runs[i++];
+        if (prompt(run)) {
+            const bool small = a_.head_size <= 64;
+            const size_t at_row = run.first * size_t{a_.query_size()};
+            launch((*kernels_)(small ? "attention_prompt_d64" : "attention_prompt_d128"),
+                   {divided(run.count * (a_.heads / a_.kv_heads), 64), a_.kv_heads}, kThreads,
+                   prompt_shared(a_, small ? 64 : 128),
+                   static_cast<const Row*>(at.rows + run.first), static_cast<int>(run.count), heads,
+                   static_cast<const float*>(at.query + at_row), cache_, layer,
+                   at.attended + at_row);
+            continue;
+        }
+        // Rows are attended by themselves: neighbouring runs go together.
+        while (i < runs.size() && !prompt(runs[i])) run.count += runs[i++].count;
+        for (size_t done = 0; done < run.count; done += at.partial_rows) {
+            const unsigned count =
+                static_cast<unsigned>(std::min<size_t>(at.partial_rows, run.count - done));
+            const size_t first = run.first + done;
+            const size_t at_row = first * a_.query_size();
+            const Row* const rows = at.rows + first;
+            Activations slice = out;
+            slice.codes += first * static_cast<size_t>(out.code_stride);
+            slice.side += first * static_cast<size_t>(out.group_stride);
+            launch((*kernels_)(kernel), {chunks, static_cast<unsigned>(a_.heads / n), count},
+                   kThreads, chunk_shared(a_, n), rows, heads,
+                   static_cast<const float*>(at.query + at_row), cache_, layer, at.partials,
+                   merges ? at.arrivals : nullptr, slice, static_cast<int>(n), early);
+            if (merges) continue;
+            if (floats) {
+                launch((*kernels_)("attention_merge_floats"), {pieces, count},
+                       static_cast<unsigned>(kChunk), merge_shared, rows, heads, at.partials,
+                       at.attended + at_row, static_cast<int>(a_.query_size()));
+                continue;
+            }
+            launch((*kernels_)(m == 1 ? "attention_merge_one" : "attention_merge_many"),
+                   {pieces, count}, static_cast<unsigned>(kChunk), merge_shared, rows, heads,
+                   at.partials, slice);
+        }
+    }
+    if (floats) {
+        launch((*kernels_)("quantize_many"),
+               {divided(out.group_stride, 8), static_cast<unsigned>(m)}, kThreads, 0,
+               static_cast<const float*>(at.attended), out);
+    }
+}
+
+// ---- the pass -----------------------------------------------------------------------------------
+
+void Step::enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wanted>* wanted,
+                   unsigned chunks) {
+    const Driver& d = device_->driver();
+    const Launcher launch(*device_, stream_);
+    Arrays& at = *arrays_;
+    const unsigned rows = static_cast<unsigned>(m);
+    check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.rows), at.staged_rows.as<Row>(),
+                                 m * sizeof(Row), stream_),
+          "read the tokens");
+    launch((*kernels_)("embed"), {rows}, kThreads, 0, static_cast<const Row*>(at.rows),
+           weights_.embedding(), weights_.inverse_frequencies(), static_cast<int>(a_.head_size / 2),
+           at.residual, at.cosines, at.sines);
+    for (size_t t = 0; embeddings_ != nullptr && t < m; ++t) {
+        if (embeddings_[t] == nullptr) continue;
+        check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.residual + t * a_.hidden_size),
+                                     embeddings_[t], a_.hidden_size * sizeof(float), stream_),
+              "read the embeddings");
+    }
+    const unsigned prepared = divided(a_.heads + 2 * a_.kv_heads, 4);
+    Activations x;
+    for (size_t layer = 0; layer < weights_.layers().size(); ++layer) {
+        const LayerAddresses& w = weights_.layers()[layer];
+        normed(at.residual, w.attention_norm, m, w.query.group_size, &x);
+        multiply({{&w.query, at.query}, {&w.key, at.key}, {&w.value, at.value}}, x, m, false);
+        launch((*kernels_)("prepare"), {prepared, rows}, 128, 0, static_cast<const Row*>(at.rows),
+               heads_of(a_, layer), at.query, static_cast<const float*>(at.key),
+               static_cast<const float*>(at.value), w.query_norm, w.key_norm,
+               static_cast<const float*>(at.cosines), static_cast<const float*>(at.sines), cache_,
+               static_cast<int>(layer));
+        attend(m, runs, static_cast<int>(layer), chunks);
+        x = activations(at.codes, at.side, a_.query_size(), w.attention_output.group_size);
+        multiply({{&w.attention_output, at.residual}}, x, m, true);
+
+        normed(at.residual, w.feed_forward_norm, m, w.gate.group_size, &x);
+        const Activations gated =
+            activations(at.codes, at.side, a_.feed_forward_size, w.down.group_size);
+        if (m == 1 && w.gate.bits == w.up.bits) {
+            Products pair = {};
+            pair.matrix[0] = w.gate;
+            pair.matrix[1] = w.up;
+            pair.out[0] = at.gate;
+            pair.count = 2;
+            const size_t blocks = 2 * divided(static_cast<size_t>(w.gate.rows), 4);
+            const unsigned share = std::min(warps_per_block(w.gate, blocks), 4u);
+            const int stride = terms_stride(w.gate);
+            launch((*kernels_)("gemv", w.gate, "_gate"), {divided(blocks, 8 / share)}, kThreads,
+                   8 / share * static_cast<size_t>(stride) * 8, pair, x, static_cast<int>(share),
+                   stride);
+            launch((*kernels_)("quantize_one"), {divided(gated.group_stride, 8)}, kThreads, 0,
+                   static_cast<const float*>(at.gate), gated);
+        } else {
+            multiply({{&w.gate, at.gate}, {&w.up, at.up}}, x, m, false);
+            launch((*kernels_)(m == 1 ? "gate_one" : "gate_many"),
+                   {divided(gated.group_stride, 8), rows}, kThreads, 0,
+                   static_cast<const float*>(at.gate), static_cast<const float*>(at.up), gated);
+        }
+        multiply({{&w.down, at.residual}}, gated, m, true);
+    }
+    const size_t count = wanted == nullptr ? m : wanted->size();
+    const float* last = at.residual;
+    if (wanted != nullptr && count > 0) {
+        check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.wanted),
+                                     at.staged_wanted.as<unsigned>(), count * sizeof(unsigned),
+                                     stream_),
+              "read the tokens");
+        launch((*kernels_)("gather"), {static_cast<unsigned>(count)}, kThreads, 0,
+               static_cast<const float*>(at.residual), static_cast<const unsigned*>(at.wanted),
+               static_cast<int>(a_.hidden_size), at.kept);
+        last = at.kept;
+    }
+    // Logits of many rows would take more memory than all else: some at a time.
+    const Matrix& head = weights_.head();
+    const size_t bytes = a_.vocabulary_size * sizeof(float);
+    for (size_t done = 0; done < count; done += kSlicedRows) {
+        const size_t some = std::min(kSlicedRows, count - done);
+        normed(last + done * a_.hidden_size, weights_.output_norm(), some, head.group_size, &x);
+        multiply({{&head, at.logits}}, x, some, false);
+        const Address from = reinterpret_cast<Address>(at.logits);
+        if (wanted == nullptr) {
+            check(d.cuMemcpyDtoHAsync_v2(at.staged_logits.as<float>(), from, some * bytes, stream_),
+                  "hand out the logits");
+            continue;
+        }
+        for (size_t i = 0; i < some; ++i) {
+            check(d.cuMemcpyDtoHAsync_v2((*wanted)[done + i].logits, from + i * bytes, bytes,
+                                         stream_),
+                  "hand out the logits");
+        }
+    }
+}
+
+void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
+               const std::vector<Wanted>& wanted, const std::vector<const float*>& embeddings) {
+    const Driver& d = device_->driver();
+    Arrays& at = *arrays_;
+    const size_t m = rows.size();
+    std::copy(rows.begin(), rows.end(), at.staged_rows.as<Row>());
+    for (size_t i = 0; i < wanted.size(); ++i) at.staged_wanted.as<unsigned>()[i] = wanted[i].row;
+    embeddings_ = embeddings.empty() ? nullptr : embeddings.data();
+    unsigned chunks = 1;
+    for (const uint32_t window : a_.sliding_windows) {
+        for (const Row& row : rows) chunks = std::max(chunks, chunks_of(row, window));
+    }
+    // A step that decodes is recorded once and replayed: the host then starts one graph instead of
+    // some hundred kernels. Rounded up to a power of two, so that few graphs serve all positions;
+    // kernels for chunks that a row does not see end at once.
+    const bool decodes =
+        m <= kFewRows && runs.size() == m && wanted.size() == m && embeddings_ == nullptr;
+    if (!decodes) {
+        enqueue(m, runs, &wanted, chunks);
+        check(d.cuStreamSynchronize(stream_), "finish a step");
+        return;
+    }
+    unsigned rounded = 8;
+    while (rounded < chunks) rounded *= 2;
+    rounded = std::min(rounded, static_cast<unsigned>(at.partials.chunks));
+    // The first time as it is: kernels are then loaded, which a recording could not wait for.
+    const auto [at_graph, first_time] = graphs_.try_emplace({m, rounded}, nullptr);
+    GraphExec& graph = at_graph->second;
+    if (first_time) {
+        enqueue(m, runs, nullptr, rounded);
+    } else {
+        if (graph == nullptr) graph = recorded(m, runs, rounded);
+        check(d.cuGraphLaunch(graph, stream_), "start a step");
+    }
+    check(d.cuStreamSynchronize(stream_), "finish a step");
+    for (size_t i = 0; i < m; ++i) {
+        std::copy_n(at.staged_logits.as<float>() + wanted[i].row * size_t{a_.vocabulary_size},
+                    a_.vocabulary_size, wanted[i].logits);
+    }
+}
+
+GraphExec Step::recorded(size_t m, const std::vector<Run>& runs, unsigned chunks) {
+    const Driver& d = device_->driver();
+    check(d.cuStreamBeginCapture_v2(stream_, 1), "record a step");  // 1: this thread's calls alone
+    Graph graph = nullptr;
+    try {
+        enqueue(m, runs, nullptr, chunks);
+    } catch (...) {
+        d.cuStreamEndCapture(stream_, &graph);
+        if (graph != nullptr) d.cuGraphDestroy(graph);
+        throw;
+    }
+    check(d.cuStreamEndCapture(stream_, &graph), "record a step");
+    GraphExec executable = nullptr;
+    const Status status = d.cuGraphInstantiateWithFlags(&executable, graph, 0);
+    d.cuGraphDestroy(graph);
+    check(status, "record a step");
+    return executable;
+}
+
+void Step::forget_graphs() {
+    for (const auto& [key, graph] : graphs_) {
+        if (graph != nullptr) device_->driver().cuGraphExecDestroy(graph);
+    }
+    graphs_.clear();
+}
+
+}  // namespace awqe::cuda

@@ -1,0 +1,74 @@
+// One forward pass on the GPU over rows of any sequences: runtime/forward.cpp's order of operations
+// as launches. Owns the arrays between the operations and the graphs of recorded passes; which
+// kernel computes what stands in step.cpp alone.
+#pragma once
+
+#include <cstdint>
+#include <map>
+#include <memory>
+#include <utility>
+#include <vector>
+
+#include "native/cuda/device.h"
+#include "native/cuda/weights.h"
+
+namespace awqe::cuda {
+
+using awqe_cuda::Activations;
+using awqe_cuda::CacheShape;
+using awqe_cuda::Row;
+
+// Neighbouring rows of one sequence, positions ascending by one.
+struct Run {
+    unsigned first;
+    unsigned count;
+};
+
+// Logits that somebody asked for.
+struct Wanted {
+    unsigned row;
+    float* logits;  // float [vocabulary], in host memory
+};
+
+class Step {
+  public:
+    // Room for `rows` rows of sequences with caches of this shape. The context is current.
+    Step(std::shared_ptr<const Device> device, const Architecture& a, const Weights& weights,
+         const CacheShape& cache, size_t rows);
+    ~Step();
+
+    // Bytes of device memory that a step takes.
+    static uint64_t bytes(const Architecture& a, size_t rows);
+
+    // Computes `rows`, stores their keys and values, and gives logits of the rows that `wanted`
+    // names. `embeddings`: empty, or per row float [hidden] in the place of its token's, or NULL.
+    void run(const std::vector<Row>& rows, const std::vector<Run>& runs,
+             const std::vector<Wanted>& wanted, const std::vector<const float*>& embeddings = {});
+
+  private:
+    struct Kernels;
+    struct Arrays;
+
+    // `wanted`: NULL where all rows are wanted and their logits go to staged memory.
+    void enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wanted>* wanted,
+                 unsigned chunks);
+    void attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks);
+    void normed(const float* x, const float* weight, size_t m, int group_size, Activations* out);
+    void multiply(std::vector<std::pair<const Matrix*, float*>> products, const Activations& x,
+                  size_t m, bool add);
+    GraphExec recorded(size_t m, const std::vector<Run>& runs, unsigned chunks);
+    void forget_graphs();
+    unsigned chunks_of(const Row& row, uint32_t window) const;
+
+    std::shared_ptr<const Device> device_;
+    const Architecture& a_;
+    const Weights& weights_;
+    const CacheShape cache_;
+    const float* const* embeddings_ = nullptr;  // of the pass that is being enqueued
+    Stream stream_ = nullptr;
+    std::unique_ptr<Kernels> kernels_;
+    std::unique_ptr<Arrays> arrays_;
+    std::map<std::pair<size_t, unsigned>, GraphExec> graphs_;  // by rows and chunks
+};
+
+}  // namespace awqe::cuda

@@ -1,0 +1,20 @@
+// A library without kernels for GPUs; see gpu_backend.h. native/cuda/gpu.cpp is the other one.
+#include "native/failure/failure.h"
+#include "native/runtime/gpu_backend.h"
+
+namespace awqe {
+namespace {
+
+[[noreturn]] void refuse() {
+    fail(AWQE_UNSUPPORTED,
+         "this library was built without kernels for GPUs: install a wheel that has them, or use "
+         "the CPU");
+}
+
+}  // namespace
+
+std::unique_ptr<Backend> make_gpu_backend(const Model&) { refuse(); }
+
+void describe_gpu(awqe_gpu*) { refuse(); }
+
+}  // namespace awqe

@@ -1,0 +1,236 @@
+// The GPU against the CPU, by ==: whole models through the C API, token by token, in blocks of
+// every kind of kernel, several sequences together, both caches, going back, embeddings. Says so
+// and passes where there is no GPU. Arguments: model files; without any, those of tests/data.
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "awq_edge.h"
+#include "tests/native/support/check.h"
+
+namespace awqe::test {
+namespace {
+
+std::vector<std::string> model_files;
+
+struct CloseModel {
+    void operator()(awqe_model* model) const { awqe_model_close(model); }
+};
+struct CloseSession {
+    void operator()(awqe_session* session) const { awqe_session_close(session); }
+};
+using ModelHandle = std::unique_ptr<awqe_model, CloseModel>;
+using SessionHandle = std::unique_ptr<awqe_session, CloseSession>;
+
+void check_ok(awqe_status status, const awqe_error& error) {
+    if (status != AWQE_OK) fail(__FILE__, __LINE__, error.message);
+}
+
+ModelHandle open_model(const std::string& path) {
+    awqe_model* model = nullptr;
+    awqe_error error = {};
+    check_ok(awqe_model_open(path.c_str(), &model, &error), error);
+    return ModelHandle(model);
+}
+
+SessionHandle open_session(const ModelHandle& model, awqe_device device, awqe_kv_type type) {
+    awqe_session_options options = {};
+    options.struct_size = sizeof(options);
+    options.device = device;
+    options.kv_type = type;
+    awqe_session* session = nullptr;
+    awqe_error error = {};
+    check_ok(awqe_session_open(model.get(), &options, &session, &error), error);
+    return SessionHandle(session);
+}
+
+bool gpu_is_there() {
+    awqe_gpu gpu = {};
+    gpu.struct_size = sizeof(gpu);
+    awqe_error error = {};
+    if (awqe_gpu_get(&gpu, &error) == AWQE_OK) return true;
+    std::printf("skipped: %s\n", error.message);
+    return false;
+}
+
+awqe_model_info info_of(const ModelHandle& model) {
+    awqe_model_info info = {};
+    info.struct_size = sizeof(info);
+    awqe_error error = {};
+    check_ok(awqe_model_info_get(model.get(), &info, &error), error);
+    return info;
+}
+
+std::vector<uint32_t> tokens_for(const awqe_model_info& info, size_t count, uint32_t seed) {
+    std::vector<uint32_t> tokens(count);
+    for (size_t i = 0; i < count; ++i) {
+        tokens[i] = static_cast<uint32_t>((i + seed) * 2654435761u >> 7) % info.vocabulary_size;
+    }
+    return tokens;
+}
+
+std::vector<float> read(const SessionHandle& session, const awqe_model_info& info,
+                        const uint32_t* tokens, size_t count) {
+    std::vector<float> logits(count * info.vocabulary_size);
+    awqe_error error = {};
+    check_ok(awqe_session_evaluate(session.get(), tokens, count, AWQE_LOGITS_ALL, logits.data(),
+                                   nullptr, nullptr, &error),
+             error);
+    return logits;
+}
+
+void check_same(const float* is, const float* expected, size_t count, const std::string& where) {
+    if (std::memcmp(is, expected, count * sizeof(float)) == 0) return;
+    size_t differing = 0;
+    for (size_t i = 0; i < count; ++i) differing += std::memcmp(is + i, expected + i, 4) != 0;
+    fail(__FILE__, __LINE__,
+         where + ": " + std::to_string(differing) + " of " + std::to_string(count) +
+             " logits differ");
+}
+
+constexpr awqe_kv_type kTypes[] = {AWQE_KV_F16, AWQE_KV_INT8};
+
+TEST(every_way_of_reading_gives_the_logits_of_the_cpu) {
+    if (!gpu_is_there()) return;
+    for (const std::string& path : model_files) {
+        const ModelHandle model = open_model(path);
+        const awqe_model_info info = info_of(model);
+        const size_t length = std::min<size_t>(info.context_length, 640);
+        const std::vector<uint32_t> tokens = tokens_for(info, length, 1);
+        for (const awqe_kv_type type : kTypes) {
+            const SessionHandle cpu = open_session(model, AWQE_DEVICE_CPU, type);
+            const SessionHandle gpu = open_session(model, AWQE_DEVICE_CUDA, type);
+            CHECK_EQUAL(std::string(awqe_session_kernels(gpu.get())), std::string("cuda"));
+            const std::vector<float> expected = read(cpu, info, tokens.data(), length);
+            // One token, few rows, more than few, blocks of tiles, all the rest; then tokens again.
+            size_t at = 0;
+            const auto part = [&](size_t count) {
+                count = std::min(count, length - at);
+                if (count == 0) return;
+                const std::vector<float> is = read(gpu, info, tokens.data() + at, count);
+                check_same(
+                    is.data(), expected.data() + at * info.vocabulary_size, is.size(),
+                    path + ", " + std::to_string(count) + " tokens at " + std::to_string(at));
+                at += count;
+            };
+            for (size_t i = 0; i < 12; ++i) part(1);
+            for (size_t count = 2; count <= 19; ++count) part(count);
+            for (const size_t count : {33, 64, 129, 200}) part(count);
+            while (at < length) part(1);
+
+            awqe_error error = {};
+            check_ok(awqe_session_truncate(gpu.get(), static_cast<uint32_t>(length / 3), &error),
+                     error);
+            at = length / 3;
+            part(length);
+        }
+    }
+}
+
+TEST(sequences_together_give_what_each_gives_alone) {
+    if (!gpu_is_there()) return;
+    for (const std::string& path : model_files) {
+        const ModelHandle model = open_model(path);
+        const awqe_model_info info = info_of(model);
+        const size_t length = std::min<size_t>(info.context_length, 200);
+        std::vector<SessionHandle> sessions;
+        std::vector<std::vector<uint32_t>> texts;
+        std::vector<std::vector<float>> expected;
+        for (uint32_t i = 0; i < 5; ++i) {
+            const awqe_kv_type type = i == 4 ? AWQE_KV_INT8 : AWQE_KV_F16;
+            texts.push_back(tokens_for(info, length, 100 * i));
+            sessions.push_back(open_session(model, AWQE_DEVICE_CUDA, type));
+            expected.push_back(read(open_session(model, AWQE_DEVICE_CPU, type), info,
+                                    texts.back().data(), length));
+        }
+        // Sequence i takes i + 1 tokens at a time, the last one a prompt of 40: all kinds of rows
+        // in one pass.
+        std::vector<size_t> at(5, 0);
+        for (bool left = true; left;) {
+            left = false;
+            std::vector<awqe_batch_input> inputs;
+            std::vector<std::vector<float>> logits(5);
+            for (uint32_t i = 0; i < 5; ++i) {
+                const size_t count = std::min<size_t>(i == 3 ? 40 : i + 1, length - at[i]);
+                if (count == 0) continue;
+                logits[i].resize(count * info.vocabulary_size);
+                awqe_batch_input input = {};
+                input.struct_size = sizeof(input);
+                input.which = AWQE_LOGITS_ALL;
+                input.session = sessions[i].get();
+                input.tokens = texts[i].data() + at[i];
+                input.count = count;
+                input.logits = logits[i].data();
+                inputs.push_back(input);
+                left = true;
+            }
+            if (!left) break;
+            awqe_error error = {};
+            check_ok(awqe_batch_evaluate(inputs.data(), inputs.size(), nullptr, nullptr, &error),
+                     error);
+            for (uint32_t i = 0; i < 5; ++i) {
+                check_same(logits[i].data(), expected[i].data() + at[i] * info.vocabulary_size,
+                           logits[i].size(), path + ", sequence " + std::to_string(i));
+                at[i] += logits[i].size() / info.vocabulary_size;
+            }
+        }
+    }
+}
+
+TEST(embeddings_give_the_logits_of_the_cpu) {
+    if (!gpu_is_there()) return;
+    for (const std::string& path : model_files) {
+        const ModelHandle model = open_model(path);
+        const awqe_model_info info = info_of(model);
+        constexpr size_t kCount = 5;
+        std::vector<float> embeddings(kCount * info.hidden_size);
+        for (size_t i = 0; i < embeddings.size(); ++i) {
+            embeddings[i] =
+                static_cast<float>(static_cast<int>(i * 2654435761u >> 20) - 2048) / 4e4f;
+        }
+        std::vector<float> is[2];
+        for (const awqe_device device : {AWQE_DEVICE_CPU, AWQE_DEVICE_CUDA}) {
+            const SessionHandle session = open_session(model, device, AWQE_KV_F16);
+            std::vector<float>& logits = is[device == AWQE_DEVICE_CPU ? 0 : 1];
+            logits.resize(kCount * info.vocabulary_size);
+            awqe_error error = {};
+            check_ok(awqe_session_evaluate_embeddings(session.get(), embeddings.data(), kCount,
+                                                      AWQE_LOGITS_ALL, logits.data(), nullptr,
+                                                      nullptr, &error),
+                     error);
+        }
+        check_same(is[1].data(), is[0].data(), is[0].size(), path);
+    }
+}
+
+TEST(opening_and_closing_gives_all_memory_back) {
+    if (!gpu_is_there()) return;
+    uint64_t first = 0;
+    for (int i = 0; i < 60; ++i) {
+        const ModelHandle model = open_model(model_files.front());
+        const awqe_model_info info = info_of(model);
+        const SessionHandle session = open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16);
+        const std::vector<uint32_t> tokens = tokens_for(info, 3, 1);
+        for (const uint32_t token : tokens) read(session, info, &token, 1);
+        awqe_gpu gpu = {};
+        gpu.struct_size = sizeof(gpu);
+        awqe_error error = {};
+        check_ok(awqe_gpu_get(&gpu, &error), error);
+        if (i == 5) first = gpu.free_bytes;
+        if (i > 5) CHECK(gpu.free_bytes + (uint64_t{4} << 20) >= first);
+    }
+}
+
+}  // namespace
+}  // namespace awqe::test
+
+int main(int argc, char** argv) {
+    awqe::test::model_files.assign(argv + 1, argv + argc);
+    if (awqe::test::model_files.empty()) {
+        for (const char* name : {"/tiny.awq.gguf", "/stories260k.awq.gguf"}) {
+            awqe::test::model_files.push_back(std::string(AWQE_TEST_DATA) + name);
+        }
+    }
+    return awqe::test::run(1, argv);
+}

@@ -1,0 +1,80 @@
+"""Devices: the logits of the CPU everywhere, a sentence without a GPU, kernels that compile."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from awq_edge import Model, _native
+from awq_edge.device.board import read_board
+from awq_edge.device.doctor import examine
+from awq_edge.errors import InvalidArgumentError, UnsupportedError
+
+ROOT = Path(__file__).resolve().parents[2]
+TINY = ROOT / "tests" / "data" / "tiny.awq.gguf"
+
+
+def _gpu_is_there() -> bool:
+    try:
+        _native.gpu()
+    except UnsupportedError:
+        return False
+    return True
+
+
+def test_auto_gives_the_logits_of_the_cpu() -> None:
+    with Model.open(TINY, device="auto") as model, Model.open(TINY, device="cpu") as reference:
+        tokens = [1, 2, 3, 4, 5]
+        assert (model.logits(tokens) == reference.logits(tokens)).all()
+        assert reference.session().kernels != "cuda"
+
+
+def test_a_gpu_that_is_not_there_is_one_sentence() -> None:
+    if _gpu_is_there():
+        pytest.skip("this machine has a GPU")
+    with (
+        Model.open(TINY, device="cuda") as model,
+        pytest.raises(UnsupportedError, match=r"built without kernels for GPUs|NVIDIA driver"),
+    ):
+        model.session()
+
+
+def test_a_device_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="cpu, auto, cuda"):
+        Model.open(TINY, device="tpu")
+
+
+def test_a_forced_kernel_table_keeps_auto_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("AWQ_EDGE_KERNELS", "reference")
+    with Model.open(TINY) as model:
+        assert model.session().kernels == "reference"
+
+
+def test_the_doctor_names_a_gpu_and_misses_none_on_a_pc() -> None:
+    board, kernels = read_board(), _native.kernel_tables()
+    orin = _native.Gpu("Orin", 87, 12060, 8, True, 8 << 30, 5 << 30)
+    found = [finding for finding in examine(board, kernels, orin) if finding.subject == "GPU"]
+    assert "compute capability 8.7, 8 multiprocessors" in found[0].text
+    assert "CUDA 12.6" in found[0].text
+    assert not [f for f in examine(board, kernels, "none here") if f.subject == "GPU"]
+
+
+def test_the_kernels_compile_for_a_jetson(tmp_path: Path) -> None:
+    # Two products of the thirty-six stand for all: compiling those takes a minute.
+    compiler = ROOT / "native" / "cuda" / "compile.py"
+    done = subprocess.run(
+        [sys.executable, str(compiler), str(tmp_path), "sm_87.cubin"],
+        env={**os.environ, "AWQE_FEW_PRODUCTS": "1"},
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    if "NVRTC is missing" in done.stderr:
+        pytest.skip(done.stderr.strip())
+    assert done.returncode == 0, done.stderr
+    module = (tmp_path / "sm_87.cubin").read_bytes()
+    assert module[:4] == b"\x7fELF"
+    for kernel in (b"gemv_u4_g128_gate", b"rows_u8_g128", b"gemm_u4_g128", b"attention_prompt_d64"):
+        assert kernel in module
