@@ -44,8 +44,11 @@ def changed(directory: Path, place: str) -> Path:
     return directory
 
 
-@pytest.mark.parametrize("place", PLACES)
-@pytest.mark.parametrize("method", ["rtn", "awq", "auto"])
+@pytest.mark.parametrize(
+    ("method", "place"),
+    [("rtn", place) for place in PLACES]
+    + [(method, place) for method in ("awq", "auto") for place in ("a whole norm", "a value")],
+)
 def test_outliers_convert_or_are_refused(tmp_path: Path, place: str, method: str) -> None:
     source, output = changed(tmp_path / "model", place), tmp_path / "out.awq.gguf"
     options = Options(method=method, group_size=32, samples=2, sequence_length=16)
