@@ -12,7 +12,7 @@ import torch
 
 from awq_edge.architecture import Architecture
 from awq_edge.checkpoints import Checkpoint, DecoderTensors, open_checkpoint
-from awq_edge.stages import layer_tensor_names
+from awq_edge.stages import layer_tensor_names, tensor_names
 from awq_edge.torch_decoder import normalise
 
 _ROWS = 8192  # of a matrix, read at once where only some are wanted
@@ -36,14 +36,7 @@ class FloatModel:
 
     def tensor_names(self) -> list[str]:
         """Our names of every tensor that the checkpoint must hold."""
-        names = ["token_embd.weight", "output_norm.weight"]
-        if not self.architecture.tied_head:
-            names.append("output.weight")
-        for layer in range(self.architecture.layers):
-            names += [
-                f"blk.{layer}.{name}" for name in layer_tensor_names(self.architecture, layer)
-            ]
-        return names
+        return tensor_names(self.architecture)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one of our tensors."""

@@ -107,6 +107,20 @@ def layer_tensor_names(architecture: Architecture, layer: int) -> list[str]:
     return names
 
 
+def head_name(architecture: Architecture) -> str:
+    """The matrix that makes logits of the last states."""
+    return "token_embd.weight" if architecture.tied_head else "output.weight"
+
+
+def tensor_names(architecture: Architecture) -> list[str]:
+    """Every tensor of a model but the rotary frequencies, as a token meets them."""
+    names = ["token_embd.weight"]
+    for layer in range(architecture.layers):
+        names += [f"blk.{layer}.{name}" for name in layer_tensor_names(architecture, layer)]
+    names.append("output_norm.weight")
+    return names if architecture.tied_head else [*names, "output.weight"]
+
+
 def tensor_shape(architecture: Architecture, name: str) -> tuple[int, ...]:
     """The shape of the tensor of a name (``blk.N.`` included or not)."""
     a = architecture

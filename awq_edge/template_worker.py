@@ -122,7 +122,7 @@ def make_environment() -> Any:
         def _as_is(self, caller: Any) -> str:
             return str(caller())
 
-    class Namespace(jinja2.utils.Namespace):  # type: ignore[misc,unused-ignore]
+    class Namespace(jinja2.utils.Namespace):  # type: ignore[misc,unused-ignore]  # as jinja2 is
         """Jinja's, without names that reach for Python's internals."""
 
         def __init__(*arguments: Any, **values: Any) -> None:

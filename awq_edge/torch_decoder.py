@@ -19,7 +19,7 @@ import torch
 import torch.nn.functional as F
 
 from awq_edge.architecture import Architecture
-from awq_edge.stages import Origin, Stage, fed_by, layer_tensor_names, stages
+from awq_edge.stages import Origin, Stage, fed_by, head_name, layer_tensor_names, stages
 
 # Gives the tensor of a name; whole-model names such as "blk.0.attn_q.weight" or, inside a layer,
 # names without "blk.0.".
@@ -39,6 +39,12 @@ class Positions:
 
     cosines: torch.Tensor
     sines: torch.Tensor
+
+    @classmethod
+    def of(cls, architecture: Architecture, count: int, device: torch.device) -> Positions:
+        """The first ``count`` positions of a float model, on a device."""
+        frequencies = torch.from_numpy(architecture.inverse_frequencies())
+        return cls.first(count, frequencies.to(device))
 
     @classmethod
     def first(cls, count: int, inverse_frequencies: torch.Tensor) -> Positions:
@@ -289,5 +295,5 @@ def logits(
         hidden = Layer(a, number, tensors, positions, linear, kv_fp16=kv_fp16).run(hidden)
     norm = {"output_norm.weight": weights("output_norm.weight")}
     hidden = normalise(a, norm, "output_norm", hidden)
-    head = "token_embd" if a.tied_head else "output"
-    return multiply_by("", {f"{head}.weight": weights(f"{head}.weight")})(head, hidden)
+    head = head_name(a)
+    return multiply_by("", {head: weights(head)})(head[: -len(".weight")], hidden)

@@ -27,7 +27,7 @@ from awq_edge.calibration.distributed import Processes
 from awq_edge.calibration.hidden_states import HiddenStates
 from awq_edge.float_model import FloatModel
 from awq_edge.quantize import coupling
-from awq_edge.stages import matrices, tensor_shape
+from awq_edge.stages import head_name, matrices, tensor_shape
 from awq_edge.torch_decoder import Layer, Positions
 
 # Blocks of the calibration text that are walked with: four times as many change the divergence on
@@ -91,8 +91,7 @@ class Gradients:
             ``coupling.py``, by "attn_q" and so on.
         """
         a = self._architecture
-        frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
-        positions = Positions.first(tokens.shape[1], frequencies)
+        positions = Positions.of(a, tokens.shape[1], self._device)
         with torch.no_grad():
             self._forward(tokens, positions)
             self._turn(numbers)
@@ -122,7 +121,7 @@ class Gradients:
         """Makes of the states behind the last layer the gradients by them."""
         a = self._architecture
         norm = self._source.final_norm(self._device)
-        head = self._source("token_embd.weight" if a.tied_head else "output.weight", self._device)
+        head = self._source(head_name(a), self._device)
         rows = max(1, _LOGITS // len(head))
         last = self._states[-1]
         for at, number in zip(self._blocks(), numbers):

@@ -17,6 +17,7 @@ from awq_edge.float_model import FloatModel
 from awq_edge.quantize import gptq, grids
 from awq_edge.quantize.probe import Probe, Weights
 from awq_edge.quantize.statistics import Products
+from awq_edge.stages import head_name
 from awq_edge.torch_decoder import Positions
 
 # Text that is walked with: enough to rank matrices by.
@@ -66,8 +67,7 @@ def measure(
     """
     a = source.architecture
     blocks = blocks[:BLOCKS, :TOKENS]
-    frequencies = torch.from_numpy(a.inverse_frequencies()).to(device)
-    positions = Positions.first(blocks.shape[1], frequencies)
+    positions = Positions.of(a, blocks.shape[1], device)
     used, places = torch.unique(blocks, return_inverse=True)
     table = source.rows("token_embd.weight", used)
     states = [table[places].to(device)]  # the float model's, then every disturbed one
@@ -125,8 +125,7 @@ def _shared_out(
     damping: float,
 ) -> Harms:
     """Turns harms inside layers into divergences of the model's predictions."""
-    tied = source.architecture.tied_head
-    name = "token_embd.weight" if tied else "output.weight"
+    tied, name = source.architecture.tied_head, head_name(source.architecture)
     head = source(name).to(ends[0].device)
     exact = _log_probabilities(ends[0], head)
     disturbed = [_divergence(exact, _log_probabilities(end, head)) for end in ends[1:]]

@@ -99,8 +99,7 @@ class Walk:
         hidden = self._embedding(blocks)
         positions = None
         if hidden is not None:
-            frequencies = torch.from_numpy(a.inverse_frequencies()).to(self._device)
-            positions = Positions.first(hidden.shape[1], frequencies)
+            positions = Positions.of(a, hidden.shape[1], self._device)
         with contextlib.closing(self._packer), self._recorder:
             for layer, weights in self._layers(range(len(work.layers), a.layers)):
                 hidden = self._walked(layer, weights, hidden, positions)

@@ -326,9 +326,8 @@ class WorkDirectory:
 
     def _tensors(self, source: FloatModel) -> Iterator[tuple[str, model_file.TensorSource]]:
         """Every tensor of the model file, in file order: as a token meets them."""
-        names = [name for name in source.tensor_names() if not name.startswith("output")]
+        names = source.tensor_names()
         names.insert(1, "rope.inverse_frequencies")
-        names += [name for name in source.tensor_names() if name.startswith("output")]
         for name in names:
             packed = self._place.path / f"{name}.packed"
             yield name, packed if packed.exists() else self._load(f"{name}.npy")

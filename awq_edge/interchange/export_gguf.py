@@ -18,7 +18,7 @@ from awq_edge.errors import UnsupportedError
 from awq_edge.interchange.gguf_tokenizer import translate
 from awq_edge.outputs.place import Place, sync, write_error
 from awq_edge.outputs.workplace import Workplace
-from awq_edge.stages import layer_tensor_names, tensor_shape
+from awq_edge.stages import tensor_names, tensor_shape
 
 # Gives a tensor by our name: float32, a matrix [n, k] or a vector [n].
 FloatSource = Callable[[str], npt.NDArray[np.float32]]
@@ -50,7 +50,7 @@ def write_gguf(
     writer = GGUFWriter(None, family)
     _describe(writer, architecture, metadata)
     _add_tokenizer(writer, architecture, metadata)
-    names = _tensor_names(architecture)
+    names = tensor_names(architecture)
     factors = _frequency_factors(architecture)
     if factors is not None:
         writer.add_tensor_info(_FREQUENCY_FACTORS, factors.shape, factors.dtype, factors.nbytes)
@@ -155,14 +155,6 @@ def _add_tokenizer(writer: Any, architecture: Architecture, metadata: Mapping[st
         if metadata.get(key) is not None:
             add(metadata[key])
     writer.add_add_bos_token(bool(metadata.get("tokenizer.ggml.add_bos_token", False)))
-
-
-def _tensor_names(architecture: Architecture) -> list[str]:
-    names = ["token_embd.weight"]
-    for layer in range(architecture.layers):
-        names += [f"blk.{layer}.{name}" for name in layer_tensor_names(architecture, layer)]
-    names.append("output_norm.weight")
-    return names if architecture.tied_head else [*names, "output.weight"]
 
 
 def _frequency_factors(architecture: Architecture) -> npt.NDArray[np.float32] | None:

@@ -19,7 +19,7 @@ from awq_edge.interchange.quantised_checkpoint import QuantisedCheckpoint
 from awq_edge.outputs.place import Place, check_room, checkpoint_files, write_error
 from awq_edge.outputs.workplace import Workplace, resumable_path
 from awq_edge.quantize.grouped import quantise
-from awq_edge.stages import layer_tensor_names, tensor_shape
+from awq_edge.stages import head_name, layer_tensor_names, tensor_shape
 
 # A decoder matrix that the checkpoint keeps in floats was judged too sensitive for its width.
 _FLOAT_MATRIX_BITS = 8
@@ -108,14 +108,13 @@ def import_checkpoint(
     if not architecture.tied_head:
         add_matrix("output.weight", head_bits)
 
-    head = "token_embd.weight" if architecture.tied_head else "output.weight"
     metadata: dict[str, MetadataValue] = {
         "general.name": source.checkpoint.name,
         **architecture.to_metadata(),
         "awq_edge.quantization.method": "awq",
         "awq_edge.quantization.bits": source.bits,
         "awq_edge.quantization.group_size": source.group_size,
-        "awq_edge.quantization.head_bits": widths[head],
+        "awq_edge.quantization.head_bits": widths[head_name(architecture)],
         "awq_edge.quantization.embedding_bits": widths["token_embd.weight"],
         "awq_edge.quantization.tool_version": __version__,
     }
