@@ -10,7 +10,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
-from awq_edge.errors import ContextFullError, InvalidArgumentError
+from awq_edge.errors import ContextFullError, FileInvalidError, InvalidArgumentError
 from awq_edge.generation import Generation, GenerationConfig, Progress, Prompt
 from awq_edge.token_ids import integer, token_ids
 
@@ -163,7 +163,12 @@ class Session:
             _native.evaluate_together([_native.Reading(self._native, None, rows)], progress)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
-        """Appends tokens and gives the logits after each: float32 [tokens, vocabulary]."""
+        """Appends tokens and gives the logits after each: float32 [tokens, vocabulary].
+
+        Raises:
+            FileInvalidError: One is not finite, as in ``sample``: the file is damaged, or values
+                have overflowed. The tokens are part of the context all the same.
+        """
         import numpy as np
 
         tokens = self._ids(tokens)
@@ -171,6 +176,13 @@ class Session:
         result = np.empty((len(tokens), self.model.info.vocabulary_size), np.float32)
         if len(tokens):
             self._append(tokens, result, None)
+        finite = np.isfinite(result)
+        if not finite.all():
+            token = int(np.argwhere(~finite)[0][1])
+            raise FileInvalidError(
+                f"The logit of token {token} is not finite: the model file is damaged, check it "
+                "with awq-edge inspect --verify."
+            )
         return result
 
     def save(self, position: int | None = None) -> bytearray:

@@ -178,6 +178,9 @@ def kernel_counts(plugin: Path) -> list[Count]:
             name = f"gemm_s8d_u{bits}g, {TOKENS} tokens"
             units = weights * TOKENS
             add(table, name, "product", units, "gemm", bits, GROUP, ROWS, COLUMNS, TOKENS)
+        for few in (2, 4, 8):  # sequences that are decoded together
+            name = f"gemm_s8d_u4g, {few} tokens"
+            add(table, name, "product", weights * few, "gemm", 4, GROUP, ROWS, COLUMNS, few)
     heads, size, positions = 8, 64, 512
     add("neon", "quantize_act_s8d", "input", COLUMNS, "quantize_act", GROUP, COLUMNS)
     add("neon", "rms_norm_f32", "input", COLUMNS, "rms_norm", COLUMNS)

@@ -113,6 +113,14 @@ def test_random_cases_give_the_reference_bits(emulator: str, build: Path, cpu: s
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+# The a53 has the a72's tables.
+@pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76", "max"])
+def test_damaged_files_give_the_reference_logits(emulator: str, build: Path, cpu: str) -> None:
+    findings = ROOT / "tests/data/fuzz/evaluate"
+    result = _run(emulator, cpu, build / "tests/native/fuzz_evaluate_files", findings, 10)
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 # Emulated floats cost a hundred times what real ones do: thread counts and ways to cut the prompt
 # are left to the two CPUs that run all of the kernels between them.
 @pytest.mark.parametrize(

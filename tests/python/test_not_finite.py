@@ -15,7 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from awq_edge import _native, errors
+from awq_edge import Model, _native, errors, perplexity
 from awq_edge._native import NativeModel, NativeSampler, NativeSession, TensorInfo
 
 TINY = Path(__file__).parents[1] / "data/tiny.awq.gguf"
@@ -144,3 +144,16 @@ def test_frequencies_beyond_their_bound_are_refused(tmp_path: Path) -> None:
         )
         with pytest.raises(errors.FileInvalidError, match="largest magnitude allowed"):
             NativeModel(path)
+
+
+def test_whoever_asks_for_logits_gets_the_sentence_too(tmp_path: Path) -> None:
+    t = MATRICES[-1]
+
+    def change(data: bytearray) -> None:
+        struct.pack_into("<H", data, _scale_offset(t, 0, 0), HALVES["nan"])
+
+    with Model.open(_damaged(tmp_path / "damaged.gguf", change), threads=1) as model:
+        with pytest.raises(errors.FileInvalidError, match=r"logit of token \d+ is not finite"):
+            model.logits(TOKENS)
+        with pytest.raises(errors.FileInvalidError, match=r"logit of token \d+ is not finite"):
+            perplexity.measure(perplexity.SessionSource(model.session()), [TOKENS])

@@ -102,6 +102,12 @@ template <int kBits, class Engine>
         const uint8_t* high = block + w->high_plane_offset + begin_run * Packed::kHighBytes;
         int8_t (*out)[64] = tile->codes[b];
         for (size_t run = 0; run < at.columns / Packed::kRun; ++run) {
+            // The same columns of the next block: a tile's rows lie a block apart, which no core
+            // foresees, and with few tokens little time passes until they are wanted.
+            for (size_t line = 0; line < Packed::kLowBytes; line += 64) {
+                __builtin_prefetch(low + w->block_bytes + line);
+            }
+            if constexpr (kBits == 3) __builtin_prefetch(high + w->block_bytes);
             int8x16_t upper[2][Packed::kFields];
             int8x16_t lower[2][Packed::kFields];
             Packed::expand(low, high, 0, upper);

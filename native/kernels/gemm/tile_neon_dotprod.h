@@ -106,22 +106,24 @@ struct DotprodTile {
     static void multiply(const WeightTile<kTileRows>& tile, const TileColumns& at,
                          const QuantizedRows* x, size_t token, size_t tokens,
                          const Outputs& outputs) {
-        if (tokens == 8) {
-            multiply_tokens<8>(tile, at, x, token, outputs);
-            return;
+        switch (tokens) {
+            case 1:
+                return multiply_tokens<1>(tile, at, x, token, outputs);
+            case 2:
+                return multiply_tokens<2>(tile, at, x, token, outputs);
+            case 3:
+                return multiply_tokens<3>(tile, at, x, token, outputs);
+            case 4:
+                return multiply_tokens<4>(tile, at, x, token, outputs);
+            case 5:
+                return multiply_tokens<5>(tile, at, x, token, outputs);
+            case 6:
+                return multiply_tokens<6>(tile, at, x, token, outputs);
+            case 7:
+                return multiply_tokens<7>(tile, at, x, token, outputs);
+            default:
+                return multiply_tokens<8>(tile, at, x, token, outputs);
         }
-        Outputs rest = outputs;
-        if (tokens & 4) {
-            multiply_tokens<4>(tile, at, x, token, rest);
-            token += 4;
-            rest.y += 4 * rest.y_stride;
-        }
-        if (tokens & 2) {
-            multiply_tokens<2>(tile, at, x, token, rest);
-            token += 2;
-            rest.y += 2 * rest.y_stride;
-        }
-        if (tokens & 1) multiply_tokens<1>(tile, at, x, token, rest);
     }
 };
 

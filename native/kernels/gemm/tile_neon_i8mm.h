@@ -180,10 +180,14 @@ struct I8mmTile {
                          const Outputs& outputs) {
         if (tokens > 8) {
             multiply_pairs<6>(tile, at, x, token, tokens, outputs);
-        } else if (tokens > 4) {
+        } else if (tokens > 6) {
             multiply_pairs<4>(tile, at, x, token, tokens, outputs);
-        } else {
+        } else if (tokens > 4) {
+            multiply_pairs<3>(tile, at, x, token, tokens, outputs);
+        } else if (tokens > 2) {
             multiply_pairs<2>(tile, at, x, token, tokens, outputs);
+        } else {
+            multiply_pairs<1>(tile, at, x, token, tokens, outputs);
         }
     }
 
