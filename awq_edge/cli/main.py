@@ -4,8 +4,8 @@
 
 import importlib
 import sys
-from collections.abc import Iterable
-from typing import Annotated
+from collections.abc import Iterable, Sequence
+from typing import Annotated, Any
 
 import typer
 
@@ -67,13 +67,26 @@ def _asked(arguments: list[str]) -> tuple[str, ...]:
     return (first,) if first in _COMMANDS else _COMMANDS
 
 
+def app(arguments: Sequence[str], **settings: Any) -> Any:
+    """Runs a command line within a program, and loads only the command that it is about.
+
+    Args:
+        arguments: Without the program's name.
+        settings: Of typer: ``prog_name``, ``standalone_mode``.
+
+    Returns:
+        What typer gives: the exit status, or None.
+    """
+    return application(_asked(list(arguments)))(list(arguments), **settings)
+
+
 def main() -> None:
     """Runs the command line in ``sys.argv`` and exits with its status."""
     _streams.prepare()
     try:
         # Not standalone: typer would print usage errors and swallow Ctrl-C in its own way.
         with interruptible():
-            status = application(_asked(sys.argv[1:]))(prog_name="awq-edge", standalone_mode=False)
+            status = app(sys.argv[1:], prog_name="awq-edge", standalone_mode=False)
         sys.stdout.flush()
     except BaseException as error:
         sys.exit(_errors.exit_status(error))

@@ -390,3 +390,14 @@ def test_example_convert_runs(tmp_path: Path) -> None:
 def test_examples_fit_a_screen() -> None:
     for path in sorted(Path(ROOT / "examples").glob("*.py")):
         assert len(path.read_text(encoding="utf-8").splitlines()) <= 40, path
+
+
+def test_the_command_line_can_be_called_within_a_program(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    from awq_edge.cli.main import app
+
+    app(["targets", "--json"], prog_name="awq-edge", standalone_mode=False)
+    assert "rpi4b" in capsys.readouterr().out
+    with pytest.raises(errors.AwqEdgeError):
+        main.app(["inspect", "/nowhere"], prog_name="awq-edge", standalone_mode=False)
