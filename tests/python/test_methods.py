@@ -105,3 +105,10 @@ def test_unknown_names_are_refused() -> None:
         Options(method="best")
     with pytest.raises(InvalidArgumentError, match="no part of a method"):
         Options(without=("everything",))
+
+
+def test_the_format_lists_the_methods_that_are_written() -> None:
+    document = Path(__file__).resolve().parents[2] / "native/format/FORMAT.md"
+    key = "`awq_edge.quantization.method`"
+    (row,) = [line for line in document.read_text().splitlines() if key in line]
+    assert [method for method in methods.METHODS if f"`{method}`" not in row] == []
