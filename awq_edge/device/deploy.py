@@ -9,12 +9,13 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterator, Mapping
+from pathlib import Path
 from typing import Any
 
 from awq_edge.device.answers import Facts, read_facts, read_report, shown
 from awq_edge.device.bundle import Bundle, Requirements, own_text
 from awq_edge.device.ssh import Remote, Result
-from awq_edge.errors import BoardError
+from awq_edge.errors import BoardError, FileUnreadableError
 from awq_edge.profiles import Profile, load_profiles
 
 # Pythons that the packages exist for; the board's own is chosen from these.
@@ -23,6 +24,7 @@ SUPPORTED_PYTHONS = ("3.9", "3.10", "3.11", "3.12", "3.13")
 _FULL, _WRONG_SUM, _BUSY = 21, 22, 23
 # A slow memory card reads this much while a checksum is made.
 _CARD_BYTES_PER_SECOND = 5e6
+_SEND_BYTES = 1 << 18
 # Emulated boards and old cards take minutes for what others do in seconds.
 _INSTALL_SECONDS = 2 * 3600.0
 _FIRST_RUN_SECONDS = 3600.0
@@ -139,17 +141,18 @@ def copy(
         have: What ``arrived`` told.
         progress: Called with bytes handed over.
     """
-    for name, path in bundle.files.items():
-        size = path.stat().st_size
-        offset = have.get(name, 0)
-        if offset >= size > 0:
-            continue
-        if not _copy_file(remote, bundle, name, prefix, offset, progress) and not _copy_file(
-            remote, bundle, name, prefix, 0, progress
-        ):
-            raise BoardError(
-                f"{name} arrived damaged on {remote.host} twice: check the board's disk and memory."
-            )
+    offsets = {
+        name: have.get(name, 0)
+        for name, path in bundle.files.items()
+        if not 0 < path.stat().st_size <= have.get(name, 0)
+    }
+    wrong = _send(remote, bundle, prefix, offsets, progress)
+    if wrong:
+        wrong = _send(remote, bundle, prefix, dict.fromkeys(wrong, 0), progress)
+    if wrong:
+        raise BoardError(
+            f"{wrong[0]} arrived damaged on {remote.host} twice: check the board's disk and memory."
+        )
 
 
 def install(
@@ -182,45 +185,58 @@ def first_run(remote: Remote, prefix: str, model: str) -> dict[str, Any]:
     return read_report(remote.host, result.output)
 
 
-def _copy_file(
+def _send(
     remote: Remote,
     bundle: Bundle,
-    name: str,
     prefix: str,
-    offset: int,
+    offsets: Mapping[str, int],
     progress: Callable[[int], None],
-) -> bool:
-    """False if what arrived is not what was sent."""
-    path = bundle.files[name]
-    size = path.stat().st_size
-    with path.open("rb") as source:
-        source.seek(offset)
-        result = remote.send(
-            _PYTHON,
-            own_text("incoming.py"),
-            "receive",
-            prefix,
-            name,
-            bundle.digests[name],
-            str(size),
-            str(offset),
-            source=source,
-            progress=progress,
-            seconds=120 + size / _CARD_BYTES_PER_SECOND,
-        )
-    if result.status == 0:
-        return True
-    if result.status == _WRONG_SUM:
-        return False
-    if result.status == _FULL:
+) -> list[str]:
+    """Sends files from their offsets on; gives the names of those that arrived damaged."""
+    if not offsets:
+        return []
+    sizes = {name: bundle.files[name].stat().st_size for name in offsets}
+
+    def parts() -> Iterator[bytes]:
+        for name, offset in offsets.items():
+            yield f"{bundle.digests[name]} {sizes[name]} {offset} {name}\n".encode()
+            yield from _rest(bundle.files[name], offset, sizes[name], progress)
+
+    result = remote.send(
+        _PYTHON,
+        own_text("incoming.py"),
+        "receive",
+        prefix,
+        parts=parts(),
+        size_bytes=sum(sizes.values()),
+        seconds=120 + sum(sizes.values()) / _CARD_BYTES_PER_SECOND,
+    )
+    words = [line.split(" ", 1) for line in result.output.splitlines()]
+    named = [line[1] for line in words if len(line) == 2 and line[1] in offsets]
+    if result.status == _WRONG_SUM and named:
+        return named
+    if result.status == _FULL and named:
         raise BoardError(
-            f"The disk of {remote.host} is full, and {name} was taken away again: delete something "
-            "there."
+            f"The disk of {remote.host} is full, and {named[-1]} was taken away again: delete "
+            "something there."
         )
     if result.status == _BUSY:
         raise BoardError(_busy(remote, prefix))
-    _raise_for(remote, result, f"Copying {name}")
-    return False
+    _raise_for(remote, result, "Copying")
+    return []
+
+
+def _rest(path: Path, offset: int, size: int, progress: Callable[[int], None]) -> Iterator[bytes]:
+    """A file's bytes from ``offset`` to ``size``."""
+    with path.open("rb") as source:
+        source.seek(offset)
+        while offset < size:
+            part = source.read(min(_SEND_BYTES, size - offset))
+            if not part:
+                raise FileUnreadableError(f"{path} became shorter while it was copied: try again.")
+            yield part
+            offset += len(part)
+            progress(len(part))
 
 
 def _busy(remote: Remote, prefix: str) -> str:

@@ -1,13 +1,15 @@
 """The folder ``incoming`` on a board, where a deploy puts its files: run there by ``deploy.py``.
 
-    incoming.py hold PREFIX                                 says "held", then waits
-    incoming.py list PREFIX MODEL                           input: lines of SHA256 SIZE NAME
-    incoming.py receive PREFIX NAME SHA256 SIZE OFFSET      input: the rest of the file
+    incoming.py hold PREFIX           says "held", then waits
+    incoming.py list PREFIX MODEL     input: lines of SHA256 SIZE NAME
+    incoming.py receive PREFIX        input: such lines with an OFFSET before the name, each
+                                      followed by the file's bytes from there on
 
 ``hold`` keeps other deploys away until its input ends. ``list`` prints the bytes that are already
 there of each file, looks whether the model is installed already, and removes what other deploys
-left. ``receive`` goes on at OFFSET; a file gets its name when its checksum is right and it is on
-the medium. Part of a file is kept for the next try, all of it with a wrong checksum is not.
+left. ``receive`` takes in one file after the other, for to start a program on a board takes longer
+than a small file; a file gets its name when its checksum is right and it is on the medium. Part of
+a file is kept for the next try. All of it with a wrong checksum is not, and is named: "wrong NAME".
 
 Owns these three. Needs nothing but Python's own modules; exit statuses are those below.
 """
@@ -22,6 +24,7 @@ import os
 import shutil
 import stat
 import sys
+from typing import BinaryIO
 
 FULL, WRONG_SUM, BUSY = 21, 22, 23
 _READ_BYTES = 1 << 18
@@ -71,47 +74,67 @@ def listed(prefix: str, model: str) -> int:
     return 0
 
 
-def receive(prefix: str, name: str, digest: str, size: int, offset: int) -> int:
-    """Takes in a file from ``offset`` on."""
-    path = f"{_folder(prefix)}/{name}"
-    part = f"{path}.{digest}.part"
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
-    with os.fdopen(os.open(part, flags, 0o600), "r+b", buffering=0) as sink:
-        if not _lock(sink.fileno()):
-            return BUSY
-        if os.fstat(sink.fileno()).st_size < offset:
-            return WRONG_SUM
-        try:
-            sink.truncate(offset)
-            sink.seek(offset)
-            unsynced = 0
-            while True:
-                data = sys.stdin.buffer.read(_READ_BYTES)
-                if not data:
-                    break
-                view = memoryview(data)
-                while view:
-                    view = view[sink.write(view) :]
-                unsynced += len(data)
-                if unsynced >= _SYNC_BYTES:
-                    os.fsync(sink.fileno())
-                    unsynced = 0
-            os.fsync(sink.fileno())
-        except OSError as error:
-            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                raise
-            _remove(part)
-            return FULL
-        arrived = os.fstat(sink.fileno()).st_size
-        if arrived != size or _digest(part) != digest:
-            if arrived >= size:
+def receive(prefix: str) -> int:
+    """Takes in files until standard input ends."""
+    folder = _folder(prefix)
+    stream = sys.stdin.buffer
+    status = 0
+    while True:
+        line = stream.readline().decode("utf-8", "surrogateescape").rstrip("\n")
+        if not line:
+            break
+        digest, size, offset, name = line.split(" ", 3)
+        path = f"{folder}/{name}"
+        part = f"{path}.{digest}.part"
+        flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW
+        with os.fdopen(os.open(part, flags, 0o600), "r+b", buffering=0) as sink:
+            if not _lock(sink.fileno()):
+                return BUSY
+            try:
+                whole = _fill(sink, stream, int(offset), int(size))
+            except OSError as error:
+                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                    raise
                 _remove(part)
-            return WRONG_SUM
-        os.chmod(part, 0o644)
-        os.replace(part, path)
-    folder = os.open(os.path.dirname(path), os.O_RDONLY | os.O_DIRECTORY)
-    os.fsync(folder)
-    return 0
+                print(f"full {name}")
+                return FULL
+            if not whole:
+                return WRONG_SUM
+            if _digest(part) == digest:
+                os.chmod(part, 0o644)
+                os.replace(part, path)
+            else:
+                _remove(part)
+                print(f"wrong {name}")
+                status = WRONG_SUM
+    for place in (folder, f"{folder}/wheels"):
+        number = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+        os.fsync(number)
+        os.close(number)
+    return status
+
+
+def _fill(sink: BinaryIO, stream: BinaryIO, offset: int, size: int) -> bool:
+    """Writes a file from ``offset`` on and brings it to the medium; False if the input ends."""
+    if os.fstat(sink.fileno()).st_size > offset:
+        sink.truncate(offset)
+    # Should there be less than was told, the hole makes the checksum wrong.
+    sink.seek(offset)
+    unsynced = 0
+    while offset < size:
+        data = stream.read(min(_READ_BYTES, size - offset))
+        if not data:
+            break
+        view = memoryview(data)
+        while view:
+            view = view[sink.write(view) :]
+        offset += len(data)
+        unsynced += len(data)
+        if unsynced >= _SYNC_BYTES:
+            os.fsync(sink.fileno())
+            unsynced = 0
+    os.fsync(sink.fileno())
+    return offset == size
 
 
 def _folder(prefix: str) -> str:
@@ -189,7 +212,7 @@ def main(arguments: list[str]) -> int:
             return hold(prefix)
         if verb == "list":
             return listed(prefix, rest[0])
-        return receive(prefix, rest[0], rest[1], int(rest[2]), int(rest[3]))
+        return receive(prefix)
     except OSError as error:
         sys.stderr.write(f"{error.filename or prefix}: {error.strerror}\n")
         return 1

@@ -123,16 +123,27 @@ check_system() {
   fi
 }
 
+# The version, and a plus if the modules are there that the installer needs.
+python_version_program='
+import struct, sys
+assert struct.calcsize("P") == 8
+try: import fcntl, hashlib, subprocess, sysconfig, zipfile, zlib
+except ImportError: whole = ""
+else: whole = "+"
+print("%d.%d" % sys.version_info[:2] + whole)
+'
+
 # Sets python and python_version.
 check_python() {
   python=
   found=
   for name in python3 python3.13 python3.12 python3.11 python3.10 python3.9; do
-    version=$("$name" -c 'import struct, sys; assert struct.calcsize("P") == 8; print("%d.%d" % sys.version_info[:2])' 2>/dev/null) || continue
-    found="${found:+$found, }$version"
-    case " $PYTHONS " in *" $version "*) ;; *) continue ;; esac
-    "$name" -c 'import ctypes, fcntl, hashlib, subprocess, sysconfig, zipfile, zlib' 2>/dev/null ||
+    version=$("$name" -I -c "$python_version_program" 2>/dev/null) || continue
+    found="${found:+$found, }${version%%+}"
+    case " $PYTHONS " in *" ${version%%+} "*) ;; *) continue ;; esac
+    [ "$version" = "${version%%+}+" ] ||
       fail "Python $version is not whole: run 'sudo apt install python3'."
+    version=${version%%+}
     python=$(command -v "$name")
     python_version=$version
     break

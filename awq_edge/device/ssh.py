@@ -25,7 +25,6 @@ from awq_edge.errors import BoardError, InvalidArgumentError, UnsupportedError
 
 # What ssh itself exits with; anything else is the remote command's.
 _SSH_FAILED = 255
-_SEND_BYTES = 1 << 18
 # More than any board has to say; a stream without end must not fill this computer's memory.
 _ANSWER_BYTES = 1 << 20
 # For a question that needs no work there, on a slow board behind a slow line.
@@ -171,28 +170,21 @@ class Remote:
         self,
         script: str,
         *arguments: str,
-        source: IO[bytes],
-        progress: Callable[[int], None],
+        parts: Iterable[bytes],
+        size_bytes: int,
         seconds: float = _ANSWER_SECONDS,
     ) -> Result:
-        """Runs a script with the rest of a file as its standard input.
+        """Runs a script with much standard input.
 
         Args:
             script: For the board's /bin/sh.
             *arguments: $1 and so on.
-            source: Read from where it stands to its end.
-            progress: Called with the bytes of each part that was handed over.
+            parts: The input; the next one is asked for when one has been handed over.
+            size_bytes: Of all parts.
             seconds: How long the script may work, on top of the time for the way.
         """
-
-        def parts() -> Iterator[bytes]:
-            while part := source.read(_SEND_BYTES):
-                yield part
-                progress(len(part))
-
-        size = os.fstat(source.fileno()).st_size - source.tell()
-        seconds += size / _SLOWEST_BYTES_PER_SECOND
-        return self._exchange(script, arguments, parts(), seconds, None)
+        seconds += size_bytes / _SLOWEST_BYTES_PER_SECOND
+        return self._exchange(script, arguments, parts, seconds, None)
 
     @contextlib.contextmanager
     def hold(self, script: str, *arguments: str) -> Iterator[Result | None]:

@@ -16,6 +16,7 @@ import os
 import random
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import threading
@@ -440,6 +441,8 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--wheel", type=Path, help="one for Arm; by default it is built")
     arguments = parser.parse_args()
+    # Boards end with the program that started them.
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(143))
     chosen = arguments.cases or (QUICK if arguments.quick else tuple(CASES))
     for name in chosen:
         if name not in CASES:

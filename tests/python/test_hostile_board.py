@@ -205,9 +205,9 @@ def test_a_board_that_never_ends_its_answer(
         with pytest.raises(BoardError, match="did not end its answer"):
             remote.run("true", seconds=0.2)
         monkeypatch.setattr(ssh, "_SLOWEST_BYTES_PER_SECOND", 1e9)
-        with STORIES.open("rb") as source:  # more than a pipe holds: the write waits, too
-            with pytest.raises(BoardError, match="did not end its answer"):
-                remote.send("true", source=source, progress=lambda _: None, seconds=0.2)
+        # More than a pipe holds: the write waits, too.
+        with pytest.raises(BoardError, match="did not end its answer"):
+            remote.send("true", parts=[b"x" * (1 << 20)], size_bytes=1, seconds=0.2)
 
 
 def test_lines_come_while_they_are_said(tmp_path: Path) -> None:
