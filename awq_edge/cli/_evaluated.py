@@ -8,8 +8,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq_edge.cli._groups import Running
 from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
-from awq_edge.model import Model
 
 if TYPE_CHECKING:
     from awq_edge.accuracy.perplexity import LogitsSource
@@ -39,20 +39,16 @@ def open_evaluated(
     path: Path,
     *,
     context: int,
-    threads: int | None = None,
-    prefill_threads: int | None = None,
+    running: Running,
     kv: str = "fp16",
-    check_memory: bool = True,
 ) -> Iterator[Evaluated]:
     """Opens a packed file or a float checkpoint while the block runs.
 
     Args:
         path: A packed file, or a Hugging Face directory.
         context: Tokens that are fed at most.
-        threads: Threads while decoding.
-        prefill_threads: Threads while reading.
+        running: How a packed file is run.
         kv: How a packed file's session keeps keys and values.
-        check_memory: Refuse what the free memory cannot hold.
 
     Raises:
         InvalidArgumentError: The context is longer than the model knows, or keys and values of a
@@ -75,14 +71,7 @@ def open_evaluated(
         return
     from awq_edge.accuracy.perplexity import SessionSource
 
-    with Model.open(
-        path,
-        threads=threads,
-        prefill_threads=prefill_threads,
-        context_length=context,
-        kv=kv,
-        check_memory=check_memory,
-    ) as packed:
+    with running.open(path, context, kv) as packed:
         session = packed.session()
         details = {"weights": "packed", "kernels": session.kernels, "kv": session.kv}
         yield Evaluated(SessionSource(session), packed.tokenizer, details)
@@ -93,9 +82,7 @@ def open_task_model(
     path: Path,
     *,
     context: int | None = None,
-    threads: int | None = None,
-    prefill_threads: int | None = None,
-    check_memory: bool = True,
+    running: Running,
 ) -> Iterator[TaskModel]:
     """As :func:`open_evaluated`, for tasks: with continuations and chat prompts."""
     from awq_edge.accuracy.task_models import FloatTaskModel, PackedTaskModel
@@ -105,13 +92,7 @@ def open_task_model(
         longest = floats.architecture.context_length
         yield FloatTaskModel(source, tokenizer, min(context or longest, longest), metadata)
         return
-    with Model.open(
-        path,
-        threads=threads,
-        prefill_threads=prefill_threads,
-        context_length=context,
-        check_memory=check_memory,
-    ) as packed:
+    with running.open(path, context) as packed:
         yield PackedTaskModel(packed)
 
 

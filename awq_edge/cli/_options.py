@@ -11,16 +11,6 @@ import typer
 ModelFile = Annotated[
     Path, typer.Argument(metavar="FILE", help="A file that 'awq-edge convert' wrote.")
 ]
-Threads = Annotated[
-    Optional[int],
-    typer.Option(min=1, max=1024, help="Threads while decoding; by default what is fastest here."),
-]
-PrefillThreads = Annotated[
-    Optional[int],
-    typer.Option(
-        min=1, max=1024, help="Threads while reading a prompt; as --threads, or every fast core."
-    ),
-]
 Context = Annotated[
     Optional[int],
     typer.Option(min=1, help="Tokens to keep in the context; by default the model's, up to 4096."),
@@ -29,14 +19,17 @@ Kv = Annotated[
     str,
     typer.Option("--kv", metavar="TYPE", help="Keys and values: fp16, or int8, half as large."),
 ]
-Device = Annotated[
-    str,
-    typer.Option(
-        metavar="DEVICE", help="auto, cpu or cuda (an NVIDIA GPU); the results are the same."
-    ),
+EvaluatedModel = Annotated[
+    Path,
+    typer.Argument(metavar="MODEL", help="A packed file, or a Hugging Face directory in floats."),
 ]
-IgnoreMemory = Annotated[
-    bool, typer.Option("--ignore-memory", help="Run even if the free memory looks too small.")
+Chunks = Annotated[
+    Optional[int], typer.Option(min=1, help="Score at most this many chunks; by default all.")
+]
+ChunkTokens = Annotated[int, typer.Option(min=4, help="Tokens per chunk.")]
+FirstBytes = Annotated[
+    Optional[int],
+    typer.Option("--bytes", min=1, max=1 << 62, help="Use only the first bytes of the text."),
 ]
 Json = Annotated[bool, typer.Option("--json", help="Print the result as one JSON document.")]
 Quiet = Annotated[bool, typer.Option("--quiet", "-q", help="No status lines, no progress.")]

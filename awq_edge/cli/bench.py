@@ -8,24 +8,16 @@ from typing import Annotated, Optional
 import typer
 
 from awq_edge import __version__
-from awq_edge.cli._options import (
-    Device,
-    IgnoreMemory,
-    Json,
-    Kv,
-    ModelFile,
-    PrefillThreads,
-    Quiet,
-    Threads,
-)
+from awq_edge.cli._groups import Running, grouped
+from awq_edge.cli._options import Json, Kv, ModelFile, Quiet
 from awq_edge.cli._output import Output
-from awq_edge.model import Model
 from awq_edge.quantities import figure_text, size_text
 from awq_edge.thread_counts import cpu_name
 
 _Lengths = Optional[list[int]]
 
 
+@grouped
 def bench(
     file: ModelFile,
     prompt: Annotated[
@@ -37,13 +29,12 @@ def bench(
         typer.Option("--generate", "-n", min=1, help="Tokens to decode; repeatable; 128."),
     ] = None,
     repetitions: Annotated[
-        int, typer.Option("--repetitions", "-r", min=1, help="Timed repetitions of each.")
+        int,
+        typer.Option("--repetitions", "-r", min=1, max=10_000, help="Timed repetitions of each."),
     ] = 5,
-    threads: Threads = None,
-    prefill_threads: PrefillThreads = None,
+    *,
+    running: Running,
     kv: Kv = "fp16",
-    device: Device = "auto",
-    ignore_memory: IgnoreMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -51,14 +42,7 @@ def bench(
     from awq_edge import benchmark
 
     output = Output(as_json=as_json, quiet=quiet)
-    with Model.open(
-        file,
-        threads=threads,
-        prefill_threads=prefill_threads,
-        kv=kv,
-        device=device,
-        check_memory=not ignore_memory,
-    ) as model:
+    with running.open(file, kv=kv) as model:
         longest = model.info.context_length
         prompts = prompt or [min(512, longest)]
         lengths = generate or [min(128, longest)]

@@ -8,7 +8,16 @@ from typing import TYPE_CHECKING, Annotated, Optional
 import typer
 
 from awq_edge.cli._evaluated import open_evaluated, read_text
-from awq_edge.cli._options import IgnoreMemory, Json, Kv, PrefillThreads, Quiet, Threads
+from awq_edge.cli._groups import Running, grouped
+from awq_edge.cli._options import (
+    Chunks,
+    ChunkTokens,
+    EvaluatedModel,
+    FirstBytes,
+    Json,
+    Kv,
+    Quiet,
+)
 from awq_edge.cli._output import Output
 from awq_edge.cli.eval_kld import kld
 from awq_edge.cli.eval_tasks import tasks
@@ -23,14 +32,6 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 
-_Chunks = Annotated[
-    Optional[int], typer.Option(min=1, help="Score at most this many chunks; by default all.")
-]
-_Bytes = Annotated[
-    Optional[int],
-    typer.Option("--bytes", min=1, help="Use only the first bytes of the text."),
-]
-
 
 @app.callback(invoke_without_command=True)
 def _root(context: typer.Context) -> None:
@@ -40,37 +41,25 @@ def _root(context: typer.Context) -> None:
 
 
 @app.command()
+@grouped
 def ppl(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL", help="A packed file, or a Hugging Face directory in floats."
-        ),
-    ],
+    model: EvaluatedModel,
     text: Annotated[
         Path, typer.Option(help="A UTF-8 text that the model has not been trained on.")
     ],
-    context: Annotated[int, typer.Option(min=4, help="Tokens per chunk.")] = 512,
-    chunks: _Chunks = None,
-    first_bytes: _Bytes = None,
-    threads: Threads = None,
-    prefill_threads: PrefillThreads = None,
+    context: ChunkTokens = 512,
+    chunks: Chunks = None,
+    first_bytes: FirstBytes = None,
+    *,
+    running: Running,
     kv: Kv = "fp16",
-    ignore_memory: IgnoreMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Measure perplexity, by the protocol of llama.cpp's perplexity tool."""
     output = Output(as_json=as_json, quiet=quiet)
     content = read_text(text, first_bytes)
-    with open_evaluated(
-        model,
-        context=context,
-        threads=threads,
-        prefill_threads=prefill_threads,
-        kv=kv,
-        check_memory=not ignore_memory,
-    ) as opened:
+    with open_evaluated(model, context=context, running=running, kv=kv) as opened:
         result = _measure(opened.source, opened.tokenizer, content, context, chunks, output)
         details = opened.details
     output.line(

@@ -5,39 +5,37 @@
 from contextlib import ExitStack
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any
 
 import typer
 
 from awq_edge.cli._evaluated import open_evaluated, read_text
-from awq_edge.cli._options import IgnoreMemory, Json, PrefillThreads, Quiet, Threads
+from awq_edge.cli._groups import Running, grouped
+from awq_edge.cli._options import (
+    Chunks,
+    ChunkTokens,
+    EvaluatedModel,
+    FirstBytes,
+    Json,
+    Quiet,
+)
 from awq_edge.cli._output import Output
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.quantities import figure_text
 
 
+@grouped
 def kld(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL", help="A packed file, or a Hugging Face directory in floats."
-        ),
-    ],
+    model: EvaluatedModel,
     reference: Annotated[
         Path, typer.Option(help="What to compare with: usually the float directory.")
     ],
     text: Annotated[Path, typer.Option(help="A UTF-8 text.")],
-    context: Annotated[int, typer.Option(min=4, help="Tokens per chunk.")] = 512,
-    chunks: Annotated[
-        Optional[int], typer.Option(min=1, help="Score at most this many chunks; by default all.")
-    ] = None,
-    first_bytes: Annotated[
-        Optional[int],
-        typer.Option("--bytes", min=1, help="Use only the first bytes of the text."),
-    ] = None,
-    threads: Threads = None,
-    prefill_threads: PrefillThreads = None,
-    ignore_memory: IgnoreMemory = False,
+    context: ChunkTokens = 512,
+    chunks: Chunks = None,
+    first_bytes: FirstBytes = None,
+    *,
+    running: Running,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -47,12 +45,7 @@ def kld(
 
     output = Output(as_json=as_json, quiet=quiet)
     content = read_text(text, first_bytes)
-    settings: dict[str, Any] = {
-        "context": context,
-        "threads": threads,
-        "prefill_threads": prefill_threads,
-        "check_memory": not ignore_memory,
-    }
+    settings: dict[str, Any] = {"context": context, "running": running}
     with ExitStack() as stack:
         candidate = stack.enter_context(open_evaluated(model, **settings))
         original = stack.enter_context(open_evaluated(reference, **settings))

@@ -4,23 +4,20 @@
 
 from dataclasses import asdict
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Optional
 
 import typer
 
 from awq_edge.cli._evaluated import open_task_model
-from awq_edge.cli._options import IgnoreMemory, Json, PrefillThreads, Quiet, Threads, listed
+from awq_edge.cli._groups import Running, grouped
+from awq_edge.cli._options import EvaluatedModel, Json, Quiet, listed
 from awq_edge.cli._output import Output
 from awq_edge.quantities import figure_text
 
 
+@grouped
 def tasks(
-    model: Annotated[
-        Path,
-        typer.Argument(
-            metavar="MODEL", help="A packed file, or a Hugging Face directory in floats."
-        ),
-    ],
+    model: EvaluatedModel,
     names: Annotated[
         list[str],
         typer.Option(
@@ -48,9 +45,8 @@ def tasks(
     chat: Annotated[
         bool, typer.Option("--chat", help="Put prompts into the model's chat template.")
     ] = False,
-    threads: Threads = None,
-    prefill_threads: PrefillThreads = None,
-    ignore_memory: IgnoreMemory = False,
+    *,
+    running: Running,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -59,13 +55,8 @@ def tasks(
 
     output = Output(as_json=as_json, quiet=quiet)
     wanted = listed(names)
-    settings: dict[str, Any] = {
-        "context": context,
-        "threads": threads,
-        "prefill_threads": prefill_threads,
-        "check_memory": not ignore_memory,
-    }
-    with open_task_model(model, **settings) as opened, output.progress("Tasks", 1.0) as bar:
+    opening = open_task_model(model, context=context, running=running)
+    with opening as opened, output.progress("Tasks", 1.0) as bar:
         results = run_tasks(
             opened,
             model.name,

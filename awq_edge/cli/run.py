@@ -2,40 +2,21 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
-from typing import Annotated, Optional
+from typing import Annotated
 
 import typer
 
-from awq_edge.cli._options import (
-    Context,
-    Device,
-    IgnoreMemory,
-    Json,
-    Kv,
-    ModelFile,
-    PrefillThreads,
-    Quiet,
-    Threads,
-)
+from awq_edge.cli._groups import Running, Sampling, grouped
+from awq_edge.cli._options import Context, Json, Kv, ModelFile, Quiet
 from awq_edge.cli._output import Output
 from awq_edge.cli._prompt_text import read_standard_input
-from awq_edge.generation import Generation, GenerationConfig
-from awq_edge.model import Model
+from awq_edge.generation import Generation
 
-_DEFAULTS = GenerationConfig()
 # Shorter prompts are read before anybody could look at a bar.
 _PROGRESS_FROM_TOKENS = 256
 
-_Stop = Annotated[
-    Optional[list[str]],
-    typer.Option("--stop", help="End the text at this string; may be given several times."),
-]
-_Seed = Annotated[
-    Optional[int],
-    typer.Option(min=0, help="Equal seeds give equal texts on every machine; drawn by default."),
-]
 
-
+@grouped
 def run(
     file: ModelFile,
     prompt: Annotated[
@@ -44,62 +25,25 @@ def run(
     max_tokens: Annotated[
         int, typer.Option("--max-tokens", "-n", min=0, help="Stop after this many tokens.")
     ] = 256,
-    temperature: Annotated[
-        float, typer.Option(min=0, help="0 always takes the likeliest token.")
-    ] = _DEFAULTS.temperature,
-    top_k: Annotated[
-        int, typer.Option(min=0, help="Keep the k likeliest tokens; 0 keeps all.")
-    ] = _DEFAULTS.top_k,
-    top_p: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Keep the smallest set with this probability; 1: all."),
-    ] = _DEFAULTS.top_p,
-    min_p: Annotated[
-        float,
-        typer.Option(min=0, max=1, help="Drop tokens below this share of the likeliest; 0: none."),
-    ] = _DEFAULTS.min_p,
-    repetition_penalty: Annotated[
-        float, typer.Option(help="Above 1 makes recent tokens less likely.")
-    ] = _DEFAULTS.repetition_penalty,
-    seed: _Seed = None,
-    stop: _Stop = None,
+    *,
+    sampling: Sampling,
     echo: Annotated[
         bool, typer.Option("--echo", help="Print the prompt before its continuation.")
     ] = False,
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
     ] = False,
-    threads: Threads = None,
-    prefill_threads: PrefillThreads = None,
+    running: Running,
     context: Context = None,
     kv: Kv = "fp16",
-    device: Device = "auto",
-    ignore_memory: IgnoreMemory = False,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
     """Continue a prompt with a packed model."""
     output = Output(as_json=as_json, quiet=quiet)
     text = read_standard_input() if prompt == "-" else prompt
-    config = GenerationConfig(
-        max_tokens=max_tokens,
-        temperature=temperature,
-        top_k=top_k,
-        top_p=top_p,
-        min_p=min_p,
-        repetition_penalty=repetition_penalty,
-        seed=seed,
-        stop=tuple(stop or ()),
-    )
-    with Model.open(
-        file,
-        threads=threads,
-        prefill_threads=prefill_threads,
-        context_length=context,
-        kv=kv,
-        device=device,
-        check_memory=not ignore_memory,
-    ) as model:
+    config = sampling.config(max_tokens)
+    with running.open(file, context, kv) as model:
         full_prompt = model.chat_tokens([{"role": "user", "content": text}]) if chat else text
         pieces = [] if not echo else [text]
         output.stream("".join(pieces))

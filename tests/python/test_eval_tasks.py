@@ -305,10 +305,11 @@ def test_float_and_packed_models_continue_alike(assets: Path) -> None:
     """At 8 bits greedy choices of so short a text agree."""
     pytest.importorskip("torch")
     from awq_edge.cli._evaluated import open_task_model
+    from awq_edge.cli._groups import Running
 
     with (
-        open_task_model(assets / "models/stories260k") as floats,
-        open_task_model(STORIES) as packed,
+        open_task_model(assets / "models/stories260k", running=Running()) as floats,
+        open_task_model(STORIES, running=Running()) as packed,
     ):
         tokens = floats.tokenizer.encode("Once upon a time, there was a")
         assert tokens == packed.tokenizer.encode("Once upon a time, there was a")
