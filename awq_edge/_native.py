@@ -208,12 +208,6 @@ def _structure(name: str) -> Any:
     return structure
 
 
-def library_version() -> str:
-    """The loaded library's release."""
-    ffi, library = _load()
-    return _text(ffi, library.awqe_version())
-
-
 def read_bandwidth(threads: int, size_bytes: int) -> float:
     """Bytes per second that ``threads`` threads read from memory, the median of several passes."""
     ffi, library = _load()

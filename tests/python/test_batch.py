@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -23,8 +24,9 @@ GREEDY = dict(
 
 
 @pytest.fixture
-def model() -> Model:
-    return Model.open(TINY, threads=2, check_memory=False)
+def model() -> Iterator[Model]:
+    with Model.open(TINY, threads=2, check_memory=False) as opened:
+        yield opened
 
 
 def prompt(text: int, length: int) -> list[int]:

@@ -112,7 +112,7 @@ def test_the_wheel_holds_what_cffi_makes_of_the_header(
     assert ffi is module.ffi
     library = ffi.dlopen(str(_native.library_path()))
     assert library.awqe_abi_version() == library.AWQE_ABI_VERSION
-    assert ffi.string(library.awqe_version()).decode() == _native.library_version()
+    assert ffi.string(library.awqe_version()).decode() == __version__
     for name in ("awqe_error", "awqe_session_options", "awqe_batch_input"):
         assert ffi.sizeof(name) == _native._load()[0].sizeof(name)
     assert _native._declared(text + " ") is not module.ffi

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shutil
 import subprocess
 import sys
 import textwrap
@@ -45,14 +46,15 @@ def test_a_native_session_outlives_its_model() -> None:
         session.evaluate([1])
 
 
-def test_a_kept_exception_keeps_no_file_open() -> None:
-    model = NativeModel(TINY)
+def test_a_kept_exception_keeps_no_file_open(tmp_path: Path) -> None:
+    path = Path(shutil.copy(TINY, tmp_path / "own.gguf"))
+    model = NativeModel(path)
     with pytest.raises(errors.InvalidArgumentError) as kept:
         model.memory(1 << 30)
     model.close()
     maps = Path("/proc/self/maps")
     if maps.exists():
-        assert str(TINY) not in maps.read_text(encoding="utf-8")
+        assert str(path) not in maps.read_text(encoding="utf-8")
     assert "positions" in str(kept.value)
 
 

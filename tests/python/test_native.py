@@ -37,7 +37,8 @@ def test_every_status_has_its_exception() -> None:
 
 def test_library_and_package_are_one_release() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    assert _native.library_version() == __version__
+    ffi, library = _native._load()
+    assert ffi.string(library.awqe_version()).decode() == __version__
     assert f'version = "{__version__}"' in pyproject
 
 
@@ -52,7 +53,7 @@ def test_a_file_that_is_no_library_is_named(tmp_path: Path) -> None:
     fake = tmp_path / "libawq_edge.so"
     fake.write_bytes(b"not a library")
     program = "from awq_edge import _native, errors\n" + (
-        "try: _native.library_version()\nexcept errors.UnsupportedError as e: print(e)"
+        "try: _native.kernel_tables()\nexcept errors.UnsupportedError as e: print(e)"
     )
     output = subprocess.run(
         [sys.executable, "-c", program],

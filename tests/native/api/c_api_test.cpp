@@ -12,7 +12,6 @@
 #include <cstdlib>
 #include <cstring>
 #include <new>
-#include <thread>
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
@@ -231,15 +230,27 @@ TEST(a_session_outlives_its_model) {
     CHECK(std::strlen(awqe_session_kernels(closed.session)) > 0);
 }
 
+// Threads of C's own: under std::thread lie C++ frames, which not every C++ library lets be
+// unwound.
+void run_in_thread(void* (*body)(void*), void* argument) {
+    pthread_t thread;
+    CHECK_EQUAL(pthread_create(&thread, nullptr, body, argument), 0);
+    CHECK_EQUAL(pthread_join(thread, nullptr), 0);
+}
+
+bool end_thread(void*, size_t, size_t) { pthread_exit(nullptr); }
+bool end_thread_of_selftest(void*, const awqe_selftest_result*) { pthread_exit(nullptr); }
+
 TEST(a_callback_may_end_its_thread) {
     Everything all;
-    const std::vector<uint32_t> tokens = prompt(300);
-    std::thread reader([&] {
-        awqe_session_evaluate(
-            all.session, tokens.data(), 300, AWQE_LOGITS_LAST, nullptr,
-            [](void*, size_t, size_t) -> bool { pthread_exit(nullptr); }, nullptr, nullptr);
-    });
-    reader.join();
+    static const std::vector<uint32_t> tokens = prompt(300);
+    run_in_thread(
+        [](void* session) -> void* {
+            awqe_session_evaluate(static_cast<awqe_session*>(session), tokens.data(), 300,
+                                  AWQE_LOGITS_LAST, nullptr, end_thread, nullptr, nullptr);
+            return nullptr;
+        },
+        all.session);
     // Between two blocks, as if cancelled.
     CHECK_EQUAL(awqe_session_position(all.session), 128u);
     std::vector<float> resumed(kVocabulary), whole(kVocabulary);
@@ -251,11 +262,12 @@ TEST(a_callback_may_end_its_thread) {
                                       whole.data(), nullptr, nullptr, nullptr),
                 AWQE_OK);
     CHECK(resumed == whole);
-    std::thread tester([] {
-        awqe_selftest([](void*, const awqe_selftest_result*) -> bool { pthread_exit(nullptr); },
-                      nullptr, nullptr);
-    });
-    tester.join();
+    run_in_thread(
+        [](void*) -> void* {
+            awqe_selftest(end_thread_of_selftest, nullptr, nullptr);
+            return nullptr;
+        },
+        nullptr);
 }
 
 #if !defined(__SANITIZE_THREAD__)  // which ends a child that starts threads

@@ -226,7 +226,7 @@ TEST(every_number_of_rows) {
 }
 
 TEST(batches_in_several_threads_share_one_model) {
-    const OwnedModel model = open_tiny();
+    OwnedModel model = open_tiny();
     std::vector<std::thread> threads;
     std::atomic<int> wrong{0};
     all_alone(AWQE_KV_F16);
@@ -262,6 +262,7 @@ TEST(batches_in_several_threads_share_one_model) {
             }
         });
     }
+    model.reset();  // whose sessions go on
     for (std::thread& thread : threads) thread.join();
     CHECK_EQUAL(wrong.load(), 0);
 }
