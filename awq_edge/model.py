@@ -409,6 +409,26 @@ class Model:
         """
         return self.shared_session.generate(prompt, config, **settings)
 
+    def chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        config: GenerationConfig | None = None,
+        **settings: Any,
+    ) -> Generation:
+        """Answers the last message of a conversation.
+
+        Args:
+            messages: ``{"role": …, "content": …}``, oldest first; see :meth:`chat_prompt`, which
+                also takes tools and names of templates.
+            config: How to draw and when to stop; None is ``GenerationConfig()``.
+            **settings: Fields of ``GenerationConfig`` to change for this call.
+
+        Returns:
+            An iterator over pieces of the answer. Of a conversation that goes on, only what is new
+            is read.
+        """
+        return self.generate(self.chat_tokens(messages), config, **settings)
+
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each token of a text.
 

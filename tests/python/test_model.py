@@ -306,6 +306,22 @@ def test_second_prompt_reuses_what_agrees_and_changes_nothing(stories: Model) ->
     assert same.reused_tokens == len(same.prompt_tokens) - 1
 
 
+def test_a_conversation_goes_on_and_reads_only_what_is_new(stories: Model) -> None:
+    template = "{% for m in messages %}{{ m.role }}: {{ m.content }}\n{% endfor %}assistant: "
+    stories.metadata["tokenizer.chat_template"] = template
+    messages = [{"role": "user", "content": "Once upon a time"}]
+    first = stories.chat(messages, GREEDY, max_tokens=8)
+    answer = first.text()
+    assert first.prompt_tokens == stories.chat_tokens(messages)
+    messages += [{"role": "assistant", "content": answer}, {"role": "user", "content": "And then"}]
+    second = stories.chat(messages, GREEDY, max_tokens=8)
+    text = second.text()
+    # Less where an answer's tokens are not those that its text has as part of the next prompt.
+    assert second.reused_tokens >= len(first.prompt_tokens) - 1
+    with stories.session() as fresh:
+        assert fresh.generate(stories.chat_tokens(messages), GREEDY, max_tokens=8).text() == text
+
+
 def test_overtaken_generation_says_so(stories: Model) -> None:
     first = stories.generate(PROMPT, GREEDY)
     next(first)
