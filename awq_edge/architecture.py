@@ -30,6 +30,9 @@ _MAX_ANGLE = 1 << 22  # in radians: beyond it, sine and cosine lose their meanin
 _MAX_U32 = (1 << 32) - 1
 
 _PREFIX = "awq_edge.decoder."
+
+# gelu by erf, gelu_tanh by its usual approximation.
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 _KINDS = "none, linear, dynamic, llama3, yarn, longrope"
 
 
@@ -219,7 +222,7 @@ class Architecture:
     norm_epsilon: float
     rope_theta: float
     rope_scaling: RopeScaling | None = None
-    activation: str = "silu"
+    activation: str = "silu"  # of the gate: one of ACTIVATIONS
     sliding_windows: tuple[
         int, ...
     ] = ()  # per layer, 0 = sees everything; empty = 0 for every layer
@@ -228,6 +231,7 @@ class Architecture:
     qkv_bias: bool = False
     output_bias: bool = False  # of the matrix that ends attention
     feed_forward_bias: bool = False
+    rotary_size: int = 0  # dimensions of a head that are rotated; 0 = all of them
 
     def __post_init__(self) -> None:
         """Checks the limits of ``native/format/FORMAT.md`` and spells the sliding windows out."""
@@ -272,9 +276,14 @@ class Architecture:
             raise UnsupportedError(
                 f"A matrix of the model has {widest} columns; at most {MAX_COLUMNS} are supported."
             )
-        if self.activation != "silu":
+        if self.activation not in ACTIVATIONS:
             raise UnsupportedError(
-                f"The activation {self.activation!r} is not supported; only silu is."
+                f"The activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}."
+            )
+        if not 0 <= self.rotary_size <= self.head_size or self.rotary_size % 2:
+            raise UnsupportedError(
+                f"A head rotates {self.rotary_size} of {self.head_size} dimensions; it must be an "
+                "even number of them."
             )
         if len(self.sliding_windows) != self.layers:
             raise InvalidArgumentError(
@@ -306,6 +315,7 @@ class Architecture:
     def to_metadata(self) -> dict[str, MetadataValue]:
         """Keys and values of a model file: an int is a u32, a float an f32, a list a [u32]."""
         scaling = self.rope_scaling.describe() if self.rope_scaling else "none"
+        partial = {f"{_PREFIX}rotary_size": self.rotary_size} if self.rotary_size else {}
         return {
             f"{_PREFIX}layers": self.layers,
             f"{_PREFIX}hidden_size": self.hidden_size,
@@ -322,6 +332,7 @@ class Architecture:
             f"{_PREFIX}tied_head": self.tied_head,
             f"{_PREFIX}rope_theta": float(self.rope_theta),
             f"{_PREFIX}rope_scaling": scaling,
+            **partial,
         }
 
     @classmethod
@@ -356,6 +367,7 @@ class Architecture:
             qkv_bias=qkv_bias,
             output_bias=output_bias,
             feed_forward_bias=feed_forward_bias,
+            rotary_size=int(value.get("rotary_size", 0)),
         )
 
     def inverse_frequencies(self) -> npt.NDArray[np.float32]:
@@ -364,12 +376,15 @@ class Architecture:
         Computed in float64 and rounded once, so that every workstation writes the same file; within
         a millionth of what transformers computes in float32, a rounding at every step.
         """
-        exponents = np.arange(0, self.head_size, 2, dtype=np.float64) / self.head_size
+        rotated = self.rotary_size or self.head_size
+        exponents = np.arange(0, rotated, 2, dtype=np.float64) / rotated
         with np.errstate(all="ignore"):  # what comes of it is checked when the record is made
             frequencies: Floats = 1.0 / np.float64(self.rope_theta) ** exponents
             if self.rope_scaling is not None:
                 frequencies = self.rope_scaling.scaled(frequencies, self.rope_theta)
-            return frequencies.astype(np.float32)
+            # A pair of the rest stands still: the cosine of 0 is 1 and its sine 0, exactly.
+            still = np.zeros((self.head_size - rotated) // 2)
+            return np.concatenate((frequencies, still)).astype(np.float32)
 
     def linear_parameters(self) -> int:
         """Weights in the decoder's packed matrices, embedding and head apart."""

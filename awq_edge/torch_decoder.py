@@ -116,6 +116,16 @@ def normalise(
     return x * torch.rsqrt(mean + architecture.norm_epsilon) * tensors[f"{norm}.weight"]
 
 
+def activate(architecture: Architecture, x: torch.Tensor) -> torch.Tensor:
+    """The activation of the feed-forward."""
+    if architecture.activation == "silu":
+        return F.silu(x)
+    if architecture.activation == "relu":
+        return F.relu(x)
+    approximate = "tanh" if architecture.activation == "gelu_tanh" else "none"
+    return F.gelu(x, approximate=approximate)
+
+
 def rotate(x: torch.Tensor, positions: Positions) -> torch.Tensor:
     """Turns dimension i of each head [b, h, t, d] with dimension i + d / 2."""
     first, second = x.chunk(2, dim=-1)
@@ -210,7 +220,7 @@ class Layer:
         products = (self._linear(name, source) for name in stage.made_of)
         if stage.origin is Origin.ATTENTION:
             return self._attention(stage, products)
-        return F.silu(next(products)) * next(products)
+        return activate(self.architecture, next(products)) * next(products)
 
     def output(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
         """What a stage that adds gives to the stream, [.., hidden], for its input [.., k]."""

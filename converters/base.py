@@ -15,6 +15,9 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import numpy.typing as npt
+
 from awq_edge.architecture import (
     MAX_CONTEXT,
     MAX_HEAD_SIZE,
@@ -52,6 +55,25 @@ SHARED_DEFAULTS: Mapping[str, Any] = {
     "rope_theta": 10000.0,
 }
 
+_STATES = "its layers keep a recurrent state, and the decoder here attends to positions"
+_ENCODER = "it has an encoder, and the decoder here has none to attend to"
+# Families that people ask for, and why no converter can make them a decoder of ours.
+_REFUSED: Mapping[str, str] = {
+    **dict.fromkeys(
+        ("mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "zamba2"), _STATES
+    ),
+    **dict.fromkeys(("lfm2", "qwen3_next", "granitemoehybrid", "falcon_h1", "nemotron_h"), _STATES),
+    **dict.fromkeys(("t5", "mt5", "umt5", "bart", "t5gemma", "whisper"), _ENCODER),
+    "gpt_oss": "its attention has sink weights, and its experts are stored in 4-bit floats",
+    "gemma3n": "its layers read embeddings of their own and predict each other's streams",
+    "minicpm3": "its keys and values are compressed together (latent attention)",
+    "deepseek_v2": "its keys and values are compressed together (latent attention)",
+    "deepseek_v3": "its keys and values are compressed together (latent attention)",
+    "phi3small": "its attention is sparse by blocks",
+    "gpt_bigcode-santacoder": "it is code of its own; use the files of the type gpt_bigcode",
+    "chatglm": "it is code of its own; use the files of the type glm",
+}
+
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 # Sizes beyond are refused where they are read, so that nothing is ever made in such a number.
 _LARGEST = (1 << 31) - 1
@@ -59,13 +81,37 @@ _LARGEST_ATTENTION_FACTOR = 100.0  # published ones lie between 1 and 1.5
 
 
 @dataclasses.dataclass(frozen=True)
+class Stored:
+    """One of our tensors as a checkpoint holds it: ours = offset + factor * theirs[rows]."""
+
+    rows: npt.NDArray[np.int64] | None = None  # of a fused or otherwise ordered tensor; None: all
+    all_rows: int = 0  # of the tensor that they are rows of
+    factor: float = 1.0
+    offset: float = 0.0
+    row_factors: npt.NDArray[np.float32] | None = None  # of our rows, where they differ
+
+
+_AS_IT_IS = Stored()
+
+
+def _no_changes(config: Config, architecture: Architecture, stem: str) -> Stored:
+    return _AS_IT_IS
+
+
+@dataclasses.dataclass(frozen=True)
 class Converter:
-    """One model family."""
+    """One model family.
+
+    ``stored`` absorbs what a family does otherwise than the decoder, exactly: fused rows, other
+    pairs of the rotary embedding, multipliers, norms around one. It gets a name of ours without
+    ``blk.N.`` and without ``.weight`` or ``.bias``, whose rows and factor are the same.
+    """
 
     model_type: str  # of config.json
     names: Mapping[str, str]  # ours to theirs, without ".weight" and ".bias"
     read_config: Callable[[Config], Architecture]
     defaults: Mapping[str, Any]  # of the family's class, for keys that are absent
+    stored: Callable[[Config, Architecture, str], Stored] = _no_changes
 
     def architecture(self, config: Mapping[str, Any]) -> Architecture:
         """The decoder that a config.json describes."""
@@ -77,7 +123,25 @@ class Converter:
         Some rotary scalings multiply cosines and sines by a constant m. A score then has the factor
         m * m; taken into the queries it needs nothing of the decoder.
         """
-        return Config(config, self.defaults).rope().attention_factor ** 2
+        return Config(config, self.defaults).rope(partial=True).attention_factor ** 2
+
+    def changes(self, config: Mapping[str, Any], architecture: Architecture, name: str) -> Stored:
+        """What makes a tensor of the checkpoint ours, for example ``blk.3.attn_q.weight``."""
+        stem = name.rpartition(".")[0].rpartition(".")[2]
+        change = self.stored(Config(config, self.defaults), architecture, stem)
+        scaled = "attn_q_norm" if architecture.qk_norm else "attn_q"
+        if stem != scaled:
+            return change
+        factor = self.query_factor(config)
+        d, r = architecture.head_size, architecture.rotary_size
+        if r and factor != 1 and not architecture.qk_norm:
+            # What stands still has no cosine and no sine that would be multiplied.
+            half = np.where(np.arange(d // 2) < r // 2, factor, 1.0)
+            factors = np.tile(half, 2 * architecture.heads).astype(np.float32)
+            return dataclasses.replace(change, row_factors=factors)
+        return dataclasses.replace(
+            change, factor=change.factor * factor, offset=change.offset * factor
+        )
 
     def checkpoint_name(self, name: str) -> str:
         """The checkpoint's name of one of our tensors, for example ``blk.3.attn_q.weight``."""
@@ -97,6 +161,7 @@ class Rope:
     scaling: RopeScaling | None
     context_length: int  # positions for which the frequencies are right
     attention_factor: float = 1.0  # of cosines and sines
+    rotated: int = 0  # dimensions of a head; 0 = all
 
 
 class Config:
@@ -172,8 +237,12 @@ class Config:
             return self.integer("hidden_size") // self.heads()
         return self.integer("head_dim")
 
-    def rope(self) -> Rope:
-        """Base, scaling and reach, from every place where transformers has kept them."""
+    def rope(self, partial: bool = False) -> Rope:
+        """Base, scaling and reach, from every place where transformers has kept them.
+
+        Args:
+            partial: The family may rotate a part of each head.
+        """
         values = self.get("rope_scaling") or self.get("rope_parameters") or {}
         if not isinstance(values, Mapping):
             raise CheckpointError(
@@ -187,8 +256,19 @@ class Config:
                 "table for all layers is supported."
             )
         table = Config({key: value for key, value in values.items() if value is not None}, {})
-        if table.number("partial_rotary_factor", self._or("partial_rotary_factor", 1.0)) != 1:
+        share = table.number(
+            "partial_rotary_factor",
+            self._or("partial_rotary_factor", self._defaults.get("partial_rotary_factor", 1.0)),
+        )
+        if not 0 < share <= 1 or (share != 1 and not partial):
             raise UnsupportedError("Models that rotate only a part of each head are not supported.")
+        if partial:
+            whole = self._rope(values, table)
+            rotated = int(self.head_size() * share)
+            return whole if share == 1 else dataclasses.replace(whole, rotated=rotated)
+        return self._rope(values, table)
+
+    def _rope(self, values: Mapping[str, Any], table: Config) -> Rope:
         theta = table.number("rope_theta", self._or("rope_theta", self._defaults["rope_theta"]))
         context = self.integer("max_position_embeddings")
         kind = table.get("rope_type", table.get("type", "default"))
@@ -223,12 +303,13 @@ class Config:
 
     def decoder(self, **fields: Any) -> Architecture:
         """The fields that families of the Llama kind name alike; ``fields`` adds or overrides."""
-        activation = self.get("hidden_act")
-        if activation not in ("silu", "swish"):
-            raise UnsupportedError(
-                f"The activation {_shown(activation)} is not supported; only silu is."
-            )
-        rope = self.rope()
+        if "activation" not in fields:
+            activation = self.get("hidden_act")
+            if activation not in ("silu", "swish"):
+                raise UnsupportedError(
+                    f"The activation {_shown(activation)} is not supported; only silu is."
+                )
+        rope = self.rope(fields.pop("partial_rotary", False))
         values: dict[str, Any] = {
             "layers": self.layers(),
             "hidden_size": self.integer("hidden_size"),
@@ -241,6 +322,7 @@ class Config:
             "norm_epsilon": self.number("rms_norm_eps"),
             "rope_theta": rope.theta,
             "rope_scaling": rope.scaling,
+            "rotary_size": rope.rotated,
             "tied_head": self.flag("tie_word_embeddings", self._defaults["tie_word_embeddings"]),
         }
         return Architecture(**{**values, **fields})
@@ -354,6 +436,11 @@ def find(config: Mapping[str, Any]) -> Converter:
     model_type = config.get("model_type")
     converter = _registry().get(model_type) if isinstance(model_type, str) else None
     if converter is None:
+        reason = _REFUSED.get(model_type) if isinstance(model_type, str) else None
+        if reason is not None:
+            raise UnsupportedError(
+                f"The model type {_shown(model_type)} is not supported: {reason}."
+            )
         known = ", ".join(known_model_types())
         raise UnsupportedError(
             f"The model type {_shown(model_type)} is not supported; the known ones are {known}."
@@ -370,3 +457,68 @@ def _registry() -> dict[str, Converter]:
         if module.name != "base"
     ]
     return {module.CONVERTER.model_type: module.CONVERTER for module in modules}
+
+
+def head_rows(
+    architecture: Architecture,
+    heads: range,
+    rows_of_head: Callable[[int], int],
+    turned: bool,
+    interleaved: bool = False,
+) -> npt.NDArray[np.int64]:
+    """Rows of a stored matrix that make the rows of our queries, keys or values.
+
+    Our decoder turns dimension i of a head with i + d / 2, the last pairs by nothing where only a
+    part is rotated. A common order of the rows of queries and keys changes no score.
+
+    Args:
+        architecture: The decoder.
+        heads: Numbers of the heads.
+        rows_of_head: The first stored row of a head.
+        turned: They are queries or keys.
+        interleaved: The family turns dimension 2 i with 2 i + 1.
+    """
+    d = architecture.head_size
+    r = architecture.rotary_size or d
+    order = np.arange(d)
+    if turned:
+        rotated = order[:r].reshape(-1, 2).T if interleaved else order[:r].reshape(2, -1)
+        still = order[r:].reshape(2, -1)
+        order = np.concatenate((rotated, still), axis=1).reshape(-1)
+    return np.concatenate([rows_of_head(head) + order for head in heads]).astype(np.int64)
+
+
+def fused_qkv(a: Architecture, stem: str, interleaved: bool = False) -> Stored | None:
+    """Rows of q, k and v one after the other."""
+    firsts = {"attn_q": 0, "attn_k": a.heads, "attn_v": a.heads + a.kv_heads}
+    if stem not in firsts:
+        return None
+    first, d = firsts[stem], a.head_size
+    heads = range(a.heads if stem == "attn_q" else a.kv_heads)
+    rows = head_rows(a, heads, lambda head: (first + head) * d, stem != "attn_v", interleaved)
+    return Stored(rows=rows, all_rows=(a.heads + 2 * a.kv_heads) * d)
+
+
+def fused_gate_up(a: Architecture, stem: str) -> Stored | None:
+    """Rows of gate, then those of up."""
+    if stem not in ("ffn_gate", "ffn_up"):
+        return None
+    width = a.feed_forward_size
+    first = 0 if stem == "ffn_gate" else width
+    return Stored(rows=np.arange(first, first + width), all_rows=2 * width)
+
+
+def multiplied(
+    a: Architecture, stem: str, *, embedding: float, residual: float, logits: float
+) -> Stored:
+    """Multipliers of the embedding, of both branches and of the logits, in the weights.
+
+    A tied head reads the multiplied embedding, so the norm before it takes that back.
+    """
+    if stem == "token_embd":
+        return Stored(factor=embedding)
+    if stem in ("attn_output", "ffn_down"):
+        return Stored(factor=residual)
+    if stem == "output_norm":
+        return Stored(factor=logits / embedding if a.tied_head else logits)
+    return Stored()

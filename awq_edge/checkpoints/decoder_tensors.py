@@ -13,7 +13,7 @@ import torch
 
 from awq_edge.architecture import Architecture
 from awq_edge.checkpoints.checkpoint import Checkpoint
-from awq_edge.converters import Converter, find
+from awq_edge.converters import Converter, Stored, find
 from awq_edge.errors import CheckpointError
 from awq_edge.stages import layer_tensor_names, matrices, tensor_shape
 
@@ -48,7 +48,6 @@ class DecoderTensors:
         self.architecture: Architecture = self._converter.architecture(checkpoint.config)
         self.architecture = self._with_its_head(self.architecture, is_integer)
         self._refuse_stray_biases()
-        self._query_factor: float = self._converter.query_factor(checkpoint.config)
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one of our tensors."""
@@ -58,26 +57,35 @@ class DecoderTensors:
         """The checkpoint's name of one of our tensors."""
         return self._names.get(name) or str(self._converter.checkpoint_name(name))
 
-    def factor(self, name: str) -> float:
-        """What the checkpoint's numbers are multiplied by to be ours."""
-        scaled = "attn_q_norm" if self.architecture.qk_norm else "attn_q"
-        return self._query_factor if name.split(".")[-2] == scaled else 1.0
+    def changes(self, name: str) -> Stored:
+        """What makes the checkpoint's numbers ours."""
+        return self._converter.changes(self.checkpoint.config, self.architecture, name)
 
     def tensor(self, name: str, device: torch.device | None = None) -> torch.Tensor:
         """Reads a tensor by our name, float32, into the memory of a device or of the CPU."""
-        values = self.checkpoint.tensor(self.stored_name(name), self.shape(name), device)
-        return values if self.factor(name) == 1 else values * self.factor(name)
+        change = self.changes(name)
+        values = self.checkpoint.tensor(self.stored_name(name), self._stored_shape(name), device)
+        if change.rows is not None:
+            values = values[torch.from_numpy(change.rows).to(values.device)]
+        if change.row_factors is not None:
+            factors = torch.from_numpy(change.row_factors).to(values.device)
+            values = values * factors.reshape(-1, *[1] * (values.ndim - 1))
+        return _changed(values, change)
 
     def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Reads a matrix a block of rows at a time, as ``Checkpoint.row_blocks`` does."""
         n, k = self.shape(name)
-        factor = self.factor(name)
+        change = self.changes(name)
         for first, block in self.checkpoint.row_blocks(self.stored_name(name), (n, k), rows):
-            yield first, block if factor == 1 else block * factor
+            yield first, _changed(block, change)
 
     def check(self, name: str) -> None:
         """Refuses a tensor that is missing or has another shape; reads no weights."""
-        self.checkpoint.check(self.stored_name(name), self.shape(name))
+        self.checkpoint.check(self.stored_name(name), self._stored_shape(name))
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        shape, change = self.shape(name), self.changes(name)
+        return shape if change.rows is None else (change.all_rows, *shape[1:])
 
     def _with_its_head(
         self, architecture: Architecture, is_integer: Callable[[str], bool]
@@ -116,3 +124,9 @@ class DecoderTensors:
                         f"{self.checkpoint.directory} holds {name}, but its config.json says that "
                         "there is no such bias; one of the two is wrong."
                     )
+
+
+def _changed(values: torch.Tensor, change: Stored) -> torch.Tensor:
+    if change.factor != 1:
+        values = values * change.factor
+    return values + change.offset if change.offset else values

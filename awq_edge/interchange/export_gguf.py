@@ -95,6 +95,11 @@ def check_exportable(architecture: Architecture, metadata: Mapping[str, Any]) ->
 def llama_cpp_architecture(architecture: Architecture) -> str:
     """The architecture of llama.cpp that computes what this decoder does."""
     a = architecture
+    if a.activation != "silu" or a.rotary_size:
+        raise UnsupportedError(
+            "No architecture of llama.cpp that is written here has this decoder's activation or "
+            "rotates a part of each head."
+        )
     if a.qk_norm:
         if a.qkv_bias or a.output_bias or a.feed_forward_bias:
             raise UnsupportedError(

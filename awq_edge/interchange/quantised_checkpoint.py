@@ -97,8 +97,13 @@ class QuantisedCheckpoint:
         """
         n, k = self.shape(name)
         base = self._tensors.stored_name(name).removesuffix(".weight")
-        factor = self._tensors.factor(name)
-        matrix, rounded = self._packing.read(self.checkpoint, base, n, k, factor)
+        change = self._tensors.changes(name)
+        if change.rows is not None:
+            raise UnsupportedError(
+                f"The matrix {base} holds the rows of several matrices of ours, or holds them in "
+                "another order; such checkpoints are not imported yet. Use the original float one."
+            )
+        matrix, rounded = self._packing.read(self.checkpoint, base, n, k, change.factor)
         self.rounded_scales += rounded
         return _regrouped(matrix, k, self.group_size)
 

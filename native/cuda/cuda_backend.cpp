@@ -127,6 +127,10 @@ class CudaBackend::CudaSequence final : public Sequence {
 
 CudaBackend::CudaBackend(const Model& model)
     : model_(model), device_(Device::shared()), process_(getpid()) {
+    if (model.architecture().activation != Activation::kSilu) {
+        fail(AWQE_UNSUPPORTED,
+             "the GPU computes feed-forwards with silu alone so far; use the CPU for this model");
+    }
     const Device::Use use(*device_);
     weights_ = std::make_unique<Weights>(device_, model);
 }

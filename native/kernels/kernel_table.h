@@ -30,9 +30,6 @@ struct ByBits {
     }
 };
 
-// What stands between the matrices of a feed-forward.
-enum class Activation { kSilu, kGelu, kGeluTanh, kRelu };
-
 struct ByActivation {
     ActivationFunction silu, gelu, gelu_tanh, relu;
 

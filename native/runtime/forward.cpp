@@ -234,19 +234,19 @@ void attention(Step& step, const LayerWeights& w, size_t layer, size_t wanted) {
 
 // ---- feed-forward -------------------------------------------------------------------------------
 
-// residual += W_down (silu(W_gate x) * W_up x), x = norm(residual)
+// residual += W_down (act(W_gate x) * W_up x), x = norm(residual)
 void feed_forward(const Step& step, const LayerWeights& w) {
     const size_t width = step.a.feed_forward_size;
     const QuantizedRows x =
         norm_and_quantize(step, w.feed_forward_norm, w.gate.weight.group_size);  // int8 [m, hidden]
+    const ActivationFunction activate = step.kernels.activation[step.a.activation];
     step.team.share(blocks_of(w.gate.weight), grain_of(step), [&](size_t begin, size_t end) {
         multiply(step, w.gate, x, step.gate(0), width, begin, end);
         multiply(step, w.up, x, step.up(0), width, begin, end);
         const size_t first = begin * kBlockRows;
         const size_t count = std::min<size_t>(end * kBlockRows, width) - first;
         for (size_t t = 0; t < step.m; ++t) {
-            step.kernels.activation.silu(step.gate(t) + first, step.up(t) + first, count,
-                                         step.gate(t) + first);
+            activate(step.gate(t) + first, step.up(t) + first, count, step.gate(t) + first);
         }
     });
     const QuantizedRows gated = quantize(step, width, w.down.weight.group_size,

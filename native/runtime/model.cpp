@@ -142,8 +142,17 @@ Architecture read_architecture(const GgufFile& file) {
     }
     const std::string activation(
         need_entry(file, "awq_edge.decoder.activation", ValueType::kString).value.as_string());
-    if (activation != "silu") {
-        fail(AWQE_FILE_INVALID, "key awq_edge.decoder.activation is '%.64s', allowed is 'silu'",
+    if (activation == "silu") {
+        a.activation = Activation::kSilu;
+    } else if (activation == "gelu") {
+        a.activation = Activation::kGelu;
+    } else if (activation == "gelu_tanh") {
+        a.activation = Activation::kGeluTanh;
+    } else if (activation == "relu") {
+        a.activation = Activation::kRelu;
+    } else {
+        fail(AWQE_FILE_INVALID,
+             "key awq_edge.decoder.activation is '%.64s', allowed are silu, gelu, gelu_tanh, relu",
              activation.c_str());
     }
     return a;

@@ -10,6 +10,7 @@
 #include "native/format/gguf_reader.h"
 #include "native/format/layouts.h"
 #include "native/format/mapped_file.h"
+#include "native/kernels/activation/activation_f32.h"
 
 namespace awqe {
 
@@ -24,6 +25,7 @@ struct Architecture {
     uint32_t head_size;
     uint32_t feed_forward_size;
     float norm_epsilon;
+    Activation activation;  // of the gate
     bool qk_norm;
     bool tied_head;
     std::vector<uint32_t>

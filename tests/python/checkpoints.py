@@ -50,6 +50,39 @@ FAMILIES: dict[str, tuple[str, dict[str, Any]]] = {
         dict(use_sliding_window=True, sliding_window=5, max_window_layers=1),
     ),
     "qwen3": ("Qwen3", dict(head_dim=16)),
+    "phi3": ("Phi3", dict(num_key_value_heads=2, sliding_window=8)),
+    "phi3-partial-longrope": (
+        "Phi3",
+        dict(
+            head_dim=16,
+            hidden_size=96,
+            tie_word_embeddings=True,
+            original_max_position_embeddings=64,
+            max_position_embeddings=128,
+            rope_parameters=dict(
+                rope_type="longrope",
+                rope_theta=10000.0,
+                short_factor=[1 + 0.1 * i for i in range(6)],
+                long_factor=[2 + 0.5 * i for i in range(6)],
+                partial_rotary_factor=0.75,
+                original_max_position_embeddings=64,
+            ),
+        ),
+    ),
+    "granite-tied": (
+        "Granite",
+        dict(
+            embedding_multiplier=12.0,
+            logits_scaling=8.0,
+            residual_multiplier=0.22,
+            attention_multiplier=0.0156,
+            tie_word_embeddings=True,
+        ),
+    ),
+    "granite-biases": ("Granite", dict(attention_bias=True, mlp_bias=True)),
+    "ernie4_5": ("Ernie4_5", dict(head_dim=32, use_bias=True)),
+    "glm": ("Glm", dict(head_dim=32)),
+    "gemma": ("Gemma", dict(num_key_value_heads=1, head_dim=32)),
     "qwen3-biases": ("Qwen3", dict(head_dim=16, attention_bias=True)),
 }
 

@@ -11,6 +11,8 @@
 
 namespace awqe {
 
+enum class Activation { kSilu, kGelu, kGeluTanh, kRelu };
+
 // x, out: float [n]; factor: float [n], or NULL. out may be x or factor.
 using ActivationFunction = void (*)(const float* x, const float* factor, size_t n, float* out);
 

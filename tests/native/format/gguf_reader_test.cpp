@@ -289,8 +289,8 @@ TEST(rule_7_limits) {
                           "key " + key + " is ");
         }
     }
-    check_refused(broken([](FileSpec& f) { f.set_text("awq_edge.decoder.activation", "relu"); }),
-                  "activation is 'relu', allowed is 'silu'");
+    check_refused(broken([](FileSpec& f) { f.set_text("awq_edge.decoder.activation", "tanh"); }),
+                  "activation is 'tanh', allowed are silu");
     check_refused(broken([](FileSpec& f) {
                       f.set("awq_edge.decoder.sliding_windows", kList, u32_array({0, 0}));
                   }),

@@ -1,0 +1,49 @@
+"""GLM-4 9B and GLM-Edge: Llama that turns neighbouring dimensions of half of each head."""
+
+from __future__ import annotations
+
+from awq_edge.architecture import Architecture
+
+from .base import (
+    LLAMA_NAMES,
+    SHARED_DEFAULTS,
+    Config,
+    Converter,
+    Stored,
+    fused_gate_up,
+    head_rows,
+)
+
+_NAMES = {
+    **LLAMA_NAMES,
+    "blk.N.ffn_gate": "model.layers.N.mlp.gate_up_proj",
+    "blk.N.ffn_up": "model.layers.N.mlp.gate_up_proj",
+}
+
+_DEFAULTS = {
+    **SHARED_DEFAULTS,
+    "vocab_size": 151552,
+    "intermediate_size": 13696,
+    "num_hidden_layers": 40,
+    "num_key_value_heads": 2,
+    "head_dim": 128,
+    "max_position_embeddings": 131072,
+    "rms_norm_eps": 0.00000015625,
+    "partial_rotary_factor": 0.5,
+    "attention_bias": True,
+}
+
+
+def _architecture(config: Config) -> Architecture:
+    return config.decoder(partial_rotary=True, qkv_bias=config.flag("attention_bias"))
+
+
+def _stored(config: Config, a: Architecture, stem: str) -> Stored:
+    if stem in ("attn_q", "attn_k"):
+        heads = a.heads if stem == "attn_q" else a.kv_heads
+        rows = head_rows(a, range(heads), lambda head: head * a.head_size, True, interleaved=True)
+        return Stored(rows=rows, all_rows=heads * a.head_size)
+    return fused_gate_up(a, stem) or Stored()
+
+
+CONVERTER = Converter("glm", _NAMES, _architecture, _DEFAULTS, _stored)
