@@ -33,6 +33,8 @@ _ANSWER_SECONDS = 120.0
 _SLOWEST_BYTES_PER_SECOND = 2000
 # The longest that a whole deploy may hold a board.
 _HOLD_SECONDS = 7 * 24 * 3600.0
+# Closing a shared connection needs no word of the board.
+_GOODBYE_SECONDS = 10.0
 # The last words of a connection that a shared one still holds open.
 _DRAIN_SECONDS = 2.0
 # A socket's path may have 104 bytes on macOS, and ssh adds 17 while it makes it.
@@ -139,8 +141,9 @@ class Remote:
         """Closes the connection."""
         if self._sockets is not None:
             command = [*self._command, *self._options(), "-O", "exit", self.host]
-            with contextlib.suppress(OSError, subprocess.SubprocessError):
-                subprocess.run(command, capture_output=True, timeout=10, check=False)
+            with contextlib.suppress(OSError), _Conversation(command, _GOODBYE_SECONDS) as talk:
+                talk.say([])
+                talk.listen(None)
             shutil.rmtree(self._sockets, ignore_errors=True)
             self._sockets = None
 
@@ -301,6 +304,10 @@ class _Conversation:
         if self._process.poll() is None:
             self._process.kill()
         self.status = self._process.wait()
+        # What it has started itself, such as a proxy, must not go on writing.
+        for reader, stream in zip(self._readers, (self._process.stdout, self._process.stderr)):
+            if stream is not None and not reader.is_alive():
+                stream.close()
 
     def say(self, parts: Iterable[bytes]) -> None:
         """Writes its standard input, and closes it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 import json
 import platform
 import re
+import time
 from pathlib import Path
 from typing import Any
 
@@ -195,6 +196,15 @@ def test_an_answer_without_end_is_cut_off(where: str, tmp_path: Path) -> None:
     with Remote("board", program) as remote:
         with pytest.raises(BoardError, match="more than a megabyte"):
             remote.run("true")
+
+
+def test_closing_the_connection_has_limits_too(tmp_path: Path) -> None:
+    """ssh is also asked to end a shared connection: what it says then is not kept either."""
+    program = _board(tmp_path, "case $* in *'-O exit'*) exec yes ;; esac")
+    begin = time.monotonic()
+    with Remote("board", program) as remote:
+        assert remote.run("true").status == 0
+    assert time.monotonic() - begin < ssh._GOODBYE_SECONDS
 
 
 def test_a_board_that_never_ends_its_answer(
