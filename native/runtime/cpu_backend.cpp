@@ -15,6 +15,9 @@
 namespace awqe {
 namespace {
 
+// Up to here a block's time is that of reading the weights and of waiting, not of computing.
+constexpr size_t kFewRows = 16;
+
 // How often the system has taken the core from this thread before it was willing to give it up.
 long interruptions() {
     rusage usage = {};
@@ -44,13 +47,15 @@ class CpuBackend::CpuSequence final : public CachedSequence {
     CpuSequence(CpuBackend& backend, const SequencePlan& plan)
         : CachedSequence(backend.model_.architecture(), kv_plan(plan)),
           decode_team(plan.threads),
+          few_rows_team(plan.prefill_threads),
           prefill_threads(plan.prefill_threads),
           backend_(backend) {
         ++backend_.sequences_;
     }
     ~CpuSequence() override { backend_.forget_sequence(); }
 
-    TeamSize decode_team;
+    TeamSize decode_team;    // for one row
+    TeamSize few_rows_team;  // for blocks of few rows that begin with one of this sequence
     const unsigned prefill_threads;
 
   private:
@@ -163,10 +168,14 @@ void CpuBackend::evaluate(const Block& block) {
     const auto sequence = [&](size_t t) -> CpuSequence& {
         return static_cast<CpuSequence&>(*block.rows[t].sequence);
     };
-    TeamSize* const decode_team = block.count == 1 ? &sequence(0).decode_team : nullptr;
+    // Few rows wait for each other as often as one, so that a member which the system has put aside
+    // costs as much.
+    TeamSize* const team_size = block.count == 1          ? &sequence(0).decode_team
+                                : block.count <= kFewRows ? &sequence(0).few_rows_team
+                                                          : nullptr;
     unsigned members = 1;
-    if (decode_team != nullptr) {
-        members = decode_team->members();
+    if (team_size != nullptr) {
+        members = team_size->members();
     } else {
         for (size_t t = 0; t < block.count; ++t) {
             members = std::max(members, sequence(t).prefill_threads);
@@ -177,9 +186,9 @@ void CpuBackend::evaluate(const Block& block) {
     const long before = interruptions();
     const auto start = std::chrono::steady_clock::now();
     turn.run([&](Team& team) { forward(model_, kernels_, block, workspace.activations(), team); });
-    if (decode_team == nullptr) return;
+    if (team_size == nullptr) return;
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
-    decode_team->record(seconds.count(), interruptions() - before);
+    team_size->record(seconds.count(), interruptions() - before);
 }
 
 }  // namespace awqe
