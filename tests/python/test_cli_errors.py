@@ -111,7 +111,7 @@ def test_ctrl_c_waits_until_a_package_is_loaded(
     monkeypatch.syspath_prepend(tmp_path)
     monkeypatch.setattr(sys, "loaded", False, raising=False)
 
-    def load(**_: object) -> None:
+    def load(*_: object, **__: object) -> None:
         importlib.import_module("half_loaded")
         time.sleep(20)
 
