@@ -341,7 +341,11 @@ class NativeModel:
     """A mapped and validated file. May be used from several threads at once."""
 
     def __init__(self, path: Path) -> None:
-        """Maps ``path``."""
+        """Maps ``path`` and reads its texts.
+
+        Raises:
+            FileInvalidError: The file breaks a rule of FORMAT.md, or a text is not UTF-8.
+        """
         ffi, library = _load()
         name = os.fsencode(path)
         if b"\0" in name:
@@ -351,6 +355,8 @@ class NativeModel:
         pointer = ffi.new("awqe_model**")
         _call(library.awqe_model_open, name, pointer)
         self._pointer = ffi.gc(pointer[0], library.awqe_model_close)
+        # Read here, so that a damaged text is refused like every other damage: on opening.
+        self._metadata = self._read_metadata()
 
     @property
     def pointer(self) -> Any:
@@ -374,11 +380,10 @@ class NativeModel:
         )
 
     def metadata(self) -> dict[str, Value]:
-        """All entries, in file order.
+        """All entries, in file order."""
+        return dict(self._metadata)
 
-        Raises:
-            FileInvalidError: A text is not UTF-8.
-        """
+    def _read_metadata(self) -> dict[str, Value]:
         ffi, library = _load()
         array = library.AWQE_VALUE_ARRAY
         pointer = self.pointer  # its strings are read below
@@ -729,7 +734,7 @@ def _decoded(data: bytes, key: str) -> str:
     except UnicodeDecodeError as error:
         raise errors.FileInvalidError(
             f"The text of the key {key} is not UTF-8, from its byte {error.start} on: the model "
-            "file is damaged, copy or convert it again."
+            "file is damaged, copy or convert it again"
         ) from error
 
 
