@@ -31,6 +31,7 @@ def import_quantised(
     embedding_bits: int,
     head_bits: int,
     force: bool,
+    export: Export | None,
     output: Output,
 ) -> ImportReport:
     """``convert --from-awq``.
@@ -41,13 +42,16 @@ def import_quantised(
         embedding_bits: Width of an embedding that the checkpoint keeps in floats.
         head_bits: The same of the head.
         force: Replace an existing file.
+        export: What else to write.
         output: Prints.
     """
+    from awq_edge.conversion.checks import check_export, place_of
     from awq_edge.interchange.importer import import_checkpoint
     from awq_edge.interchange.quantised_checkpoint import open_quantised
-    from awq_edge.outputs.place import Place
 
-    Place(packed, replace=force)  # before a checkpoint is fetched
+    place_of(packed, force)  # before a checkpoint is fetched
+    if export is not None:
+        check_export(export, packed)
     source = open_quantised(model)
     a = source.architecture
     matrices = 7 * a.layers + (1 if a.tied_head else 2)
@@ -58,6 +62,7 @@ def import_quantised(
             embedding_bits=embedding_bits,
             head_bits=head_bits,
             force=force,
+            export=export,
             report_progress=lambda name: bar.advance(1, name),
         )
     widths = [f"{name} at {bits} bits" for name, bits in report.quantised.items()]

@@ -122,7 +122,7 @@ def convert(
     first = os.environ.get("RANK", "0") == "0"  # of torchrun's processes: it writes and reports
     wanted = None
     if export is not None:
-        from awq_edge.interchange.export import export_packed, export_to
+        from awq_edge.interchange.export import export_to
 
         wanted = export_to(*export)
     if from_awq:
@@ -139,10 +139,10 @@ def convert(
             embedding_bits=embedding_bits,
             head_bits=head_bits,
             force=force,
+            export=wanted,
             output=out,
         )
         if wanted is not None:
-            export_packed(output, wanted)
             report_export(wanted, out)
         return
     if size is not None:

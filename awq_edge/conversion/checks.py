@@ -13,8 +13,8 @@ from awq_edge.conversion.options import Options
 from awq_edge.conversion.work_directory import read_manifest
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.interchange.export import Export
-from awq_edge.outputs.place import Identity, Place, check_room, checkpoint_files
-from awq_edge.outputs.workplace import is_ours, resumable_path
+from awq_edge.outputs.place import Identity, Place, check_name, check_room, checkpoint_files
+from awq_edge.outputs.workplace import is_ours, remove_rest, resumable_path
 from awq_edge.quantize import coupling
 from awq_edge.stages import input_width, matrices, stages, tensor_shape
 
@@ -26,6 +26,8 @@ def place_of(output: Path, force: bool) -> Place:
         output: The model file.
         force: Whether it may replace one.
     """
+    check_name(output)
+    remove_rest(output, resumable_path(output))
     left = read_manifest(output)
     # A conversion that was interrupted between its file and its export goes on.
     made = left is not None and left.model is not None and left.model == Identity.of(output)
@@ -34,6 +36,7 @@ def place_of(output: Path, force: bool) -> Place:
 
 def check_export(export: Export, output: Path) -> None:
     """Refuses an export of a conversion that could not be written in the end, before any work."""
+    check_name(export.path)
     named = {os.path.realpath(place) for place in (output, export.path)}
     work = os.path.realpath(resumable_path(output))
     if len(named) == 1 or os.path.realpath(export.path) == work:

@@ -36,6 +36,7 @@ from awq_edge.hf_tokenizer import StoredTokenizer, read_tokenizer
 from awq_edge.interchange.export import Export
 from awq_edge.interchange.scaled_weights import ScaledWeights
 from awq_edge.outputs.place import Place, sync_directory
+from awq_edge.outputs.workplace import remove_left
 from awq_edge.quantize import methods
 
 
@@ -74,7 +75,8 @@ def convert(
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
     if export is not None:
         entries = {} if tokenizer is None else tokenizer.to_metadata()
-        export.check_model(source.architecture, entries, options)
+        bits = None if options.mixed else int(options.bits)
+        export.check_model(source.architecture, entries, bits, options.group_size)
     blocks, digest = _calibration(source, tokenizer, options, events)
     check_disk(output, source.architecture, options, blocks, export)
     plain = _metadata(source, tokenizer, options, digest)
@@ -95,7 +97,7 @@ def convert(
             key,
             events,
             scaled=scaled,
-            exports=export is not None,
+            export=None if export is None else export.path,
             resumable=alone,
             # A whole conversion on a GPU takes minutes, and its states would keep a disk busy.
             states_synced=device.type == "cpu",
@@ -112,11 +114,14 @@ def convert(
                 chosen = widths.choose(source, options, blocks, device, plain, events)
                 with torch.inference_mode():
                     Walk(source, options, chosen, device, work, events, processes).run(blocks)
-                work.write_model({**plain, **widths.metadata(chosen)}, source, check_runs)
+                metadata = {**plain, **widths.metadata(chosen)}
+                work.write_model(metadata, work.tensors(source), check_runs, work.packed_sizes)
             report = _report(output, source.architecture, work)
             if work.has_model and not work.has_output:
                 place.appear(work.model)
-            if export is not None and not work.has_export(export.path):
+            if export is not None and work.has_export:
+                remove_left(export.path)
+            elif export is not None:
                 sync_directory(output.parent)
                 weights = ScaledWeights(source, work.scaled) if scaled else None
                 export.write(work.model, source, weights, work.export_made)
@@ -176,8 +181,8 @@ def _report(output: Path, architecture: Architecture, work: WorkDirectory) -> Re
     tables = architecture.vocabulary_size * architecture.hidden_size
     linears = architecture.linear_parameters()
     size = work.model.stat().st_size
-    linear_bytes, embedding_bytes = work.packed_bytes("blk."), work.packed_bytes("token_embd")
-    head_bytes = embedding_bytes if architecture.tied_head else work.packed_bytes("output")
+    linear_bytes, embedding_bytes = work.numbers["blk."], work.numbers["token_embd"]
+    head_bytes = embedding_bytes if architecture.tied_head else work.numbers["output"]
     return Report(
         path=output,
         architecture=architecture,

@@ -14,7 +14,7 @@ import contextlib
 import dataclasses
 import json
 import zlib
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any, BinaryIO
 
@@ -75,7 +75,7 @@ class Manifest:
         layers: Those that are finished.
         files: Everything of finished layers, and the moments.
         states: In front of the next layer.
-        bytes_of: Once the model file is whole: bytes of its packed matrices, by kind.
+        numbers: Once the model file is whole: what a report needs of how it was made.
         model: The model file once it is whole; by this it is known under its own name.
         export: The same of an export.
     """
@@ -86,7 +86,7 @@ class Manifest:
     layers: list[LayerReport] = dataclasses.field(default_factory=list)
     files: dict[str, Sum] = dataclasses.field(default_factory=dict)
     states: States | None = None
-    bytes_of: dict[str, int] = dataclasses.field(default_factory=dict)
+    numbers: dict[str, int] = dataclasses.field(default_factory=dict)
     model: Identity | None = None
     export: Identity | None = None
 
@@ -132,7 +132,7 @@ class WorkDirectory:
         events: Events,
         *,
         scaled: bool = False,
-        exports: bool = False,
+        export: Path | None = None,
         resumable: bool = True,
         states_synced: bool = True,
     ) -> None:
@@ -143,14 +143,14 @@ class WorkDirectory:
             key: Changes with anything that changes a tensor.
             events: Who listens.
             scaled: Whether scaled weights are kept.
-            exports: Whether the work goes on when the model file has its name.
+            export: What is made besides, when the model file has its name.
             resumable: Whether a later process may take up the layers.
             states_synced: Whether hidden states are put onto the medium with every layer. Without,
                 a power cut (not a kill) makes the next process begin anew.
         """
         self._output = output
         self._events = events
-        self._exports = exports
+        self._export = export
         self._resumable = resumable
         self._states_synced = states_synced
         self._place = Workplace(output, resumable_path(output))
@@ -181,7 +181,7 @@ class WorkDirectory:
         self, kind: type[BaseException] | None, error: BaseException | None, _: Any
     ) -> None:
         """Keeps what is worth it unless all is done; words a failed write."""
-        done = kind is None or (self.has_output and not self._exports)
+        done = kind is None or (self.has_output and (self._export is None or self.has_export))
         hopeless = isinstance(error, _OF_THE_INPUT) and not self.has_model
         if done or hopeless or not self._worth_keeping():
             self.finished()
@@ -271,22 +271,23 @@ class WorkDirectory:
     def write_model(
         self,
         metadata: Mapping[str, MetadataValue],
-        source: FloatModel,
+        tensors: Iterable[tuple[str, model_file.TensorSource]],
         check: Callable[[Path], None],
+        numbers: Callable[[], dict[str, int]],
     ) -> None:
         """Writes the model file, still without its name; what it was made of is deleted.
 
         Args:
             metadata: What the file says of itself.
-            source: The float model, for the order of its tensors.
+            tensors: Its tensors in file order.
             check: Called with the finished file; what it raises comes out, and the file is none.
+            numbers: Gives, once the file is written, what a report needs besides.
         """
         path = self._place.path / _MODEL
         path.unlink(missing_ok=True)
-        model_file.write_unnamed(path, metadata, self._tensors(source))
+        model_file.write_unnamed(path, metadata, tensors)
         check(path)
-        names = ("blk.", "token_embd", "output")
-        self._manifest.bytes_of = {name: self._packed_bytes(name) for name in names}
+        self._manifest.numbers = numbers()
         self._manifest.model = Identity.of(path)
         self._written[_MODEL] = _sum_of(path)
         self._record()
@@ -308,23 +309,30 @@ class WorkDirectory:
         """The whole model file, where it lies now."""
         return self._output if self.has_output else self._place.path / _MODEL
 
-    def has_export(self, path: Path) -> bool:
-        """Whether a finished export has its name."""
-        return self._manifest.export is not None and self._manifest.export == Identity.of(path)
+    @property
+    def has_export(self) -> bool:
+        """Whether the export has its name."""
+        made = self._manifest.export
+        return self._export is not None and made is not None and made == Identity.of(self._export)
 
     def export_made(self, identity: Identity) -> None:
         """Records an export that is about to get its name."""
         self._manifest.export = identity
         self._record()
 
-    def packed_bytes(self, prefix: str) -> int:
-        """Bytes of the packed matrices that begin with "blk.", "token_embd" or "output"."""
-        return self._manifest.bytes_of[prefix]
+    @property
+    def numbers(self) -> dict[str, int]:
+        """What :meth:`write_model` was told for the report."""
+        return self._manifest.numbers
 
-    def _packed_bytes(self, prefix: str) -> int:
-        return sum(path.stat().st_size for path in self._place.path.glob(f"{prefix}*.packed"))
+    def packed_sizes(self) -> dict[str, int]:
+        """Bytes of the packed matrices that begin with "blk.", "token_embd" and "output"."""
+        return {
+            prefix: sum(path.stat().st_size for path in self._place.path.glob(f"{prefix}*.packed"))
+            for prefix in ("blk.", "token_embd", "output")
+        }
 
-    def _tensors(self, source: FloatModel) -> Iterator[tuple[str, model_file.TensorSource]]:
+    def tensors(self, source: FloatModel) -> Iterator[tuple[str, model_file.TensorSource]]:
         """Every tensor of the model file, in file order: as a token meets them."""
         names = source.tensor_names()
         names.insert(1, "rope.inverse_frequencies")
@@ -369,8 +377,8 @@ class WorkDirectory:
                     continue
                 if self._manifest.model != Identity.of(path):
                     return name
-            elif self.has_model and not name.startswith("scaled."):
-                continue  # the model file was made of it
+            elif self.has_model and (self.has_export or not name.startswith("scaled.")):
+                continue  # what was made of it is whole
             try:
                 if _sum_of(path) != expected:
                     return name
@@ -391,7 +399,7 @@ class WorkDirectory:
                 return self.measured and int(rest.partition(".")[0]) >= done
             if kind in ("blk", "scaled"):
                 return int(rest.partition(".")[0]) < done
-            return done > 0
+            return done > 0 or self.has_model
 
         self._manifest.files = {
             name: entry for name, entry in self._written.items() if finished(name)

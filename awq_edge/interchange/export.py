@@ -9,7 +9,7 @@ from __future__ import annotations
 import dataclasses
 import math
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -24,7 +24,6 @@ from awq_edge.stages import layer_tensor_names, tensor_shape
 
 if TYPE_CHECKING:
     from awq_edge.architecture import Architecture, MetadataValue
-    from awq_edge.conversion.options import Options
     from awq_edge.float_model import FloatModel
     from awq_edge.interchange.export_gguf import FloatSource
 
@@ -67,20 +66,24 @@ class Export:
             Place(self.path, exists=_EXISTS)
 
     def check_model(
-        self, architecture: Architecture, metadata: dict[str, MetadataValue], options: Options
+        self,
+        architecture: Architecture,
+        metadata: Mapping[str, MetadataValue],
+        bits: int | None,
+        group_size: int,
     ) -> None:
         """Refuses a model or widths that the export cannot hold, before hours of work.
 
         Args:
             architecture: The decoder.
             metadata: Entries of its tokenizer.
-            options: Of the conversion.
+            bits: Of all decoder matrices; None if widths are mixed.
+            group_size: Of all decoder matrices.
         """
         if self.kind == "hf-awq":
             from awq_edge.interchange import export_hf_awq
 
-            bits = None if options.mixed else int(options.bits)
-            export_hf_awq.check_exportable(architecture, bits, options.group_size)
+            export_hf_awq.check_exportable(architecture, bits, group_size)
         else:
             from awq_edge.interchange import export_gguf
 

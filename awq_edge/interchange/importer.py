@@ -8,16 +8,22 @@ memory at a time.
 from __future__ import annotations
 
 import dataclasses
+import hashlib
+import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from awq_edge import __version__, layouts, model_file
 from awq_edge.architecture import MetadataValue
+from awq_edge.conversion.checks import check_export, place_of
+from awq_edge.conversion.report import Events
 from awq_edge.conversion.trial import check_runs
+from awq_edge.conversion.work_directory import WorkDirectory, read_manifest
 from awq_edge.hf_tokenizer import read_tokenizer
+from awq_edge.interchange.export import Export
 from awq_edge.interchange.quantised_checkpoint import QuantisedCheckpoint
-from awq_edge.outputs.place import Place, check_room, checkpoint_files, write_error
-from awq_edge.outputs.workplace import Workplace, resumable_path
+from awq_edge.outputs.place import Place, check_room, checkpoint_files
+from awq_edge.outputs.workplace import remove_left
 from awq_edge.quantize.grouped import quantise
 from awq_edge.stages import head_name, layer_tensor_names, tensor_shape
 
@@ -52,6 +58,7 @@ def import_checkpoint(
     embedding_bits: int = 8,
     head_bits: int = 8,
     force: bool = False,
+    export: Export | None = None,
     report_progress: Callable[[str], None] | None = None,
 ) -> ImportReport:
     """Writes a packed file, or nothing.
@@ -62,10 +69,11 @@ def import_checkpoint(
         embedding_bits: Width of the embedding, if the checkpoint keeps it in floats.
         head_bits: The same of the head; a tied head is the embedding.
         force: Replace an existing file.
+        export: What else to write, once the file has its name.
         report_progress: Called with the name of each tensor once it is written.
     """
-    place = Place(output, replace=force)
     directory = source.checkpoint.directory
+    place = place_of(output, force)
     place.refuse_inputs({"the checkpoint": checkpoint_files(directory)})
     report = ImportReport(source.format_name)
     tensors: list[tuple[str, model_file.TensorSource]] = []
@@ -121,20 +129,42 @@ def import_checkpoint(
     tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
     if tokenizer is not None:
         metadata.update(tokenizer.to_metadata())
-    size = sum(model_file.source_bytes(tensor) for _, tensor in tensors)
-    check_room([(output, size)])
-    try:
-        # Of the same name as a conversion's, so that the two exclude each other.
-        with Workplace(output, resumable_path(output)) as work:
+    needs = [(output, sum(model_file.source_bytes(tensor) for _, tensor in tensors))]
+    if export is not None:
+        check_export(export, output)
+        export.check_model(architecture, metadata, source.bits, source.group_size)
+        needs.append((export.path, export.size_bytes(architecture, source.group_size)))
+    key = _key(source, embedding_bits, head_bits)
+    left = read_manifest(output)
+    if not force and (left is None or left.key != key):
+        place = Place(output)  # what is there is another conversion's
+        place.refuse_inputs({"the checkpoint": checkpoint_files(directory)})
+    if left is None or left.model is None:
+        check_room(needs)
+    with WorkDirectory(
+        output, key, Events(), export=None if export is None else export.path
+    ) as work:
+        if not work.has_output:
             place.check()  # another conversion may have ended since
-            model_file.write_unnamed(work.path / "model", metadata, tensors)
-            check_runs(work.path / "model")
-            place.appear(work.path / "model")
-    except OSError as error:
-        raise write_error(output, error) from error
-    report.rounded_scales = source.rounded_scales
+        if not work.has_model:
+            work.write_model(
+                metadata, tensors, check_runs, lambda: {"rounded_scales": source.rounded_scales}
+            )
+        if not work.has_output:
+            place.appear(work.model)
+        if export is not None and work.has_export:
+            remove_left(export.path)
+        elif export is not None:
+            export.write(work.model, announce=work.export_made)
+        report.rounded_scales = work.numbers["rounded_scales"]
     report.file_bytes = output.stat().st_size
     return report
+
+
+def _key(source: QuantisedCheckpoint, embedding_bits: int, head_bits: int) -> str:
+    """Changes with anything that changes a tensor."""
+    identity = [__version__, source.checkpoint.identity(), "import", embedding_bits, head_bits]
+    return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
 
 def _integer_pieces(source: QuantisedCheckpoint, name: str) -> Iterator[bytes]:

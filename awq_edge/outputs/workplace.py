@@ -50,6 +50,7 @@ class Workplace:
         """
         self._output = output
         self.path = path or output.with_name(f".{output.name}.partial")
+        self._contents: tuple[str, ...] = ()  # what tells the next process of the rest
         self._held = False
         self._mark: int | None = None  # its descriptor, where it carries a lock
         self._owner: int | None = None  # of what this process makes here
@@ -76,6 +77,7 @@ class Workplace:
         Raises:
             FileUnreadableError: Another process has it, or it is not ours.
         """
+        self._contents = tuple(contents)
         self._sweep(contents)
         for _ in range(_TRIES):
             made = self._make(contents)
@@ -114,6 +116,7 @@ class Workplace:
         if not self._held:
             return
         with contextlib.suppress(OSError):
+            self.clear(*self._contents)
             self.clear()
             (self.path / MARK).unlink()
             self.path.rmdir()
@@ -216,6 +219,27 @@ _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.E
 def resumable_path(output: Path) -> Path:
     """Where work on an output lies that a later process may go on with; a user may see it."""
     return output.with_name(f"{output.name}.partial")
+
+
+def remove_left(output: Path) -> None:
+    """Removes the hidden directory that a killed process left beside an output that is whole."""
+    left = Workplace(output)
+    with contextlib.suppress(OSError):
+        left.path.rmdir()  # of which the mark was gone already
+    if is_ours(left.path):
+        left.take({})
+        left.remove()
+
+
+def remove_rest(output: Path, path: Path) -> None:
+    """Removes a directory in which a killed process left nothing, or nothing but the mark."""
+    with contextlib.suppress(OSError):
+        path.rmdir()
+    with contextlib.suppress(OSError):
+        if is_ours(path) and os.listdir(path) == [MARK]:  # noqa: PTH208
+            rest = Workplace(output, path)
+            rest.take({})
+            rest.remove()
 
 
 def is_ours(path: Path) -> bool:
