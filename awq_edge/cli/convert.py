@@ -157,6 +157,7 @@ def convert(
     # PyTorch reads it once: memory in huge pages, for fresh small ones cost a tenth of the time.
     os.environ.setdefault("THP_MEM_ALLOC_ENABLE", "1")
     from awq_edge import conversion
+    from awq_edge.outputs.workplace import resumable_path
 
     options = conversion.Options(
         method=method,
@@ -174,7 +175,7 @@ def convert(
     )
     started = time.monotonic()
     listener = _Listener()
-    partial = output.with_name(output.name + ".partial")
+    partial = resumable_path(output)
     try:
         with out.progress("Converting", 1.0) as bar:
             listener.bar = bar

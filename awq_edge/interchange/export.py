@@ -17,7 +17,7 @@ from awq_edge.errors import InvalidArgumentError
 from awq_edge.outputs.place import (
     Identity,
     Place,
-    check_new_directory,
+    check_new,
     check_room,
 )
 from awq_edge.stages import layer_tensor_names, tensor_shape
@@ -60,10 +60,7 @@ class Export:
 
     def check_place(self) -> None:
         """Refuses a place that could not be written in the end, before any work."""
-        if self.kind == "hf-awq":
-            check_new_directory(self.path, _EXISTS)
-        else:
-            Place(self.path, exists=_EXISTS)
+        check_new(self.path, _EXISTS)
 
     def check_model(
         self,

@@ -241,11 +241,11 @@ def check_directory(path: Path) -> None:
         ) from error
 
 
-def check_new_directory(path: Path, exists: str) -> None:
-    """Refuses a place where no directory can be made, before any work.
+def check_new(path: Path, exists: str) -> None:
+    """Refuses a place where no new file or directory can be made, before any work.
 
     Args:
-        path: The name that the directory will have.
+        path: The name that it will have.
         exists: The sentence if something is there; ``{path}`` is filled in.
     """
     check_name(path)

@@ -218,7 +218,7 @@ _OCCUPIED = (errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR, errno.EISDIR, errno.E
 
 def resumable_path(output: Path) -> Path:
     """Where work on an output lies that a later process may go on with; a user may see it."""
-    return output.with_name(f"{output.name}.partial")
+    return output.parent / f"{output.name}.partial"
 
 
 def remove_left(output: Path) -> None:
