@@ -13,12 +13,15 @@ BIN := $(VENV)/bin
 NATIVE := $(shell find native targets -type f -not -name '*.pyc' 2>/dev/null) CMakeLists.txt pyproject.toml
 MODEL := examples/novels-7m
 DEMO_FILE := demo/novels-7m.awq.gguf
+CHAT_MODEL := examples/novels-chat
+CHAT_FILE := demo/novels-chat.awq.gguf
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint lint-rules format fuzz bench docs wheel board board-quick
+.PHONY: help setup demo chat test lint lint-rules format fuzz bench docs wheel board board-quick
 
 help:
 	@echo "make demo    convert the model in $(MODEL) with AWQ and generate text from the packed file"
+	@echo "make chat    convert the chat model in $(CHAT_MODEL) and talk to it"
 	@echo "make test    every test: Python, C++, C++ under sanitizers"
 	@echo "make setup   the local environment alone     make lint    formatting, types, house rules"
 	@echo "make format  rewrite the sources             make fuzz    3 minutes of fuzzing"
@@ -51,6 +54,11 @@ demo: $(VENV)/.installed
 	@test -f $(DEMO_FILE) || $(BIN)/awq-edge convert $(MODEL) --method awq --samples 64 -o $(DEMO_FILE)
 	$(BIN)/awq-edge run $(DEMO_FILE) -p "The old house at the end of the lane" --max-tokens 120 --seed 1
 
+chat: $(VENV)/.installed
+	@mkdir -p demo
+	@test -f $(CHAT_FILE) || $(BIN)/awq-edge convert $(CHAT_MODEL) --method awq --samples 64 -o $(CHAT_FILE)
+	$(BIN)/awq-edge chat $(CHAT_FILE) --temperature 0.8 --top-p 0.95
+
 test: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset release --log-level=WARNING
 	$(BIN)/cmake --build --preset release
@@ -67,7 +75,7 @@ lint: setup lint-rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/codespell $$(git ls-files -- ':!$(MODEL)/*.json' ':!$(MODEL)/*.model' ':!$(MODEL)/*.safetensors' ':!LICENSE' ':!tests' ':!*.xz')
+	$(BIN)/codespell $$(git ls-files -- ':!$(MODEL)/*.json' ':!$(MODEL)/*.model' ':!$(MODEL)/*.safetensors' ':!$(CHAT_MODEL)/*.json' ':!$(CHAT_MODEL)/*.model' ':!$(CHAT_MODEL)/*.safetensors' ':!LICENSE' ':!tests' ':!*.xz')
 
 lint-rules: setup
 	$(BIN)/python tests/checks/check_names.py --check

@@ -16,7 +16,7 @@ from awq_edge.cli._interrupt import interruptible
 # In the order of the help. Each is a module here, loaded when it is asked for: together they take
 # longer to load than a board takes to the first token.
 _COMMANDS = (
-    *("convert", "inspect", "run", "eval", "bench", "export", "analyze"),
+    *("convert", "inspect", "run", "chat", "eval", "bench", "export", "analyze"),
     *("targets", "build", "bundle", "deploy", "doctor", "selftest"),
 )
 

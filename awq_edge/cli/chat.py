@@ -1,0 +1,218 @@
+"""``awq-edge chat``: a conversation in the terminal. Only answers go to standard output."""
+
+# No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
+
+import contextlib
+import json
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from awq_edge.chat import templates
+from awq_edge.cli._groups import Running, Sampling, grouped
+from awq_edge.cli._options import Context, Kv, ModelFile, Quiet
+from awq_edge.cli._output import Output
+from awq_edge.cli._prompt_text import read_prompt_file
+from awq_edge.conversation import Conversation
+from awq_edge.errors import (
+    AwqEdgeError,
+    InvalidArgumentError,
+    UnsupportedError,
+)
+from awq_edge.limited_json import parse_json
+from awq_edge.outputs.place import check_new
+from awq_edge.outputs.whole_file import write_whole
+
+_HELP = """\
+/system TEXT   what the model is told first; alone: shows it    /reset   begin anew
+/undo          take the last exchange back                      /retry   another answer
+/save FILE     keep the conversation                            /load FILE
+/stats         speed of the last answer, room in the context    /help    this
+/exit          leave, as Ctrl-D does; Ctrl-C stops an answer"""
+
+
+@grouped
+def chat(
+    file: ModelFile,
+    system: Annotated[
+        str, typer.Option("--system", help="What the model is told before the first turn.")
+    ] = "",
+    prompt_file: Annotated[
+        Optional[Path],
+        typer.Option("--prompt-file", metavar="FILE", help="Say this first."),
+    ] = None,
+    max_tokens: Annotated[
+        Optional[int],
+        typer.Option("--max-tokens", "-n", min=1, help="Of an answer; by default until it ends."),
+    ] = None,
+    when_full: Annotated[
+        str,
+        typer.Option(
+            "--when-full",
+            metavar="drop|stop",
+            help="A full context drops the oldest turns, or ends the conversation.",
+        ),
+    ] = "drop",
+    *,
+    sampling: Sampling,
+    running: Running,
+    context: Context = None,
+    kv: Kv = "fp16",
+    quiet: Quiet = False,
+) -> None:
+    """Talk to a packed chat model; /help inside tells the commands."""
+    if when_full not in ("drop", "stop"):
+        raise InvalidArgumentError(f"--when-full {when_full!r} is none of drop, stop.")
+    output = Output(quiet=quiet)
+    first = None if prompt_file is None else read_prompt_file(prompt_file)
+    with running.open(file, context, kv) as model:
+        if not templates(model.metadata):
+            raise UnsupportedError(
+                f"{file} holds a model without a chat template: continue texts with 'awq-edge run'."
+            )
+        conversation = Conversation(
+            model,
+            system=system,
+            config=sampling.config(max_tokens),
+            drop_oldest=when_full == "drop",
+        )
+        _Dialogue(conversation, output, model.name).run(first)
+
+
+class _Dialogue:
+    """The loop between a person, or a pipe, and the conversation."""
+
+    def __init__(self, conversation: Conversation, output: Output, name: str) -> None:
+        self._conversation = conversation
+        self._output = output
+        self._name = name
+        self._told_of_dropping = False
+        self._person = sys.stdin.isatty()
+
+    def run(self, first: Optional[str]) -> None:
+        if self._person:
+            self._output.status(f"{self._name}. /help tells the commands, Ctrl-D leaves.")
+        if first is not None:
+            self._answer(first)
+        for line in self._lines():
+            text = line.strip()
+            if not text:
+                continue
+            try:
+                if text.startswith("/"):
+                    if not self._command(text):
+                        return
+                else:
+                    self._answer(text)
+            except AwqEdgeError as error:
+                # In a pipe nobody could answer: the error ends the command.
+                if not self._person:
+                    raise
+                self._output.status(f"{error}")
+
+    def _lines(self) -> Iterator[str]:
+        """What is typed, with editing and history where the system has them; or a pipe's lines."""
+        if not self._person:
+            yield from sys.stdin
+            return
+        with contextlib.suppress(ImportError):
+            import readline  # noqa: F401  (input() then edits lines and keeps a history)
+        while True:
+            try:
+                yield input("> ")
+            except EOFError:
+                sys.stdout.write("\n")
+                return
+            except KeyboardInterrupt:
+                self._output.status("\nCtrl-D or /exit leaves.")
+
+    def _answer(self, text: str) -> None:
+        try:
+            for piece in self._conversation.ask(text):
+                self._output.stream(piece)
+        except KeyboardInterrupt:
+            if not self._person:
+                raise
+            self._output.status("\nstopped; /retry asks again")
+        self._output.stream("\n")
+        if self._conversation.dropped and not self._told_of_dropping:
+            self._told_of_dropping = True
+            self._output.status("The context is full: the oldest turns are left out from now on.")
+
+    def _command(self, text: str) -> bool:
+        """Does what a line that begins with a slash says; False ends the dialogue."""
+        word, _, rest = text.partition(" ")
+        rest = rest.strip()
+        talk = self._conversation
+        if word in ("/exit", "/quit", "/bye"):
+            return False
+        if word == "/help":
+            self._output.status(_HELP)
+        elif word == "/system":
+            talk.system = rest or talk.system
+            self._output.status(f"system: {talk.system or 'nothing'}")
+        elif word == "/reset":
+            talk.reset()
+            self._told_of_dropping = False
+            self._output.status("A new conversation.")
+        elif word == "/undo":
+            said = talk.undo()
+            self._output.status("There is nothing to take back." if said is None else f"- {said}")
+        elif word == "/retry":
+            said = talk.undo()
+            if said is None:
+                self._output.status("There is nothing to ask again.")
+            else:
+                self._answer(said)
+        elif word in ("/save", "/load"):
+            if not rest:
+                raise InvalidArgumentError(f"{word} needs the name of a file.")
+            (self._save if word == "/save" else self._load)(Path(rest))
+        elif word == "/stats":
+            self._output.status(self._stats())
+        else:
+            raise InvalidArgumentError(f"There is no command {word}; /help tells those there are.")
+        return True
+
+    def _save(self, path: Path) -> None:
+        document = {"system": self._conversation.system, "turns": self._conversation.turns}
+        check_new(path, "{path} exists already: take another name.")
+        write_whole(path, json.dumps(document, ensure_ascii=False, indent=1).encode())
+        self._output.status(f"{len(self._conversation.turns)} messages in {path}.")
+
+    def _load(self, path: Path) -> None:
+        try:
+            document = parse_json(read_prompt_file(path).encode())
+        except ValueError:
+            document = None
+        turns = document.get("turns") if isinstance(document, dict) else None
+        sound = isinstance(turns, list) and all(
+            isinstance(turn, dict)
+            and turn.get("role") in ("user", "assistant")
+            and isinstance(turn.get("content"), str)
+            for turn in turns
+        )
+        if not sound or not isinstance(document, dict) or turns is None:
+            raise InvalidArgumentError(f"{path} is no conversation that /save wrote.")
+        self._conversation.reset()
+        self._conversation.system = str(document.get("system") or "")
+        self._conversation.turns.extend(
+            {"role": turn["role"], "content": turn["content"]} for turn in turns
+        )
+        self._output.status(f"{len(turns)} messages from {path}.")
+
+    def _stats(self) -> str:
+        last = self._conversation.last
+        if last is None:
+            return "Nothing was said yet."
+        session = last.session
+        read = len(last.prompt_tokens) - last.reused_tokens
+        rate = last.decode_steps / last.decode_seconds if last.decode_seconds > 0 else 0.0
+        return (
+            f"{len(last.tokens)} tokens at {rate:.1f} tokens/s after {read} new tokens of the "
+            f"prompt ({last.reused_tokens} were there), {session.position} of "
+            f"{session.context_length} tokens in the context; {session.kernels}"
+        )

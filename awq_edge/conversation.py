@@ -1,0 +1,126 @@
+"""A conversation with a model: the turns, what of them fits into the context, going back.
+
+Owns ``Conversation``. Refuses terminals and files: ``cli/chat.py`` has them. The context keeps what
+earlier turns have in common with the next prompt, so only what is new is read.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from typing import TYPE_CHECKING
+
+from awq_edge.errors import ContextFullError
+from awq_edge.generation import GenerationConfig
+
+if TYPE_CHECKING:
+    from awq_edge.generation import Generation
+    from awq_edge.model import Model
+
+# What an answer may take before the oldest turns go: a paragraph, on short contexts a quarter.
+_ANSWER_TOKENS = 256
+
+Message = Mapping[str, str]
+
+
+class Conversation:
+    """Turns of a person and a model, in the model's own chat format.
+
+    Attributes:
+        system: What the model is told before the first turn; empty: nothing.
+        turns: ``{"role": "user" or "assistant", "content": …}``, oldest first.
+        dropped: How many messages no longer fitted into the context.
+        last: The generation of the last answer, for its figures; None before the first.
+    """
+
+    def __init__(
+        self,
+        model: Model,
+        *,
+        system: str = "",
+        config: GenerationConfig | None = None,
+        drop_oldest: bool = True,
+    ) -> None:
+        """Begins without a turn.
+
+        Args:
+            model: An open one with a chat template.
+            system: What the model is told first.
+            config: How to draw and when to stop.
+            drop_oldest: Leave out the oldest turns when the context is full; otherwise
+                :meth:`ask` raises then.
+        """
+        self._model = model
+        self._config = config or GenerationConfig(max_tokens=None)
+        self._drop_oldest = drop_oldest
+        self.system = system
+        self.turns: list[dict[str, str]] = []
+        self.dropped = 0
+        self.last: Generation | None = None
+
+    def ask(self, text: str) -> Iterator[str]:
+        """Says something, and gives the answer piece by piece.
+
+        An answer that is stopped, by Ctrl-C too, stays as far as it came; one without a piece takes
+        its question back.
+
+        Raises:
+            ContextFullError: There is no room: for this text at all, or without leaving turns out.
+            UnsupportedError: The model has no chat template.
+        """
+        self.turns.append({"role": "user", "content": text})
+        answer = ""
+        try:
+            prompt = self._fitting_prompt()
+            self.last = self._model.generate(prompt, self._config)
+            for piece in self.last:
+                answer += piece
+                yield piece
+        finally:
+            if answer:
+                self.turns.append({"role": "assistant", "content": answer})
+            else:
+                self.turns.pop()
+
+    def undo(self) -> str | None:
+        """Takes the last exchange back; gives what was said in it, None if there is none."""
+        while self.turns:
+            turn = self.turns.pop()
+            if turn["role"] == "user":
+                return turn["content"]
+        return None
+
+    def reset(self) -> None:
+        """Forgets all turns; the system text stays."""
+        self.turns.clear()
+        self.dropped = 0
+
+    def _messages(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+        first = [{"role": "system", "content": self.system}] if self.system else []
+        return first + turns
+
+    def _fitting_prompt(self) -> list[int]:
+        """The prompt's ids; leaves the oldest turns out until there is room for an answer."""
+        context = self._model.context_length
+        room = context - min(_ANSWER_TOKENS, context // 4)
+        turns, first = self.turns, 0
+        while True:
+            prompt = self._model.chat_tokens(self._messages(turns[first:]))
+            alone = first == len(turns) - 1
+            if len(prompt) <= room or (alone and len(prompt) < context):
+                del turns[:first]
+                self.dropped += first
+                return prompt
+            if alone:
+                raise ContextFullError(
+                    f"The text takes {len(prompt)} tokens, and the context has {context}: use a "
+                    "longer --context, or say less at once."
+                )
+            if not self._drop_oldest:
+                raise ContextFullError(
+                    f"The conversation takes {len(prompt)} of the context's {context} tokens, and "
+                    "an answer needs room: /reset begins anew, /undo goes back."
+                )
+            # A question goes with its answer, so that the rest still begins with a question.
+            first += 1
+            while turns[first]["role"] != "user":
+                first += 1
