@@ -381,6 +381,8 @@ class NativeModel:
 
     def metadata(self) -> dict[str, Value]:
         """All entries, in file order."""
+        if self._pointer is None:  # as everything else
+            raise errors.InvalidArgumentError("The model is closed.")
         return dict(self._metadata)
 
     def _read_metadata(self) -> dict[str, Value]:

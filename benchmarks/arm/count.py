@@ -184,7 +184,7 @@ def kernel_counts(plugin: Path) -> list[Count]:
     heads, size, positions = 8, 64, 512
     add("neon", "quantize_act_s8d", "input", COLUMNS, "quantize_act", GROUP, COLUMNS)
     add("neon", "rms_norm_f32", "input", COLUMNS, "rms_norm", COLUMNS)
-    add("neon", "silu_gate_f32", "input", COLUMNS, "silu_gate", COLUMNS)
+    add("neon", "silu_f32", "input", COLUMNS, "silu", COLUMNS)
     add("neon", "store_half_f16", "input", COLUMNS, "store_half", COLUMNS)
     add("neon", "rope_f32", "input", heads * size, "rope", heads, size)
     for queries in (1, 4):

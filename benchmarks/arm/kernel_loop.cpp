@@ -93,10 +93,11 @@ bool run(const KernelTable& table, const std::string& operation, long repetition
         std::vector<float> y(n[0]);
         return repeat([&] { table.rms_norm(x.data(), x.data(), n[0], 1e-5f, y.data()); });
     }
-    if (operation == "silu_gate" && n.size() == 1) {
+    if (operation == "silu" && n.size() == 1) {
         const std::vector<float> x(n[0], 0.5f);
         std::vector<float> y(n[0]);
-        return repeat([&] { table.silu_gate(x.data(), x.data(), n[0], y.data()); });
+        const ActivationFunction silu = table.activation[Activation::kSilu];
+        return repeat([&] { silu(x.data(), x.data(), n[0], y.data()); });
     }
     if (operation == "rope" && n.size() == 2) {
         const std::vector<float> half(n[1] / 2, 0.5f);

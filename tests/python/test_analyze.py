@@ -304,7 +304,7 @@ def test_the_page_holds_everything_and_fetches_nothing(
         (("--context", 4096, "--text", "{short}"), "one chunk"),
         (("--text", "{none}"), "none.txt"),
         (("-o", "{none}/page.html"), "no directory"),
-        (("-o", "/"), "is a directory"),
+        (("-o", "{directory}"), "is a directory"),
         (("-o", "{short}"), "exists already"),
     ],
 )
@@ -313,7 +313,11 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     pytest.importorskip("matplotlib")
     (tmp_path / "short.txt").write_text("short")
-    places = {"short": tmp_path / "short.txt", "none": tmp_path / "none.txt"}
+    places = {
+        "short": tmp_path / "short.txt",
+        "none": tmp_path / "none.txt",
+        "directory": directory,
+    }
     page = tmp_path / "page.html"
     filled = [
         argument.format(**places) if isinstance(argument, str) else argument for argument in more

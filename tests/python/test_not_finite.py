@@ -15,8 +15,9 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from awq_edge import Model, _native, errors, perplexity
+from awq_edge import Model, _native, errors
 from awq_edge._native import NativeModel, NativeSampler, NativeSession, TensorInfo
+from awq_edge.accuracy import perplexity
 
 TINY = Path(__file__).parents[1] / "data/tiny.awq.gguf"
 TOKENS = [1, 7, 3, 150, 11, 2, 99, 31]

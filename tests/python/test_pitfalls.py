@@ -191,13 +191,12 @@ def test_conversion_loads_no_modelling_code_of_transformers() -> None:
         "GemmaForCausalLM",
         "GPTNeoXForCausalLM",
         "MixtralForCausalLM",
-        "Phi3ForCausalLM",
         "Qwen3MoeForCausalLM",
         "Qwen3NextForCausalLM",
     ],
 )
 def test_families_whose_folds_are_not_known_are_refused(tmp_path: Path, family: str) -> None:
-    """Offset norms, experts that share a norm, fused rows, gated queries: folds of their own."""
+    """Offset norms, experts that share a norm, gated queries: folds of their own."""
     directory = checkpoints.save(checkpoints.random_model("llama"), tmp_path / "checkpoint")
     config = json.loads((directory / "config.json").read_text())
     config["architectures"] = [family]
