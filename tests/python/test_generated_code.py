@@ -419,7 +419,7 @@ def test_the_tests_are_in_no_process_that_the_code_can_see() -> None:
     [
         *(None, True, 0, -1, 2**53, -(2**70), 0.1, float("inf"), 1e-320, 1 + 2j, "", "é\ud800\0"),
         *(b"", b"\0\xff", bytearray(b"ab"), range(3, 9, 2), (), (1,), [], [[1], (2, [3.0])]),
-        *({1, 2}, frozenset("ab"), {}, {"a": [1], 2: {3: ()}, (1, 2): None}),
+        *({1, 2}, frozenset({3, 4}), {}, {"a": [1], 2: {3: ()}, (1, 2): None}),
     ],
     ids=repr,
 )
