@@ -4,7 +4,7 @@
 //   kernel_loop TABLE OPERATION REPETITIONS [NUMBER ...]
 //
 // gemv BITS GROUP ROWS COLUMNS, gemm BITS GROUP ROWS COLUMNS TOKENS, quantize_act GROUP COLUMNS,
-// rms_norm COLUMNS, silu_gate COLUMNS, rope HEADS SIZE, store_half COLUMNS,
+// rms_norm COLUMNS, silu COLUMNS, rope HEADS SIZE, store_half COLUMNS,
 // attention QUERIES SIZE POSITIONS
 #include <cstdio>
 #include <cstdlib>
