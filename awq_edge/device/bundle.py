@@ -170,9 +170,10 @@ def collect(
     shutil.copyfile(wheel, wheels / wheel.name)
     sizes = []
     versions = tuple(pythons)
+    needed = _for_boards(runtime_requirements())
     for python in versions:
         status(f"Fetching the packages for Python {python} on {profile.machine}")
-        fetched = fetch(runtime_requirements(), profile.machine, python, work / "fetched" / python)
+        fetched = fetch(needed, profile.machine, python, work / "fetched" / python)
         for path in fetched:
             if _WHEEL_NAME.fullmatch(path.name) is None:
                 raise BuildError(f"A package has the file name {path.name!a}: it cannot be sent.")

@@ -98,18 +98,6 @@ __device__ __forceinline__ float tree_of_lanes(float lane) {
     return __shfl_sync(~0u, lane, 0, 16);
 }
 
-// Section 2, for sixteen lanes in one thread's registers.
-__device__ __forceinline__ float tree_of(const float (&lane)[kLanes]) {
-    float sum[8];
-#pragma unroll
-    for (int i = 0; i < 8; ++i) sum[i] = lane[i] + lane[i + 8];
-#pragma unroll
-    for (int i = 0; i < 4; ++i) sum[i] = sum[i] + sum[i + 4];
-    sum[0] = sum[0] + sum[2];
-    sum[1] = sum[1] + sum[3];
-    return sum[0] + sum[1];
-}
-
 // codes: four unsigned bytes; x: four signed ones.
 __device__ __forceinline__ int dot4(unsigned codes, int x, int sum) {
     int result;
