@@ -6,7 +6,6 @@ whoever asks for an object knows what belongs in it.
 
 from __future__ import annotations
 
-import math
 from pathlib import Path
 from typing import Any
 
@@ -57,13 +56,3 @@ def read_optional_json(path: Path) -> dict[str, Any]:
 def is_whole_number(value: Any) -> bool:
     """Whether a value is a JSON number without a fraction; true and false are none."""
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def is_number(value: Any) -> bool:
-    """Whether a value is a finite JSON number that a float can hold."""
-    if isinstance(value, bool) or not isinstance(value, (int, float)):
-        return False
-    try:
-        return math.isfinite(float(value))
-    except OverflowError:
-        return False
