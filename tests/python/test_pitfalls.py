@@ -188,7 +188,7 @@ def test_conversion_loads_no_modelling_code_of_transformers() -> None:
 @pytest.mark.parametrize(
     "family",
     [
-        "GemmaForCausalLM",
+        "Gemma2ForCausalLM",
         "GPTNeoXForCausalLM",
         "MixtralForCausalLM",
         "Qwen3MoeForCausalLM",
@@ -196,7 +196,7 @@ def test_conversion_loads_no_modelling_code_of_transformers() -> None:
     ],
 )
 def test_families_whose_folds_are_not_known_are_refused(tmp_path: Path, family: str) -> None:
-    """Offset norms, experts that share a norm, gated queries: folds of their own."""
+    """Four norms a layer, experts that share a norm, gated queries: folds of their own."""
     directory = checkpoints.save(checkpoints.random_model("llama"), tmp_path / "checkpoint")
     config = json.loads((directory / "config.json").read_text())
     config["architectures"] = [family]
