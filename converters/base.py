@@ -74,6 +74,15 @@ _REFUSED: Mapping[str, str] = {
     "chatglm": "it is code of its own; use the files of the type glm",
 }
 
+# What configurations call the functions of Architecture.activation. All spellings of the tanh form
+# are one function within rounding; "gelu" alone is the exact one.
+_ACTIVATIONS: Mapping[str, str] = {
+    **dict.fromkeys(("silu", "swish"), "silu"),
+    **dict.fromkeys(("gelu", "gelu_python"), "gelu"),
+    **dict.fromkeys(("gelu_new", "gelu_pytorch_tanh", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
+    "relu": "relu",
+}
+
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 # Sizes beyond are refused where they are read, so that nothing is ever made in such a number.
 _LARGEST = (1 << 31) - 1
@@ -82,13 +91,19 @@ _LARGEST_ATTENTION_FACTOR = 100.0  # published ones lie between 1 and 1.5
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """One of our tensors as a checkpoint holds it: ours = offset + factor * theirs[rows]."""
+    """One of our tensors as a checkpoint holds it: ours = offset + factor * theirs[rows].
+
+    ``parts`` tensors, numbered where the name has an A, may hold it one after the other; and one
+    that no checkpoint holds has its ``values`` here.
+    """
 
     rows: npt.NDArray[np.int64] | None = None  # of a fused or otherwise ordered tensor; None: all
     all_rows: int = 0  # of the tensor that they are rows of
     factor: float = 1.0
     offset: float = 0.0
     row_factors: npt.NDArray[np.float32] | None = None  # of our rows, where they differ
+    parts: int = 0  # 0: one tensor
+    values: npt.NDArray[np.float32] | None = None
 
 
 _AS_IT_IS = Stored()
@@ -100,7 +115,7 @@ def _no_changes(config: Config, architecture: Architecture, stem: str) -> Stored
 
 @dataclasses.dataclass(frozen=True)
 class Converter:
-    """One model family.
+    """One model family, or an older form of one under a type of its own.
 
     ``stored`` absorbs what a family does otherwise than the decoder, exactly: fused rows, other
     pairs of the rotary embedding, multipliers, norms around one. It gets a name of ours without
@@ -112,10 +127,18 @@ class Converter:
     read_config: Callable[[Config], Architecture]
     defaults: Mapping[str, Any]  # of the family's class, for keys that are absent
     stored: Callable[[Config, Architecture, str], Stored] = _no_changes
+    # What the family calls the keys that Config reads for all, those in front first.
+    keys: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # Names, ours to theirs, that a configuration decides about; find() puts them into ``names``.
+    names_of: Callable[[Config], Mapping[str, str]] = lambda _: {}
+
+    def config(self, values: Mapping[str, Any]) -> Config:
+        """A config.json of the family."""
+        return Config(values, self.defaults, self.keys)
 
     def architecture(self, config: Mapping[str, Any]) -> Architecture:
         """The decoder that a config.json describes."""
-        return self.read_config(Config(config, self.defaults))
+        return self.read_config(self.config(config))
 
     def query_factor(self, config: Mapping[str, Any]) -> float:
         """What queries are multiplied by beyond the decoder's own 1/sqrt(d).
@@ -123,12 +146,12 @@ class Converter:
         Some rotary scalings multiply cosines and sines by a constant m. A score then has the factor
         m * m; taken into the queries it needs nothing of the decoder.
         """
-        return Config(config, self.defaults).rope(partial=True).attention_factor ** 2
+        return self.config(config).rope(partial=True).attention_factor ** 2
 
     def changes(self, config: Mapping[str, Any], architecture: Architecture, name: str) -> Stored:
         """What makes a tensor of the checkpoint ours, for example ``blk.3.attn_q.weight``."""
         stem = name.rpartition(".")[0].rpartition(".")[2]
-        change = self.stored(Config(config, self.defaults), architecture, stem)
+        change = self.stored(self.config(config), architecture, stem)
         scaled = "attn_q_norm" if architecture.qk_norm else "attn_q"
         if stem != scaled:
             return change
@@ -171,24 +194,38 @@ class Config:
     where it knows a meaning, and refused elsewhere.
     """
 
-    def __init__(self, values: Mapping[str, Any], defaults: Mapping[str, Any]) -> None:
-        """Takes the parsed file, or a table in it, and the values of absent keys."""
+    def __init__(
+        self,
+        values: Mapping[str, Any],
+        defaults: Mapping[str, Any],
+        keys: Mapping[str, tuple[str, ...]] | None = None,
+    ) -> None:
+        """Takes the parsed file, or a table in it, the values of absent keys, and other names."""
         self._values = values
         self._defaults = defaults
+        self._keys = {} if keys is None else keys
 
     def get(self, key: str, default: Any = None) -> Any:
         """A value as it stands, None for null; an absent one is the class's, or ``default``."""
-        return self._values.get(key, self._defaults.get(key, default))
+        return self._values.get(self._called(key), self._defaults.get(key, default))
+
+    def _called(self, key: str) -> str:
+        """The name under which the file has a key; an absent one is called as in the family."""
+        names = (*self._keys.get(key, ()), key)
+        return next((name for name in names if name in self._values), names[0])
 
     def integer(self, key: str, default: int | None = None) -> int:
         """A whole number that counts something."""
         value = self.get(key, default)
         if isinstance(value, bool) or not isinstance(value, int):
             raise CheckpointError(
-                f"config.json should have a whole number {key}; it has {_shown(value)}."
+                f"config.json should have a whole number {self._called(key)}; it has "
+                f"{_shown(value)}."
             )
         if not -_LARGEST <= value <= _LARGEST:
-            raise CheckpointError(f"config.json has {_shown(value)} for {key}, which is too large.")
+            raise CheckpointError(
+                f"config.json has {_shown(value)} for {self._called(key)}, which is too large."
+            )
         return value
 
     def number(self, key: str, default: float | None = None) -> float:
@@ -199,7 +236,9 @@ class Config:
                 return float(value)
         except (TypeError, OverflowError):
             pass
-        raise CheckpointError(f"config.json should have a number {key}; it has {_shown(value)}.")
+        raise CheckpointError(
+            f"config.json should have a number {self._called(key)}; it has {_shown(value)}."
+        )
 
     def flag(self, key: str, default: bool = False) -> bool:
         """True or false; null is the default."""
@@ -208,9 +247,28 @@ class Config:
             return default
         if not isinstance(value, bool):
             raise CheckpointError(
-                f"config.json should say true or false for {key}, not {_shown(value)}."
+                f"config.json should say true or false for {self._called(key)}, not "
+                f"{_shown(value)}."
             )
         return value
+
+    def table(self, key: str) -> Config:
+        """A table of further keys; null and absent: an empty one."""
+        values = {} if self.get(key) is None else self.get(key)
+        if not isinstance(values, Mapping):
+            raise CheckpointError(
+                f"config.json should have a table {self._called(key)}, not {_shown(values)}."
+            )
+        return Config(values, {})
+
+    def activation(self, key: str = "hidden_act") -> str:
+        """The function of the feed-forward, in the words of the Architecture record."""
+        name = self.get(key)
+        if not isinstance(name, str) or name not in _ACTIVATIONS:
+            raise UnsupportedError(
+                f"The activation {_shown(name)} is not supported; {', '.join(_ACTIVATIONS)} are."
+            )
+        return _ACTIVATIONS[name]
 
     def layers(self) -> int:
         """How many layers there are, a number that a model file can have."""
@@ -302,29 +360,41 @@ class Config:
         )
 
     def decoder(self, **fields: Any) -> Architecture:
-        """The fields that families of the Llama kind name alike; ``fields`` adds or overrides."""
+        """The fields that families name alike; ``fields`` adds or overrides.
+
+        Where these say that positions are not rotary, nothing rotary is read.
+        """
         if "activation" not in fields:
             activation = self.get("hidden_act")
             if activation not in ("silu", "swish"):
                 raise UnsupportedError(
                     f"The activation {_shown(activation)} is not supported; only silu is."
                 )
-        rope = self.rope(fields.pop("partial_rotary", False))
-        values: dict[str, Any] = {
-            "layers": self.layers(),
-            "hidden_size": self.integer("hidden_size"),
-            "vocabulary_size": self.integer("vocab_size"),
-            "context_length": rope.context_length,
-            "heads": self.heads(),
-            "kv_heads": self.kv_heads(),
-            "head_size": self.head_size(),
-            "feed_forward_size": self.integer("intermediate_size"),
-            "norm_epsilon": self.number("rms_norm_eps"),
-            "rope_theta": rope.theta,
-            "rope_scaling": rope.scaling,
-            "rotary_size": rope.rotated,
-            "tied_head": self.flag("tie_word_embeddings", self._defaults["tie_word_embeddings"]),
+        partial = fields.pop("partial_rotary", False)
+        if fields.get("position", "rotary") == "rotary":
+            rope = self.rope(partial)
+        else:
+            rope = Rope(SHARED_DEFAULTS["rope_theta"], None, 0)
+        readers: dict[str, Callable[[], Any]] = {
+            "layers": self.layers,
+            "hidden_size": lambda: self.integer("hidden_size"),
+            "vocabulary_size": lambda: self.integer("vocab_size"),
+            "context_length": lambda: (
+                rope.context_length or self.integer("max_position_embeddings")
+            ),
+            "heads": self.heads,
+            "kv_heads": self.kv_heads,
+            "head_size": self.head_size,
+            "feed_forward_size": lambda: self.integer("intermediate_size"),
+            "norm_epsilon": lambda: self.number("rms_norm_eps"),
+            "rope_theta": lambda: rope.theta,
+            "rope_scaling": lambda: rope.scaling,
+            "rotary_size": lambda: rope.rotated,
+            "tied_head": lambda: self.flag(
+                "tie_word_embeddings", self._defaults["tie_word_embeddings"]
+            ),
         }
+        values = {name: read() for name, read in readers.items() if name not in fields}
         return Architecture(**{**values, **fields})
 
     def qwen_windows(self) -> tuple[int, ...]:
@@ -445,18 +515,24 @@ def find(config: Mapping[str, Any]) -> Converter:
         raise UnsupportedError(
             f"The model type {_shown(model_type)} is not supported; the known ones are {known}."
         )
-    return converter
+    names = {**converter.names, **converter.names_of(converter.config(config))}
+    return dataclasses.replace(converter, names=names)
 
 
 def _registry() -> dict[str, Converter]:
-    """CONVERTER of every other file in this folder, by its model type."""
+    """CONVERTER, or CONVERTERS, of every other file in this folder, by their model types."""
     package = __name__.rpartition(".")[0]
     modules = [
         importlib.import_module(f"{package}.{module.name}")
         for module in pkgutil.iter_modules([str(Path(__file__).parent)])
         if module.name != "base"
     ]
-    return {module.CONVERTER.model_type: module.CONVERTER for module in modules}
+    converters = [
+        converter
+        for module in modules
+        for converter in getattr(module, "CONVERTERS", None) or (module.CONVERTER,)
+    ]
+    return {converter.model_type: converter for converter in converters}
 
 
 def head_rows(
@@ -497,6 +573,33 @@ def fused_qkv(a: Architecture, stem: str, interleaved: bool = False) -> Stored |
     heads = range(a.heads if stem == "attn_q" else a.kv_heads)
     rows = head_rows(a, heads, lambda head: (first + head) * d, stem != "attn_v", interleaved)
     return Stored(rows=rows, all_rows=(a.heads + 2 * a.kv_heads) * d)
+
+
+def fused_by_kv_head(a: Architecture, stem: str, interleaved: bool = False) -> Stored | None:
+    """Rows by key-value head: of the queries that share it, then of the key, then of the value."""
+    if stem not in ("attn_q", "attn_k", "attn_v"):
+        return None
+    n, d = a.heads // a.kv_heads, a.head_size
+    if stem == "attn_q":
+        heads = range(a.heads)
+        rows = head_rows(
+            a, heads, lambda head: (head // n * (n + 2) + head % n) * d, True, interleaved
+        )
+    else:
+        behind, heads = n + (stem == "attn_v"), range(a.kv_heads)
+        rows = head_rows(
+            a, heads, lambda head: (head * (n + 2) + behind) * d, stem == "attn_k", interleaved
+        )
+    return Stored(rows=rows, all_rows=a.kv_heads * (n + 2) * d)
+
+
+def separate_qk(a: Architecture, stem: str, interleaved: bool = False) -> Stored | None:
+    """Rows of queries and keys that have a matrix each."""
+    if stem not in ("attn_q", "attn_k"):
+        return None
+    heads, d = a.heads if stem == "attn_q" else a.kv_heads, a.head_size
+    rows = head_rows(a, range(heads), lambda head: head * d, True, interleaved)
+    return Stored(rows=rows, all_rows=heads * d)
 
 
 def fused_gate_up(a: Architecture, stem: str) -> Stored | None:

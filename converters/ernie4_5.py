@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from awq_edge.architecture import Architecture
 
-from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter, Stored, head_rows
+from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter, Stored, separate_qk
 
 _DEFAULTS = {
     **SHARED_DEFAULTS,
@@ -28,11 +28,7 @@ def _architecture(config: Config) -> Architecture:
 
 
 def _stored(config: Config, a: Architecture, stem: str) -> Stored:
-    if stem not in ("attn_q", "attn_k"):
-        return Stored()
-    heads = a.heads if stem == "attn_q" else a.kv_heads
-    rows = head_rows(a, range(heads), lambda head: head * a.head_size, True, interleaved=True)
-    return Stored(rows=rows, all_rows=heads * a.head_size)
+    return separate_qk(a, stem, interleaved=True) or Stored()
 
 
 CONVERTER = Converter("ernie4_5", LLAMA_NAMES, _architecture, _DEFAULTS, _stored)

@@ -11,7 +11,7 @@ from .base import (
     Converter,
     Stored,
     fused_gate_up,
-    head_rows,
+    separate_qk,
 )
 
 _NAMES = {
@@ -39,11 +39,7 @@ def _architecture(config: Config) -> Architecture:
 
 
 def _stored(config: Config, a: Architecture, stem: str) -> Stored:
-    if stem in ("attn_q", "attn_k"):
-        heads = a.heads if stem == "attn_q" else a.kv_heads
-        rows = head_rows(a, range(heads), lambda head: head * a.head_size, True, interleaved=True)
-        return Stored(rows=rows, all_rows=heads * a.head_size)
-    return fused_gate_up(a, stem) or Stored()
+    return separate_qk(a, stem, interleaved=True) or fused_gate_up(a, stem) or Stored()
 
 
 CONVERTER = Converter("glm", _NAMES, _architecture, _DEFAULTS, _stored)

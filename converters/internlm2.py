@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from awq_edge.architecture import Architecture
 
-from .base import SHARED_DEFAULTS, Config, Converter, Stored, head_rows
+from .base import SHARED_DEFAULTS, Config, Converter, Stored, fused_by_kv_head
 
 _NAMES = {
     "token_embd": "model.tok_embeddings",
@@ -36,17 +36,7 @@ def _architecture(config: Config) -> Architecture:
 
 
 def _stored(config: Config, a: Architecture, stem: str) -> Stored:
-    if stem not in ("attn_q", "attn_k", "attn_v"):
-        return Stored()
-    n, d = a.heads // a.kv_heads, a.head_size
-    if stem == "attn_q":
-        heads = range(a.heads)
-        rows = head_rows(a, heads, lambda head: (head // n * (n + 2) + head % n) * d, True)
-    else:
-        behind = n + (stem == "attn_v")
-        heads = range(a.kv_heads)
-        rows = head_rows(a, heads, lambda head: (head * (n + 2) + behind) * d, stem == "attn_k")
-    return Stored(rows=rows, all_rows=a.kv_heads * (n + 2) * d)
+    return fused_by_kv_head(a, stem) or Stored()
 
 
 CONVERTER = Converter("internlm2", _NAMES, _architecture, _DEFAULTS, _stored)

@@ -25,9 +25,9 @@ from awq_edge.errors import CheckpointError
 # A matrix that is quantised lies in parts of these names instead of "weight".
 _QUANTISED_PARTS = ("qweight", "weight_packed", "B")
 
-# In front of every name but the head's, in a checkpoint of the whole model; saved on its own, the
-# decoder leaves it out.
-_BASE = "model."
+# One of them is in front of every name but the head's, in a checkpoint of the whole model; saved on
+# its own, the decoder leaves it out.
+_BASES = ("model.", "transformer.", "gpt_neox.")
 
 
 class Checkpoint:
@@ -94,7 +94,7 @@ class Checkpoint:
 
     def parts(self, base: str) -> list[str]:
         """What follows in the names of all tensors that begin with ``base.``, in order."""
-        bases = [base] if not base.startswith(_BASE) else [base, base[len(_BASE) :]]
+        bases = [name for name in (base, _without_base(base)) if name is not None]
         found = []
         for prefix in (f"{b}." for b in bases):
             at = bisect.bisect_left(self._sorted, prefix)
@@ -117,9 +117,8 @@ class Checkpoint:
 
     def _found(self, name: str) -> StoredTensor | None:
         entry = self._tensors.get(name)
-        if entry is None and name.startswith(_BASE):
-            entry = self._tensors.get(name[len(_BASE) :])
-        return entry
+        bare = _without_base(name)
+        return self._tensors.get(bare) if entry is None and bare is not None else entry
 
     def _computable(self, name: str) -> StoredTensor:
         entry = self._found(name)
@@ -149,6 +148,11 @@ class Checkpoint:
         if entry.dtype is not None and not entry.dtype.is_floating_point:
             raise CheckpointError(f"The tensor {name} in {entry.path} holds integers, not weights.")
         return entry
+
+
+def _without_base(name: str) -> str | None:
+    """A name as the decoder alone has it; None if it has no such prefix."""
+    return next((name[len(base) :] for base in _BASES if name.startswith(base)), None)
 
 
 def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:

@@ -64,7 +64,13 @@ class DecoderTensors:
     def tensor(self, name: str, device: torch.device | None = None) -> torch.Tensor:
         """Reads a tensor by our name, float32, into the memory of a device or of the CPU."""
         change = self.changes(name)
-        values = self.checkpoint.tensor(self.stored_name(name), self._stored_shape(name), device)
+        if change.values is not None:
+            return torch.from_numpy(change.values).to(device)
+        shape = self._stored_shape(name)
+        parts = [
+            self.checkpoint.tensor(part, shape, device) for part in self._stored_names(name, change)
+        ]
+        values = torch.cat(parts) if change.parts else parts[0]
         if change.rows is not None:
             values = values[torch.from_numpy(change.rows).to(values.device)]
         if change.row_factors is not None:
@@ -81,11 +87,23 @@ class DecoderTensors:
 
     def check(self, name: str) -> None:
         """Refuses a tensor that is missing or has another shape; reads no weights."""
-        self.checkpoint.check(self.stored_name(name), self._stored_shape(name))
+        change = self.changes(name)
+        if change.values is not None:
+            return
+        for part in self._stored_names(name, change):
+            self.checkpoint.check(part, self._stored_shape(name))
+
+    def _stored_names(self, name: str, change: Stored) -> list[str]:
+        """The tensors that hold one of ours."""
+        stored = self.stored_name(name)
+        if not change.parts:
+            return [stored]
+        return [stored.replace(".A.", f".{part}.") for part in range(change.parts)]
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:
         shape, change = self.shape(name), self.changes(name)
-        return shape if change.rows is None else (change.all_rows, *shape[1:])
+        rows = shape[0] if change.rows is None else change.all_rows
+        return (rows // (change.parts or 1), *shape[1:])
 
     def _with_its_head(
         self, architecture: Architecture, is_integer: Callable[[str], bool]
