@@ -240,6 +240,14 @@ class _Worker:
         """In a child of a fork: the process and its pipes are the parent's."""
         self._lock = threading.Lock()
         self._process: subprocess.Popen[bytes] | None = None
+        self._ready = False
+
+    def prepare(self) -> None:
+        """Starts the process without waiting for it."""
+        with self._lock:
+            if self._process is None:
+                self._ready = False
+                self._process = _start()
 
     def ask(self, request: bytes) -> tuple[bytes, str]:
         """One answer: its letter and its text.
@@ -251,8 +259,12 @@ class _Worker:
         with self._lock:
             process = self._process
             if process is None or process.poll() is not None:
+                self._ready = False
                 process = self._process = _start()
             try:
+                if not self._ready:
+                    _wait_until_ready(process)
+                    self._ready = True
                 return _answer(process, request)
             except BaseException:  # also Ctrl-C: what it would still answer belongs to nobody
                 self._process = None
@@ -267,6 +279,11 @@ class _Worker:
                 self._process = None
 
 
+def prepare() -> None:
+    """Starts the process that renders, for a prompt that is soon to come; it loads meanwhile."""
+    _worker.prepare()
+
+
 _worker = _Worker()
 os.register_at_fork(after_in_child=_worker.forget)
 atexit.register(_worker.close)
@@ -274,7 +291,7 @@ atexit.register(_worker.close)
 
 def _start() -> subprocess.Popen[bytes]:
     try:
-        process = subprocess.Popen(
+        return subprocess.Popen(
             [sys.executable or "python3", "-I", "-c", _PROGRAM, *filter(None, sys.path)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
@@ -284,16 +301,14 @@ def _start() -> subprocess.Popen[bytes]:
         raise AwqEdgeError(
             f"The process for the chat template cannot be started: {error.strerror or error}."
         ) from error
-    try:
-        if _read(process, len(READY), time.monotonic() + _START_SECONDS) != READY:
-            raise AwqEdgeError(
-                f"The process for the chat template ended at once: does '{sys.executable} -c "
-                '"import jinja2"\' work?'
-            )
-    except BaseException:
-        _end(process)
-        raise
-    return process
+
+
+def _wait_until_ready(process: subprocess.Popen[bytes]) -> None:
+    if _read(process, len(READY), time.monotonic() + _START_SECONDS) != READY:
+        raise AwqEdgeError(
+            f"The process for the chat template ended at once: does '{sys.executable} -c "
+            '"import jinja2"\' work?'
+        )
 
 
 def _end(process: subprocess.Popen[bytes]) -> None:

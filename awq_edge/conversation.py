@@ -9,8 +9,10 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from typing import TYPE_CHECKING
 
-from awq_edge.errors import ContextFullError
+from awq_edge.chat import templates
+from awq_edge.errors import AwqEdgeError, ContextFullError, InvalidArgumentError
 from awq_edge.generation import GenerationConfig
+from awq_edge.reasoning import Piece, ReasoningSplitter, reasoning_markers
 
 if TYPE_CHECKING:
     from awq_edge.generation import Generation
@@ -27,7 +29,8 @@ class Conversation:
 
     Attributes:
         system: What the model is told before the first turn; empty: nothing.
-        turns: ``{"role": "user" or "assistant", "content": …}``, oldest first.
+        turns: ``{"role": "user" or "assistant", "content": …}``, oldest first; an answer that the
+            model has thought about has that as ``"reasoning_content"``.
         dropped: How many messages no longer fitted into the context.
         last: The generation of the last answer, for its figures; None before the first.
     """
@@ -52,13 +55,14 @@ class Conversation:
         self._model = model
         self._config = config or GenerationConfig(max_tokens=None)
         self._drop_oldest = drop_oldest
+        self._markers = reasoning_markers(templates(model.metadata).get("default", ""))
         self.system = system
         self.turns: list[dict[str, str]] = []
         self.dropped = 0
         self.last: Generation | None = None
 
-    def ask(self, text: str) -> Iterator[str]:
-        """Says something, and gives the answer piece by piece.
+    def ask(self, text: str) -> Iterator[Piece]:
+        """Says something, and gives the answer piece by piece, reasoning before it told apart.
 
         An answer that is stopped, by Ctrl-C too, stays as far as it came; one without a piece takes
         its question back.
@@ -68,18 +72,48 @@ class Conversation:
             UnsupportedError: The model has no chat template.
         """
         self.turns.append({"role": "user", "content": text})
-        answer = ""
+        said = {False: "", True: ""}
         try:
-            prompt = self._fitting_prompt()
-            self.last = self._model.generate(prompt, self._config)
-            for piece in self.last:
-                answer += piece
+            prompt, tokens = self._fitting_prompt()
+            self.last = self._model.generate(tokens, self._config)
+            splitter = ReasoningSplitter(self._markers, prompt)
+            for part in self.last:
+                for piece in splitter.add(part):
+                    said[piece.is_reasoning] += piece.text
+                    yield piece
+            for piece in splitter.finish():
+                said[piece.is_reasoning] += piece.text
                 yield piece
         finally:
-            if answer:
-                self.turns.append({"role": "assistant", "content": answer})
+            if any(said.values()):
+                self.turns.append({"role": "assistant", "content": said[False]})
+                if said[True]:
+                    self.turns[-1]["reasoning_content"] = said[True]
             else:
                 self.turns.pop()
+
+    def retry(self) -> Iterator[Piece]:
+        """Another answer in the place of the last one, which stays if there is no new one.
+
+        Raises:
+            InvalidArgumentError: Nothing was asked yet.
+            AwqEdgeError: As :meth:`ask`, also in the middle of the answer; the old exchange stays.
+        """
+        turns, dropped = list(self.turns), self.dropped
+        said = self.undo()
+        if said is None:
+            raise InvalidArgumentError("There is nothing to ask again.")
+        begun = failed = False
+        try:
+            for piece in self.ask(said):
+                begun = True
+                yield piece
+        except AwqEdgeError:
+            failed = True
+            raise
+        finally:
+            if failed or not begun:
+                self.turns[:], self.dropped = turns, dropped
 
     def undo(self) -> str | None:
         """Takes the last exchange back; gives what was said in it, None if there is none."""
@@ -98,18 +132,19 @@ class Conversation:
         first = [{"role": "system", "content": self.system}] if self.system else []
         return first + turns
 
-    def _fitting_prompt(self) -> list[int]:
-        """The prompt's ids; leaves the oldest turns out until there is room for an answer."""
+    def _fitting_prompt(self) -> tuple[str, list[int]]:
+        """The prompt and its ids; leaves the oldest turns out until there is room for an answer."""
         context = self._model.context_length
         room = context - min(_ANSWER_TOKENS, context // 4)
         turns, first = self.turns, 0
         while True:
-            prompt = self._model.chat_tokens(self._messages(turns[first:]))
+            text = self._model.chat_prompt(self._messages(turns[first:]))
+            prompt = self._model.tokenizer.encode(text, add_bos=False)
             alone = first == len(turns) - 1
             if len(prompt) <= room or (alone and len(prompt) < context):
                 del turns[:first]
                 self.dropped += first
-                return prompt
+                return text, prompt
             if alone:
                 raise ContextFullError(
                     f"The text takes {len(prompt)} tokens, and the context has {context}: use a "

@@ -109,6 +109,12 @@ class Output:
         if not self.quiet:
             _write(sys.stderr, text + "\n")
 
+    def status_piece(self, piece: str) -> None:
+        """A part of a line of status that goes on, shown at once."""
+        if not self.quiet:
+            _write(sys.stderr, piece)
+            sys.stderr.flush()
+
     def warning(self, text: str) -> None:
         """Tells what may be wrong, on standard error, even when quiet."""
         _write(sys.stderr, f"warning: {text}\n")
@@ -121,7 +127,7 @@ class Output:
             description: what runs, a few words.
             total: how much there is to do, in the unit that ``Progress.advance`` counts.
         """
-        if self.quiet or not _is_live_terminal(sys.stderr):
+        if self.quiet or not is_live_terminal(sys.stderr):
             yield Progress(description, total, None, silent=self.quiet)
             return
         from rich.progress import (
@@ -214,7 +220,7 @@ def _write(stream: Any, text: str) -> None:
     stream.write(printable(text))
 
 
-def _is_live_terminal(stream: Any) -> bool:
+def is_live_terminal(stream: Any) -> bool:
     """Whether lines can be redrawn there."""
     return bool(stream.isatty()) and os.environ.get("TERM", "") not in ("", "dumb")
 

@@ -1,4 +1,8 @@
-"""``awq-edge chat``: a conversation in the terminal. Only answers go to standard output."""
+"""``awq-edge chat``: a conversation in the terminal. Only answers go to standard output.
+
+On a terminal they are Markdown, behind their reasoning; elsewhere they are text as it came, and
+reasoning goes to standard error.
+"""
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
@@ -7,14 +11,14 @@ import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional, Union
 
 import typer
 
-from awq_edge.chat import templates
+from awq_edge.chat import prepare, templates
 from awq_edge.cli._groups import Running, Sampling, grouped
 from awq_edge.cli._options import Context, Kv, ModelFile, Quiet
-from awq_edge.cli._output import Output
+from awq_edge.cli._output import Output, is_live_terminal
 from awq_edge.cli._prompt_text import read_prompt_file
 from awq_edge.conversation import Conversation
 from awq_edge.errors import (
@@ -25,13 +29,18 @@ from awq_edge.errors import (
 from awq_edge.limited_json import parse_json
 from awq_edge.outputs.place import check_new
 from awq_edge.outputs.whole_file import write_whole
+from awq_edge.reasoning import Piece
+
+if TYPE_CHECKING:
+    from awq_edge.cli._markdown import AnswerOnTerminal
 
 _HELP = """\
 /system TEXT   what the model is told first; alone: shows it    /reset   begin anew
 /undo          take the last exchange back                      /retry   another answer
 /save FILE     keep the conversation                            /load FILE
 /stats         speed of the last answer, room in the context    /help    this
-/exit          leave, as Ctrl-D does; Ctrl-C stops an answer"""
+/exit          leave, as Ctrl-D does; Ctrl-C stops an answer
+//TEXT         says /TEXT to the model"""
 
 
 @grouped
@@ -57,6 +66,9 @@ def chat(
         ),
     ] = "drop",
     *,
+    plain: Annotated[
+        bool, typer.Option("--plain", help="Answers as the model writes them, not as Markdown.")
+    ] = False,
     sampling: Sampling,
     running: Running,
     context: Context = None,
@@ -68,6 +80,7 @@ def chat(
         raise InvalidArgumentError(f"--when-full {when_full!r} is none of drop, stop.")
     output = Output(quiet=quiet)
     first = None if prompt_file is None else read_prompt_file(prompt_file)
+    prepare()  # loads beside the model
     with running.open(file, context, kv) as model:
         if not templates(model.metadata):
             raise UnsupportedError(
@@ -79,16 +92,20 @@ def chat(
             config=sampling.config(max_tokens),
             drop_oldest=when_full == "drop",
         )
-        _Dialogue(conversation, output, model.name).run(first)
+        markdown = not plain and is_live_terminal(sys.stdout)
+        _Dialogue(conversation, output, model.name, markdown=markdown).run(first)
 
 
 class _Dialogue:
     """The loop between a person, or a pipe, and the conversation."""
 
-    def __init__(self, conversation: Conversation, output: Output, name: str) -> None:
+    def __init__(
+        self, conversation: Conversation, output: Output, name: str, *, markdown: bool
+    ) -> None:
         self._conversation = conversation
         self._output = output
         self._name = name
+        self._markdown = markdown
         self._told_of_dropping = False
         self._person = sys.stdin.isatty()
 
@@ -96,17 +113,17 @@ class _Dialogue:
         if self._person:
             self._output.status(f"{self._name}. /help tells the commands, Ctrl-D leaves.")
         if first is not None:
-            self._answer(first)
+            self._answer(self._conversation.ask(first))
         for line in self._lines():
             text = line.strip()
             if not text:
                 continue
             try:
-                if text.startswith("/"):
+                if text.startswith("/") and not text.startswith("//"):
                     if not self._command(text):
                         return
                 else:
-                    self._answer(text)
+                    self._answer(self._conversation.ask(text.removeprefix("/")))
             except AwqEdgeError as error:
                 # In a pipe nobody could answer: the error ends the command.
                 if not self._person:
@@ -116,31 +133,64 @@ class _Dialogue:
     def _lines(self) -> Iterator[str]:
         """What is typed, with editing and history where the system has them; or a pipe's lines."""
         if not self._person:
-            yield from sys.stdin
+            try:
+                yield from sys.stdin
+            except UnicodeDecodeError as error:
+                raise InvalidArgumentError(
+                    "Standard input is no text in this system's encoding: convert it to UTF-8, for "
+                    "example with iconv."
+                ) from error
             return
-        with contextlib.suppress(ImportError):
-            import readline  # noqa: F401  (input() then edits lines and keeps a history)
+        asks = sys.stdout.isatty()  # otherwise the answers alone go there
+        if asks:
+            with contextlib.suppress(ImportError):
+                import readline  # noqa: F401  (input() then edits lines and keeps a history)
         while True:
             try:
-                yield input("> ")
+                if asks:
+                    yield input("> ")
+                else:
+                    sys.stderr.write("> ")
+                    sys.stderr.flush()
+                    line = sys.stdin.readline()
+                    if not line:
+                        raise EOFError
+                    yield line
             except EOFError:
-                sys.stdout.write("\n")
+                (sys.stdout if asks else sys.stderr).write("\n")
                 return
             except KeyboardInterrupt:
                 self._output.status("\nCtrl-D or /exit leaves.")
+            except UnicodeDecodeError:
+                self._output.status("That is no text in this terminal's encoding.")
 
-    def _answer(self, text: str) -> None:
+    def _answer(self, pieces: Iterator[Piece]) -> None:
+        shown = _shown(self._output, markdown=self._markdown)
+        begun = stopped = False
         try:
-            for piece in self._conversation.ask(text):
-                self._output.stream(piece)
+            for piece in pieces:
+                begun = True
+                shown.add(piece)
         except KeyboardInterrupt:
             if not self._person:
                 raise
-            self._output.status("\nstopped; /retry asks again")
-        self._output.stream("\n")
+            stopped = True
+            pieces.close()  # type: ignore[attr-defined]  # a generator
+        finally:
+            shown.finish()
+        if stopped:
+            self._output.status(
+                "stopped; /retry asks again" if begun else "stopped before the first word"
+            )
         if self._conversation.dropped and not self._told_of_dropping:
             self._told_of_dropping = True
             self._output.status("The context is full: the oldest turns are left out from now on.")
+        last = self._conversation.last
+        if not stopped and last is not None and last.stop_reason == "context":
+            self._output.status(
+                f"The answer ends here, for the context of {last.session.context_length} tokens is "
+                "full (--context)."
+            )
 
     def _command(self, text: str) -> bool:
         """Does what a line that begins with a slash says; False ends the dialogue."""
@@ -162,11 +212,10 @@ class _Dialogue:
             said = talk.undo()
             self._output.status("There is nothing to take back." if said is None else f"- {said}")
         elif word == "/retry":
-            said = talk.undo()
-            if said is None:
-                self._output.status("There is nothing to ask again.")
+            if talk.turns:
+                self._answer(talk.retry())
             else:
-                self._answer(said)
+                self._output.status("There is nothing to ask again.")
         elif word in ("/save", "/load"):
             if not rest:
                 raise InvalidArgumentError(f"{word} needs the name of a file.")
@@ -199,8 +248,10 @@ class _Dialogue:
             raise InvalidArgumentError(f"{path} is no conversation that /save wrote.")
         self._conversation.reset()
         self._conversation.system = str(document.get("system") or "")
+        known = ("role", "content", "reasoning_content")
         self._conversation.turns.extend(
-            {"role": turn["role"], "content": turn["content"]} for turn in turns
+            {name: turn[name] for name in known if isinstance(turn.get(name), str)}
+            for turn in turns
         )
         self._output.status(f"{len(turns)} messages from {path}.")
 
@@ -216,3 +267,37 @@ class _Dialogue:
             f"prompt ({last.reused_tokens} were there), {session.position} of "
             f"{session.context_length} tokens in the context; {session.kernels}"
         )
+
+
+def _shown(output: Output, *, markdown: bool) -> "Union[AnswerOnTerminal, _PlainAnswer]":
+    """What an answer is shown by."""
+    if not markdown:
+        return _PlainAnswer(output)
+    from awq_edge.cli._markdown import AnswerOnTerminal
+
+    return AnswerOnTerminal()
+
+
+class _PlainAnswer:
+    """An answer as it came on standard output, its reasoning on standard error."""
+
+    def __init__(self, output: Output) -> None:
+        self._output = output
+        self._reasoning = False
+
+    def add(self, piece: Piece) -> None:
+        if piece.is_reasoning:
+            self._reasoning = True
+            self._output.status_piece(piece.text)
+        else:
+            self._end_reasoning()
+            self._output.stream(piece.text)
+
+    def finish(self) -> None:
+        self._end_reasoning()
+        self._output.stream("\n")
+
+    def _end_reasoning(self) -> None:
+        if self._reasoning:
+            self._reasoning = False
+            self._output.status("")

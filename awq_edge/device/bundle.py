@@ -37,9 +37,6 @@ _DISK_FACTOR = 1.4
 # Packages of one Python version before they have been fetched.
 _PACKAGES_BYTES = 250_000_000
 _COPY_BYTES = 1 << 20
-# Versions for boards alone. From 0.29 on typer loads pydantic for every option: a third of the time
-# to the first token, and four packages more.
-_FOR_BOARDS = {"typer": "<0.29"}
 _MODEL = "model.gguf"
 # The folder in an archive.
 _TOP = "awq-edge-bundle"
@@ -170,7 +167,7 @@ def collect(
     shutil.copyfile(wheel, wheels / wheel.name)
     sizes = []
     versions = tuple(pythons)
-    needed = _for_boards(runtime_requirements())
+    needed = runtime_requirements()
     for python in versions:
         status(f"Fetching the packages for Python {python} on {profile.machine}")
         fetched = fetch(needed, profile.machine, python, work / "fetched" / python)
@@ -195,16 +192,6 @@ def collect(
     files = {"SHA256SUMS": work / "SHA256SUMS", **files}
     digests["SHA256SUMS"] = hashlib.sha256(sums.encode()).hexdigest()
     return Bundle(needs, files, digests)
-
-
-def _for_boards(requirements: Iterable[str]) -> list[str]:
-    """Requirements of the package with the limits for boards."""
-    found = []
-    for text in requirements:
-        name = re.match(r"[A-Za-z0-9._-]+", text)
-        limit = _FOR_BOARDS.get(name[0] if name else "")
-        found.append(f"{text},{limit}" if limit else text)
-    return found
 
 
 def write(bundle: Bundle, output: Path, progress: Progress | None = None) -> None:

@@ -127,21 +127,6 @@ def test_every_python_has_a_list_of_its_own(made: Bundle) -> None:
     assert made.files["model.gguf"] == STORIES  # not copied
 
 
-def test_boards_get_the_typer_that_loads_fast(
-    index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    for version in ("0.28.0", "0.29.0"):
-        _package(index, "typer", version=version)
-    monkeypatch.setattr(bundle_module, "runtime_requirements", lambda: ["typer>=0.12"])
-    own = tmp_path / wheel_name(PI)
-    with zipfile.ZipFile(own, "w") as archive:
-        archive.writestr("awq_edge/__init__.py", "")
-    bundle = collect(STORIES, PI, own, ["3.11"], tmp_path / "work", lambda _: None)
-    assert {name for name in bundle.files if "typer" in name} == {
-        "wheels/typer-0.28.0-py3-none-any.whl"
-    }
-
-
 def test_a_folder_is_whole_and_verifies(made: Bundle, tmp_path: Path) -> None:
     written = 0
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import pty
 import select
@@ -11,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import ClassVar
 
 import pytest
 
@@ -18,7 +20,7 @@ pytest.importorskip("torch")
 
 from awq_edge import Model
 from awq_edge.conversation import Conversation
-from awq_edge.errors import ContextFullError
+from awq_edge.errors import ContextFullError, InternalError, InvalidArgumentError
 from awq_edge.generation import GenerationConfig
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -53,7 +55,7 @@ def piped(file: Path, text: str, *options: str) -> subprocess.CompletedProcess[s
 def answers(model: Model, *texts: str, **settings: object) -> list[str]:
     config = GenerationConfig(temperature=0, max_tokens=12)
     talk = Conversation(model, config=config, **settings)  # type: ignore[arg-type]
-    return ["".join(talk.ask(text)) for text in texts]
+    return ["".join(piece.text for piece in talk.ask(text)) for text in texts]
 
 
 def test_a_pipe_says_each_line_and_gets_the_answers(chat_file: Path, model: Model) -> None:
@@ -78,6 +80,110 @@ def test_undo_and_retry_give_the_same_answer(chat_file: Path, model: Model) -> N
     (first,) = answers(model, "Good morning!")
     assert done.stdout == f"{first}\n" * 3
     assert "Good morning!" in done.stderr
+
+
+def test_what_is_in_a_file_is_said_first(chat_file: Path, tmp_path: Path, model: Model) -> None:
+    prompt = tmp_path / "first.txt"
+    prompt.write_text("Good morning!\n")
+    done = piped(chat_file, "What is your name?\n", "--prompt-file", str(prompt))
+    first, second = answers(model, "Good morning!", "What is your name?")
+    assert done.stdout == f"{first}\n{second}\n"
+
+
+def test_two_slashes_say_a_text_that_begins_with_one(chat_file: Path, model: Model) -> None:
+    done = piped(chat_file, "//help me\n")
+    assert done.stdout == f"{answers(model, '/help me')[0]}\n", done.stderr
+
+
+def test_a_pipe_that_is_no_text_is_one_sentence(chat_file: Path) -> None:
+    done = subprocess.run(
+        [*COMMAND, "chat", str(chat_file), "--threads", "1", *GREEDY],
+        input=b"caf\xe9\n",
+        capture_output=True,
+        env={**os.environ, "PYTHONUTF8": "1", "PYTHONIOENCODING": "utf-8:strict"},
+        timeout=120,
+    )
+    assert done.returncode == 1, done
+    assert b"iconv" in done.stderr and b"Traceback" not in done.stderr
+
+
+class Thinker:
+    """Stands in for a model that thinks aloud: what it says is given, and may end in an error."""
+
+    context_length = 64
+    metadata: ClassVar = {"tokenizer.chat_template": "<think>"}
+
+    def __init__(self, *answers: list[object]) -> None:
+        self.answers = list(answers)
+        self.prompts: list[object] = []
+        self.tokenizer = self
+
+    def chat_prompt(self, messages: list[dict[str, str]]) -> str:
+        self.prompts.append([dict(message) for message in messages])
+        return "".join(message["content"] for message in messages)
+
+    def encode(self, text: str, *, add_bos: bool) -> list[int]:
+        return [0] * len(text)
+
+    def generate(self, tokens: list[int], config: GenerationConfig) -> Iterator[str]:
+        for piece in self.answers.pop(0):
+            if isinstance(piece, BaseException):
+                raise piece
+            yield str(piece)
+
+
+def test_reasoning_is_kept_apart_and_handed_to_the_template() -> None:
+    model = Thinker(["<thi", "nk>\nHm", "m.\n</think>", "\n\nYes."], ["Good."])
+    talk = Conversation(model)  # type: ignore[arg-type]
+    pieces = list(talk.ask("Well?"))
+    assert "".join(p.text for p in pieces if p.is_reasoning) == "Hmm."
+    assert "".join(p.text for p in pieces if not p.is_reasoning) == "Yes."
+    list(talk.ask("And?"))
+    said = {"role": "assistant", "content": "Yes.", "reasoning_content": "Hmm."}
+    assert model.prompts[1] == [
+        {"role": "user", "content": "Well?"},
+        said,
+        {"role": "user", "content": "And?"},
+    ]
+
+
+@pytest.mark.parametrize(
+    "failing",
+    [
+        [InternalError("it broke")],
+        ["Half an", InternalError("it broke")],
+        [KeyboardInterrupt()],
+        ["<think>"],
+    ],
+)
+def test_a_retry_that_fails_keeps_the_old_answer(failing: list[object]) -> None:
+    model = Thinker(["One"], ["Two"], failing, ["Three"])
+    talk = Conversation(model)  # type: ignore[arg-type]
+    list(talk.ask("a" * 30))
+    list(talk.ask("b" * 20))  # the first exchange no longer fits, and is left out
+    assert talk.dropped == 2
+    before = [dict(turn) for turn in talk.turns]
+    with contextlib.suppress(InternalError, KeyboardInterrupt):
+        list(talk.retry())
+    assert talk.turns == before and talk.dropped == 2
+    assert [piece.text for piece in talk.retry()] == ["Three"]
+    assert [turn["content"] for turn in talk.turns] == ["b" * 20, "Three"]
+
+
+def test_a_retry_that_is_stopped_keeps_what_came() -> None:
+    model = Thinker(["One"], ["Half an", KeyboardInterrupt()])
+    talk = Conversation(model)  # type: ignore[arg-type]
+    list(talk.ask("Well?"))
+    with pytest.raises(KeyboardInterrupt):
+        list(talk.retry())
+    assert [turn["content"] for turn in talk.turns] == ["Well?", "Half an"]
+
+
+def test_there_is_nothing_to_retry_at_first(chat_file: Path) -> None:
+    with pytest.raises(InvalidArgumentError, match="nothing to ask"):
+        list(Conversation(Thinker()).retry())  # type: ignore[arg-type]
+    done = piped(chat_file, "/retry\n/undo\n")
+    assert done.returncode == 0 and "nothing to ask again" in done.stderr
 
 
 def test_a_conversation_is_saved_and_loaded(chat_file: Path, tmp_path: Path, model: Model) -> None:
