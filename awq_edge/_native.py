@@ -577,12 +577,31 @@ class NativeSession:
         """``evaluate_together`` of this session alone."""
         evaluate_together([Reading(self, tokens, logits=logits)], progress)
 
-    def sample(self, sampler: NativeSampler) -> int:
-        """Draws the next token from the last logits; does not append it."""
+    def sample(self, sampler: NativeSampler, added: Any = None) -> int:
+        """Draws the next token from the last logits; does not append it.
+
+        Args:
+            sampler: How to draw.
+            added: float32 [vocabulary], C-contiguous, added to the logits; minus infinity excludes
+                a token. None adds nothing.
+        """
         ffi, library = _load()
         token = ffi.new("uint32_t*")
-        _call(library.awqe_session_sample, self.pointer, sampler.pointer, token)
+        if added is None:
+            _call(library.awqe_session_sample, self.pointer, sampler.pointer, token)
+        else:
+            row = ffi.from_buffer("float[]", added)
+            _call(
+                library.awqe_session_sample_adjusted,
+                *(self.pointer, sampler.pointer, row, len(row), token),
+            )
         return int(token[0])
+
+    def copy_logits(self, target: Any) -> None:
+        """Copies what ``sample`` draws from to ``target``, float32 [vocabulary]."""
+        ffi, library = _load()
+        row = ffi.from_buffer("float[]", target, require_writable=True)
+        _call(library.awqe_session_logits, self.pointer, row, len(row))
 
 
 @dataclass(frozen=True)

@@ -1,7 +1,8 @@
 """Generating text: how tokens are drawn, and the iterator over the pieces of text.
 
 Owns ``GenerationConfig`` and ``Generation``. Refuses to draw by itself: the C library's sampler
-does. Loads neither numpy nor the library before a text begins.
+does, from logits to which ``adjustment.py`` may add something. Loads neither numpy nor the library
+before a text begins.
 """
 
 from __future__ import annotations
@@ -9,11 +10,12 @@ from __future__ import annotations
 import os
 import time
 from array import array
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 from numbers import Real
 from typing import TYPE_CHECKING, Union
 
+from awq_edge.adjustment import Adjustment, Constraint, TokenLogprob, token_logprob
 from awq_edge.errors import ContextFullError, InvalidArgumentError
 from awq_edge.token_ids import integer, token_ids
 from awq_edge.tokenizer import IncrementalDecoder, StopStrings, Tokenizer
@@ -39,6 +41,10 @@ class GenerationConfig:
         min_p: Drop tokens less likely than this share of the likeliest; 0 keeps all.
         repetition_penalty: Above 1 makes recent tokens less likely; 1 is off.
         repetition_window: Tokens that count as recent; 0 is the whole context.
+        presence_penalty: Taken from the logit of each token that the text holds already, without
+            the prompt.
+        frequency_penalty: Taken from it for each time that the text holds it.
+        logit_bias: What is added to the logits of tokens, by id; -100 or less excludes one.
         seed: Equal seeds give equal texts, on every machine; None draws one.
         stop: Strings that end the text; they are not shown.
     """
@@ -50,6 +56,9 @@ class GenerationConfig:
     min_p: float = 0.05
     repetition_penalty: float = 1.0
     repetition_window: int = 64
+    presence_penalty: float = 0.0
+    frequency_penalty: float = 0.0
+    logit_bias: Mapping[int, float] = field(default_factory=dict)
     seed: int | None = None
     stop: tuple[str, ...] = ()
 
@@ -75,12 +84,15 @@ class GenerationConfig:
             ("top_p", 0.0, 1.0),
             ("min_p", 0.0, 1.0),
             ("repetition_penalty", 0.01, 100.0),
+            ("presence_penalty", -100.0, 100.0),
+            ("frequency_penalty", -100.0, 100.0),
         ):
             value = getattr(self, name)
             if isinstance(value, bool) or not isinstance(value, Real):
                 raise InvalidArgumentError(f"{name} is {value!r}: use a number.")
             if not low <= float(value) <= most:
                 raise InvalidArgumentError(f"{name} is {value}: use {low} to {most}.")
+        _check_bias(self.logit_bias)
         stops = (self.stop,) if isinstance(self.stop, str) else tuple(self.stop)
         if not all(isinstance(stop, str) for stop in stops):
             raise InvalidArgumentError(f"stop is {self.stop!r}: use strings.")
@@ -94,6 +106,7 @@ class Generation:
     Attributes:
         prompt_tokens: Ids of the prompt.
         tokens: Ids generated so far, without the one that ended the text.
+        logprobs: For each of them what the model itself gave it; empty unless asked for.
         seed: What the random stream began with.
         stop_reason: None while it runs; then "eos", "stop" (a stop string), "length" (max_tokens),
             "context" (no room left) or "closed".
@@ -107,8 +120,21 @@ class Generation:
         session: Session,
         prompt: Prompt,
         config: GenerationConfig,
+        *,
+        logprobs: int | None = None,
+        constraint: Constraint | None = None,
+        special_tokens: bool = False,
     ) -> None:
-        """Tokenizes the prompt and checks that it fits; computes nothing yet."""
+        """Tokenizes the prompt and checks that it fits; computes nothing yet.
+
+        Args:
+            session: Whose context the text becomes.
+            prompt: Text, or token ids.
+            config: How to draw and when to stop.
+            logprobs: Fill ``logprobs``, each with so many of the likeliest tokens; None does not.
+            constraint: What may be drawn next; None allows everything.
+            special_tokens: Whether they are spelt out in the text.
+        """
         from awq_edge._native import NativeSampler
 
         model = session.model
@@ -120,6 +146,16 @@ class Generation:
             model.info.vocabulary_size,
         )
         self.tokens: list[int] = []
+        self.logprobs: list[TokenLogprob] = []
+        self._top = logprobs
+        self._special_tokens = special_tokens
+        self._adjustment = Adjustment.needed(
+            model.info.vocabulary_size,
+            presence_penalty=config.presence_penalty,
+            frequency_penalty=config.frequency_penalty,
+            logit_bias=config.logit_bias,
+            constraint=constraint,
+        )
         self._reused: int | None = None
         self.stop_reason: str | None = None
         self.prefill_seconds = 0.0
@@ -167,12 +203,41 @@ class Generation:
         try:
             piece = self._piece()
             while not piece and self.stop_reason is None:
+                self._read()
                 self._draw()
                 piece = self._piece()
         finally:
             self.decode_seconds += time.perf_counter() - started
         if not piece:
             raise StopIteration
+        self._shown = self._text.length
+        return piece
+
+    def unread(self) -> Sequence[int]:
+        """What the session must read before ``step``; nothing if the text has come to its end.
+
+        For whoever evaluates several sessions together: that call reads these tokens, in one part
+        or in several, and ``step`` draws. Iterating does both.
+        """
+        count = len(self.prompt_tokens) + len(self.tokens)
+        if self.stop_reason is not None or count > self.session.context_length:
+            return ()
+        if not self._begun:
+            shared = self.session.reusable(self.prompt_tokens)
+            self.session.truncate(shared)
+            if self._reused is None:  # not what an interrupted start has read
+                self._reused = shared
+            self._begun = shared == count
+            return self.prompt_tokens[shared:]
+        return self._context[self._known(count) : count]
+
+    def step(self) -> str:
+        """Draws one token, where nothing is unread; the text that it completes, often empty."""
+        self._begun = True
+        self._draw()
+        if self.stop_reason is None:
+            self._limit()
+        piece = self._piece()
         self._shown = self._text.length
         return piece
 
@@ -195,12 +260,9 @@ class Generation:
             return
         started = time.perf_counter()
         try:
-            shared = self.session.reusable(self.prompt_tokens)
-            self.session.truncate(shared)
-            if self._reused is None:  # not what an interrupted start has read
-                self._reused = shared
-            if shared < len(self.prompt_tokens):
-                self.session.evaluate(self.prompt_tokens[shared:], progress=progress)
+            missing = self.unread()
+            if missing:
+                self.session.evaluate(missing, progress=progress)
             self._begun = True
         finally:
             self.prefill_seconds += time.perf_counter() - started
@@ -210,26 +272,39 @@ class Generation:
         """Tokens of the prompt that were in the cache already; 0 before it is read."""
         return self._reused or 0
 
-    def _draw(self) -> None:
-        """Draws one token, or finds a reason to stop."""
+    def _limit(self) -> None:
+        """Ends a text that has no room for another token."""
         if self.config.max_tokens is not None and len(self.tokens) >= self.config.max_tokens:
             self.stop_reason = "length"
-            return
-        count = len(self.prompt_tokens) + len(self.tokens)
-        if count > self.session.context_length:
+        elif len(self.prompt_tokens) + len(self.tokens) > self.session.context_length:
             self.stop_reason = "context"
+
+    def _read(self) -> None:
+        """Makes the session's context the text so far."""
+        missing = self.unread()
+        if missing:
+            self.session.evaluate(missing)
+            self.decode_steps += len(missing)
+
+    def _draw(self) -> None:
+        """Draws one token from the session's logits, or finds a reason to stop."""
+        self._limit()
+        if self.stop_reason is not None:
             return
-        if self.tokens:
-            self._context[count - 1] = self.tokens[-1]
-        self._require_own_context(count)
-        token = self.session.sample(self._sampler, len(self.tokens))
+        added = None if self._adjustment is None else self._adjustment.added(self.tokens)
+        token = self.session.sample(self._sampler, len(self.tokens), added)
         if token in self.session.model.eos_token_ids:
             self.stop_reason = "eos"
-        else:
-            self.tokens.append(token)
+            return
+        if self._top is not None:
+            del self.logprobs[len(self.tokens) :]
+            self.logprobs.append(token_logprob(self.session.last_logits(), token, self._top))
+        self.tokens.append(token)
 
-    def _require_own_context(self, count: int) -> None:
-        """Makes the session's context the text of ``count`` tokens, whose beginning it must be."""
+    def _known(self, count: int) -> int:
+        """How much of a text of ``count`` tokens the context holds, whose beginning it must be."""
+        if self.tokens:
+            self._context[count - 1] = self.tokens[-1]
         read = self.session.reusable(memoryview(self._context)[:count])
         if read < self.session.position:
             raise InvalidArgumentError(
@@ -237,9 +312,7 @@ class Generation:
                 "(another generation, evaluate(), logits() or truncate()): end one before the next "
                 "begins, or give each its own session (Model.session())."
             )
-        if read < count:
-            self.session.evaluate(self._context[read:count])
-            self.decode_steps += count - read
+        return read
 
     def _piece(self) -> str:
         """Text that is complete and was not given out yet."""
@@ -253,7 +326,12 @@ class Generation:
         return self._text.unshown
 
     def _new_text(self) -> _Text:
-        return _Text(self.session.model.tokenizer, self.prompt_tokens, self.config.stop)
+        return _Text(
+            self.session.model.tokenizer,
+            self.prompt_tokens,
+            self.config.stop,
+            self._special_tokens,
+        )
 
 
 class _Text:
@@ -266,9 +344,15 @@ class _Text:
         whole: False once an update has been broken off.
     """
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int], stops: Sequence[str]) -> None:
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int],
+        stops: Sequence[str],
+        special_tokens: bool,
+    ) -> None:
         """Begins behind the prompt."""
-        self._decoder = IncrementalDecoder(tokenizer, prompt)
+        self._decoder = IncrementalDecoder(tokenizer, prompt, special_tokens=special_tokens)
         self._stops = StopStrings(stops)
         self._read = 0
         self._finished = False
@@ -307,6 +391,17 @@ class _Text:
     def _release(self, piece: str) -> str:
         self.length += len(piece)
         return piece
+
+
+def _check_bias(bias: object) -> None:
+    if not isinstance(bias, Mapping):
+        raise InvalidArgumentError(f"logit_bias is {bias!r:.80}: use a table of ids and numbers.")
+    for token, change in bias.items():
+        integer(token, "A token of logit_bias")
+        if isinstance(change, bool) or not isinstance(change, Real) or not -1e4 <= change <= 1e4:  # type: ignore[operator]  # Real has no order for mypy
+            raise InvalidArgumentError(
+                f"logit_bias of the token {token} is {change!r}: use a number from -100 to 100."
+            )
 
 
 def _drawn_seed() -> int:

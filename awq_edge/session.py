@@ -230,16 +230,32 @@ class Session:
             readings.append(_native.Reading(session._native, ids))
         _native.evaluate_together(readings, progress)
 
-    def sample(self, sampler: NativeSampler, draw: int) -> int:
+    def sample(
+        self, sampler: NativeSampler, draw: int, added: NDArray[np.float32] | None = None
+    ) -> int:
         """Draws the token after the context; does not append it.
 
         Args:
             sampler: How to draw.
             draw: Which random number of the sampler's stream to use, counted from 0: the same one
                 gives the same token, however often it is asked for.
+            added: float32 [vocabulary], added to the logits behind the repetition penalty; minus
+                infinity excludes a token.
         """
         sampler.seek(draw)
-        return self._native.sample(sampler)
+        return self._native.sample(sampler, added)
+
+    def last_logits(self) -> NDArray[np.float32]:
+        """The logits that ``sample`` draws from: float32 [vocabulary].
+
+        Raises:
+            InvalidArgumentError: Nothing was read, or the context was truncated since.
+        """
+        import numpy as np
+
+        row = np.empty(self.model.info.vocabulary_size, np.float32)
+        self._native.copy_logits(row)
+        return row
 
     def generate(
         self,

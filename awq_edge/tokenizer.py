@@ -8,6 +8,7 @@ with the first tokenizer.
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Mapping, Sequence
 
 from awq_edge import tokenizers_library as library
@@ -168,19 +169,31 @@ def eos_token_ids(metadata: Mapping[str, object]) -> tuple[int, ...]:
 class IncrementalDecoder:
     """Turns tokens that arrive one by one into text, and never cuts a character in two."""
 
-    def __init__(self, tokenizer: Tokenizer, prompt: Sequence[int] = ()) -> None:
-        """Begins after ``prompt``, whose text is not repeated."""
-        self._tokenizer = tokenizer
+    def __init__(
+        self,
+        tokenizer: Tokenizer,
+        prompt: Sequence[int] = (),
+        *,
+        special_tokens: bool = False,
+    ) -> None:
+        """Begins after ``prompt``, whose text is not repeated.
+
+        Args:
+            tokenizer: The model's.
+            prompt: What the tokens follow.
+            special_tokens: Whether they are spelt out.
+        """
+        self._decode = functools.partial(tokenizer.decode, skip_special_tokens=not special_tokens)
         # Tokens are decoded behind some whose text is out already, because decoders treat the
         # beginning of a text specially: SentencePiece drops a space there.
         self._tokens = list(prompt)
         self._shown = len(self._tokens)
-        self._shown_text = tokenizer.decode(self._tokens)
+        self._shown_text = self._decode(self._tokens)
 
     def add(self, token: int) -> str:
         """The text that ``token`` completes; often a word, empty inside a character."""
         self._tokens.append(token)
-        text = self._tokenizer.decode(self._tokens)
+        text = self._decode(self._tokens)
         pending = len(self._tokens) - self._shown
         if text.endswith(_REPLACEMENT) and pending < _MAX_PENDING_TOKENS:
             return ""
@@ -188,14 +201,14 @@ class IncrementalDecoder:
 
     def finish(self) -> str:
         """Whatever is still held back, at the end of the text."""
-        return self._show(self._tokenizer.decode(self._tokens))
+        return self._show(self._decode(self._tokens))
 
     def _show(self, text: str) -> str:
         piece = text[len(self._shown_text) :]
         if piece:
             # The tokens of this piece begin at a character, so they can stand alone from now on.
             self._tokens = self._tokens[self._shown :]
-            text = self._tokenizer.decode(self._tokens)
+            text = self._decode(self._tokens)
         self._shown, self._shown_text = len(self._tokens), text
         return piece
 

@@ -50,6 +50,12 @@ void fill(awqe_model_info& info, const Model& model) {
     info.decode_bytes = model.decode_bytes();
 }
 
+void require_vocabulary(size_t count, size_t vocabulary) {
+    if (count == vocabulary) return;
+    fail(AWQE_INVALID_ARGUMENT, "count is %zu, but the vocabulary has %zu tokens", count,
+         vocabulary);
+}
+
 awqe_value_type type_in_c(ValueType type) {
     switch (type) {
         case ValueType::kUint8:
@@ -298,6 +304,28 @@ awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampl
     return awqe::guard(error, [&] {
         awqe::required(token, "token");
         *token = awqe::Used(session)->sample(awqe::required(sampler, "sampler").sampler);
+    });
+}
+
+awqe_status awqe_session_sample_adjusted(const awqe_session* session, awqe_sampler* sampler,
+                                         const float* added, size_t count, uint32_t* token,
+                                         awqe_error* error) {
+    awqe::clear(token);
+    return awqe::guard(error, [&] {
+        awqe::required(token, "token");
+        const awqe::Used used(session);
+        awqe::require_vocabulary(count, used->vocabulary());
+        *token = used->sample(awqe::required(sampler, "sampler").sampler,
+                              &awqe::required(added, "added"));
+    });
+}
+
+awqe_status awqe_session_logits(const awqe_session* session, float* logits, size_t count,
+                                awqe_error* error) {
+    return awqe::guard(error, [&] {
+        const awqe::Used used(session);
+        awqe::require_vocabulary(count, used->vocabulary());
+        used->copy_logits(&awqe::required(logits, "logits"));
     });
 }
 

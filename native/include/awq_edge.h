@@ -40,7 +40,7 @@ extern "C" {
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
 /// whoever loads the library.
-#define AWQE_ABI_VERSION 5
+#define AWQE_ABI_VERSION 6
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -307,6 +307,16 @@ awqe_status awqe_sampler_seek(awqe_sampler* sampler, uint64_t draw, awqe_error* 
 /// append it. Order: repetition penalty, temperature, top-k, top-p, min-p. Equal seeds and equal
 /// logits give equal tokens everywhere.
 awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampler, uint32_t* token,
+                                awqe_error* error);
+/// The same from logits to which `added` [count] is added after the repetition penalty; `count` is
+/// the size of the vocabulary. -INFINITY excludes a token, whatever else holds; at least one must
+/// be left.
+awqe_status awqe_session_sample_adjusted(const awqe_session* session, awqe_sampler* sampler,
+                                         const float* added, size_t count, uint32_t* token,
+                                         awqe_error* error);
+/// Copies the logits that awqe_session_sample() draws from to `logits` [count]; `count` is the size
+/// of the vocabulary.
+awqe_status awqe_session_logits(const awqe_session* session, float* logits, size_t count,
                                 awqe_error* error);
 
 // ---- measurement --------------------------------------------------------------------------------

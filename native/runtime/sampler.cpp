@@ -48,8 +48,9 @@ Sampler::Sampler(const awqe_sampling& options) : options_(options), random_(opti
 }
 
 uint32_t Sampler::sample(const float* logits, size_t vocabulary, const uint32_t* context,
-                         size_t count) {
+                         size_t count, const float* added) {
     gather(logits, vocabulary, context, count);
+    if (added != nullptr) adjust(added);
     if (options_.temperature == 0) return likeliest();
     keep_top_k();
     weigh();
@@ -85,6 +86,21 @@ void Sampler::gather(const float* logits, size_t vocabulary, const uint32_t* con
         const double logit = double{logits[context[i]]};
         candidates_[context[i]].weight = logit > 0 ? logit / penalty : logit * penalty;
     }
+}
+
+// Adds what the caller adds; every token is still at its own place.
+void Sampler::adjust(const float* added) {
+    for (Candidate& c : candidates_) {
+        const float change = added[c.token];
+        if (!std::isfinite(change) && change != -INFINITY) {
+            fail(AWQE_INVALID_ARGUMENT,
+                 "added[%zu] is %g: use a finite number, or minus infinity to exclude the token",
+                 size_t{c.token}, static_cast<double>(change));
+        }
+        c.weight += double{change};
+    }
+    std::erase_if(candidates_, [](const Candidate& c) { return c.weight == -HUGE_VAL; });
+    if (candidates_.empty()) fail(AWQE_INVALID_ARGUMENT, "added excludes every token");
 }
 
 uint32_t Sampler::likeliest() const {

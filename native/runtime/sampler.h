@@ -35,10 +35,12 @@ class Sampler {
     // Throws Failure with AWQE_INVALID_ARGUMENT naming the field that makes no sense.
     explicit Sampler(const awqe_sampling& options);
 
-    // logits: [vocabulary]; context: [count], the tokens so far. Consumes one random number unless
-    // greedy. Throws Failure with AWQE_FILE_INVALID if a logit is not finite: only damaged weights
-    // give one.
-    uint32_t sample(const float* logits, size_t vocabulary, const uint32_t* context, size_t count);
+    // logits: [vocabulary]; context: [count], the tokens so far; added: [vocabulary] or NULL, what
+    // a caller adds to each logit, minus infinity to exclude a token. Consumes one random number
+    // unless greedy. Throws Failure with AWQE_FILE_INVALID if a logit is not finite: only damaged
+    // weights give one; with AWQE_INVALID_ARGUMENT if `added` leaves no token.
+    uint32_t sample(const float* logits, size_t vocabulary, const uint32_t* context, size_t count,
+                    const float* added = nullptr);
 
     // The next draw uses this number of the random stream, counted from 0.
     void seek(uint64_t draw) { random_ = Random(options_.seed, draw); }
@@ -51,6 +53,7 @@ class Sampler {
     static bool likelier(const Candidate& a, const Candidate& b);
 
     void gather(const float* logits, size_t vocabulary, const uint32_t* context, size_t count);
+    void adjust(const float* added);
     uint32_t likeliest() const;
     void keep_top_k();
     void weigh();

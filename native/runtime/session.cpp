@@ -178,13 +178,21 @@ size_t Session::reusable(const uint32_t* tokens, size_t count) const {
     return reusable == position_ || reusable >= earliest() ? reusable : 0;
 }
 
-uint32_t Session::sample(Sampler& sampler) const {
+void Session::require_logits() const {
     if (!has_logits_) {
         fail(AWQE_INVALID_ARGUMENT,
              "there are no logits to sample from: evaluate at least one token with logits first");
     }
-    return sampler.sample(arrays_.logits, model_.architecture().vocabulary_size, arrays_.tokens,
-                          position_);
+}
+
+uint32_t Session::sample(Sampler& sampler, const float* added) const {
+    require_logits();
+    return sampler.sample(arrays_.logits, vocabulary(), arrays_.tokens, position_, added);
+}
+
+void Session::copy_logits(float* logits) const {
+    require_logits();
+    std::copy_n(arrays_.logits, vocabulary(), logits);
 }
 
 }  // namespace awqe

@@ -53,7 +53,10 @@ class Session {
     size_t earliest() const { return std::max(sequence_->earliest(stored_), floor_.load()); }
 
     void truncate(size_t position);
-    uint32_t sample(Sampler& sampler) const;
+    // added: [vocabulary] or NULL, as Sampler::sample() says.
+    uint32_t sample(Sampler& sampler, const float* added = nullptr) const;
+    void copy_logits(float* logits) const;  // [vocabulary]
+    size_t vocabulary() const { return model_.architecture().vocabulary_size; }
     void copy_tokens(uint32_t* tokens, size_t count) const;
     // As awqe_session_reusable() says.
     size_t reusable(const uint32_t* tokens, size_t count) const;
@@ -88,6 +91,7 @@ class Session {
         size_t bytes;
     };
 
+    void require_logits() const;
     bool saves_logits(size_t count) const { return has_logits_ && count == position_; }
 
     bool wants_all() const {

@@ -343,6 +343,21 @@ TEST(null_objects_are_refused) {
     CHECK_EQUAL(token, 0u);
     check_null(awqe_session_sample(all.session, nullptr, &token, &error), "sampler");
     check_null(awqe_session_sample(all.session, all.sampler, nullptr, &error), "token");
+    CHECK_EQUAL(awqe_model_info_get(all.model, &info, nullptr), AWQE_OK);
+    std::vector<float> row(info.vocabulary_size);
+    const auto adjusted = [&](awqe_session* of, awqe_sampler* drawing, const float* added,
+                              size_t count, uint32_t* drawn) {
+        return awqe_session_sample_adjusted(of, drawing, added, count, drawn, &error);
+    };
+    check_null(adjusted(nullptr, all.sampler, row.data(), row.size(), &token), "session");
+    check_null(adjusted(all.session, nullptr, row.data(), row.size(), &token), "sampler");
+    check_null(adjusted(all.session, all.sampler, nullptr, row.size(), &token), "added");
+    check_null(adjusted(all.session, all.sampler, row.data(), row.size(), nullptr), "token");
+    CHECK_EQUAL(adjusted(all.session, all.sampler, row.data(), row.size() - 1, &token),
+                AWQE_INVALID_ARGUMENT);
+    check_null(awqe_session_logits(nullptr, row.data(), row.size(), &error), "session");
+    check_null(awqe_session_logits(all.session, nullptr, row.size(), &error), "logits");
+    CHECK_EQUAL(awqe_session_logits(all.session, row.data(), 0, &error), AWQE_INVALID_ARGUMENT);
     check_null(awqe_read_bandwidth(1, 1 << 20, nullptr, &error), "bytes_per_second");
     CHECK_EQUAL(awqe_read_bandwidth(1, 0, &rate, &error), AWQE_INVALID_ARGUMENT);
     CHECK_EQUAL(rate, 0.0);

@@ -212,6 +212,44 @@ TEST(senseless_options_are_named) {
     }
 }
 
+TEST(what_is_added_moves_and_excludes_tokens) {
+    const float add_nothing[] = {0, 0, 0, 0};
+    const float add_to_first[] = {100, 0, 0, 0};
+    const float exclude_best[] = {0, -INFINITY, 0, 0};
+    awqe_sampling greedy = plain();
+    greedy.temperature = 0;
+    const auto draw = [](const awqe_sampling& options, const float* added) {
+        return Sampler(options).sample(kLogits.data(), kLogits.size(), nullptr, 0, added);
+    };
+    CHECK_EQUAL(draw(greedy, add_nothing), 1u);
+    CHECK_EQUAL(draw(greedy, add_to_first), 0u);
+    CHECK_EQUAL(draw(greedy, exclude_best), 3u);
+    for (uint64_t seed = 0; seed < 100; ++seed) {
+        awqe_sampling options = plain();
+        options.seed = seed;
+        CHECK_EQUAL(draw(options, add_nothing), draw(options, nullptr));
+        CHECK(draw(options, exclude_best) != 1u);
+        options.top_k = 1;
+        CHECK_EQUAL(draw(options, exclude_best), 3u);
+    }
+    const auto refused = [&](const float* added, const char* words) {
+        try {
+            draw(greedy, added);
+        } catch (const Failure& failure) {
+            CHECK_EQUAL(failure.status(), AWQE_INVALID_ARGUMENT);
+            CHECK(std::string(failure.what()).find(words) != std::string::npos);
+            return;
+        }
+        fail(__FILE__, __LINE__, "sampled with what cannot be added");
+    };
+    const float none[] = {-INFINITY, -INFINITY, -INFINITY, -INFINITY};
+    const float no_number[] = {0, std::nanf(""), 0, 0};
+    const float infinite[] = {0, 0, INFINITY, 0};
+    refused(none, "every token");
+    refused(no_number, "added[1]");
+    refused(infinite, "added[2]");
+}
+
 TEST(logits_of_damaged_weights_are_refused) {
     Sampler sampler(plain());
     for (float bad : {std::nanf(""), INFINITY, -INFINITY}) {

@@ -1,0 +1,1 @@
+"""``awq-edge serve``: packed models over HTTP, as clients know it (extra [serve])."""

@@ -1,0 +1,441 @@
+"""The engine: one thread that owns every session and computes for all texts together.
+
+Each step evaluates one token of every text that is being written, and beside them the next part of
+the prompts that are being read: nobody's stream stands still while another's prompt is read. What
+a text becomes does not depend on its neighbours, on the parts or on the cache, to the bit: the
+library promises that, and the tests compare with ``==``.
+
+Owns the order of the work and the thread. Refuses HTTP, and everything that could wait: listeners
+are told and return at once. Idle, the thread sleeps in one wait without a time limit.
+"""
+
+from __future__ import annotations
+
+import logging
+import threading
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
+
+from awq_edge.errors import AwqEdgeError
+from awq_edge.serve.counts import Counts
+from awq_edge.serve.fair_queue import FairQueue
+from awq_edge.serve.sessions import LEAST_COPIED_TOKENS, Sessions
+from awq_edge.serve.texts import (
+    BusyError,
+    Ended,
+    Event,
+    Failed,
+    Piece,
+    StoppingError,
+    Text,
+    TimedOutError,
+)
+
+if TYPE_CHECKING:
+    from awq_edge.generation import Generation
+    from awq_edge.model import Model
+    from awq_edge.session import Session
+
+_log = logging.getLogger("awq_edge.serve")
+
+# The library reads the weights once for so many rows.
+BLOCK_ROWS = 128
+# Beside texts that are written, a step reads as much of the prompts as takes about this long, or
+# twice as long as writing alone: streams then slow down evenly instead of standing still.
+_STEP_SECONDS = 0.1
+_LEAST_ROWS = 8
+_LONGEST_RETRY_SECONDS = 60
+
+
+@dataclass(eq=False)
+class _Live:
+    """A text with a session."""
+
+    text: Text
+    session: Session
+    generation: Generation
+    begun: float
+    prompt_read: float | None = None
+    told: int = 0  # tokens that the listener knows
+    unread: Sequence[int] = field(default_factory=tuple)
+
+
+class Engine:
+    """Computes texts together. Every method may be called from any thread.
+
+    Attributes:
+        counts: What was done so far.
+        step_began: Of ``time.monotonic()``, while a step is computed; otherwise None.
+    """
+
+    def __init__(self, *, parallel: int, most_waiting: int) -> None:
+        """Starts the thread.
+
+        Args:
+            parallel: How many texts of a model are computed at a time.
+            most_waiting: How many texts may wait beside them.
+        """
+        self._parallel = parallel
+        self._most_waiting = most_waiting
+        self._condition = threading.Condition()
+        self._queue = FairQueue()
+        self._live: list[_Live] = []
+        self._sessions: dict[Model, Sessions] = {}
+        self._tasks: list[Callable[[], None]] = []
+        self._stopping = False
+        self._changed = False  # something was asked since the last look
+        self._row_seconds: float | None = None  # of a prompt's token, in steps with long prompts
+        self._write_seconds: float | None = None  # of a step that only writes
+        self._text_seconds = 1.0  # of a text, from its begin to its end
+        self.counts = Counts()
+        self.step_began: float | None = None
+        self._thread = threading.Thread(target=self._run, name="awq-edge engine", daemon=True)
+        self._thread.start()
+
+    # ---- for other threads -------------------------------------------------------------------
+
+    def submit(self, texts: Sequence[Text]) -> None:
+        """Queues texts of one request, all or none.
+
+        Raises:
+            BusyError: The queue has no room for them.
+            StoppingError: The engine is being stopped.
+        """
+        with self._condition:
+            if self._stopping:
+                raise StoppingError("The server is being stopped.")
+            free = self._parallel - len(self._live)
+            if len(self._queue) + len(texts) > self._most_waiting + max(0, free):
+                raise BusyError(
+                    f"The server is busy: {len(self._live)} texts are being written and "
+                    f"{len(self._queue)} wait. Try again later.",
+                    self._retry_after(),
+                )
+            for text in texts:
+                self._queue.add(text)
+            self._wake()
+
+    def cancel(self, texts: Sequence[Text]) -> None:
+        """Ends texts that nobody waits for any more; their listeners are told nothing."""
+        with self._condition:
+            for text in texts:
+                text.cancelled = True
+            self._wake()
+
+    def forget(self, model: Model) -> bool:
+        """Closes a model's sessions; False, and nothing is done, while it has texts."""
+        done = threading.Event()
+        answer = []
+
+        def close() -> None:
+            busy = any(live.text.model is model for live in self._live) or any(
+                text.model is model for text in self._queue
+            )
+            if not busy:
+                sessions = self._sessions.pop(model, None)
+                if sessions is not None:
+                    sessions.close_idle()
+            answer.append(not busy)
+            done.set()
+
+        with self._condition:
+            self._tasks.append(close)
+            self._wake()
+        done.wait()
+        return answer[0]
+
+    def stop(self, seconds: float) -> None:
+        """Takes no more texts, lets the live ones end, and ends those that take longer."""
+        with self._condition:
+            self._stopping = True
+            self._wake()
+        self._thread.join(seconds)
+        with self._condition:
+            for live in self._live:
+                live.text.deadline = 0.0
+            self._wake()
+        self._thread.join()
+
+    @property
+    def live_texts(self) -> int:
+        """Texts that are being read or written."""
+        return len(self._live)
+
+    @property
+    def waiting_texts(self) -> int:
+        """Texts that wait."""
+        return len(self._queue)
+
+    def session_bytes(self) -> int:
+        """What all sessions have allocated."""
+        return sum(sessions.bytes for sessions in list(self._sessions.values()))
+
+    def _wake(self) -> None:
+        self._changed = True
+        self._condition.notify()
+
+    def _retry_after(self) -> int:
+        rounds = 1 + len(self._queue) // max(1, self._parallel)
+        return max(1, min(_LONGEST_RETRY_SECONDS, round(rounds * self._text_seconds)))
+
+    # ---- the thread --------------------------------------------------------------------------
+
+    def _run(self) -> None:
+        try:
+            while self._await_work():
+                try:
+                    self._sweep()
+                    self._admit()
+                    self._step()
+                except Exception as error:  # a bug must not leave clients waiting for ever
+                    _log.exception("the engine failed")
+                    self._fail_all(error)
+        finally:
+            for sessions in self._sessions.values():
+                sessions.close_idle()
+
+    def _await_work(self) -> bool:
+        """Waits until there is something to do; False when the engine is to end."""
+        with self._condition:
+            while not (self._live or self._changed or self._stopping):
+                self._condition.wait()
+            self._changed = False
+            tasks, self._tasks = self._tasks, []
+            for task in tasks:
+                task()
+            return bool(self._live) or not self._stopping or bool(self._tasks)
+
+    def _sweep(self) -> None:
+        """Takes out what nobody wants any more or what took too long."""
+        now = time.monotonic()
+
+        def unwanted(text: Text) -> bool:
+            late = text.deadline is not None and now > text.deadline
+            return text.cancelled or late or self._stopping
+
+        with self._condition:
+            removed = self._queue.remove(unwanted)
+        for text in removed:
+            self._tell_removed(text)
+        for live in list(self._live):
+            late = live.text.deadline is not None and now > live.text.deadline
+            if live.text.cancelled:
+                self._leave(live, "cancelled")
+            elif late:
+                self._fail(live, TimedOutError("The text took longer than this server allows."))
+
+    def _tell_removed(self, text: Text) -> None:
+        if text.cancelled:
+            self.counts.ended("cancelled")
+            return
+        self.counts.ended("failed")
+        if self._stopping:
+            self._tell(text, Failed(StoppingError("The server is being stopped.")))
+        else:
+            self._tell(
+                text,
+                Failed(BusyError("The server was busy for too long.", self._retry_after())),
+            )
+
+    def _admit(self) -> None:
+        """Gives sessions to those whose turn it is."""
+        while len(self._live) < self._parallel:
+            with self._condition:
+                text = self._queue.take(self._is_ready)
+            if text is None:
+                return
+            try:
+                begun = self._begin(text)
+            except AwqEdgeError as error:
+                self.counts.ended("failed")
+                self._tell(text, Failed(error))
+                continue
+            if not begun:
+                # No memory for its session yet; whoever ends next gives one back.
+                with self._condition:
+                    self._queue.add(text)
+                return
+
+    def _is_ready(self, text: Text) -> bool:
+        """Whether reading now is best: not while another text reads the same beginning."""
+        sessions = self._sessions.get(text.model)
+        if sessions is None or not sessions.used:
+            return True
+        known: int | None = None
+        for live in self._live:
+            if live.text.model is not text.model or live.prompt_read is not None:
+                continue
+            common = _common(live.text.prompt, text.prompt)
+            if common < LEAST_COPIED_TOKENS or live.session.position >= common:
+                continue
+            if known is None:
+                known = sessions.shared(text.prompt)
+            if common > known + LEAST_COPIED_TOKENS:
+                return False
+        return True
+
+    def _begin(self, text: Text) -> bool:
+        from awq_edge.generation import Generation
+
+        sessions = self._sessions.get(text.model)
+        if sessions is None:
+            sessions = self._sessions[text.model] = Sessions(text.model, self._parallel)
+        session = sessions.take(text.prompt)
+        if session is None:
+            return False
+        try:
+            generation = Generation(
+                session,
+                text.prompt,
+                text.config,
+                logprobs=text.logprobs,
+                constraint=text.constraint,
+                special_tokens=text.special_tokens,
+            )
+        except BaseException:
+            sessions.give_back(session)
+            raise
+        live = _Live(text, session, generation, time.monotonic())
+        live.unread = generation.unread()
+        self.counts.waited_seconds += live.begun - text.submitted
+        self.counts.prompt_tokens += len(generation.prompt_tokens)
+        self.counts.reused_tokens += generation.reused_tokens
+        self._live.append(live)
+        return True
+
+    def _step(self) -> None:
+        """Evaluates the next tokens of all texts, model by model, and draws where all are read."""
+        for model in list(dict.fromkeys(live.text.model for live in self._live)):
+            lives = [live for live in self._live if live.text.model is model]
+            parts = self._parts(lives)
+            if parts:
+                self.step_began = time.monotonic()
+                try:
+                    self._evaluate(model, parts)
+                except AwqEdgeError as error:
+                    for live, _ in parts:
+                        # What the session holds is not known any more.
+                        live.session.close()
+                        self._fail(live, error)
+                    continue
+                finally:
+                    self.step_began = None
+            for live in lives:
+                if not live.unread and live in self._live:
+                    self._draw(live)
+
+    def _parts(self, lives: Sequence[_Live]) -> list[tuple[_Live, Sequence[int]]]:
+        """What each text reads in this step: its last token, or a part of its prompt."""
+        writing = [live for live in lives if live.prompt_read is not None and live.unread]
+        reading = [live for live in lives if live.prompt_read is None and live.unread]
+        parts = [(live, live.unread) for live in writing]
+        rows = self._prompt_rows(len(writing))
+        # The shortest first: what it does not need is the others'.
+        reading.sort(key=lambda live: len(live.unread))
+        for place, live in enumerate(reading):
+            share = max(1, rows // (len(reading) - place))
+            part = live.unread[:share]
+            rows = max(0, rows - len(part))
+            parts.append((live, part))
+        return parts
+
+    def _prompt_rows(self, writing: int) -> int:
+        """How many tokens of prompts a step reads."""
+        if not writing or self._row_seconds is None:
+            return BLOCK_ROWS - writing if writing < BLOCK_ROWS else _LEAST_ROWS
+        seconds = max(_STEP_SECONDS, 2 * (self._write_seconds or 0.0))
+        return max(_LEAST_ROWS, min(BLOCK_ROWS - writing, int(seconds / self._row_seconds)))
+
+    def _evaluate(self, model: Model, parts: Sequence[tuple[_Live, Sequence[int]]]) -> None:
+        began = time.perf_counter()
+        model.evaluate_together([(live.session, part) for live, part in parts])
+        seconds = time.perf_counter() - began
+        rows = 0
+        for live, part in parts:
+            live.unread = live.unread[len(part) :]
+            if live.prompt_read is None:
+                rows += len(part)
+        self.counts.steps += 1
+        self.counts.step_seconds += seconds
+        self.counts.read_tokens += rows
+        if rows == 0:
+            self._write_seconds = _smoothed(self._write_seconds, seconds)
+        elif rows >= _LEAST_ROWS:
+            self._row_seconds = _smoothed(self._row_seconds, seconds / rows)
+
+    def _draw(self, live: _Live) -> None:
+        generation, first = live.generation, live.prompt_read is None
+        try:
+            text = generation.step()
+            if generation.stop_reason is None:
+                live.unread = generation.unread()
+        except AwqEdgeError as error:
+            self._fail(live, error)
+            return
+        now = time.monotonic()
+        if first:
+            live.prompt_read = now
+            self.counts.first_token_seconds += now - live.text.submitted
+            self.counts.first_tokens += 1
+        self.counts.drew(1)
+        if text or (generation.stop_reason and live.told < len(generation.tokens)):
+            drawn = tuple(generation.tokens[live.told :])
+            logprobs = tuple(generation.logprobs[live.told :])
+            live.told = len(generation.tokens)
+            self._tell(live.text, Piece(text, drawn, logprobs))
+        if generation.stop_reason is not None:
+            self._end(live, generation.stop_reason)
+
+    def _end(self, live: _Live, reason: str) -> None:
+        generation, now = live.generation, time.monotonic()
+        read = live.prompt_read or now
+        self._leave(live, reason)
+        self._text_seconds = _smoothed(self._text_seconds, now - live.begun)
+        self._tell(
+            live.text,
+            Ended(
+                reason,
+                prompt_tokens=len(generation.prompt_tokens),
+                reused_tokens=generation.reused_tokens,
+                tokens=len(generation.tokens),
+                waited_seconds=live.begun - live.text.submitted,
+                prompt_seconds=read - live.begun,
+                decode_seconds=now - read,
+            ),
+        )
+
+    def _leave(self, live: _Live, reason: str) -> None:
+        self._live.remove(live)
+        self._sessions[live.text.model].give_back(live.session)
+        self.counts.ended(reason)
+
+    def _fail(self, live: _Live, error: BaseException) -> None:
+        self._leave(live, "failed")
+        self._tell(live.text, Failed(error))
+
+    def _fail_all(self, error: BaseException) -> None:
+        for live in list(self._live):
+            live.session.close()
+            self._fail(live, error)
+
+    def _tell(self, text: Text, event: Event) -> None:
+        try:
+            text.listener(event)
+        except Exception:  # a listener that is gone must not end the others
+            _log.exception("a listener failed")
+
+
+def _common(one: Sequence[int], other: Sequence[int]) -> int:
+    """Tokens that two texts begin with."""
+    count = 0
+    for a, b in zip(one, other):
+        if a != b:
+            break
+        count += 1
+    return count
+
+
+def _smoothed(before: float | None, value: float) -> float:
+    return value if before is None else 0.7 * before + 0.3 * value

@@ -1,0 +1,113 @@
+"""The sessions of one model: which of them a prompt takes, so that as little as possible is read.
+
+Owns the cache in memory: sessions whose text has ended keep their context, and the longest
+beginning that a prompt shares with any of them, or with one that is being used, is not read again.
+Refuses files (``stored_contexts.py``) and threads: the engine's is the only one that comes here.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TYPE_CHECKING
+
+from awq_edge.errors import OutOfMemoryError
+
+if TYPE_CHECKING:
+    from awq_edge.model import Model
+    from awq_edge.session import Session
+
+# Copying a context is one pass over memory; below this, reading the tokens costs as little.
+LEAST_COPIED_TOKENS = 16
+
+
+class Sessions:
+    """Sessions of a model: used ones, and idle ones in the order in which they were given back."""
+
+    def __init__(self, model: Model, most: int) -> None:
+        """Begins without a session.
+
+        Args:
+            model: Whose they are.
+            most: How many there may be.
+        """
+        self.model = model
+        self._most = most
+        self.used: list[Session] = []
+        self.idle: list[Session] = []
+
+    @property
+    def bytes(self) -> int:
+        """What they have allocated."""
+        need = self.model.memory()
+        return (len(self.used) + len(self.idle)) * need.cache_bytes + (
+            need.scratch_bytes if self.used or self.idle else 0
+        )
+
+    def take(self, prompt: Sequence[int]) -> Session | None:
+        """A session for a prompt, with as much of it in the context as any other has.
+
+        Returns:
+            The session, which is used from now on; None where all are used, or the memory is.
+        """
+        source, shared = self._best(prompt)
+        if source in self.idle and self._is_continued(source, shared):
+            return self._use(source)
+        target = self._free(source)
+        if target is None:
+            return None
+        if source is not None and source is not target and shared >= LEAST_COPIED_TOKENS:
+            target.restore(source.save(shared))
+        return target
+
+    def give_back(self, session: Session) -> None:
+        """The session's text has ended; its context stays for the next one."""
+        self.used.remove(session)
+        if not session.closed:
+            self.idle.append(session)
+
+    def shared(self, prompt: Sequence[int]) -> int:
+        """Tokens at the beginning of a prompt that need not be read."""
+        return self._best(prompt)[1]
+
+    def close_idle(self) -> None:
+        """Gives the memory of the idle ones back."""
+        while self.idle:
+            self.idle.pop().close()
+
+    def _best(self, prompt: Sequence[int]) -> tuple[Session | None, int]:
+        best: Session | None = None
+        most = 0
+        # Those given back last come first: equal ones are left to their own conversation.
+        for session in [*reversed(self.idle), *self.used]:
+            shared = session.reusable(prompt)
+            if shared > most:
+                best, most = session, shared
+        return best, most
+
+    def _is_continued(self, session: Session | None, shared: int) -> bool:
+        """Whether a context is worth less than what the prompt adds to it: then it goes on."""
+        return session is not None and session.position - shared <= shared
+
+    def _free(self, source: Session | None) -> Session | None:
+        """A session whose context may go: a new one, or the idle one that waits longest."""
+        if len(self.used) + len(self.idle) < self._most:
+            try:
+                session = self.model.session()
+            except OutOfMemoryError:
+                if not self.idle:
+                    if not self.used:
+                        raise
+                    return None
+            else:
+                self.used.append(session)
+                return session
+        if not self.idle:
+            return None
+        # The one that has the prompt's beginning stays, if another can go.
+        others = [session for session in self.idle if session is not source]
+        return self._use(others[0] if others else self.idle[0])
+
+    def _use(self, session: Session) -> Session:
+        self.idle.remove(session)
+        self.used.append(session)
+        return session

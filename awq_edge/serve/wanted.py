@@ -1,0 +1,42 @@
+"""What a client wants, whichever protocol it speaks. Owns the one type that all of them become."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any, Union
+
+from awq_edge.generation import GenerationConfig
+
+Prompt = Union[str, Sequence[int]]
+
+
+@dataclass(frozen=True)
+class Wanted:
+    """A request for one or several answers.
+
+    Attributes:
+        model: As the client calls it.
+        messages: Of a conversation, in OpenAI's form with contents as text; or None.
+        prompts: Texts or ids to continue, if there are no messages.
+        config: How to draw; its seed may be None.
+        choices: Answers to each prompt, with the seeds after one another.
+        logprobs: How many likeliest tokens to give with each; None gives none.
+        tools: Functions that the model may call, in OpenAI's form.
+        tool_choice: "auto", "none", "required", or a function's name behind a colon.
+        schema: What the answer must be valid by: a JSON schema, True for any JSON object, or None.
+        variables: What the chat template is told besides.
+        stream: Whether to answer piece by piece.
+    """
+
+    model: str
+    config: GenerationConfig
+    messages: Sequence[Mapping[str, Any]] | None = None
+    prompts: Sequence[Prompt] = ()
+    choices: int = 1
+    logprobs: int | None = None
+    tools: Sequence[Mapping[str, Any]] = ()
+    tool_choice: str = "auto"
+    schema: Any = None
+    variables: Mapping[str, Any] = field(default_factory=dict)
+    stream: bool = False
