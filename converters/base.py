@@ -8,24 +8,23 @@ from __future__ import annotations
 
 import dataclasses
 import importlib
-import json
-import math
 import pkgutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
+from types import ModuleType
 from typing import Any
 
 import numpy as np
 import numpy.typing as npt
 
-from awq_edge.architecture import (
-    MAX_CONTEXT,
-    MAX_HEAD_SIZE,
-    Architecture,
-    RopeScaling,
-    check_layers,
-)
+from awq_edge.architecture import Architecture, check_layers
 from awq_edge.errors import CheckpointError, InvalidArgumentError, UnsupportedError
+from awq_edge.stages import tensor_shape
+
+from .refused import reason, refuse_other_models
+from .rotary import FULL, LAYER_TYPES, SLIDING, LayerRopes, Rope, read_rope
+from .text_part import WRAPPERS
+from .values import Values, shown
 
 # Our tensor names to theirs, for the many families that follow Llama; N stands for the layer.
 LLAMA_NAMES = {
@@ -55,25 +54,6 @@ SHARED_DEFAULTS: Mapping[str, Any] = {
     "rope_theta": 10000.0,
 }
 
-_STATES = "its layers keep a recurrent state, and the decoder here attends to positions"
-_ENCODER = "it has an encoder, and the decoder here has none to attend to"
-# Families that people ask for, and why no converter can make them a decoder of ours.
-_REFUSED: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("mamba", "mamba2", "falcon_mamba", "rwkv", "recurrent_gemma", "jamba", "zamba2"), _STATES
-    ),
-    **dict.fromkeys(("lfm2", "qwen3_next", "granitemoehybrid", "falcon_h1", "nemotron_h"), _STATES),
-    **dict.fromkeys(("t5", "mt5", "umt5", "bart", "t5gemma", "whisper"), _ENCODER),
-    "gpt_oss": "its attention has sink weights, and its experts are stored in 4-bit floats",
-    "gemma3n": "its layers read embeddings of their own and predict each other's streams",
-    "minicpm3": "its keys and values are compressed together (latent attention)",
-    "deepseek_v2": "its keys and values are compressed together (latent attention)",
-    "deepseek_v3": "its keys and values are compressed together (latent attention)",
-    "phi3small": "its attention is sparse by blocks",
-    "gpt_bigcode-santacoder": "it is code of its own; use the files of the type gpt_bigcode",
-    "chatglm": "it is code of its own; use the files of the type glm",
-}
-
 # What configurations call the functions of Architecture.activation. All spellings of the tanh form
 # are one function within rounding; "gelu" alone is the exact one.
 _ACTIVATIONS: Mapping[str, str] = {
@@ -83,15 +63,12 @@ _ACTIVATIONS: Mapping[str, str] = {
     "relu": "relu",
 }
 
-_LAYER_TYPES = ("full_attention", "sliding_attention")
-# Sizes beyond are refused where they are read, so that nothing is ever made in such a number.
-_LARGEST = (1 << 31) - 1
-_LARGEST_ATTENTION_FACTOR = 100.0  # published ones lie between 1 and 1.5
-
 
 @dataclasses.dataclass(frozen=True)
 class Stored:
-    """One of our tensors as a checkpoint holds it: ours = offset + factor * theirs[rows].
+    """One of our tensors as a checkpoint holds it.
+
+    ours = (offset + factor * theirs[rows]) * row_factors.
 
     ``parts`` tensors, numbered where the name has an A, may hold it one after the other; and one
     that no checkpoint holds has its ``values`` here.
@@ -107,6 +84,11 @@ class Stored:
 
 
 _AS_IT_IS = Stored()
+
+
+def _one_rope(config: Config) -> LayerRopes:
+    rope = config.rope(partial=True)
+    return LayerRopes.of(rope, rope, [False] * config.layers())
 
 
 def _no_changes(config: Config, architecture: Architecture, stem: str) -> Stored:
@@ -131,6 +113,7 @@ class Converter:
     keys: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     # Names, ours to theirs, that a configuration decides about; find() puts them into ``names``.
     names_of: Callable[[Config], Mapping[str, str]] = lambda _: {}
+    ropes: Callable[[Config], LayerRopes] = _one_rope  # the layers' rotary embeddings
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """A config.json of the family."""
@@ -140,27 +123,30 @@ class Converter:
         """The decoder that a config.json describes."""
         return self.read_config(self.config(config))
 
-    def query_factor(self, config: Mapping[str, Any]) -> float:
-        """What queries are multiplied by beyond the decoder's own 1/sqrt(d).
+    def query_factor(self, config: Mapping[str, Any], layer: int = 0) -> float:
+        """What queries of a layer are multiplied by beyond the decoder's own 1/sqrt(d).
 
         Some rotary scalings multiply cosines and sines by a constant m. A score then has the factor
         m * m; taken into the queries it needs nothing of the decoder.
         """
-        return self.config(config).rope(partial=True).attention_factor ** 2
+        return self.ropes(self.config(config)).of_layers[layer].attention_factor ** 2
 
     def changes(self, config: Mapping[str, Any], architecture: Architecture, name: str) -> Stored:
         """What makes a tensor of the checkpoint ours, for example ``blk.3.attn_q.weight``."""
-        stem = name.rpartition(".")[0].rpartition(".")[2]
-        change = self.stored(self.config(config), architecture, stem)
-        scaled = "attn_q_norm" if architecture.qk_norm else "attn_q"
-        if stem != scaled:
+        a, parts = architecture, name.split(".")
+        stem = parts[-2]
+        change = self.stored(self.config(config), a, stem)
+        if stem != ("attn_q_norm" if a.qk_norm else "attn_q"):
             return change
-        factor = self.query_factor(config)
-        d, r = architecture.head_size, architecture.rotary_size
-        if r and factor != 1 and not architecture.qk_norm:
+        factor = self.query_factor(config, int(parts[1]))
+        if factor == 1:
+            return change
+        d, r = a.head_size, a.rotary_size
+        if r:
             # What stands still has no cosine and no sine that would be multiplied.
             half = np.where(np.arange(d // 2) < r // 2, factor, 1.0)
-            factors = np.tile(half, 2 * architecture.heads).astype(np.float32)
+            heads = tensor_shape(a, name)[0] // d
+            factors = np.tile(half, 2 * heads).astype(np.float32)
             return dataclasses.replace(change, row_factors=factors)
         return dataclasses.replace(
             change, factor=change.factor * factor, offset=change.offset * factor
@@ -176,97 +162,15 @@ class Converter:
         return f"{self.names[stem]}.{kind}"
 
 
-@dataclasses.dataclass(frozen=True)
-class Rope:
-    """The rotary embedding of a config.json."""
-
-    theta: float
-    scaling: RopeScaling | None
-    context_length: int  # positions for which the frequencies are right
-    attention_factor: float = 1.0  # of cosines and sines
-    rotated: int = 0  # dimensions of a head; 0 = all
-
-
-class Config:
-    """A config.json whose values are fetched with their type, or refused in one sentence.
-
-    A key that is absent has the value of the family's class; null is what the class makes of it,
-    where it knows a meaning, and refused elsewhere.
-    """
-
-    def __init__(
-        self,
-        values: Mapping[str, Any],
-        defaults: Mapping[str, Any],
-        keys: Mapping[str, tuple[str, ...]] | None = None,
-    ) -> None:
-        """Takes the parsed file, or a table in it, the values of absent keys, and other names."""
-        self._values = values
-        self._defaults = defaults
-        self._keys = {} if keys is None else keys
-
-    def get(self, key: str, default: Any = None) -> Any:
-        """A value as it stands, None for null; an absent one is the class's, or ``default``."""
-        return self._values.get(self._called(key), self._defaults.get(key, default))
-
-    def _called(self, key: str) -> str:
-        """The name under which the file has a key; an absent one is called as in the family."""
-        names = (*self._keys.get(key, ()), key)
-        return next((name for name in names if name in self._values), names[0])
-
-    def integer(self, key: str, default: int | None = None) -> int:
-        """A whole number that counts something."""
-        value = self.get(key, default)
-        if isinstance(value, bool) or not isinstance(value, int):
-            raise CheckpointError(
-                f"config.json should have a whole number {self._called(key)}; it has "
-                f"{_shown(value)}."
-            )
-        if not -_LARGEST <= value <= _LARGEST:
-            raise CheckpointError(
-                f"config.json has {_shown(value)} for {self._called(key)}, which is too large."
-            )
-        return value
-
-    def number(self, key: str, default: float | None = None) -> float:
-        """A finite number."""
-        value = self.get(key, default)
-        try:
-            if not isinstance(value, bool) and math.isfinite(value):
-                return float(value)
-        except (TypeError, OverflowError):
-            pass
-        raise CheckpointError(
-            f"config.json should have a number {self._called(key)}; it has {_shown(value)}."
-        )
-
-    def flag(self, key: str, default: bool = False) -> bool:
-        """True or false; null is the default."""
-        value = self.get(key, default)
-        if value is None:
-            return default
-        if not isinstance(value, bool):
-            raise CheckpointError(
-                f"config.json should say true or false for {self._called(key)}, not "
-                f"{_shown(value)}."
-            )
-        return value
-
-    def table(self, key: str) -> Config:
-        """A table of further keys; null and absent: an empty one."""
-        values = {} if self.get(key) is None else self.get(key)
-        if not isinstance(values, Mapping):
-            raise CheckpointError(
-                f"config.json should have a table {self._called(key)}, not {_shown(values)}."
-            )
-        return Config(values, {})
+class Config(Values):
+    """A config.json, and what many families say alike in theirs."""
 
     def activation(self, key: str = "hidden_act") -> str:
         """The function of the feed-forward, in the words of the Architecture record."""
         name = self.get(key)
         if not isinstance(name, str) or name not in _ACTIVATIONS:
             raise UnsupportedError(
-                f"The activation {_shown(name)} is not supported; {', '.join(_ACTIVATIONS)} are."
+                f"The activation {shown(name)} is not supported; {', '.join(_ACTIVATIONS)} are."
             )
         return _ACTIVATIONS[name]
 
@@ -296,92 +200,48 @@ class Config:
         return self.integer("head_dim")
 
     def rope(self, partial: bool = False) -> Rope:
-        """Base, scaling and reach, from every place where transformers has kept them.
+        """The rotary embedding that all layers share.
 
         Args:
             partial: The family may rotate a part of each head.
         """
-        values = self.get("rope_scaling") or self.get("rope_parameters") or {}
-        if not isinstance(values, Mapping):
-            raise CheckpointError(
-                f"config.json has rotary parameters {_shown(values)}, not a table."
-            )
-        if any(isinstance(value, Mapping) for value in values.values()) or any(
-            kind in values for kind in _LAYER_TYPES
-        ):
-            raise UnsupportedError(
-                "config.json has rotary parameters of their own for each type of layer; only one "
-                "table for all layers is supported."
-            )
-        table = Config({key: value for key, value in values.items() if value is not None}, {})
-        share = table.number(
-            "partial_rotary_factor",
-            self._or("partial_rotary_factor", self._defaults.get("partial_rotary_factor", 1.0)),
-        )
-        if not 0 < share <= 1 or (share != 1 and not partial):
-            raise UnsupportedError("Models that rotate only a part of each head are not supported.")
-        if partial:
-            whole = self._rope(values, table)
-            rotated = int(self.head_size() * share)
-            return whole if share == 1 else dataclasses.replace(whole, rotated=rotated)
-        return self._rope(values, table)
-
-    def _rope(self, values: Mapping[str, Any], table: Config) -> Rope:
-        theta = table.number("rope_theta", self._or("rope_theta", self._defaults["rope_theta"]))
-        context = self.integer("max_position_embeddings")
-        kind = table.get("rope_type", table.get("type", "default"))
-        if kind == "default":
-            return Rope(theta, None, context)
-        if kind in ("linear", "dynamic"):
-            return Rope(theta, RopeScaling(kind, table.number("factor")), context)
-        # A length beside the table counts before one in it.
-        beside = self.get("original_max_position_embeddings")
-        stated = beside if beside is not None else table.get("original_max_position_embeddings")
-        original = context
-        if stated is not None:
-            key = "original_max_position_embeddings"
-            original = Config({key: stated}, {}).integer(key)
-        if kind == "llama3":
-            scaling = RopeScaling(
-                "llama3",
-                factor=table.number("factor"),
-                low_frequency_factor=table.number("low_freq_factor"),
-                high_frequency_factor=table.number("high_freq_factor"),
-                original_context_length=original,
-            )
-            return Rope(theta, scaling, context)
-        if kind == "yarn":
-            return _yarn(values, table, theta, context, original)
-        if kind == "longrope":
-            return _longrope(table, theta, context, original)
-        raise UnsupportedError(
-            f"The rotary scaling {_shown(kind)} is not supported; linear, dynamic, llama3, yarn "
-            "and longrope are."
-        )
+        return read_rope(self, self.head_size(), partial)
 
     def decoder(self, **fields: Any) -> Architecture:
-        """The fields that families name alike; ``fields`` adds or overrides.
+        """The fields that families name alike.
 
-        Where these say that positions are not rotary, nothing rotary is read.
+        Args:
+            fields: What to add or to override; beside fields of the record ``partial_rotary``
+                (whether a part of each head may be rotated) or ``ropes`` (layers that differ in
+                their rotary embedding). Where positions are not rotary, nothing rotary is read.
         """
         if "activation" not in fields:
             activation = self.get("hidden_act")
             if activation not in ("silu", "swish"):
                 raise UnsupportedError(
-                    f"The activation {_shown(activation)} is not supported; only silu is."
+                    f"The activation {shown(activation)} is not supported; only silu is."
                 )
-        partial = fields.pop("partial_rotary", False)
-        if fields.get("position", "rotary") == "rotary":
-            rope = self.rope(partial)
-        else:
+        partial, ropes = fields.pop("partial_rotary", False), fields.pop("ropes", None)
+        context = 0
+        if fields.get("position", "rotary") != "rotary":
             rope = Rope(SHARED_DEFAULTS["rope_theta"], None, 0)
+        elif ropes is None:
+            rope = self.rope(partial)
+            context = rope.context_length
+        else:
+            rope, context = ropes.main, ropes.context_length
+            if ropes.local is not None:
+                fields = {
+                    "rope_tables": ropes.tables,
+                    "local_rope_theta": ropes.local.theta,
+                    "local_rope_scaling": ropes.local.scaling,
+                    **fields,
+                }
         readers: dict[str, Callable[[], Any]] = {
             "layers": self.layers,
             "hidden_size": lambda: self.integer("hidden_size"),
             "vocabulary_size": lambda: self.integer("vocab_size"),
-            "context_length": lambda: (
-                rope.context_length or self.integer("max_position_embeddings")
-            ),
+            "context_length": lambda: context or self.integer("max_position_embeddings"),
             "heads": self.heads,
             "kv_heads": self.kv_heads,
             "head_size": self.head_size,
@@ -397,123 +257,79 @@ class Config:
         values = {name: read() for name, read in readers.items() if name not in fields}
         return Architecture(**{**values, **fields})
 
-    def qwen_windows(self) -> tuple[int, ...]:
-        """Sliding windows as Qwen writes them: a switch, then the first layer or a list."""
+    def cap(self, key: str) -> float:
+        """A soft cap c, which makes c * tanh(x / c) of x; null: none, which is 0 in the record."""
+        if self.get(key) is None:
+            return 0.0
+        cap = self.number(key)
+        if cap <= 0:
+            raise UnsupportedError(f"config.json has {cap:g} for {key}; a cap must be positive.")
+        return cap
+
+    def layer_types(self, slides: Callable[[int], bool]) -> tuple[str, ...]:
+        """``full_attention`` or ``sliding_attention`` for each layer.
+
+        Args:
+            slides: Whether a layer has a window where no list says so.
+        """
         layers = self.layers()
-        window = None
-        if self.flag("use_sliding_window") and self.get("sliding_window") is not None:
-            window = self.integer("sliding_window")
         kinds = self.get("layer_types")
         if kinds is None:
-            first = self.integer("max_window_layers")
-            return tuple(window or 0 if layer >= first else 0 for layer in range(layers))
+            return tuple(SLIDING if slides(layer) else FULL for layer in range(layers))
         if not isinstance(kinds, list) or len(kinds) != layers:
             raise CheckpointError(f"config.json should have a list layer_types of {layers} words.")
         for kind in kinds:
-            if kind not in _LAYER_TYPES:
-                raise UnsupportedError(f"The layer type {_shown(kind)} is not supported.")
-        if window is None and "sliding_attention" in kinds:
+            if kind not in LAYER_TYPES:
+                raise UnsupportedError(f"The layer type {shown(kind)} is not supported.")
+        return tuple(kinds)
+
+    def windows(self, layer_types: Sequence[str], used: bool = True) -> tuple[int, ...]:
+        """Sliding windows of layers, 0 where everything is seen.
+
+        Args:
+            layer_types: What each layer is.
+            used: Whether ``sliding_window`` counts.
+        """
+        if SLIDING not in layer_types:
+            return (0,) * len(layer_types)
+        if not used or self.get("sliding_window") is None:
             raise CheckpointError(
                 "config.json has layers with a sliding window in layer_types, but no window; set "
-                "use_sliding_window and sliding_window, or make them full_attention."
+                "sliding_window, and use_sliding_window where the family has it, or make them "
+                "full_attention."
             )
-        return tuple(window or 0 if kind == "sliding_attention" else 0 for kind in kinds)
+        window = self.integer("sliding_window")
+        return tuple(window if kind == SLIDING else 0 for kind in layer_types)
 
-    def _or(self, key: str, default: float) -> float:
-        """A number beside the rotary table; null counts as absent."""
-        return default if self.get(key) is None else self.number(key)
-
-
-def _yarn(
-    values: Mapping[str, Any],
-    table: Config,
-    theta: float,
-    context: int,
-    original: int,
-) -> Rope:
-    """Yarn stretches at every length, so its reach is what the original one is stretched to."""
-    if "factor" not in values:
-        raise CheckpointError("config.json should have a number factor beside the rope_type yarn.")
-    # Null stands for the ratio of the two lengths.
-    factor = table.number("factor", context / max(original, 1))
-    scaling = RopeScaling(
-        "yarn",
-        factor,
-        original_context_length=original,
-        beta_fast=table.number("beta_fast", 0) or 32.0,
-        beta_slow=table.number("beta_slow", 0) or 1.0,
-        truncate=table.flag("truncate", True),
-    )
-
-    def magnitude(scale: float) -> float:
-        return 0.1 * scale * math.log(factor) + 1.0 if factor > 1 else 1.0
-
-    numerator, denominator = table.number("mscale", 0), table.number("mscale_all_dim", 0)
-    usual = magnitude(1.0)
-    if numerator and denominator:
-        usual = magnitude(numerator) / (magnitude(denominator) or math.nan)
-    context = max(context, int(min(factor * original, MAX_CONTEXT)))
-    return Rope(theta, scaling, context, _attention_factor(table, usual))
-
-
-def _longrope(table: Config, theta: float, context: int, original: int) -> Rope:
-    """The short factors, and with them the original context alone.
-
-    Beyond it transformers turns every position by the long factors, the earlier ones too, so the
-    two never hold within one text.
-    """
-    factors = table.get("short_factor")
-    if not isinstance(factors, list) or not factors or len(factors) > MAX_HEAD_SIZE:
-        raise CheckpointError("config.json should have a list short_factor beside longrope.")
-    numbers = tuple(Config({"short_factor": value}, {}).number("short_factor") for value in factors)
-    scaling = RopeScaling("longrope", 1.0, original_context_length=original, factors=numbers)
-    stretched = table.number("factor", context / max(original, 1))
-    usual = 1.0
-    if stretched > 1:
-        if original < 2:
-            raise CheckpointError(f"config.json has an original context of {original} positions.")
-        usual = math.sqrt(1.0 + math.log(stretched) / math.log(original))
-    return Rope(theta, scaling, min(context, original), _attention_factor(table, usual))
-
-
-def _attention_factor(table: Config, usual: float) -> float:
-    factor = table.number("attention_factor", usual)
-    if not 0 < factor <= _LARGEST_ATTENTION_FACTOR:
-        raise UnsupportedError(
-            f"The attention factor {factor:g} of the rotary scaling is out of range; it must lie "
-            f"between 0 and {_LARGEST_ATTENTION_FACTOR:g}."
-        )
-    return factor
-
-
-def _shown(value: Any) -> str:
-    """A value of a config.json for an error text: as JSON, and short."""
-    text = json.dumps(value)
-    return text if len(text) <= 60 else f"{text[:60]} …"
+    def qwen_windows(self) -> tuple[int, ...]:
+        """Sliding windows as Qwen writes them: a switch, then the first layer or a list."""
+        used = self.flag("use_sliding_window") and self.get("sliding_window") is not None
+        # Read even where it does not count: a word in its place is refused.
+        first = self.integer("max_window_layers") if self.get("layer_types") is None else 0
+        return self.windows(self.layer_types(lambda layer: used and layer >= first), used)
 
 
 def known_model_types() -> list[str]:
-    """Every supported ``model_type``, in order."""
-    return sorted(_registry())
+    """Every supported ``model_type``, in order; that of a model of more than text too."""
+    return sorted([*_registry(), *WRAPPERS])
 
 
 def find(config: Mapping[str, Any]) -> Converter:
-    """The converter for a config.json.
+    """The converter for a config.json, or for that of a text part (``text_part.py``).
 
     Raises:
         UnsupportedError: No file in this folder is for its family.
     """
+    refuse_other_models(config)
     model_type = config.get("model_type")
     converter = _registry().get(model_type) if isinstance(model_type, str) else None
     if converter is None:
-        reason = _REFUSED.get(model_type) if isinstance(model_type, str) else None
-        if reason is not None:
-            raise UnsupportedError(
-                f"The model type {_shown(model_type)} is not supported: {reason}."
-            )
+        why = reason(model_type) if isinstance(model_type, str) else None
+        if why is not None:
+            raise UnsupportedError(f"The model type {shown(model_type)} is not supported: {why}.")
         known = ", ".join(known_model_types())
         raise UnsupportedError(
-            f"The model type {_shown(model_type)} is not supported; the known ones are {known}."
+            f"The model type {shown(model_type)} is not supported; the known ones are {known}."
         )
     names = {**converter.names, **converter.names_of(converter.config(config))}
     return dataclasses.replace(converter, names=names)
@@ -525,14 +341,14 @@ def _registry() -> dict[str, Converter]:
     modules = [
         importlib.import_module(f"{package}.{module.name}")
         for module in pkgutil.iter_modules([str(Path(__file__).parent)])
-        if module.name != "base"
     ]
-    converters = [
-        converter
-        for module in modules
-        for converter in getattr(module, "CONVERTERS", None) or (module.CONVERTER,)
-    ]
+    converters = [converter for module in modules for converter in _converters(module)]
     return {converter.model_type: converter for converter in converters}
+
+
+def _converters(module: ModuleType) -> tuple[Converter, ...]:
+    one = (module.CONVERTER,) if hasattr(module, "CONVERTER") else ()
+    return (*one, *getattr(module, "CONVERTERS", ()))
 
 
 def head_rows(

@@ -14,13 +14,13 @@ from .base import (
     separate_qk,
 )
 
-_NAMES = {
+GLM_NAMES = {
     **LLAMA_NAMES,
     "blk.N.ffn_gate": "model.layers.N.mlp.gate_up_proj",
     "blk.N.ffn_up": "model.layers.N.mlp.gate_up_proj",
 }
 
-_DEFAULTS = {
+GLM_DEFAULTS = {
     **SHARED_DEFAULTS,
     "vocab_size": 151552,
     "intermediate_size": 13696,
@@ -38,8 +38,9 @@ def _architecture(config: Config) -> Architecture:
     return config.decoder(partial_rotary=True, qkv_bias=config.flag("attention_bias"))
 
 
-def _stored(config: Config, a: Architecture, stem: str) -> Stored:
+def glm_stored(config: Config, a: Architecture, stem: str) -> Stored:
+    """Neighbouring dimensions brought into our pairs, and gates and ups out of one matrix."""
     return separate_qk(a, stem, interleaved=True) or fused_gate_up(a, stem) or Stored()
 
 
-CONVERTER = Converter("glm", _NAMES, _architecture, _DEFAULTS, _stored)
+CONVERTER = Converter("glm", GLM_NAMES, _architecture, GLM_DEFAULTS, glm_stored)

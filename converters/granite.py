@@ -8,7 +8,7 @@ from awq_edge.architecture import Architecture
 
 from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter, Stored, multiplied
 
-_DEFAULTS = {
+GRANITE_DEFAULTS = {
     **SHARED_DEFAULTS,
     "vocab_size": 32000,
     "intermediate_size": 11008,
@@ -30,7 +30,8 @@ def _architecture(config: Config) -> Architecture:
     )
 
 
-def _stored(config: Config, a: Architecture, stem: str) -> Stored:
+def granite_stored(config: Config, a: Architecture, stem: str) -> Stored:
+    """The four multipliers, in the matrices and the norm that they can be taken into."""
     if stem == "attn_q":
         # Our decoder divides scores by the root of the head's size.
         return Stored(factor=config.number("attention_multiplier") * math.sqrt(a.head_size))
@@ -43,4 +44,4 @@ def _stored(config: Config, a: Architecture, stem: str) -> Stored:
     )
 
 
-CONVERTER = Converter("granite", LLAMA_NAMES, _architecture, _DEFAULTS, _stored)
+CONVERTER = Converter("granite", LLAMA_NAMES, _architecture, GRANITE_DEFAULTS, granite_stored)

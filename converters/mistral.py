@@ -6,7 +6,7 @@ from awq_edge.architecture import Architecture
 
 from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter
 
-_DEFAULTS = {
+MISTRAL_DEFAULTS = {
     **SHARED_DEFAULTS,
     "vocab_size": 32000,
     "intermediate_size": 14336,
@@ -21,4 +21,4 @@ def _architecture(config: Config) -> Architecture:
     return config.decoder(sliding_windows=(window,) * config.layers())
 
 
-CONVERTER = Converter("mistral", LLAMA_NAMES, _architecture, _DEFAULTS)
+CONVERTER = Converter("mistral", LLAMA_NAMES, _architecture, MISTRAL_DEFAULTS)

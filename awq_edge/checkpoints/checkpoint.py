@@ -1,9 +1,9 @@
 """A Hugging Face checkpoint: its configuration, and its tensors one at a time as float32.
 
 Owns opening a directory or a hub id, and that a tensor which is asked for is there, has its shape
-and holds numbers; nothing else is ever in memory. Refuses the meaning of quantised ones
-(``awq_edge.interchange`` knows it) and of names: ``awq_edge.converters`` knows those. Every refusal
-is one sentence.
+and holds numbers; nothing else is ever in memory. Of a model with more parts than a decoder of text
+it is the decoder alone. Refuses the meaning of quantised ones (``awq_edge.interchange`` knows it)
+and of names: ``awq_edge.converters`` knows those. Every refusal is one sentence.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ from awq_edge.checkpoints import hub
 from awq_edge.checkpoints.json_files import read_json
 from awq_edge.checkpoints.resolver import find_tensors, foreign_weights
 from awq_edge.checkpoints.stored_tensor import StoredTensor
+from awq_edge.converters import text_part
 from awq_edge.errors import CheckpointError
 
 # A matrix that is quantised lies in parts of these names instead of "weight".
@@ -184,7 +185,15 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
             f"{directory} is already quantised ({method or 'unknown'}); convert the original float "
             f"checkpoint instead{', or import this one with --from-awq' if importable else ''}."
         )
-    return Checkpoint(directory, config, find_tensors(directory))
+    tensors = find_tensors(directory)
+    if text_part.is_wrapper(config):
+        config = text_part.text_config(config)
+        tensors = {
+            inner: tensor
+            for name, tensor in tensors.items()
+            if (inner := text_part.text_tensor(name)) is not None
+        }
+    return Checkpoint(directory, config, tensors)
 
 
 def _floats(

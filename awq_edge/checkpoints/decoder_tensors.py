@@ -73,10 +73,11 @@ class DecoderTensors:
         values = torch.cat(parts) if change.parts else parts[0]
         if change.rows is not None:
             values = values[torch.from_numpy(change.rows).to(values.device)]
-        if change.row_factors is not None:
-            factors = torch.from_numpy(change.row_factors).to(values.device)
-            values = values * factors.reshape(-1, *[1] * (values.ndim - 1))
-        return _changed(values, change)
+        values = _changed(values, change)
+        if change.row_factors is None:
+            return values
+        factors = torch.from_numpy(change.row_factors).to(values.device)
+        return values * factors.reshape(-1, *[1] * (values.ndim - 1))
 
     def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Reads a matrix a block of rows at a time, as ``Checkpoint.row_blocks`` does."""

@@ -115,7 +115,7 @@ def test_qwen3_head_size_does_not_follow_from_the_hidden_size() -> None:
 @pytest.mark.parametrize(
     ("changes", "error", "words"),
     [
-        (dict(model_type="bert"), UnsupportedError, "bert.*known ones are .*llama.*mistral"),
+        (dict(model_type="no_such"), UnsupportedError, "no_such.*known ones are .*llama.*mistral"),
         (dict(model_type="qwen3_next"), UnsupportedError, "recurrent state"),
         (dict(model_type="t5"), UnsupportedError, "encoder"),
         (dict(model_type=None), UnsupportedError, "null.*known ones"),

@@ -1,0 +1,77 @@
+"""The decoder within a model of more than text, read as if it stood alone.
+
+Owns which types are such, where the configuration of their text part stands, and what is in front
+of its tensors' names. Everything else in them, towers for images above all, is left out.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+from awq_edge.errors import CheckpointError, UnsupportedError
+
+from .values import Values, shown
+
+# Types of such models, and what their text part may be; the first if it does not say.
+_TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
+    "mistral3": ("mistral", "ministral", "ministral3"),
+}
+WRAPPERS = tuple(_TEXT_TYPES)
+
+# In front of the names, as files have them and as newer classes do; the head may stand outside.
+_PREFIXES = ("language_model.model.", "model.language_model.model.", "model.language_model.")
+_HEADS = ("lm_head.", "language_model.lm_head.", "model.language_model.lm_head.")
+
+# What is said of the whole and counts for the text.
+_OF_THE_WHOLE = (
+    "architectures",
+    "bos_token_id",
+    "compression_config",
+    "eos_token_id",
+    "is_encoder_decoder",
+    "quantization_config",
+    "tokenizer_class",
+)
+
+
+def is_wrapper(config: Mapping[str, Any]) -> bool:
+    """Whether a config.json is of a model that has more parts than a decoder of text."""
+    model_type = config.get("model_type")
+    return isinstance(model_type, str) and model_type in _TEXT_TYPES
+
+
+def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
+    """The configuration of the text part of such a model.
+
+    Raises:
+        CheckpointError: There is none.
+        UnsupportedError: It is of another type than known.
+    """
+    types = _TEXT_TYPES[config["model_type"]]
+    text = dict(Values(config, {}).table("text_config").values)
+    if not text:
+        raise CheckpointError(
+            f"config.json of a {config['model_type']} should have a table text_config."
+        )
+    text.setdefault("model_type", types[0])
+    if text["model_type"] not in types:
+        raise UnsupportedError(
+            f"The text part of this {config['model_type']} has the type "
+            f"{shown(text['model_type'])}; known are {', '.join(types)}."
+        )
+    text.update({key: config[key] for key in _OF_THE_WHOLE if key in config})
+    # The head belongs to the whole, whose class ties it unless told otherwise.
+    text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
+    return text
+
+
+def text_tensor(name: str) -> str | None:
+    """What a tensor is called where the text part stands alone; None if it is of another part."""
+    for prefix in _HEADS:
+        if name.startswith(prefix):
+            return f"lm_head.{name[len(prefix) :]}"
+    for prefix in _PREFIXES:
+        if name.startswith(prefix):
+            return f"model.{name[len(prefix) :]}"
+    return None
