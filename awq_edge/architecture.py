@@ -8,8 +8,7 @@ Owns the fields, their limits and their names in a model file's metadata
 from __future__ import annotations
 
 import dataclasses
-import math
-from collections.abc import Mapping
+from collections.abc import Container, Mapping
 from typing import Any, Union
 
 import numpy as np
@@ -17,8 +16,8 @@ import numpy.typing as npt
 
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.layouts import MAX_COLUMNS
+from awq_edge.rope_scaling import Floats, RopeScaling
 
-Floats = npt.NDArray[np.float64]
 MetadataValue = Union[bool, int, float, str, list[int]]
 
 # The limits that the reader of model files enforces too.
@@ -33,165 +32,30 @@ _PREFIX = "awq_edge.decoder."
 
 # gelu by erf, gelu_tanh by its usual approximation.
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
-_KINDS = "none, linear, dynamic, llama3, yarn, longrope"
-
-
-@dataclasses.dataclass(frozen=True)
-class RopeScaling:
-    """How rotary frequencies are stretched beyond the context of a model's first training.
-
-    Attributes:
-        kind: ``linear`` divides all; ``dynamic`` changes none within the trained context, which is
-            the only one that we have; ``llama3`` and ``yarn`` divide the slow ones and blend;
-            ``longrope`` divides each by a factor of its own, the short ones, for a context of at
-            most the original length.
-        factor: By what is divided; of ``longrope`` nothing.
-        low_frequency_factor: llama3: turns in the original context below which all is divided.
-        high_frequency_factor: llama3: turns above which nothing is.
-        original_context_length: llama3, yarn and longrope.
-        beta_fast: yarn: turns above which nothing is divided.
-        beta_slow: yarn: turns below which all is.
-        truncate: yarn: whether the ends of the blend are whole pairs.
-        factors: longrope: one of each pair, [head_size / 2].
-    """
-
-    kind: str
-    factor: float
-    low_frequency_factor: float = 1.0
-    high_frequency_factor: float = 4.0
-    original_context_length: int = 8192
-    beta_fast: float = 32.0
-    beta_slow: float = 1.0
-    truncate: bool = True
-    factors: tuple[float, ...] = ()
-
-    def __post_init__(self) -> None:
-        """Refuses numbers that give no frequencies."""
-        positive = (self.factor, self.beta_fast, self.beta_slow, *self.factors)
-        ordered = 0 < self.low_frequency_factor < self.high_frequency_factor
-        fit = all(math.isfinite(number) and number > 0 for number in positive)
-        if not (fit and ordered and self.original_context_length > 0):
-            raise InvalidArgumentError(
-                f"The rotary scaling {self.kind} has numbers that give no frequencies: factors, "
-                "turns and lengths must be positive and finite, low ones below high ones."
-            )
-
-    def describe(self) -> str:
-        """The text kept in a model file, for example ``llama3:8:1:4:8192``."""
-        original = str(self.original_context_length)
-        parts = {
-            "linear": (_text(self.factor),),
-            "dynamic": (_text(self.factor),),
-            "llama3": (
-                _text(self.factor),
-                _text(self.low_frequency_factor),
-                _text(self.high_frequency_factor),
-                original,
-            ),
-            "yarn": (
-                _text(self.factor),
-                _text(self.beta_fast),
-                _text(self.beta_slow),
-                original,
-                "truncated" if self.truncate else "exact",
-            ),
-            "longrope": (original, ",".join(map(_text, self.factors))),
-        }
-        if self.kind not in parts:
-            raise UnsupportedError(f"The rotary scaling {self.kind!r} is none of {_KINDS}.")
-        return ":".join((self.kind, *parts[self.kind]))
-
-    @classmethod
-    def parse(cls, text: str) -> RopeScaling | None:
-        """The inverse of :meth:`describe`; ``none`` gives None."""
-        kind, *parts = text.split(":")
-        try:
-            if kind == "none" and not parts:
-                return None
-            if kind in ("linear", "dynamic"):
-                (factor,) = parts
-                return cls(kind, float(factor))
-            if kind == "llama3":
-                factor, low, high, original = parts
-                return cls(kind, float(factor), float(low), float(high), int(original))
-            if kind == "yarn":
-                factor, fast, slow, original, ends = parts
-                return cls(
-                    kind,
-                    float(factor),
-                    original_context_length=int(original),
-                    beta_fast=float(fast),
-                    beta_slow=float(slow),
-                    truncate=ends == "truncated",
-                )
-            if kind == "longrope":
-                original, factors = parts
-                return cls(
-                    kind,
-                    1.0,
-                    original_context_length=int(original),
-                    factors=tuple(float(factor) for factor in factors.split(",")),
-                )
-        except ValueError:  # too few or too many parts, or one that is no number
-            pass
-        raise UnsupportedError(f"The rotary scaling {text[:80]!r} is none of {_KINDS}.")
-
-    def scaled(self, frequencies: Floats, theta: float) -> Floats:
-        """The frequencies of a head's pairs, radians per position, float64 [d / 2].
-
-        As transformers computes them (``modeling_rope_utils``), in float64. llama3 after Meta's
-        Llama 3.1, yarn after Peng et al. 2023 (arXiv 2309.00071), longrope after Ding et al. 2024
-        (arXiv 2402.13753).
-
-        Args:
-            frequencies: Without scaling.
-            theta: The base that they were made of.
-        """
-        if self.kind == "dynamic":
-            return frequencies
-        if self.kind == "linear":
-            return frequencies / self.factor
-        if self.kind == "longrope":
-            if len(self.factors) != len(frequencies):
-                raise InvalidArgumentError(
-                    f"The rotary scaling has {len(self.factors)} factors for {len(frequencies)} "
-                    "pairs of a head."
-                )
-            return frequencies / np.array(self.factors, dtype=np.float64)
-        if self.kind == "llama3":
-            # Wavelengths that fit the original context often are kept, those that do not fit once
-            # are stretched by the whole factor, and the ones between are blended.
-            low, high = self.low_frequency_factor, self.high_frequency_factor
-            turns = self.original_context_length / (2.0 * np.pi / frequencies)
-            blend = np.clip((turns - low) / (high - low), 0.0, 1.0)
-        elif self.kind == "yarn":
-            # The same, but the blend is linear in the pair's number instead of its turns.
-            if theta <= 1:
-                raise InvalidArgumentError(
-                    f"The rotary scaling yarn needs a base above 1; it is {theta:g}."
-                )
-            pairs = len(frequencies)
-            first, last = (
-                pairs
-                * math.log(self.original_context_length / (turns * 2 * math.pi))
-                / math.log(theta)
-                for turns in (self.beta_fast, self.beta_slow)
-            )
-            if self.truncate:
-                first, last = math.floor(first), math.ceil(last)
-            first, last = max(first, 0), min(last, 2 * pairs - 1)
-            if first == last:
-                last += 0.001
-            blend = 1.0 - np.clip((np.arange(pairs) - first) / (last - first), 0.0, 1.0)
-        else:
-            raise UnsupportedError(f"The rotary scaling {self.kind!r} is none of {_KINDS}.")
-        return (1.0 - blend) * frequencies / self.factor + blend * frequencies
-
-
-def _text(number: float) -> str:
-    """Short where that is exact."""
-    short = f"{number:g}"
-    return short if float(short) == number else repr(float(number))
+# Words that a field may hold, the default first.
+_WORDS = {
+    "norm": ("rms", "layer"),
+    "norm_places": ("before", "after", "both", "stream"),
+    "position": ("rotary", "learned", "alibi"),
+    "qk_norm_kind": ("head", "heads", "width"),
+    "feed_forward": ("gated", "plain"),
+}
+# Keys that are absent where they hold this.
+_FLAGS = {"final_norm": True, "embedding_norm": False, "parallel": False}
+# Keys that are absent where they are 0.
+_NUMBERS = ("local_rope_theta", "qkv_clamp", "score_cap", "logit_cap")
+# Fields that tensors of a model file show: any of these.
+_SHOWN_BY = {
+    "qkv_bias": ("blk.0.attn_q.bias",),
+    "output_bias": ("blk.0.attn_output.bias",),
+    "feed_forward_bias": ("blk.0.ffn_down.bias",),
+    "norm_bias": ("blk.0.attn_norm.bias", "blk.0.attn_post_norm.bias"),
+    "qk_norm_bias": ("blk.0.attn_q_norm.bias",),
+    "head_bias": ("output.bias",),
+    "activation_scales": ("blk.0.ffn_act.scales",),
+}
+# Tables of rotary frequencies that the layers of one model may turn by.
+_MAX_ROPE_TABLES = 2
 
 
 def check_layers(layers: int) -> None:
@@ -208,7 +72,51 @@ def check_layers(layers: int) -> None:
 class Architecture:
     """One decoder, described by data.
 
-    The biases say which tensors a checkpoint holds; a model file shows the same by holding them.
+    Biases and activation scales say which tensors a checkpoint holds; a model file shows the same
+    by holding them.
+
+    Attributes:
+        layers: How many.
+        hidden_size: Width of the stream.
+        vocabulary_size: Rows of the embedding and of the head.
+        context_length: Positions that the model knows.
+        heads: Query heads.
+        kv_heads: Key-value heads; a whole number of query heads shares each.
+        head_size: Width of a head.
+        feed_forward_size: Width between the matrices of the feed-forward.
+        norm_epsilon: Of every norm.
+        rope_theta: Base of the rotary frequencies.
+        rope_scaling: What stretches them.
+        activation: Of the feed-forward, one of ``ACTIVATIONS``; of its gate where there is one.
+        sliding_windows: Positions that each layer sees, 0 = all; empty = 0 for every layer.
+        qk_norm: Whether queries and keys are normed.
+        tied_head: Whether the head is the embedding.
+        qkv_bias: Of queries, keys and values.
+        output_bias: Of the matrix that ends attention.
+        feed_forward_bias: Of every matrix of the feed-forward.
+        rotary_size: Dimensions of a head that are rotated; 0 = all of them.
+        norm: Every norm divides by the root mean square (``rms``), or subtracts the mean and
+            divides by the deviation (``layer``).
+        norm_bias: Of the norms of the stream, all of them.
+        norm_places: ``before`` a branch; ``after`` it, before its output is added; ``both``; or
+            ``stream``: the stream becomes the norm of its sum with the branch's output.
+        final_norm: Whether the head reads a norm of the stream.
+        embedding_norm: Whether the stream begins with a norm of the embedding.
+        parallel: Whether both branches of a layer read its input, each through its own norm.
+        position: ``rotary``; ``learned``: a table that is added to the embedding; ``alibi``: each
+            head's scores fall with the distance, by a slope of its own.
+        rope_tables: Which table of rotary frequencies each layer turns by; empty = the first one.
+        local_rope_theta: Base of the second table; 0: it turns nothing.
+        local_rope_scaling: What stretches the second table.
+        qk_norm_kind: ``head``: over each head, one weight for all of them; ``heads``: each head has
+            a weight of its own; ``width``: over all heads together.
+        qk_norm_bias: Of the norms of queries and keys.
+        qkv_clamp: Largest magnitude of queries, keys and values, behind the norms; 0 = none.
+        score_cap: c in c * tanh(score / c), for scaled scores; 0 = none.
+        logit_cap: The same for logits.
+        feed_forward: ``gated``: down(act(gate(x)) * up(x)); ``plain``: down(act(up(x))).
+        head_bias: Of the logits, beside a tied head too.
+        activation_scales: Whether what the activation gives is multiplied by a vector.
     """
 
     layers: int
@@ -222,22 +130,39 @@ class Architecture:
     norm_epsilon: float
     rope_theta: float
     rope_scaling: RopeScaling | None = None
-    activation: str = "silu"  # of the gate: one of ACTIVATIONS
-    sliding_windows: tuple[
-        int, ...
-    ] = ()  # per layer, 0 = sees everything; empty = 0 for every layer
+    activation: str = "silu"
+    sliding_windows: tuple[int, ...] = ()
     qk_norm: bool = False
     tied_head: bool = False
     qkv_bias: bool = False
-    output_bias: bool = False  # of the matrix that ends attention
+    output_bias: bool = False
     feed_forward_bias: bool = False
-    rotary_size: int = 0  # dimensions of a head that are rotated; 0 = all of them
+    rotary_size: int = 0
+    norm: str = "rms"
+    norm_bias: bool = False
+    norm_places: str = "before"
+    final_norm: bool = True
+    embedding_norm: bool = False
+    parallel: bool = False
+    position: str = "rotary"
+    rope_tables: tuple[int, ...] = ()
+    local_rope_theta: float = 0.0
+    local_rope_scaling: RopeScaling | None = None
+    qk_norm_kind: str = "head"
+    qk_norm_bias: bool = False
+    qkv_clamp: float = 0.0
+    score_cap: float = 0.0
+    logit_cap: float = 0.0
+    feed_forward: str = "gated"
+    head_bias: bool = False
+    activation_scales: bool = False
 
     def __post_init__(self) -> None:
-        """Checks the limits of ``native/format/FORMAT.md`` and spells the sliding windows out."""
+        """Checks the limits of ``native/format/FORMAT.md`` and spells out what is per layer."""
         check_layers(self.layers)
-        if not self.sliding_windows:
-            object.__setattr__(self, "sliding_windows", (0,) * self.layers)
+        for name in ("sliding_windows", "rope_tables"):
+            if not getattr(self, name):
+                object.__setattr__(self, name, (0,) * self.layers)
         for name in (
             "hidden_size",
             "vocabulary_size",
@@ -304,6 +229,7 @@ class Architecture:
                 raise UnsupportedError(
                     f"The model's {what} is {value:g}; it must be a positive float32."
                 )
+        self._check_form()
         largest = np.abs(self.inverse_frequencies()).max()
         most = max(1.0, _MAX_ANGLE / self.context_length)
         if not largest <= most:  # NaN neither
@@ -312,10 +238,92 @@ class Architecture:
                 f"{most:g} are supported: base or scaling of its rotary embedding is out of range."
             )
 
+    def _check_form(self) -> None:
+        """Refuses words that mean nothing and combinations that no decoder of ours computes."""
+        for name, words in _WORDS.items():
+            if getattr(self, name) not in words:
+                raise UnsupportedError(
+                    f"The model's {name} is {getattr(self, name)!r}; it must be one of "
+                    f"{', '.join(words)}."
+                )
+        if len(self.rope_tables) != self.layers:
+            raise InvalidArgumentError(
+                f"{len(self.rope_tables)} rotary tables are named for {self.layers} layers."
+            )
+        if any(not 0 <= table < _MAX_ROPE_TABLES for table in self.rope_tables):
+            raise UnsupportedError(
+                f"A layer turns by the rotary table {max(self.rope_tables)}; at most "
+                f"{_MAX_ROPE_TABLES} are supported."
+            )
+        for what, value in (
+            ("base of its second rotary table", self.local_rope_theta),
+            ("clamp of queries, keys and values", self.qkv_clamp),
+            ("cap of its scores", self.score_cap),
+            ("cap of its logits", self.logit_cap),
+        ):
+            with np.errstate(over="ignore"):  # kept as float32
+                kept = np.float32(value)
+            if not (np.isfinite(kept) and kept >= 0 and (kept > 0) == (value > 0)):
+                raise UnsupportedError(
+                    f"The model's {what} is {value:g}; it must be a positive float32, or 0."
+                )
+        rotary = self.position == "rotary"
+        layer_norms = self.norm == "layer"
+        for refused, why in (
+            (
+                self.parallel and self.norm_places != "before",
+                "has parallel branches, and norms elsewhere than before them",
+            ),
+            (
+                not rotary and (self.rotary_size or any(self.rope_tables)),
+                f"has {self.position} positions, and says how its heads rotate",
+            ),
+            (
+                self.position == "alibi" and self.score_cap,
+                "caps its scores, and biases them by the distance",
+            ),
+            (
+                (self.norm_bias or self.qk_norm_bias) and not layer_norms,
+                "has biases of norms that divide by the root mean square",
+            ),
+            (
+                not self.qk_norm and (self.qk_norm_kind != "head" or self.qk_norm_bias),
+                "says how queries and keys are normed, and norms none",
+            ),
+            (
+                self.activation_scales and self.feed_forward != "plain",
+                "scales what its activation gives, and has a gate",
+            ),
+            (
+                not any(self.rope_tables) and (self.local_rope_theta or self.local_rope_scaling),
+                "has a second rotary table that no layer turns by",
+            ),
+        ):
+            if refused:
+                raise UnsupportedError(f"The model {why}; no decoder here computes that.")
+
     def to_metadata(self) -> dict[str, MetadataValue]:
-        """Keys and values of a model file: an int is a u32, a float an f32, a list a [u32]."""
+        """Keys and values of a model file: an int is a u32, a float an f32, a list a [u32].
+
+        What came with later families is written only where it differs from its default.
+        """
         scaling = self.rope_scaling.describe() if self.rope_scaling else "none"
-        partial = {f"{_PREFIX}rotary_size": self.rotary_size} if self.rotary_size else {}
+        later: dict[str, MetadataValue] = {}
+        if self.rotary_size:
+            later["rotary_size"] = self.rotary_size
+        for name, words in _WORDS.items():
+            if getattr(self, name) != words[0]:
+                later[name] = getattr(self, name)
+        for name, default in _FLAGS.items():
+            if getattr(self, name) is not default:
+                later[name] = getattr(self, name)
+        for name in _NUMBERS:
+            if getattr(self, name):
+                later[name] = float(getattr(self, name))
+        if any(self.rope_tables):
+            later["rope_tables"] = list(self.rope_tables)
+        if self.local_rope_scaling is not None:
+            later["local_rope_scaling"] = self.local_rope_scaling.describe()
         return {
             f"{_PREFIX}layers": self.layers,
             f"{_PREFIX}hidden_size": self.hidden_size,
@@ -332,21 +340,28 @@ class Architecture:
             f"{_PREFIX}tied_head": self.tied_head,
             f"{_PREFIX}rope_theta": float(self.rope_theta),
             f"{_PREFIX}rope_scaling": scaling,
-            **partial,
+            **{f"{_PREFIX}{name}": value for name, value in later.items()},
         }
 
     @classmethod
-    def from_metadata(
-        cls,
-        metadata: Mapping[str, Any],
-        *,
-        qkv_bias: bool = False,
-        output_bias: bool = False,
-        feed_forward_bias: bool = False,
-    ) -> Architecture:
-        """The inverse of :meth:`to_metadata`; a file's tensors show whether there are biases."""
+    def from_metadata(cls, metadata: Mapping[str, Any], tensors: Container[str]) -> Architecture:
+        """The inverse of :meth:`to_metadata`.
+
+        Args:
+            metadata: Entries of a model file.
+            tensors: Names of its tensors: they show whether there are biases.
+        """
         value = {
             key[len(_PREFIX) :]: value for key, value in metadata.items() if key.startswith(_PREFIX)
+        }
+        later: dict[str, Any] = {
+            **{name: str(value.get(name, words[0])) for name, words in _WORDS.items()},
+            **{name: bool(value.get(name, default)) for name, default in _FLAGS.items()},
+            **{name: float(value.get(name, 0.0)) for name in _NUMBERS},
+            **{
+                name: any(tensor in tensors for tensor in shown_by)
+                for name, shown_by in _SHOWN_BY.items()
+            },
         }
         return cls(
             layers=int(value["layers"]),
@@ -364,29 +379,43 @@ class Architecture:
             sliding_windows=tuple(int(window) for window in value["sliding_windows"]),
             qk_norm=bool(value["qk_norm"]),
             tied_head=bool(value["tied_head"]),
-            qkv_bias=qkv_bias,
-            output_bias=output_bias,
-            feed_forward_bias=feed_forward_bias,
             rotary_size=int(value.get("rotary_size", 0)),
+            rope_tables=tuple(int(table) for table in value.get("rope_tables", ())),
+            local_rope_scaling=RopeScaling.parse(value.get("local_rope_scaling", "none")),
+            **later,
         )
 
     def inverse_frequencies(self) -> npt.NDArray[np.float32]:
-        """Radians per position of each pair of a head, float32 [head_size / 2], scaling included.
+        """Radians per position of each pair of a head, scaling included.
 
         Computed in float64 and rounded once, so that every workstation writes the same file; within
         a millionth of what transformers computes in float32, a rounding at every step.
+
+        Returns:
+            float32 [tables * head_size / 2], one table after the other.
         """
-        rotated = self.rotary_size or self.head_size
-        exponents = np.arange(0, rotated, 2, dtype=np.float64) / rotated
+        tables = [self._frequencies(self.rope_theta, self.rope_scaling)]
+        if any(self.rope_tables):
+            tables.append(self._frequencies(self.local_rope_theta, self.local_rope_scaling))
         with np.errstate(all="ignore"):  # what comes of it is checked when the record is made
-            frequencies: Floats = 1.0 / np.float64(self.rope_theta) ** exponents
-            if self.rope_scaling is not None:
-                frequencies = self.rope_scaling.scaled(frequencies, self.rope_theta)
-            # A pair of the rest stands still: the cosine of 0 is 1 and its sine 0, exactly.
-            still = np.zeros((self.head_size - rotated) // 2)
-            return np.concatenate((frequencies, still)).astype(np.float32)
+            return np.concatenate(tables).astype(np.float32)
+
+    def _frequencies(self, theta: float, scaling: RopeScaling | None) -> Floats:
+        """One table, float64 [head_size / 2]; a base of 0 turns nothing."""
+        rotated = self.rotary_size or self.head_size
+        # A pair of the rest stands still: the cosine of 0 is 1 and its sine 0, exactly.
+        table = np.zeros(self.head_size // 2)
+        if theta:
+            exponents = np.arange(0, rotated, 2, dtype=np.float64) / rotated
+            with np.errstate(all="ignore"):
+                frequencies: Floats = 1.0 / np.float64(theta) ** exponents
+                if scaling is not None:
+                    frequencies = scaling.scaled(frequencies, theta)
+            table[: rotated // 2] = frequencies
+        return table
 
     def linear_parameters(self) -> int:
         """Weights in the decoder's packed matrices, embedding and head apart."""
         attention = self.hidden_size * self.head_size * (2 * self.heads + 2 * self.kv_heads)
-        return self.layers * (attention + 3 * self.hidden_size * self.feed_forward_size)
+        matrices = 3 if self.feed_forward == "gated" else 2
+        return self.layers * (attention + matrices * self.hidden_size * self.feed_forward_size)

@@ -6,14 +6,13 @@ format: ``awq_edge.converters`` and ``awq_edge.checkpoints`` do.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 
 import torch
 
 from awq_edge.architecture import Architecture
 from awq_edge.checkpoints import Checkpoint, DecoderTensors, open_checkpoint
 from awq_edge.stages import layer_tensor_names, tensor_names
-from awq_edge.torch_decoder import normalise
 
 _ROWS = 8192  # of a matrix, read at once where only some are wanted
 
@@ -35,7 +34,7 @@ class FloatModel:
             self._tensors.check(name)
 
     def tensor_names(self) -> list[str]:
-        """Our names of every tensor that the checkpoint must hold."""
+        """Our names of every tensor of the decoder, in the order of a model file."""
         return tensor_names(self.architecture)
 
     def shape(self, name: str) -> tuple[int, ...]:
@@ -44,8 +43,6 @@ class FloatModel:
 
     def __call__(self, name: str, device: torch.device | None = None) -> torch.Tensor:
         """Reads a tensor by our name, float32, into the memory of a device or of the CPU."""
-        if name == "rope.inverse_frequencies":
-            return torch.from_numpy(self.architecture.inverse_frequencies()).to(device)
         return self._tensors.tensor(name, device)
 
     def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
@@ -59,13 +56,6 @@ class FloatModel:
             inside = (numbers >= first) & (numbers < first + len(block))
             rows[inside] = block[numbers[inside] - first]
         return rows
-
-    def final_norm(
-        self, device: torch.device | None = None
-    ) -> Callable[[torch.Tensor], torch.Tensor]:
-        """The norm in front of the head, for states [.., hidden] on the device."""
-        tensors = {"output_norm.weight": self("output_norm.weight", device)}
-        return lambda x: normalise(self.architecture, tensors, "output_norm", x)
 
     def layer(self, index: int, device: torch.device | None = None) -> dict[str, torch.Tensor]:
         """Every tensor of one layer, by its name without ``blk.N.``."""

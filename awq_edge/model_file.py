@@ -225,12 +225,7 @@ class PackedFile:
         if self.metadata.get("general.architecture") != ARCHITECTURE_NAME:
             raise FileInvalidError(f"{path} is a GGUF file, but not one written by awq-edge.")
         self._tensors = {tensor.name: tensor for tensor in reader.tensors}
-        self.architecture = Architecture.from_metadata(
-            self.metadata,
-            qkv_bias="blk.0.attn_q.bias" in self._tensors,
-            output_bias="blk.0.attn_output.bias" in self._tensors,
-            feed_forward_bias="blk.0.ffn_down.bias" in self._tensors,
-        )
+        self.architecture = Architecture.from_metadata(self.metadata, self._tensors)
 
     def names(self) -> list[str]:
         """Every tensor, in file order."""

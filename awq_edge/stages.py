@@ -19,7 +19,7 @@ class Origin(enum.Enum):
 
     STREAM = "stream"  # the hidden states
     ATTENTION = "attention"  # queries, keys and values
-    ACTIVATION = "activation"  # gates and what they let through
+    ACTIVATION = "activation"  # of a gate, times what it lets through, or of one matrix's output
 
 
 @dataclasses.dataclass(frozen=True)
@@ -36,9 +36,13 @@ class Stage:
         made_of: The matrices whose outputs are combined, in the operation's order; they belong to
             the stage that begins the branch. None of them if the stage reads the stream.
         norm: What the stream passes before the matrices read it, "attn_norm" and so on.
+        beside: Whether the branch that the stage begins lies beside the others of the layer: it
+            reads the layer's input, not the stream behind them.
         adds: Whether the output is added to the stream.
-        absorber: What the input may be divided by a scale through: a norm, or the rows of a matrix;
-            None if there is nothing.
+        post_norm: What the output passes before it is added.
+        sum_norm: What the sum with the stream passes to become the stream.
+        absorber: What the input may be divided by a scale through: a norm, the rows of a matrix, or
+            the scales behind an activation; None if there is nothing.
         window: Positions that attention sees, the present one included; 0 sees all before it.
     """
 
@@ -47,36 +51,89 @@ class Stage:
     origin: Origin
     made_of: tuple[str, ...] = ()
     norm: str | None = None
+    beside: bool = False
     adds: bool = False
+    post_norm: str | None = None
+    sum_norm: str | None = None
     absorber: str | None = None
     window: int = 0
 
 
 def stages(architecture: Architecture, layer: int) -> tuple[Stage, ...]:
     """The stages of a layer, in the order in which they are computed."""
+    a = architecture
     queries_keys_values = ("attn_q", "attn_k", "attn_v")
-    gate_up = ("ffn_gate", "ffn_up")
+    gated = a.feed_forward == "gated"
+    upwards = ("ffn_gate", "ffn_up") if gated else ("ffn_up",)
+    attention, feed_forward = _norms_of(a, "attn"), _norms_of(a, "ffn")
     return (
-        Stage("qkv", queries_keys_values, Origin.STREAM, norm="attn_norm", absorber="attn_norm"),
+        Stage(
+            "qkv",
+            queries_keys_values,
+            Origin.STREAM,
+            norm=attention.before,
+            absorber=attention.before,
+        ),
         Stage(
             "output",
             ("attn_output",),
             Origin.ATTENTION,
             made_of=queries_keys_values,
             adds=True,
-            absorber="attn_v",
-            window=architecture.sliding_windows[layer],
+            post_norm=attention.after,
+            sum_norm=attention.of_sum,
+            absorber=None if a.qkv_clamp else "attn_v",  # a clamped value does not shrink in step
+            window=a.sliding_windows[layer],
         ),
-        Stage("gate_up", gate_up, Origin.STREAM, norm="ffn_norm", absorber="ffn_norm"),
+        Stage(
+            "gate_up" if gated else "up",
+            upwards,
+            Origin.STREAM,
+            norm=feed_forward.before,
+            beside=a.parallel,
+            absorber=feed_forward.before,
+        ),
         Stage(
             "down",
             ("ffn_down",),
             Origin.ACTIVATION,
-            made_of=gate_up,
+            made_of=upwards,
             adds=True,
-            absorber="ffn_up",  # never the gate, which passes the activation
+            post_norm=feed_forward.after,
+            sum_norm=feed_forward.of_sum,
+            absorber=_absorber_of_down(a),
         ),
     )
+
+
+@dataclasses.dataclass(frozen=True)
+class _Norms:
+    """The norms of one branch."""
+
+    before: str | None = None
+    after: str | None = None
+    of_sum: str | None = None
+
+
+def _norms_of(architecture: Architecture, branch: str) -> _Norms:
+    """Where a branch's norms are; what they absorb is what nothing else reads."""
+    before, after = f"{branch}_norm", f"{branch}_post_norm"
+    return {
+        "before": _Norms(before=before),
+        "after": _Norms(after=after),
+        "both": _Norms(before=before, after=after),
+        "stream": _Norms(of_sum=after),
+    }[architecture.norm_places]
+
+
+def _absorber_of_down(architecture: Architecture) -> str | None:
+    """What may divide the input of the matrix that ends the feed-forward."""
+    a = architecture
+    if a.feed_forward == "gated":
+        return "ffn_up"  # never the gate, which passes the activation
+    if a.activation_scales:
+        return "ffn_act"
+    return "ffn_up" if a.activation == "relu" else None  # relu(x / s) is relu(x) / s
 
 
 def matrices(architecture: Architecture, layer: int) -> tuple[str, ...]:
@@ -91,19 +148,34 @@ def fed_by(architecture: Architecture, layer: int, first: Stage) -> tuple[Stage,
     )
 
 
+def layer_norms(architecture: Architecture, layer: int) -> list[str]:
+    """The norms of the stream in a layer, "attn_norm" and so on."""
+    described = stages(architecture, layer)
+    before = [stage.norm for stage in described]
+    behind = [norm for stage in described for norm in (stage.post_norm, stage.sum_norm)]
+    return [norm for norm in (*before, *behind) if norm is not None]
+
+
 def layer_tensor_names(architecture: Architecture, layer: int) -> list[str]:
     """Every tensor of one layer, without "blk.N."."""
     a = architecture
-    names = [f"{stage.norm}.weight" for stage in stages(a, layer) if stage.norm is not None]
+    norms = layer_norms(a, layer)
+    names = [f"{norm}.weight" for norm in norms]
     names += [f"{name}.weight" for name in matrices(a, layer)]
     if a.qk_norm:
         names += ["attn_q_norm.weight", "attn_k_norm.weight"]
+    if a.qk_norm_bias:
+        names += ["attn_q_norm.bias", "attn_k_norm.bias"]
     if a.qkv_bias:
         names += ["attn_q.bias", "attn_k.bias", "attn_v.bias"]
     if a.output_bias:
         names += ["attn_output.bias"]
     if a.feed_forward_bias:
-        names += ["ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"]
+        names += [f"{name}.bias" for name in matrices(a, layer) if name.startswith("ffn_")]
+    if a.norm_bias:
+        names += [f"{norm}.bias" for norm in norms]
+    if a.activation_scales:
+        names += ["ffn_act.scales"]
     return names
 
 
@@ -112,17 +184,53 @@ def head_name(architecture: Architecture) -> str:
     return "token_embd.weight" if architecture.tied_head else "output.weight"
 
 
-def tensor_names(architecture: Architecture) -> list[str]:
-    """Every tensor of a model but the rotary frequencies, as a token meets them."""
+def positions_name(architecture: Architecture) -> str | None:
+    """The tensor by which attention knows positions, where there is one."""
+    names = {"rotary": "rope.inverse_frequencies", "alibi": "alibi.slopes"}
+    return names.get(architecture.position)
+
+
+def embedding_tensor_names(architecture: Architecture) -> list[str]:
+    """What is in front of the first layer, the positions of attention apart."""
+    a = architecture
     names = ["token_embd.weight"]
+    if a.position == "learned":
+        names.append("position_embd.weight")
+    if a.embedding_norm:
+        names += _norm_tensors(a, "token_embd_norm")
+    return names
+
+
+def head_tensor_names(architecture: Architecture) -> list[str]:
+    """What is behind the last layer, a tied head apart."""
+    a = architecture
+    names = _norm_tensors(a, "output_norm") if a.final_norm else []
+    if not a.tied_head:
+        names.append("output.weight")
+    if a.head_bias:
+        names.append("output.bias")
+    return names
+
+
+def tensor_names(architecture: Architecture) -> list[str]:
+    """Every tensor of a model file, in file order: as a token meets them."""
+    first, *others = embedding_tensor_names(architecture)
+    positions = positions_name(architecture)
+    names = [first, *([] if positions is None else [positions]), *others]
     for layer in range(architecture.layers):
         names += [f"blk.{layer}.{name}" for name in layer_tensor_names(architecture, layer)]
-    names.append("output_norm.weight")
-    return names if architecture.tied_head else [*names, "output.weight"]
+    return names + head_tensor_names(architecture)
+
+
+def _norm_tensors(architecture: Architecture, norm: str) -> list[str]:
+    return [f"{norm}.weight", *([f"{norm}.bias"] if architecture.norm_bias else [])]
 
 
 def tensor_shape(architecture: Architecture, name: str) -> tuple[int, ...]:
-    """The shape of the tensor of a name (``blk.N.`` included or not)."""
+    """The shape of the tensor of a name (``blk.N.`` included or not).
+
+    What has two dimensions is packed; a table of floats is one vector, row after row.
+    """
     a = architecture
     queries, keys = a.heads * a.head_size, a.kv_heads * a.head_size
     shapes = {
@@ -136,11 +244,20 @@ def tensor_shape(architecture: Architecture, name: str) -> tuple[int, ...]:
         "ffn_up": (a.feed_forward_size, a.hidden_size),
         "ffn_down": (a.hidden_size, a.feed_forward_size),
     }
+    of_head = a.qk_norm_kind == "head"
+    vectors = {
+        "attn_q_norm": a.head_size if of_head else queries,
+        "attn_k_norm": a.head_size if of_head else keys,
+        "ffn_act": a.feed_forward_size,
+        "position_embd": a.context_length * a.hidden_size,
+        "alibi": a.heads,
+        "rope": (1 + max(a.rope_tables)) * (a.head_size // 2),
+    }
     stem, _, kind = name.rpartition(".")
     stem = stem.split(".")[-1]
     if stem in shapes:
         return shapes[stem] if kind == "weight" else shapes[stem][:1]
-    return (a.head_size,) if stem in ("attn_q_norm", "attn_k_norm") else (a.hidden_size,)
+    return (vectors.get(stem, a.hidden_size),)
 
 
 def input_width(architecture: Architecture, stage: Stage) -> int:

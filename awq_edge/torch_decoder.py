@@ -19,7 +19,15 @@ import torch
 import torch.nn.functional as F
 
 from awq_edge.architecture import Architecture
-from awq_edge.stages import Origin, Stage, fed_by, head_name, layer_tensor_names, stages
+from awq_edge.stages import (
+    Origin,
+    Stage,
+    fed_by,
+    head_name,
+    layer_tensor_names,
+    positions_name,
+    stages,
+)
 
 # Gives the tensor of a name; whole-model names such as "blk.0.attn_q.weight" or, inside a layer,
 # names without "blk.0.".
@@ -35,27 +43,36 @@ _SMALLEST_ACTIVATION = 2.0**-100  # groups of smaller values count as zero, as i
 
 @dataclasses.dataclass(frozen=True)
 class Positions:
-    """Cosines and sines of the rotary embedding, [t, d / 2], for positions 0 … t - 1."""
+    """What attention knows of positions 0 … t - 1.
 
-    cosines: torch.Tensor
-    sines: torch.Tensor
+    Attributes:
+        cosines: Of the rotary embedding, [tables, t, d / 2]; None without one.
+        sines: The same.
+        slopes: By which each head's scores fall with the distance, [h]; None: they do not.
+    """
+
+    cosines: torch.Tensor | None = None
+    sines: torch.Tensor | None = None
+    slopes: torch.Tensor | None = None
 
     @classmethod
-    def of(cls, architecture: Architecture, count: int, device: torch.device) -> Positions:
-        """The first ``count`` positions of a float model, on a device."""
-        frequencies = torch.from_numpy(architecture.inverse_frequencies())
-        return cls.first(count, frequencies.to(device))
-
-    @classmethod
-    def first(cls, count: int, inverse_frequencies: torch.Tensor) -> Positions:
-        """The first ``count`` positions.
-
-        Args:
-            count: t.
-            inverse_frequencies: float32 [d / 2], radians per position.
-        """
-        numbers = torch.arange(count, device=inverse_frequencies.device).float()
-        angles = torch.outer(numbers, inverse_frequencies)
+    def of(
+        cls,
+        architecture: Architecture,
+        count: int,
+        weights: WeightSource,
+        device: torch.device | None = None,
+    ) -> Positions:
+        """The first ``count`` positions of a model, on a device."""
+        name = positions_name(architecture)
+        if name is None:
+            return cls()
+        vector = weights(name).to(device)
+        if architecture.position == "alibi":
+            return cls(slopes=vector)
+        tables = vector.reshape(-1, architecture.head_size // 2)
+        numbers = torch.arange(count, device=tables.device).float()
+        angles = torch.stack([torch.outer(numbers, table) for table in tables])
         return cls(angles.cos(), angles.sin())
 
 
@@ -104,16 +121,66 @@ def rounded(x: torch.Tensor, group_size: int) -> torch.Tensor:
 def normalise(
     architecture: Architecture, tensors: Mapping[str, torch.Tensor], norm: str, x: torch.Tensor
 ) -> torch.Tensor:
-    """A norm of the model: divides x [.., n] by its root mean square, multiplies by a weight [n].
+    """A norm of the model over the last dimension of x.
+
+    Divides by the root mean square; or subtracts the mean and divides by the standard deviation.
+    Then multiplies by a weight and adds a bias, if there is one.
 
     Args:
         architecture: The decoder.
-        tensors: What holds the norm's weight.
+        tensors: What holds the norm's weight and bias: [n] each, or [h * n] for one of each head.
         norm: Its name, "attn_norm" and so on.
-        x: float32 [.., n].
+        x: float32 [.., n], or [.., h, n].
     """
-    mean = x.square().mean(dim=-1, keepdim=True)
-    return x * torch.rsqrt(mean + architecture.norm_epsilon) * tensors[f"{norm}.weight"]
+    weight, bias = tensors[f"{norm}.weight"], tensors.get(f"{norm}.bias")
+    if len(weight) != x.shape[-1]:
+        weight = weight.view(x.shape[-2:])
+        bias = None if bias is None else bias.view(x.shape[-2:])
+    if architecture.norm == "layer":
+        normed = F.layer_norm(x, x.shape[-1:], eps=architecture.norm_epsilon) * weight
+    else:
+        mean = x.square().mean(dim=-1, keepdim=True)
+        normed = x * torch.rsqrt(mean + architecture.norm_epsilon) * weight
+    return normed if bias is None else normed + bias
+
+
+def embedded(architecture: Architecture, weights: WeightSource, rows: torch.Tensor) -> torch.Tensor:
+    """The stream in front of the first layer.
+
+    Args:
+        architecture: The decoder.
+        weights: Gives tensors by whole-model names.
+        rows: Of the embedding, for the tokens of positions 0 … t - 1, float32 [b, t, hidden].
+    """
+    a = architecture
+    if a.position == "learned":
+        table = weights("position_embd.weight").view(a.context_length, a.hidden_size)
+        rows = rows + table[: rows.shape[1]].to(rows.device)
+    if a.embedding_norm:
+        rows = normalise(
+            a, _tensors_of(a, weights, "token_embd_norm", rows), "token_embd_norm", rows
+        )
+    return rows
+
+
+def ended(architecture: Architecture, weights: WeightSource, x: torch.Tensor) -> torch.Tensor:
+    """What the head reads of the stream behind the last layer, [.., hidden]."""
+    a = architecture
+    if not a.final_norm:
+        return x
+    return normalise(a, _tensors_of(a, weights, "output_norm", x), "output_norm", x)
+
+
+def _tensors_of(
+    architecture: Architecture, weights: WeightSource, norm: str, like: torch.Tensor
+) -> dict[str, torch.Tensor]:
+    names = [f"{norm}.weight", *([f"{norm}.bias"] if architecture.norm_bias else [])]
+    return {name: weights(name).to(like.device) for name in names}
+
+
+def capped(x: torch.Tensor, cap: float) -> torch.Tensor:
+    """Keeps x within a cap: c * tanh(x / c); a cap of 0 is none."""
+    return cap * torch.tanh(x / cap) if cap else x
 
 
 def activate(architecture: Architecture, x: torch.Tensor) -> torch.Tensor:
@@ -126,10 +193,12 @@ def activate(architecture: Architecture, x: torch.Tensor) -> torch.Tensor:
     return F.gelu(x, approximate=approximate)
 
 
-def rotate(x: torch.Tensor, positions: Positions) -> torch.Tensor:
-    """Turns dimension i of each head [b, h, t, d] with dimension i + d / 2."""
+def rotate(x: torch.Tensor, positions: Positions, table: int = 0) -> torch.Tensor:
+    """Turns dimension i of each head [b, h, t, d] with dimension i + d / 2, where heads turn."""
+    if positions.cosines is None or positions.sines is None:
+        return x
     first, second = x.chunk(2, dim=-1)
-    cosines, sines = positions.cosines, positions.sines
+    cosines, sines = positions.cosines[table], positions.sines[table]
     return torch.cat((first * cosines - second * sines, second * cosines + first * sines), dim=-1)
 
 
@@ -149,7 +218,9 @@ class Step:
 
     def stream_after(self) -> torch.Tensor:
         """The stream behind the stage, [b, t, hidden]."""
-        return self.stream + self.output if self.stage.adds else self.stream
+        if not self.stage.adds:
+            return self.stream
+        return self.layer.taken_up(self.stage, self.stream, self.output)
 
 
 class Layer:
@@ -200,7 +271,8 @@ class Layer:
             if step is not None:
                 stream = step.stream_after()
             begins = stage.origin is Origin.STREAM
-            x = self.input(stage, stream if begins else begun)
+            source = hidden if stage.beside else stream
+            x = self.input(stage, source if begins else begun)
             begun = x if begins else begun
             step = Step(self, stage, x, stream)
             yield step
@@ -220,12 +292,27 @@ class Layer:
         products = (self._linear(name, source) for name in stage.made_of)
         if stage.origin is Origin.ATTENTION:
             return self._attention(stage, products)
-        return activate(self.architecture, next(products)) * next(products)
+        activated = activate(self.architecture, next(products))
+        if self.architecture.feed_forward == "gated":
+            return activated * next(products)
+        if self.architecture.activation_scales:
+            return activated * self.weights["ffn_act.scales"]
+        return activated
 
     def output(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
         """What a stage that adds gives to the stream, [.., hidden], for its input [.., k]."""
         (name,) = stage.matrices
-        return self._linear(name, x)
+        output = self._linear(name, x)
+        if stage.post_norm is None:
+            return output
+        return normalise(self.architecture, self.weights, stage.post_norm, output)
+
+    def taken_up(self, stage: Stage, stream: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
+        """The stream behind a stage that adds, for the one in front of it and what it gives."""
+        total = stream + output
+        if stage.sum_norm is None:
+            return total
+        return normalise(self.architecture, self.weights, stage.sum_norm, total)
 
     def branch(self, first: Stage, x: torch.Tensor) -> torch.Tensor:
         """What a whole branch gives to the stream, for what its first stage reads."""
@@ -235,17 +322,24 @@ class Layer:
     def _attention(self, stage: Stage, products: Iterator[torch.Tensor]) -> torch.Tensor:
         """Mixes queries, keys and values [b, t, heads * d] to [b, t, heads * d]."""
         a = self.architecture
+        table = a.rope_tables[self.number]
 
         def heads(name: str, count: int) -> torch.Tensor:
             projected = next(products)
-            projected = projected.view(*projected.shape[:2], count, a.head_size)
-            if a.qk_norm and name != stage.made_of[2]:
+            split = (*projected.shape[:2], count, a.head_size)
+            normed = a.qk_norm and name != stage.made_of[2]
+            if normed and a.qk_norm_kind == "width":
                 projected = normalise(a, self.weights, f"{name}_norm", projected)
+            projected = projected.view(split)
+            if normed and a.qk_norm_kind != "width":
+                projected = normalise(a, self.weights, f"{name}_norm", projected)
+            if a.qkv_clamp:
+                projected = projected.clamp(-a.qkv_clamp, a.qkv_clamp)
             return projected.transpose(1, 2)  # [b, h, t, d]
 
         query, key, value = stage.made_of
-        queries = rotate(heads(query, a.heads), self._positions)
-        keys = rotate(heads(key, a.kv_heads), self._positions)
+        queries = rotate(heads(query, a.heads), self._positions, table)
+        keys = rotate(heads(key, a.kv_heads), self._positions, table)
         values = heads(value, a.kv_heads)
         if self._kv_fp16:
             keys, values = keys.half().float(), values.half().float()
@@ -253,14 +347,43 @@ class Layer:
         keys = keys.repeat_interleave(repeats, dim=1)
         values = values.repeat_interleave(repeats, dim=1)
         b, _, t, _ = queries.shape
-        if stage.window and stage.window < t:
-            numbers = torch.arange(t, device=queries.device)
-            distance = numbers[:, None] - numbers
-            visible = (distance >= 0) & (distance < stage.window)
-            mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
-        else:
-            mixed = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        mixed = self._mix(queries, keys, values, stage.window if stage.window < t else 0)
         return mixed.transpose(1, 2).reshape(b, t, a.heads * a.head_size)
+
+    def _mix(
+        self, queries: torch.Tensor, keys: torch.Tensor, values: torch.Tensor, window: int
+    ) -> torch.Tensor:
+        """Values [b, h, t, d] weighed by how well their keys answer each query.
+
+        Args:
+            queries: [b, h, t, d].
+            keys: The same.
+            values: The same.
+            window: Positions that a query sees, its own included; 0: all before it.
+        """
+        a, slopes = self.architecture, self._positions.slopes
+        if not window and slopes is None and not a.score_cap:
+            return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        numbers = torch.arange(queries.shape[2], device=queries.device)
+        distance = numbers[:, None] - numbers
+        visible = distance >= 0
+        if window:
+            visible &= distance < window
+        if slopes is None and not a.score_cap:
+            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+        if slopes is None:
+            scores = capped(queries @ keys.transpose(2, 3) * a.head_size**-0.5, a.score_cap)
+            weights = torch.softmax(scores.masked_fill(~visible, -torch.inf), dim=-1)
+            return weights @ values
+        biases = (-slopes[:, None, None] * distance).masked_fill(~visible, -torch.inf)
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=biases)
+
+
+def logits_of(
+    architecture: Architecture, product: torch.Tensor, bias: torch.Tensor | None
+) -> torch.Tensor:
+    """Logits, for the head matrix's product [.., vocabulary] and the head's bias [vocabulary]."""
+    return capped(product if bias is None else product + bias, architecture.logit_cap)
 
 
 @torch.inference_mode()
@@ -274,7 +397,7 @@ def logits(
     """Logits of every position, float32 [b, t, vocabulary]; one layer's weights at a time.
 
     Args:
-        weights: Gives a tensor by its name in the model file. ``rope.inverse_frequencies`` too.
+        weights: Gives a tensor by its name in the model file.
         architecture: The decoder.
         tokens: int64 [b, t], each row a sequence of its own.
         activation_group_size: Round the input of every matrix to int8 per token and group of this
@@ -296,14 +419,14 @@ def logits(
         return linear
 
     a = architecture
-    hidden = weights("token_embd.weight")[tokens].float()
-    positions = Positions.first(tokens.shape[1], weights("rope.inverse_frequencies"))
+    hidden = embedded(a, weights, weights("token_embd.weight")[tokens].float())
+    positions = Positions.of(a, tokens.shape[1], weights, hidden.device)
     for number in range(a.layers):
         prefix = f"blk.{number}."
         tensors = {name: weights(prefix + name) for name in layer_tensor_names(a, number)}
         linear = multiply_by(prefix, tensors)
         hidden = Layer(a, number, tensors, positions, linear, kv_fp16=kv_fp16).run(hidden)
-    norm = {"output_norm.weight": weights("output_norm.weight")}
-    hidden = normalise(a, norm, "output_norm", hidden)
+    hidden = ended(a, weights, hidden)
     head = head_name(a)
-    return multiply_by("", {head: weights(head)})(head[: -len(".weight")], hidden)
+    product = multiply_by("", {head: weights(head)})(head[: -len(".weight")], hidden)
+    return logits_of(a, product, weights("output.bias") if a.head_bias else None)

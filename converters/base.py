@@ -65,10 +65,19 @@ _ACTIVATIONS: Mapping[str, str] = {
 
 
 @dataclasses.dataclass(frozen=True)
+class Product:
+    """A matrix of the checkpoint that each row of ours is multiplied by."""
+
+    name: str  # whole, with ".weight"
+    shape: tuple[int, int]
+    transposed: bool = False
+
+
+@dataclasses.dataclass(frozen=True)
 class Stored:
     """One of our tensors as a checkpoint holds it.
 
-    ours = (offset + factor * theirs[rows]) * row_factors.
+    ours = (offset + factor * theirs[rows]) * row_factors @ product.
 
     ``parts`` tensors, numbered where the name has an A, may hold it one after the other; and one
     that no checkpoint holds has its ``values`` here.
@@ -80,6 +89,8 @@ class Stored:
     offset: float = 0.0
     row_factors: npt.NDArray[np.float32] | None = None  # of our rows, where they differ
     parts: int = 0  # 0: one tensor
+    columns: int = 0  # of a stored matrix whose rows, one after the other, are our vector
+    product: Product | None = None
     values: npt.NDArray[np.float32] | None = None
 
 

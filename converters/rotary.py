@@ -11,8 +11,9 @@ import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from awq_edge.architecture import MAX_CONTEXT, MAX_HEAD_SIZE, RopeScaling
+from awq_edge.architecture import MAX_CONTEXT, MAX_HEAD_SIZE
 from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.rope_scaling import RopeScaling
 
 from .values import Values, shown
 

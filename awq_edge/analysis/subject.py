@@ -21,7 +21,7 @@ from awq_edge.float_model import FloatModel
 from awq_edge.hf_tokenizer import StoredTokenizer
 from awq_edge.quantize.statistics import InputStatistics
 from awq_edge.stages import input_width
-from awq_edge.torch_decoder import Layer, Positions
+from awq_edge.torch_decoder import Layer, Positions, embedded
 
 # Share of a text that is kept for judging when no other text is given.
 _HELD_OUT = 0.2
@@ -70,8 +70,7 @@ class Subject:
         """
         self.architecture = model.architecture
         self.settings = settings
-        names = [*model.tensor_names(), "rope.inverse_frequencies"]
-        self.weights = {name: model(name) for name in names}
+        self.weights = {name: model(name) for name in model.tensor_names()}
         longest = self.architecture.context_length
         runtime = tokenizer.runtime
         bos = runtime.bos_token_id if runtime.add_bos_token else None
@@ -101,8 +100,9 @@ class Subject:
         Every input is one group: the products are those of all pairs.
         """
         a = self.architecture
-        hidden = self.weights["token_embd.weight"][self.blocks]
-        positions = Positions.first(hidden.shape[1], self.weights["rope.inverse_frequencies"])
+        weights = self.weights.__getitem__
+        hidden = embedded(a, weights, self.weights["token_embd.weight"][self.blocks])
+        positions = Positions.of(a, hidden.shape[1], weights)
         for number in range(a.layers):
             layer = Layer(a, number, self.layer(number), positions)
             statistics = {}

@@ -91,7 +91,7 @@ class Gradients:
             ``coupling.py``, by "attn_q" and so on.
         """
         a = self._architecture
-        positions = Positions.of(a, tokens.shape[1], self._device)
+        positions = Positions.of(a, tokens.shape[1], self._source, self._device)
         with torch.no_grad():
             self._forward(tokens, positions)
             self._turn(numbers)
@@ -105,8 +105,9 @@ class Gradients:
         self._states[0].discard()
 
     def _forward(self, tokens: torch.Tensor, positions: Positions) -> None:
-        self._states[0].write(slice(0, len(tokens)), self._source.rows("token_embd.weight", tokens))
         a = self._architecture
+        rows = self._source.rows("token_embd.weight", tokens)
+        self._states[0].write(slice(0, len(tokens)), torch_decoder.embedded(a, self._source, rows))
         for number, weights in self._layers(range(a.layers)):
             self._note(f"gradients, layer {number + 1}/{a.layers}")
             layer = Layer(a, number, weights, positions)
@@ -120,20 +121,23 @@ class Gradients:
     def _turn(self, numbers: Sequence[int]) -> None:
         """Makes of the states behind the last layer the gradients by them."""
         a = self._architecture
-        norm = self._source.final_norm(self._device)
         head = self._source(head_name(a), self._device)
+        bias = self._source("output.bias", self._device) if a.head_bias else None
         rows = max(1, _LOGITS // len(head))
         last = self._states[-1]
         for at, number in zip(self._blocks(), numbers):
             with torch.enable_grad():
                 states = last.read(at).requires_grad_()
-                normed = norm(states)
+                normed = torch_decoder.ended(a, self._source, states)
             # The block's own deviates, whoever has the block.
             generator = torch.Generator(self._device).manual_seed(number)
             by_normed = []
             for some in torch.split(normed.detach(), rows, dim=1):
-                p = torch.softmax(torch_decoder.multiply(some, head, None), dim=-1)
-                by_normed.append(logit_gradients(p, generator) @ head)
+                logits = torch_decoder.logits_of(a, torch_decoder.multiply(some, head, None), bias)
+                by_logits = logit_gradients(torch.softmax(logits, dim=-1), generator)
+                if a.logit_cap:  # the slope of the cap
+                    by_logits *= 1 - (logits / a.logit_cap).square()
+                by_normed.append(by_logits @ head)
             torch.autograd.backward(normed, torch.cat(by_normed, dim=1))
             assert states.grad is not None
             last.write(at, states.grad)

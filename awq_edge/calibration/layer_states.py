@@ -60,10 +60,12 @@ class LayerStates:
 
     def add(self, stage: Stage, blocks: slice, x: torch.Tensor) -> None:
         """Adds to the stream what a stage gives for its input x."""
-        self._after.write(blocks, self.stream(stage, blocks) + self.layer.output(stage, x))
+        stream = self.stream(stage, blocks)
+        self._after.write(blocks, self.layer.taken_up(stage, stream, self.layer.output(stage, x)))
 
     def stream(self, stage: Stage, blocks: slice) -> torch.Tensor:
         """The stream that a stage reads or adds to, [b, t, hidden]."""
         first = next(number for number, one in enumerate(self.layer.stages) if one.adds)
-        done = self.layer.stages.index(stage) > first  # something has been added
+        # Something has been added, and the stage's branch does not lie beside it.
+        done = self.layer.stages.index(stage) > first and not stage.beside
         return (self._after if done else self._before).read(blocks)

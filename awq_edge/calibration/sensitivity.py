@@ -67,16 +67,21 @@ def measure(
     """
     a = source.architecture
     blocks = blocks[:BLOCKS, :TOKENS]
-    positions = Positions.of(a, blocks.shape[1], device)
+    positions = Positions.of(a, blocks.shape[1], source, device)
     used, places = torch.unique(blocks, return_inverse=True)
     table = source.rows("token_embd.weight", used)
-    states = [table[places].to(device)]  # the float model's, then every disturbed one
+
+    def begun(rows: torch.Tensor) -> torch.Tensor:
+        return torch_decoder.embedded(a, source, rows[places])
+
+    exact = begun(table)
+    states = [exact.to(device)]  # the float model's, then every disturbed one
     local: Harms = {}  # harm inside its layer, in any unit that the layer's matrices share
     local["token_embd.weight"] = {
-        bits: float((rounded(table, None, bits, group) - table)[places].square().sum())
+        bits: float((begun(rounded(table, None, bits, group)) - exact).square().sum())
         for bits, group in groups.items()
     }
-    states.append(rounded(table, None, 4, groups.get(4, 128))[places].to(device))
+    states.append(begun(rounded(table, None, 4, groups.get(4, 128))).to(device))
     reference = [float((states[1] - states[0]).square().sum())]
     for layer in range(a.layers):
         weights = source.layer(layer, device)
@@ -86,8 +91,7 @@ def measure(
         reference.append(sum(harm[_LAYER_BITS] for harm in harms.values()))
         states = [probe.layer(weights).run(state) for state in states]
         states.append(disturbed)
-    norm = source.final_norm(device)
-    ends = [norm(state).flatten(0, 1) for state in states]
+    ends = [torch_decoder.ended(a, source, state).flatten(0, 1) for state in states]
     return _shared_out(source, local, reference, ends, groups, damping)
 
 
@@ -125,10 +129,17 @@ def _shared_out(
     damping: float,
 ) -> Harms:
     """Turns harms inside layers into divergences of the model's predictions."""
-    tied, name = source.architecture.tied_head, head_name(source.architecture)
-    head = source(name).to(ends[0].device)
-    exact = _log_probabilities(ends[0], head)
-    disturbed = [_divergence(exact, _log_probabilities(end, head)) for end in ends[1:]]
+    a, device = source.architecture, ends[0].device
+    tied, name = a.tied_head, head_name(a)
+    head = source(name).to(device)
+    bias = source("output.bias").to(device) if a.head_bias else None
+
+    def log_probabilities(x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
+        product = torch_decoder.multiply(x, head, None)
+        return torch.log_softmax(torch_decoder.logits_of(a, product, bias), dim=-1)
+
+    exact = log_probabilities(ends[0], head)
+    disturbed = [_divergence(exact, log_probabilities(end, head)) for end in ends[1:]]
     harms: Harms = {}
     for matrix, by_bits in local.items():
         place = 0 if matrix == "token_embd.weight" else 1 + int(matrix.split(".")[1])
@@ -138,14 +149,10 @@ def _shared_out(
     products.add(ends[0])
     hessian = None if tied else gptq.Hessian.of(products.means(), damping)
     for bits, group_size in groups.items():
-        logits = _log_probabilities(ends[0], rounded(head, hessian, bits, group_size))
+        disturbed_head = rounded(head, hessian, bits, group_size)
         harms.setdefault(name, {}).setdefault(bits, 0.0)
-        harms[name][bits] += _divergence(exact, logits)
+        harms[name][bits] += _divergence(exact, log_probabilities(ends[0], disturbed_head))
     return harms
-
-
-def _log_probabilities(x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-    return torch.log_softmax(torch_decoder.multiply(x, head, None), dim=-1)
 
 
 def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:

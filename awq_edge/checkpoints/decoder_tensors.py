@@ -18,6 +18,7 @@ from awq_edge.errors import CheckpointError
 from awq_edge.stages import layer_tensor_names, matrices, tensor_shape
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
+_FREQUENCIES = "rope.inverse_frequencies"  # of no checkpoint: the record knows them
 _ROWS = 8192  # of the embedding and the head, compared at once
 
 
@@ -59,6 +60,8 @@ class DecoderTensors:
 
     def changes(self, name: str) -> Stored:
         """What makes the checkpoint's numbers ours."""
+        if name == _FREQUENCIES:
+            return Stored(values=self.architecture.inverse_frequencies())
         return self._converter.changes(self.checkpoint.config, self.architecture, name)
 
     def tensor(self, name: str, device: torch.device | None = None) -> torch.Tensor:
@@ -73,18 +76,18 @@ class DecoderTensors:
         values = torch.cat(parts) if change.parts else parts[0]
         if change.rows is not None:
             values = values[torch.from_numpy(change.rows).to(values.device)]
-        values = _changed(values, change)
-        if change.row_factors is None:
-            return values
-        factors = torch.from_numpy(change.row_factors).to(values.device)
-        return values * factors.reshape(-1, *[1] * (values.ndim - 1))
+        values = self._changed(values, change)
+        if change.row_factors is not None:
+            factors = torch.from_numpy(change.row_factors).to(values.device)
+            values = values * factors.reshape(-1, *[1] * (values.ndim - 1))
+        return values.reshape(self.shape(name))
 
     def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Reads a matrix a block of rows at a time, as ``Checkpoint.row_blocks`` does."""
-        n, k = self.shape(name)
+        n, k = self._stored_shape(name)
         change = self.changes(name)
         for first, block in self.checkpoint.row_blocks(self.stored_name(name), (n, k), rows):
-            yield first, _changed(block, change)
+            yield first, self._changed(block, change)
 
     def check(self, name: str) -> None:
         """Refuses a tensor that is missing or has another shape; reads no weights."""
@@ -93,6 +96,8 @@ class DecoderTensors:
             return
         for part in self._stored_names(name, change):
             self.checkpoint.check(part, self._stored_shape(name))
+        if change.product is not None:
+            self.checkpoint.check(change.product.name, change.product.shape)
 
     def _stored_names(self, name: str, change: Stored) -> list[str]:
         """The tensors that hold one of ours."""
@@ -103,8 +108,23 @@ class DecoderTensors:
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:
         shape, change = self.shape(name), self.changes(name)
+        if change.columns:
+            shape = (shape[0] // change.columns, change.columns)
+        if change.product is not None:
+            shape = (shape[0], change.product.shape[1 if change.product.transposed else 0])
         rows = shape[0] if change.rows is None else change.all_rows
         return (rows // (change.parts or 1), *shape[1:])
+
+    def _changed(self, values: torch.Tensor, change: Stored) -> torch.Tensor:
+        if change.factor != 1:
+            values = values * change.factor
+        if change.offset:
+            values = values + change.offset
+        if change.product is not None:
+            matrix = self.checkpoint.tensor(change.product.name, change.product.shape)
+            matrix = matrix.to(values.device)
+            values = values @ (matrix.T if change.product.transposed else matrix)
+        return values
 
     def _with_its_head(
         self, architecture: Architecture, is_integer: Callable[[str], bool]
@@ -143,9 +163,3 @@ class DecoderTensors:
                         f"{self.checkpoint.directory} holds {name}, but its config.json says that "
                         "there is no such bias; one of the two is wrong."
                     )
-
-
-def _changed(values: torch.Tensor, change: Stored) -> torch.Tensor:
-    if change.factor != 1:
-        values = values * change.factor
-    return values + change.offset if change.offset else values

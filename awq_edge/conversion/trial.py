@@ -14,7 +14,7 @@ import torch
 from awq_edge.errors import AwqEdgeError, UnsupportedError
 from awq_edge.model_file import PackedFile
 from awq_edge.stages import layer_tensor_names
-from awq_edge.torch_decoder import Layer, Positions
+from awq_edge.torch_decoder import Layer, Positions, embedded
 
 _TOKENS = 8  # enough that a token attends to others; each costs about one pass over the file
 
@@ -62,8 +62,8 @@ def _first_overflow(file: PackedFile, tokens: torch.Tensor) -> str:
         return torch.from_numpy(file.floats(name))
 
     with torch.inference_mode():
-        hidden = weights("token_embd.weight")[tokens]
-        positions = Positions.first(tokens.shape[1], weights("rope.inverse_frequencies"))
+        hidden = embedded(a, weights, weights("token_embd.weight")[tokens])
+        positions = Positions.of(a, tokens.shape[1], weights)
         for number in range(a.layers):
             tensors = {
                 name: weights(f"blk.{number}.{name}") for name in layer_tensor_names(a, number)

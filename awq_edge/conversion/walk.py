@@ -99,7 +99,7 @@ class Walk:
         hidden = self._embedding(blocks)
         positions = None
         if hidden is not None:
-            positions = Positions.of(a, hidden.shape[1], self._device)
+            positions = Positions.of(a, hidden.shape[1], self._source, self._device)
         with contextlib.closing(self._packer), self._recorder:
             for layer, weights in self._layers(range(len(work.layers), a.layers)):
                 hidden = self._walked(layer, weights, hidden, positions)
@@ -204,19 +204,21 @@ class Walk:
             if hidden is not None:
                 hidden.take_up()
             return hidden
-        work.store_vector("output_norm.weight", self._source("output_norm.weight").numpy())
-        frequencies = a.inverse_frequencies()
-        work.store_vector("rope.inverse_frequencies", frequencies)
+        for name in self._source.tensor_names():
+            if not name.startswith("blk.") and len(self._source.shape(name)) == 1:
+                work.store_vector(name, self._source(name).numpy())
         embedded = None if blocks is None else torch.empty(*blocks.shape, a.hidden_size)
         for first, rows in self._packer.packed_rows("token_embd.weight"):
             if blocks is not None and embedded is not None:
                 inside = (blocks >= first) & (blocks < first + len(rows))
                 embedded[inside] = rows[(blocks[inside] - first).to(rows.device)].cpu()
         if blocks is not None and hidden is not None and embedded is not None:
-            hidden.write(slice(0, len(embedded)), embedded)
+            begun = torch_decoder.embedded(a, self._source, embedded)
+            hidden.write(slice(0, len(begun)), begun)
             if self._float_blocks is not None:
                 chosen, at = self._float_blocks.of(slice(0, len(blocks)))
-                hidden.write(at, self._source.rows("token_embd.weight", blocks[chosen]))
+                rows = self._source.rows("token_embd.weight", blocks[chosen])
+                hidden.write(at, torch_decoder.embedded(a, self._source, rows))
         return hidden
 
     def _head(self, hidden: HiddenStates | None) -> None:
@@ -231,12 +233,11 @@ class Walk:
             for _ in self._packer.packed_rows(name):
                 pass
             return
-        norm = self._source.final_norm(self._device)
 
         def summed(batches: list[slice]) -> Products:
             products = Products(a.hidden_size, self._device)
             for batch in batches:
-                products.add(norm(hidden.read(batch)))
+                products.add(torch_decoder.ended(a, self._source, hidden.read(batch)))
             return products
 
         parts = ((segment, summed(batches)) for segment, batches in self._segments(hidden).items())

@@ -109,7 +109,6 @@ def _container_bytes(source: FloatModel, plain: Mapping[str, MetadataValue]) -> 
         (name, b"" if name in matrices else np.zeros(shapes(name), dtype=np.float32))
         for name in names
     ]
-    tensors.append(("rope.inverse_frequencies", source.architecture.inverse_frequencies()))
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "empty"
         model_file.write_model(path, told, tensors)

@@ -334,9 +334,7 @@ class WorkDirectory:
 
     def tensors(self, source: FloatModel) -> Iterator[tuple[str, model_file.TensorSource]]:
         """Every tensor of the model file, in file order: as a token meets them."""
-        names = source.tensor_names()
-        names.insert(1, "rope.inverse_frequencies")
-        for name in names:
+        for name in source.tensor_names():
             packed = self._place.path / f"{name}.packed"
             yield name, packed if packed.exists() else self._load(f"{name}.npy")
 

@@ -18,7 +18,7 @@ from awq_edge.errors import UnsupportedError
 from awq_edge.interchange.gguf_tokenizer import translate
 from awq_edge.outputs.place import Place, sync, write_error
 from awq_edge.outputs.workplace import Workplace
-from awq_edge.stages import tensor_names, tensor_shape
+from awq_edge.stages import positions_name, tensor_names, tensor_shape
 
 # Gives a tensor by our name: float32, a matrix [n, k] or a vector [n].
 FloatSource = Callable[[str], npt.NDArray[np.float32]]
@@ -50,7 +50,7 @@ def write_gguf(
     writer = GGUFWriter(None, family)
     _describe(writer, architecture, metadata)
     _add_tokenizer(writer, architecture, metadata)
-    names = tensor_names(architecture)
+    names = [name for name in tensor_names(architecture) if name != positions_name(architecture)]
     factors = _frequency_factors(architecture)
     if factors is not None:
         writer.add_tensor_info(_FREQUENCY_FACTORS, factors.shape, factors.dtype, factors.nbytes)

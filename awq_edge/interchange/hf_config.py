@@ -13,10 +13,11 @@ from pathlib import Path
 from typing import Any
 
 from awq_edge import chat
-from awq_edge.architecture import Architecture, RopeScaling
+from awq_edge.architecture import Architecture
 from awq_edge.checkpoints.post_processor import put_around
 from awq_edge.converters import find
 from awq_edge.errors import AwqEdgeError, UnsupportedError
+from awq_edge.rope_scaling import RopeScaling
 from awq_edge.tokenizer import Tokenizer
 
 _CLASSES = {

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 from awq_edge import __version__, layouts, model_file
-from awq_edge.architecture import MetadataValue
+from awq_edge.architecture import Architecture, MetadataValue
 from awq_edge.conversion.checks import check_export, place_of
 from awq_edge.conversion.report import Events
 from awq_edge.conversion.trial import check_runs
@@ -25,7 +25,7 @@ from awq_edge.interchange.quantised_checkpoint import QuantisedCheckpoint
 from awq_edge.outputs.place import Place, check_room, checkpoint_files
 from awq_edge.outputs.workplace import remove_left
 from awq_edge.quantize.grouped import quantise
-from awq_edge.stages import head_name, layer_tensor_names, tensor_shape
+from awq_edge.stages import head_name, positions_name, tensor_names
 
 # A decoder matrix that the checkpoint keeps in floats was judged too sensitive for its width.
 _FLOAT_MATRIX_BITS = 8
@@ -103,18 +103,12 @@ def import_checkpoint(
         tensors.append((name, source.vector(name)))
 
     architecture = source.architecture
-    add_matrix("token_embd.weight", embedding_bits)
-    for layer in range(architecture.layers):
-        for part in layer_tensor_names(architecture, layer):
-            name = f"blk.{layer}.{part}"
-            if len(tensor_shape(architecture, name)) == 2:
-                add_matrix(name, _FLOAT_MATRIX_BITS)
-            else:
-                add_vector(name)
-    add_vector("output_norm.weight")
-    tensors.append(("rope.inverse_frequencies", architecture.inverse_frequencies()))
-    if not architecture.tied_head:
-        add_matrix("output.weight", head_bits)
+    float_bits = {"token_embd.weight": embedding_bits, "output.weight": head_bits}
+    for name in _in_order(architecture):
+        if len(source.shape(name)) == 2:
+            add_matrix(name, float_bits.get(name, _FLOAT_MATRIX_BITS))
+        else:
+            add_vector(name)
 
     metadata: dict[str, MetadataValue] = {
         "general.name": source.checkpoint.name,
@@ -159,6 +153,15 @@ def import_checkpoint(
         report.rounded_scales = work.numbers["rounded_scales"]
     report.file_bytes = output.stat().st_size
     return report
+
+
+def _in_order(architecture: Architecture) -> list[str]:
+    """Every tensor; what attention knows of positions stands where imports have always had it."""
+    names, positions = tensor_names(architecture), positions_name(architecture)
+    if positions is not None and architecture.final_norm:
+        names.remove(positions)
+        names.insert(names.index("output_norm.weight") + 1, positions)
+    return names
 
 
 def _key(source: QuantisedCheckpoint, embedding_bits: int, head_bits: int) -> str:

@@ -10,7 +10,7 @@ from awq_edge import stages
 from awq_edge.architecture import Architecture
 from awq_edge.quantize.probe import Probe, Weights
 from awq_edge.quantize.statistics import InputStatistics
-from awq_edge.torch_decoder import Positions
+from awq_edge.torch_decoder import Positions, WeightSource
 
 
 def architecture(**changes: object) -> Architecture:
@@ -41,11 +41,20 @@ def random_weights(a: Architecture) -> Weights:
     return weights
 
 
+def position_source(a: Architecture) -> WeightSource:
+    """What attention knows of positions: frequencies, or slopes of any size."""
+    vectors = {
+        "rope.inverse_frequencies": torch.from_numpy(a.inverse_frequencies()),
+        "alibi.slopes": 2.0 ** -(1 + torch.arange(a.heads).float()),
+    }
+    return vectors.__getitem__
+
+
 def probe_of(a: Architecture, blocks: int = 3, tokens: int = 20) -> Probe:
     """Hidden states with a few large channels, as trained models have them."""
     hidden = torch.randn(blocks, tokens, a.hidden_size)
     hidden[..., ::17] *= 12.0
-    positions = Positions.first(tokens, torch.from_numpy(a.inverse_frequencies()))
+    positions = Positions.of(a, tokens, position_source(a))
     return Probe(a, 0, hidden, positions)
 
 

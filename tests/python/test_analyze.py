@@ -62,8 +62,8 @@ def inputs_of(subject: Subject) -> dict[tuple[int, str], torch.Tensor]:
     """What each matrix reads, [tokens, k], from one plain forward over all blocks."""
     found: dict[tuple[int, str], torch.Tensor] = {}
     hidden = subject.weights["token_embd.weight"][subject.blocks]
-    positions = torch_decoder.Positions.first(
-        hidden.shape[1], subject.weights["rope.inverse_frequencies"]
+    positions = torch_decoder.Positions.of(
+        subject.architecture, hidden.shape[1], subject.weights.__getitem__
     )
     for layer in range(subject.architecture.layers):
         weights = subject.layer(layer)

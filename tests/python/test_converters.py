@@ -16,7 +16,6 @@ pytest.importorskip("torch")
 import checkpoints
 from awq_edge.converters import find, known_model_types
 
-from awq_edge.architecture import RopeScaling
 from awq_edge.errors import (
     AwqEdgeError,
     CheckpointError,
@@ -25,6 +24,7 @@ from awq_edge.errors import (
 )
 from awq_edge.float_model import open_float_model
 from awq_edge.interchange.hf_config import describe
+from awq_edge.rope_scaling import RopeScaling
 
 # As Meta's Llama-3.2-1B ships it, in the words of transformers 4.
 LLAMA_32_1B: dict[str, Any] = {

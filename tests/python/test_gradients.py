@@ -11,7 +11,7 @@ torch = pytest.importorskip("torch")
 
 import checkpoints  # noqa: E402
 
-from awq_edge import stages  # noqa: E402
+from awq_edge import stages, torch_decoder  # noqa: E402
 from awq_edge.calibration import gradients  # noqa: E402
 from awq_edge.calibration.distributed import Processes  # noqa: E402
 from awq_edge.calibration.hidden_states import HiddenStates  # noqa: E402
@@ -49,8 +49,7 @@ def expected(source: FloatModel) -> dict[str, torch.Tensor]:
     """The same from one backward pass through the whole model, halves added."""
     a = source.architecture
     found: dict[str, torch.Tensor] = {}
-    frequencies = torch.from_numpy(a.inverse_frequencies())
-    positions = Positions.first(TOKENS.shape[1], frequencies)
+    positions = Positions.of(a, TOKENS.shape[1], source)
     for block, number in zip(TOKENS, NUMBERS):
         hidden = source("token_embd.weight")[block[None]].requires_grad_()
         for layer in range(a.layers):
@@ -74,7 +73,7 @@ def expected(source: FloatModel) -> dict[str, torch.Tensor]:
                 return y
 
             hidden = Layer(a, layer, weights, positions, linear).run(hidden)
-        hidden = source.final_norm()(hidden)
+        hidden = torch_decoder.ended(a, source, hidden)
         head = "token_embd.weight" if a.tied_head else "output.weight"
         logits = torch.nn.functional.linear(hidden, source(head))
         generator = torch.Generator().manual_seed(number)

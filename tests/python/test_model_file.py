@@ -11,10 +11,11 @@ import numpy as np
 import pytest
 
 from awq_edge import layouts, model_file
-from awq_edge.architecture import Architecture, RopeScaling
+from awq_edge.architecture import Architecture
 from awq_edge.errors import FileInvalidError, FileUnreadableError, InternalError
 from awq_edge.outputs.place import write_error
 from awq_edge.outputs.workplace import Workplace
+from awq_edge.rope_scaling import RopeScaling
 
 gguf = pytest.importorskip("gguf")
 

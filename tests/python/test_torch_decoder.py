@@ -48,7 +48,8 @@ def test_trained_models_equal_transformers(name: str) -> None:
 @pytest.mark.parametrize("kind", ["default", "linear", "llama3"])
 @pytest.mark.parametrize("head_size", [64, 96, 128])
 def test_rotary_frequencies_equal_transformers(kind: str, head_size: int) -> None:
-    from awq_edge.architecture import Architecture, RopeScaling
+    from awq_edge.architecture import Architecture
+    from awq_edge.rope_scaling import RopeScaling
 
     scaling = {
         "default": None,
