@@ -115,7 +115,7 @@ bool run(const KernelTable& table, const std::string& operation, long repetition
         std::vector<float> out(n[0] * n[1]);
         return repeat([&] {
             const CacheF16 rows = {cache.data(), cache.data(), n[1], n[2]};
-            table.attention_f16(queries.data(), n[0], &rows, n[1], 0, n[2], out.data());
+            table.attention_f16(queries.data(), n[0], &rows, n[1], 0, n[2], nullptr, out.data());
         });
     }
     return false;

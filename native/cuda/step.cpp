@@ -252,7 +252,7 @@ Heads heads_of(const Architecture& a, size_t layer) {
     heads.kv_heads = static_cast<int>(a.kv_heads);
     heads.head_size = static_cast<int>(a.head_size);
     heads.window = static_cast<int>(a.sliding_windows[layer]);
-    heads.qk_norm = a.qk_norm;
+    heads.qk_norm = a.qk_norm != QkNorm::kNone;
     heads.epsilon = a.norm_epsilon;
     return heads;
 }

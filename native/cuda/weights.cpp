@@ -57,17 +57,17 @@ class Placement {
 
 LayerAddresses place_layer(Placement& at, const Architecture& a, const LayerWeights& w) {
     LayerAddresses layer = {};
-    layer.attention_norm = at.vector(w.attention_norm, a.hidden_size);
+    layer.attention_norm = at.vector(w.attention_norm.weight, a.hidden_size);
     layer.query = at.linear(w.query);
     layer.key = at.linear(w.key);
     layer.value = at.linear(w.value);
-    layer.query_norm = at.vector(w.query_norm, a.head_size);
-    layer.key_norm = at.vector(w.key_norm, a.head_size);
+    layer.query_norm = at.vector(w.query_norm.weight, a.head_size);
+    layer.key_norm = at.vector(w.key_norm.weight, a.head_size);
     layer.attention_output = at.linear(w.attention_output);
-    layer.feed_forward_norm = at.vector(w.feed_forward_norm, a.hidden_size);
-    layer.gate = at.linear(w.gate);
-    layer.up = at.linear(w.up);
-    layer.down = at.linear(w.down);
+    layer.feed_forward_norm = at.vector(w.feed_forward_norm.weight, a.hidden_size);
+    layer.gate = at.linear(w.feed_forward.gate);
+    layer.up = at.linear(w.feed_forward.up);
+    layer.down = at.linear(w.feed_forward.down);
     return layer;
 }
 
@@ -110,7 +110,7 @@ Weights::Weights(std::shared_ptr<const Device> device, const Model& model) {
         filled([&](Placement& at) { layers_[i] = place_layer(at, a, model.layers()[i]); });
     }
     filled([&](Placement& at) {
-        output_norm_ = at.vector(model.output_norm(), a.hidden_size);
+        output_norm_ = at.vector(model.output_norm().weight, a.hidden_size);
         inverse_frequencies_ = at.vector(model.inverse_frequencies(), a.head_size / 2);
     });
     if (a.tied_head) {

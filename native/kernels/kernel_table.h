@@ -16,6 +16,7 @@
 #include "native/kernels/norm/rms_norm_f32.h"
 #include "native/kernels/quantize_act/quantize_act_s8d.h"
 #include "native/kernels/rope/rope_f32.h"
+#include "native/kernels/soft_cap/soft_cap_f32.h"
 
 namespace awqe {
 
@@ -59,6 +60,7 @@ struct KernelTable {
     StoreHalfFunction store_half;
     AttentionF16Function attention_f16;
     AttentionS8Function attention_s8;
+    SoftCapFunction soft_cap;
     ByActivation activation;
     EmbeddingFunction embedding;
 };

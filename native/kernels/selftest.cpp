@@ -294,6 +294,26 @@ Hashes store_half(const KernelTable& table) {
     return hashes;
 }
 
+enum class Scores { kPlain, kCapped, kSloped };
+
+// What happens to scores, for `count` queries; nothing is drawn where nothing happens.
+template <Scores kScores>
+class Changes {
+  public:
+    Changes(size_t count, Random& random) : slopes_(count), change_{0.0f, nullptr} {
+        if (kScores == Scores::kCapped) change_.cap = 1.5f;
+        if (kScores != Scores::kSloped) return;
+        for (size_t i = 0; i < count; ++i) slopes_[i] = fabsf(random.real(0.25f));
+        change_.slopes = slopes_.data();
+    }
+    const ScoreChange* or_none() const { return kScores == Scores::kPlain ? nullptr : &change_; }
+
+  private:
+    Buffer<float> slopes_;
+    ScoreChange change_;
+};
+
+template <Scores kScores>
 Hashes attention(const KernelTable& table) {
     Hashes hashes;
     Random random(15);
@@ -312,9 +332,10 @@ Hashes attention(const KernelTable& table) {
                     keys[i] = static_cast<uint16_t>(0x3000 + (random.bits() & 0x8fff));
                     values[i] = static_cast<uint16_t>(0x3000 + (random.bits() & 0x8fff));
                 }
+                const Changes<kScores> changes(count, random);
                 const CacheF16 cache = {keys.data(), values.data(), stride, range[1]};
                 table.attention_f16(queries.data(), count, &cache, head_size, range[0], range[1],
-                                    out.data());
+                                    changes.or_none(), out.data());
                 hashes.push_back(out.hash());
             }
         }
@@ -322,6 +343,7 @@ Hashes attention(const KernelTable& table) {
     return hashes;
 }
 
+template <Scores kScores>
 Hashes attention_s8(const KernelTable& table) {
     Hashes hashes;
     Random random(17);
@@ -341,10 +363,11 @@ Hashes attention_s8(const KernelTable& table) {
                     values[i] = static_cast<int8_t>(static_cast<int32_t>(random.below(255)) - 127);
                 }
                 for (size_t i = 0; i < scales.size(); ++i) scales[i] = random.real(0.015625f);
+                const Changes<kScores> changes(count, random);
                 const CacheS8 cache = {keys.data(),          values.data(), scales.data(),
                                        scales.data() + rows, head_size,     rows};
                 table.attention_s8(queries.data(), count, &cache, head_size, range[0], range[1],
-                                   out.data());
+                                   changes.or_none(), out.data());
                 hashes.push_back(out.hash());
             }
         }
@@ -367,6 +390,20 @@ Hashes layer_norm(const KernelTable& table) {
             table.layer_norm(x.data(), weight.data(), biased ? bias.data() : nullptr, n, 1e-5f,
                              out.data());
             hashes.push_back(out.hash());
+        }
+    }
+    return hashes;
+}
+
+Hashes soft_cap(const KernelTable& table) {
+    Hashes hashes;
+    Random random(18);
+    for (const size_t n : kLengths) {
+        for (const float cap : {0.5f, 30.0f}) {
+            Buffer<float> x(n);
+            for (size_t i = 0; i < n; ++i) x[i] = random.real(i % 9 == 0 ? 0x1p+60f : 32.0f);
+            table.soft_cap(x.data(), n, cap);
+            hashes.push_back(x.hash());
         }
     }
     return hashes;
@@ -412,8 +449,13 @@ constexpr Operation kOperations[] = {
     {"RMS norm", rms_norm, 0xc7be6589fad5d252u},
     {"rotary position", rope, 0x1b7359f42d1e5c37u},
     {"cache in fp16", store_half, 0x96ef4b397ce39747u},
-    {"attention", attention, 0xf8b3fca6a331c69cu},
-    {"attention, int8 cache", attention_s8, 0x5a2de0329813dfdeu},
+    {"attention", attention<Scores::kPlain>, 0xf8b3fca6a331c69cu},
+    {"attention, int8 cache", attention_s8<Scores::kPlain>, 0x5a2de0329813dfdeu},
+    {"attention with a cap", attention<Scores::kCapped>, 0xf718a91c51b2a1bbu},
+    {"attention with a cap, int8 cache", attention_s8<Scores::kCapped>, 0xdf89ad379fb79ccfu},
+    {"attention with ALiBi", attention<Scores::kSloped>, 0x507980f8b1b2c0c6u},
+    {"attention with ALiBi, int8 cache", attention_s8<Scores::kSloped>, 0xa31cce8471afc50au},
+    {"soft cap", soft_cap, 0x50cce68173c834cfu},
     {"layer norm", layer_norm, 0x3517ef371559566fu},
     {"SiLU", activation<Activation::kSilu>, 0xcdeb4590d851cfb4u},
     {"GELU", activation<Activation::kGelu>, 0xe3f53da157cd719bu},

@@ -24,12 +24,15 @@ struct Activations {
     float* key;        // [m, kv_heads * head_size]
     float* value;      // [m, kv_heads * head_size]
     float* attended;   // [m, heads * head_size]
-    float* gate;       // [m, feed_forward]: then the gated product
+    float* waiting;    // [m, hidden]: what attention gives, until the feed-forward is there too;
+                       // of parallel layers only
+    float* gate;       // [m, feed_forward]: then what the second matrix reads
     float* up;         // [m, feed_forward]
     float* projected;  // [m, hidden]: what is about to be added to the residual stream
-    float* cosines;    // [m, head_size / 2]
-    float* sines;      // [m, head_size / 2]
-    float* normed;     // [threads, normed_stride]: one row's, private to a thread
+    size_t rope_tables;
+    float* cosines;  // [rope_tables, m, head_size / 2]
+    float* sines;    // [rope_tables, m, head_size / 2]
+    float* normed;   // [threads, normed_stride]: one row's, private to a thread
     size_t normed_stride;
     float* logits_tile;         // [threads, m, kTileRows]: on their way to each row's array
     QuantizedRows block_input;  // m rows of the widest input: what a matrix is multiplied with

@@ -1,5 +1,4 @@
-// From a container's keys and tensors to a decoder's description and weights; see model.h. Numbers
-// in comments are the rules of FORMAT.md section 4.
+// From a container's tensors to a decoder's weights; see model.h. Rule 11 of FORMAT.md section 4.
 #include "native/runtime/model.h"
 
 #include <cinttypes>
@@ -11,154 +10,8 @@
 namespace awqe {
 namespace {
 
-constexpr uint32_t kMaxLayers = 1024;
-constexpr uint32_t kMaxPosition = 1u << 24;  // up to there a position is exact as a float
-constexpr uint32_t kMaxVocabulary = 1u << 24;
-constexpr uint32_t kMaxHeadSize = 256;
-
-// ---- rule 7: keys -------------------------------------------------------------------------------
-
-const Entry& need_entry(const GgufFile& file, const char* key, ValueType type) {
-    const Entry* entry = file.find_entry(key);
-    if (entry == nullptr) fail(AWQE_FILE_INVALID, "the required key %s is missing", key);
-    if (entry->value.type != type) {
-        fail(AWQE_FILE_INVALID, "key %s has type %s, it must be %s", key,
-             value_type_name(entry->value.type), value_type_name(type));
-    }
-    return *entry;
-}
-
-void allow_entry(const GgufFile& file, const char* key, ValueType type) {
-    if (file.find_entry(key) != nullptr) need_entry(file, key, type);
-}
-
-const Entry& need_u32_array(const GgufFile& file, const char* key) {
-    const Entry& entry = need_entry(file, key, ValueType::kArray);
-    if (entry.value.element_type != ValueType::kUint32) {
-        fail(AWQE_FILE_INVALID, "key %s is an array of %s, it must be one of u32", key,
-             value_type_name(entry.value.element_type));
-    }
-    return entry;
-}
-
-uint32_t need_size(const GgufFile& file, const char* key, uint32_t most) {
-    const uint64_t value = need_entry(file, key, ValueType::kUint32).value.as_unsigned();
-    if (value == 0 || value > most) {
-        fail(AWQE_FILE_INVALID, "key %s is %" PRIu64 ", allowed are 1 to %u", key, value, most);
-    }
-    return static_cast<uint32_t>(value);
-}
-
-float need_positive(const GgufFile& file, const char* key) {
-    const double value = need_entry(file, key, ValueType::kFloat32).value.as_real();
-    if (!std::isfinite(value) || value <= 0) {
-        fail(AWQE_FILE_INVALID, "key %s is %g, it must be positive and finite", key, value);
-    }
-    return static_cast<float>(value);
-}
-
-bool need_bool(const GgufFile& file, const char* key) {
-    return need_entry(file, key, ValueType::kBool).value.as_unsigned() != 0;
-}
-
-void check_sha256(const GgufFile& file) {
-    constexpr const char* kKey = "awq_edge.sha256";
-    const std::string_view digits = need_entry(file, kKey, ValueType::kString).value.as_string();
-    if (digits.size() != 64 ||
-        digits.find_first_not_of("0123456789abcdef") != std::string_view::npos) {
-        fail(AWQE_FILE_INVALID, "key %s does not hold 64 lower-case hexadecimal digits", kKey);
-    }
-}
-
-std::vector<uint32_t> read_sliding_windows(const GgufFile& file, uint32_t layers) {
-    constexpr const char* kKey = "awq_edge.decoder.sliding_windows";
-    const Entry& entry = need_u32_array(file, kKey);
-    if (entry.value.count != layers) {
-        fail(AWQE_FILE_INVALID, "key %s has %" PRIu64 " elements for %u layers", kKey,
-             entry.value.count, layers);
-    }
-    std::vector<uint32_t> windows(layers);
-    for (uint32_t i = 0; i < layers; ++i) {
-        windows[i] = static_cast<uint32_t>(entry.value.element(i).as_unsigned());
-    }
-    return windows;
-}
-
-// Keys that say how the file was made: the runtime does not use them, but whoever lists a file
-// relies on them.
-void check_provenance(const GgufFile& file) {
-    check_sha256(file);
-    need_positive(file, "awq_edge.decoder.rope_theta");
-    need_entry(file, "awq_edge.decoder.rope_scaling", ValueType::kString);
-    need_entry(file, "awq_edge.quantization.method", ValueType::kString);
-    need_entry(file, "awq_edge.quantization.bits", ValueType::kUint32);
-    need_entry(file, "awq_edge.quantization.group_size", ValueType::kUint32);
-    need_entry(file, "awq_edge.quantization.head_bits", ValueType::kUint32);
-    need_entry(file, "awq_edge.quantization.embedding_bits", ValueType::kUint32);
-    need_entry(file, "awq_edge.quantization.tool_version", ValueType::kString);
-    allow_entry(file, "awq_edge.quantization.calibration_sha256", ValueType::kString);
-    allow_entry(file, "general.name", ValueType::kString);
-    allow_entry(file, "tokenizer.huggingface.json", ValueType::kString);
-    allow_entry(file, "tokenizer.chat_template", ValueType::kString);
-    allow_entry(file, "tokenizer.ggml.bos_token_id", ValueType::kUint32);
-    allow_entry(file, "tokenizer.ggml.eos_token_id", ValueType::kUint32);
-    allow_entry(file, "tokenizer.ggml.add_bos_token", ValueType::kBool);
-    constexpr const char* kEndIds = "awq_edge.tokenizer.eos_token_ids";
-    if (file.find_entry(kEndIds) != nullptr) need_u32_array(file, kEndIds);
-}
-
-Architecture read_architecture(const GgufFile& file) {
-    check_provenance(file);
-    Architecture a = {};
-    a.layers = need_size(file, "awq_edge.decoder.layers", kMaxLayers);
-    a.hidden_size = need_size(file, "awq_edge.decoder.hidden_size", kMaxColumns);
-    a.vocabulary_size = need_size(file, "awq_edge.decoder.vocabulary_size", kMaxVocabulary);
-    a.context_length = need_size(file, "awq_edge.decoder.context_length", kMaxPosition);
-    a.heads = need_size(file, "awq_edge.decoder.heads", kMaxColumns);
-    a.kv_heads = need_size(file, "awq_edge.decoder.kv_heads", kMaxColumns);
-    a.head_size = need_size(file, "awq_edge.decoder.head_size", kMaxHeadSize);
-    a.feed_forward_size = need_size(file, "awq_edge.decoder.feed_forward_size", kMaxColumns);
-    a.norm_epsilon = need_positive(file, "awq_edge.decoder.norm_epsilon");
-    a.qk_norm = need_bool(file, "awq_edge.decoder.qk_norm");
-    a.tied_head = need_bool(file, "awq_edge.decoder.tied_head");
-    a.sliding_windows = read_sliding_windows(file, a.layers);
-    if (a.heads % a.kv_heads != 0) {
-        fail(AWQE_FILE_INVALID,
-             "awq_edge.decoder.heads is %u, which is not a multiple of the %u in "
-             "awq_edge.decoder.kv_heads",
-             a.heads, a.kv_heads);
-    }
-    if (a.head_size % 2 != 0) {
-        fail(AWQE_FILE_INVALID, "key awq_edge.decoder.head_size is %u, it must be even",
-             a.head_size);
-    }
-    const uint64_t query_size = uint64_t{a.heads} * a.head_size;
-    if (query_size > kMaxColumns) {
-        fail(AWQE_FILE_INVALID,
-             "awq_edge.decoder.heads times awq_edge.decoder.head_size is %" PRIu64
-             ", at most %u is "
-             "allowed",
-             query_size, kMaxColumns);
-    }
-    const std::string activation(
-        need_entry(file, "awq_edge.decoder.activation", ValueType::kString).value.as_string());
-    if (activation == "silu") {
-        a.activation = Activation::kSilu;
-    } else if (activation == "gelu") {
-        a.activation = Activation::kGelu;
-    } else if (activation == "gelu_tanh") {
-        a.activation = Activation::kGeluTanh;
-    } else if (activation == "relu") {
-        a.activation = Activation::kRelu;
-    } else {
-        fail(AWQE_FILE_INVALID,
-             "key awq_edge.decoder.activation is '%.64s', allowed are silu, gelu, gelu_tanh, relu",
-             activation.c_str());
-    }
-    return a;
-}
-
-// ---- rule 11: tensors ---------------------------------------------------------------------------
+constexpr const char* kPositions = "position_embd.weight";
+constexpr const char* kSlopes = "alibi.slopes";
 
 const Tensor& need_tensor(const GgufFile& file, const std::string& name) {
     const Tensor* tensor = file.find_tensor(name);
@@ -166,13 +19,19 @@ const Tensor& need_tensor(const GgufFile& file, const std::string& name) {
     return *tensor;
 }
 
-// float32 [size]
-const float* need_vector(const GgufFile& file, const std::string& name, uint64_t size) {
+// float32 [size], not read yet
+const Tensor& need_floats(const GgufFile& file, const std::string& name, uint64_t size) {
     const Tensor& tensor = need_tensor(file, name);
     if (tensor.packed || tensor.elements != size) {
         fail(AWQE_FILE_INVALID, "tensor %s is %s[%" PRIu64 "], it must be F32[%" PRIu64 "]",
              name.c_str(), tensor.packed ? "I8" : "F32", tensor.elements, size);
     }
+    return tensor;
+}
+
+// float32 [size], finite numbers
+const float* need_vector(const GgufFile& file, const std::string& name, uint64_t size) {
+    const Tensor& tensor = need_floats(file, name, size);
     for (uint64_t i = 0; i < size; ++i) {
         if (!std::isfinite(tensor.floats[i])) {
             fail(AWQE_FILE_INVALID,
@@ -182,16 +41,18 @@ const float* need_vector(const GgufFile& file, const std::string& name, uint64_t
     return tensor.floats;
 }
 
-// Frequencies beyond what the reduction of an angle can resolve (FORMAT.md says why).
+// [tables, head_size / 2]; none beyond what the reduction of an angle can resolve (FORMAT.md says
+// why).
 const float* need_frequencies(const GgufFile& file, const Architecture& a) {
     constexpr const char* kName = "rope.inverse_frequencies";
-    const float* frequencies = need_vector(file, kName, a.head_size / 2);
+    const uint64_t count = uint64_t{a.rope_table_count()} * (a.head_size / 2);
+    const float* frequencies = need_vector(file, kName, count);
     const float most = std::fmax(1.0f, 0x1p22f / static_cast<float>(a.context_length));
-    for (uint32_t i = 0; i < a.head_size / 2; ++i) {
+    for (uint64_t i = 0; i < count; ++i) {
         if (std::fabs(frequencies[i]) > most) {
             fail(AWQE_FILE_INVALID,
-                 "tensor %s holds %g at index %u; with a context of %u the largest magnitude "
-                 "allowed is %g",
+                 "tensor %s holds %g at index %" PRIu64
+                 "; with a context of %u the largest magnitude allowed is %g",
                  kName, static_cast<double>(frequencies[i]), i, a.context_length,
                  static_cast<double>(most));
         }
@@ -235,29 +96,100 @@ void need_absent(const GgufFile& file, const std::string& name, const char* reas
     }
 }
 
-LayerWeights read_layer(const GgufFile& file, const Architecture& a, uint32_t index) {
-    const std::string layer = "blk." + std::to_string(index) + ".";
-    LayerWeights w = {};
-    w.attention_norm = need_vector(file, layer + "attn_norm.weight", a.hidden_size);
-    w.query = need_linear(file, layer + "attn_q", a.query_size(), a.hidden_size);
-    w.key = need_linear(file, layer + "attn_k", a.key_size(), a.hidden_size);
-    w.value = need_linear(file, layer + "attn_v", a.key_size(), a.hidden_size);
-    need_equal_groups(layer, "attn_q", w.query, "attn_k", w.key);
-    need_equal_groups(layer, "attn_q", w.query, "attn_v", w.value);
-    if (a.qk_norm) {
-        w.query_norm = need_vector(file, layer + "attn_q_norm.weight", a.head_size);
-        w.key_norm = need_vector(file, layer + "attn_k_norm.weight", a.head_size);
-    } else {
-        need_absent(file, layer + "attn_q_norm.weight", "awq_edge.decoder.qk_norm is false");
-        need_absent(file, layer + "attn_k_norm.weight", "awq_edge.decoder.qk_norm is false");
+// The tensors of norms: which of them have a bias is one question for all of the stream, and one
+// for queries and keys. The first that is read answers it.
+class Norms {
+  public:
+    Norms(const GgufFile& file, const Architecture& a, const std::string& first)
+        : file_(file), first_(first), layer_(a.norm == NormKind::kLayer) {
+        biased_ = file.find_tensor(first + ".bias") != nullptr;
     }
-    w.attention_output = need_linear(file, layer + "attn_output", a.hidden_size, a.query_size());
-    w.feed_forward_norm = need_vector(file, layer + "ffn_norm.weight", a.hidden_size);
-    w.gate = need_linear(file, layer + "ffn_gate", a.feed_forward_size, a.hidden_size);
+
+    // `name` without ".weight" and ".bias".
+    Norm need(const std::string& name, uint64_t size) const {
+        const std::string bias = name + ".bias";
+        if (!layer_) need_absent(file_, bias, "awq_edge.decoder.norm is rms");
+        if (!biased_) need_absent(file_, bias, ("there is no " + first_ + ".bias").c_str());
+        return {need_vector(file_, name + ".weight", size),
+                biased_ ? need_vector(file_, bias, size) : nullptr};
+    }
+
+    // One that the keys say there is, or is not.
+    Norm need_if(bool there, const std::string& name, uint64_t size, const char* reason) const {
+        if (there) return need(name, size);
+        need_absent(file_, name + ".weight", reason);
+        need_absent(file_, name + ".bias", reason);
+        return {nullptr, nullptr};
+    }
+
+  private:
+    const GgufFile& file_;
+    const std::string first_;
+    const bool layer_;
+    bool biased_;
+};
+
+FeedForward read_feed_forward(const GgufFile& file, const Architecture& a,
+                              const std::string& layer) {
+    constexpr const char* kPlain = "awq_edge.decoder.feed_forward is plain";
+    constexpr const char* kGated = "awq_edge.decoder.feed_forward is gated";
+    FeedForward w = {};
     w.up = need_linear(file, layer + "ffn_up", a.feed_forward_size, a.hidden_size);
-    need_equal_groups(layer, "ffn_gate", w.gate, "ffn_up", w.up);
+    const std::string scales = layer + "ffn_act.scales";
+    if (a.gated) {
+        w.gate = need_linear(file, layer + "ffn_gate", a.feed_forward_size, a.hidden_size);
+        need_equal_groups(layer, "ffn_gate", w.gate, "ffn_up", w.up);
+        need_absent(file, scales, kGated);
+    } else {
+        need_absent(file, layer + "ffn_gate.weight", kPlain);
+        if (file.find_tensor(scales) != nullptr) {
+            w.activation_scales = need_vector(file, scales, a.feed_forward_size);
+        }
+    }
     w.down = need_linear(file, layer + "ffn_down", a.hidden_size, a.feed_forward_size);
     return w;
+}
+
+LayerWeights read_layer(const GgufFile& file, const Architecture& a, const Norms& norms,
+                        const Norms& qk_norms, uint32_t index) {
+    constexpr const char* kPlaces = "awq_edge.decoder.norm_places says otherwise";
+    const bool before = a.norm_places == NormPlaces::kBefore || a.norm_places == NormPlaces::kBoth;
+    const bool behind = a.norm_places != NormPlaces::kBefore;
+    const uint32_t hidden = a.hidden_size;
+    const std::string layer = "blk." + std::to_string(index) + ".";
+    LayerWeights w = {};
+    w.attention_norm = norms.need_if(before, layer + "attn_norm", hidden, kPlaces);
+    w.query = need_linear(file, layer + "attn_q", a.query_size(), hidden);
+    w.key = need_linear(file, layer + "attn_k", a.key_size(), hidden);
+    w.value = need_linear(file, layer + "attn_v", a.key_size(), hidden);
+    need_equal_groups(layer, "attn_q", w.query, "attn_k", w.key);
+    need_equal_groups(layer, "attn_q", w.query, "attn_v", w.value);
+    const bool normed = a.qk_norm != QkNorm::kNone;
+    const bool shared = a.qk_norm == QkNorm::kHead;
+    constexpr const char* kNoQkNorm = "awq_edge.decoder.qk_norm is false";
+    w.query_norm = qk_norms.need_if(normed, layer + "attn_q_norm",
+                                    shared ? a.head_size : a.query_size(), kNoQkNorm);
+    w.key_norm = qk_norms.need_if(normed, layer + "attn_k_norm",
+                                  shared ? a.head_size : a.key_size(), kNoQkNorm);
+    w.attention_output = need_linear(file, layer + "attn_output", hidden, a.query_size());
+    w.attention_post_norm = norms.need_if(behind, layer + "attn_post_norm", hidden, kPlaces);
+    w.feed_forward_norm = norms.need_if(before, layer + "ffn_norm", hidden, kPlaces);
+    w.feed_forward = read_feed_forward(file, a, layer);
+    w.feed_forward_post_norm = norms.need_if(behind, layer + "ffn_post_norm", hidden, kPlaces);
+    return w;
+}
+
+Linear read_head(const GgufFile& file, const Architecture& a, const PackedMatrix& embedding) {
+    constexpr const char* kBias = "output.bias";
+    Linear head = {};
+    if (a.tied_head) {
+        need_absent(file, "output.weight", "awq_edge.decoder.tied_head is true");
+        head.weight = embedding;
+    } else {
+        head.weight = need_matrix(file, "output.weight", a.vocabulary_size, a.hidden_size);
+    }
+    if (file.find_tensor(kBias) != nullptr) head.bias = need_vector(file, kBias, a.vocabulary_size);
+    return head;
 }
 
 uint64_t tensor_parameters(const Tensor& tensor) {
@@ -266,6 +198,14 @@ uint64_t tensor_parameters(const Tensor& tensor) {
 
 }  // namespace
 
+std::vector<const Linear*> LayerWeights::linears() const {
+    std::vector<const Linear*> all = {&query, &key, &value, &attention_output};
+    if (feed_forward.gate.weight.rows > 0) all.push_back(&feed_forward.gate);
+    all.push_back(&feed_forward.up);
+    all.push_back(&feed_forward.down);
+    return all;
+}
+
 Model::Model(const char* path) : Model(std::make_unique<MappedFile>(path), nullptr, 0) {}
 
 Model::Model(const uint8_t* bytes, size_t size) : Model(nullptr, bytes, size) {}
@@ -273,18 +213,47 @@ Model::Model(const uint8_t* bytes, size_t size) : Model(nullptr, bytes, size) {}
 Model::Model(std::unique_ptr<MappedFile> mapping, const uint8_t* bytes, size_t size)
     : mapping_(std::move(mapping)),
       file_(mapping_ ? mapping_->data() : bytes, mapping_ ? mapping_->size() : size),
-      architecture_(read_architecture(file_)) {
+      architecture_(read_architecture(file_)),
+      learned_positions_(nullptr),
+      inverse_frequencies_(nullptr),
+      alibi_slopes_(nullptr) {
     const Architecture& a = architecture_;
+    const bool behind_only =
+        a.norm_places == NormPlaces::kAfter || a.norm_places == NormPlaces::kStream;
+    const Norms norms(file_, a, behind_only ? "blk.0.attn_post_norm" : "blk.0.attn_norm");
+    const Norms qk_norms(file_, a, "blk.0.attn_q_norm");
     embedding_ = need_matrix(file_, "token_embd.weight", a.vocabulary_size, a.hidden_size);
-    if (a.tied_head) {
-        need_absent(file_, "output.weight", "awq_edge.decoder.tied_head is true");
-        head_ = {embedding_, nullptr};
-    } else {
-        head_ = {need_matrix(file_, "output.weight", a.vocabulary_size, a.hidden_size), nullptr};
+    embedding_norm_ = norms.need_if(a.embedding_norm, "token_embd_norm", a.hidden_size,
+                                    "awq_edge.decoder.embedding_norm is false");
+    head_ = read_head(file_, a, embedding_);
+    output_norm_ = norms.need_if(a.final_norm, "output_norm", a.hidden_size,
+                                 "awq_edge.decoder.final_norm is false");
+    read_positions();
+    for (uint32_t i = 0; i < a.layers; ++i) {
+        layers_.push_back(read_layer(file_, a, norms, qk_norms, i));
     }
-    output_norm_ = need_vector(file_, "output_norm.weight", a.hidden_size);
-    inverse_frequencies_ = need_frequencies(file_, a);
-    for (uint32_t i = 0; i < a.layers; ++i) layers_.push_back(read_layer(file_, a, i));
+}
+
+void Model::read_positions() {
+    const Architecture& a = architecture_;
+    constexpr const char* kReason = "awq_edge.decoder.position says otherwise";
+    if (a.position == PositionKind::kRotary) {
+        inverse_frequencies_ = need_frequencies(file_, a);
+    } else {
+        need_absent(file_, "rope.inverse_frequencies", kReason);
+    }
+    if (a.position == PositionKind::kAlibi) {
+        alibi_slopes_ = need_vector(file_, kSlopes, a.heads);
+    } else {
+        need_absent(file_, kSlopes, kReason);
+    }
+    if (a.position == PositionKind::kLearned) {
+        // Its rows are looked up one by one, like those of the embedding: opening reads none.
+        learned_positions_ =
+            need_floats(file_, kPositions, uint64_t{a.context_length} * a.hidden_size).floats;
+    } else {
+        need_absent(file_, kPositions, kReason);
+    }
 }
 
 uint64_t Model::parameters() const {
@@ -296,9 +265,13 @@ uint64_t Model::parameters() const {
 uint64_t Model::decode_bytes() const {
     uint64_t total = embedding_.block_bytes / kBlockRows;
     for (const Tensor& tensor : file_.tensors()) {
-        const bool looked_up_only =
-            tensor.packed && !architecture_.tied_head && tensor.matrix.blocks == embedding_.blocks;
-        if (!looked_up_only) total += tensor.bytes;
+        const bool embedding = tensor.packed && tensor.matrix.blocks == embedding_.blocks;
+        const bool positions = learned_positions_ != nullptr && tensor.floats == learned_positions_;
+        if (positions) {
+            total += architecture_.hidden_size * sizeof(float);  // one row of them
+        } else if (!embedding || architecture_.tied_head) {
+            total += tensor.bytes;
+        }
     }
     return total;
 }

@@ -1,6 +1,6 @@
 // An opened model: the mapped file, what the decoder looks like, and its weights as named views.
-// Checks the rules 7 and 11 of native/format/FORMAT.md section 4. Immutable after construction, so
-// sessions on several threads may share one.
+// Checks rule 11 of native/format/FORMAT.md section 4. Immutable after construction, so sessions on
+// several threads may share one.
 #pragma once
 
 #include <cstdint>
@@ -10,30 +10,9 @@
 #include "native/format/gguf_reader.h"
 #include "native/format/layouts.h"
 #include "native/format/mapped_file.h"
-#include "native/kernels/activation/activation_f32.h"
+#include "native/runtime/architecture.h"
 
 namespace awqe {
-
-// The keys awq_edge.decoder.*: all there is to know about a decoder apart from its weights.
-struct Architecture {
-    uint32_t layers;
-    uint32_t hidden_size;
-    uint32_t vocabulary_size;
-    uint32_t context_length;
-    uint32_t heads;
-    uint32_t kv_heads;
-    uint32_t head_size;
-    uint32_t feed_forward_size;
-    float norm_epsilon;
-    Activation activation;  // of the gate
-    bool qk_norm;
-    bool tied_head;
-    std::vector<uint32_t>
-        sliding_windows;  // [layers]: positions a token sees, itself included; 0 = all
-
-    uint32_t query_size() const { return heads * head_size; }
-    uint32_t key_size() const { return kv_heads * head_size; }
-};
 
 // A matrix with its bias: y = W x + bias.
 struct Linear {
@@ -41,18 +20,35 @@ struct Linear {
     const float* bias;    // [n], or NULL
 };
 
+// A norm over n numbers; without a weight there is none.
+struct Norm {
+    const float* weight;  // [n], or NULL
+    const float* bias;    // [n], or NULL
+};
+
+// W_down (act(W_gate x) * W_up x), or W_down (act(W_up x) * activation_scales) without a gate.
+struct FeedForward {
+    Linear gate;                     // [width, hidden]; no rows if there is none
+    Linear up;                       // [width, hidden]
+    Linear down;                     // [hidden, width]
+    const float* activation_scales;  // [width], or NULL
+};
+
 struct LayerWeights {
-    const float* attention_norm;     // [hidden]
-    Linear query;                    // [heads * head_size, hidden]
-    Linear key;                      // [kv_heads * head_size, hidden]
-    Linear value;                    // [kv_heads * head_size, hidden]
-    const float* query_norm;         // [head_size], or NULL
-    const float* key_norm;           // [head_size], or NULL
-    Linear attention_output;         // [hidden, heads * head_size]
-    const float* feed_forward_norm;  // [hidden]
-    Linear gate;                     // [feed_forward, hidden]
-    Linear up;                       // [feed_forward, hidden]
-    Linear down;                     // [hidden, feed_forward]
+    Norm attention_norm;       // [hidden]: of what attention reads
+    Linear query;              // [heads * head_size, hidden]
+    Linear key;                // [kv_heads * head_size, hidden]
+    Linear value;              // [kv_heads * head_size, hidden]
+    Norm query_norm;           // [head_size], or [heads * head_size]: Architecture::qk_norm
+    Norm key_norm;             // [head_size], or [kv_heads * head_size]
+    Linear attention_output;   // [hidden, heads * head_size]
+    Norm attention_post_norm;  // [hidden]: of what attention gives, or of the stream with it
+    Norm feed_forward_norm;    // [hidden]
+    FeedForward feed_forward;
+    Norm feed_forward_post_norm;  // [hidden]
+
+    // The matrices that there are, in the order of their use.
+    std::vector<const Linear*> linears() const;
 };
 
 class Model {
@@ -66,11 +62,17 @@ class Model {
     const GgufFile& file() const { return file_; }
     const Architecture& architecture() const { return architecture_; }
 
-    const PackedMatrix& embedding() const { return embedding_; }  // [vocabulary, hidden]
+    const PackedMatrix& embedding() const { return embedding_; }    // [vocabulary, hidden]
+    const Norm& embedding_norm() const { return embedding_norm_; }  // [hidden]
+    const float* learned_positions() const {
+        return learned_positions_;
+    }  // [context, hidden] or NULL
     const std::vector<LayerWeights>& layers() const { return layers_; }
-    const float* output_norm() const { return output_norm_; }  // [hidden]
-    const Linear& head() const { return head_; }               // [vocabulary, hidden]
-    const float* inverse_frequencies() const { return inverse_frequencies_; }  // [head_size / 2]
+    const Norm& output_norm() const { return output_norm_; }  // [hidden]
+    const Linear& head() const { return head_; }              // [vocabulary, hidden]
+    // [Architecture::rope_table_count(), head_size / 2]
+    const float* inverse_frequencies() const { return inverse_frequencies_; }
+    const float* alibi_slopes() const { return alibi_slopes_; }  // [heads], or NULL
 
     uint64_t parameters() const;    // weights without padding
     uint64_t decode_bytes() const;  // bytes of weights read for one decoded token
@@ -83,12 +85,16 @@ class Model {
     GgufFile file_;
     Architecture architecture_;
     PackedMatrix embedding_;
+    Norm embedding_norm_;
+    const float* learned_positions_;
     std::vector<LayerWeights> layers_;
-    const float* output_norm_;
+    Norm output_norm_;
     Linear head_;
     const float* inverse_frequencies_;
+    const float* alibi_slopes_;
 
     Model(std::unique_ptr<MappedFile> mapping, const uint8_t* bytes, size_t size);
+    void read_positions();
 };
 
 }  // namespace awqe

@@ -62,10 +62,15 @@ uint64_t hash_of(const Architecture& a) {
     uint64_t hash = 0;
     for (const uint32_t value :
          {a.layers, a.hidden_size, a.vocabulary_size, a.heads, a.kv_heads, a.head_size,
-          a.feed_forward_size, uint32_t{a.qk_norm}, uint32_t{a.tied_head}}) {
+          a.feed_forward_size, uint32_t{a.tied_head}, uint32_t(a.norm), uint32_t(a.norm_places),
+          uint32_t{a.final_norm}, uint32_t{a.embedding_norm}, uint32_t{a.parallel},
+          uint32_t(a.position), uint32_t(a.qk_norm), uint32_t{a.gated}, uint32_t(a.activation)}) {
         hash = hash_value(value, hash);
     }
-    hash = hash_value(a.norm_epsilon, hash);
+    for (const float value : {a.norm_epsilon, a.qkv_clamp, a.score_cap, a.logit_cap}) {
+        hash = hash_value(value, hash);
+    }
+    for (const uint32_t table : a.rope_tables) hash = hash_value(table, hash);
     for (const uint32_t window : a.sliding_windows) hash = hash_value(window, hash);
     return hash;
 }

@@ -33,10 +33,7 @@ class Measurement {
     Measurement(const Model& model, const KernelTable& kernels, unsigned threads)
         : kernels_(kernels), threads_(threads), pool_(threads) {
         for (const LayerWeights& w : model.layers()) {
-            for (const Linear* linear :
-                 {&w.query, &w.key, &w.value, &w.attention_output, &w.gate, &w.up, &w.down}) {
-                matrices_.push_back(&linear->weight);
-            }
+            for (const Linear* linear : w.linears()) matrices_.push_back(&linear->weight);
         }
         matrices_.push_back(&model.head().weight);
         size_t codes = 0;

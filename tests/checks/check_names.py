@@ -47,6 +47,7 @@ OPERATIONS = {
     "rope": ("rope", "f32"),
     "store_half": ("attention", "f16"),
     "attention": ("attention", "f16", "s8"),
+    "soft_cap": ("soft_cap", "f32"),
     "activation": ("activation", "f32"),
     "embedding": ("embedding", "ug"),
 }

@@ -20,11 +20,20 @@ struct CacheF16 {
     size_t ring;
 };
 
+// What becomes of a score query . key / sqrt(head_size) before the softmax, in this order.
+struct ScoreChange {
+    float cap;            // score = cap * tanh(score / cap); 0: no cap
+    const float* slopes;  // float [count], or NULL: ALiBi, score -= slope of the query * distance,
+                          // the query being at position end - 1
+};
+
 // out: float [count, head_size] = softmax(query . keys / sqrt(head_size)) . values over positions
 // [begin, end), per query. queries: float [count, head_size]. Positions are absolute: a sliding
-// window moves `begin`, never the chunks. Every query is computed as if alone.
+// window moves `begin`, never the chunks. Every query is computed as if alone. change: NULL leaves
+// the scores as they are.
 using AttentionF16Function = void (*)(const float* queries, size_t count, const CacheF16* cache,
-                                      size_t head_size, size_t begin, size_t end, float* out);
+                                      size_t head_size, size_t begin, size_t end,
+                                      const ScoreChange* change, float* out);
 
 // Rounds x: float [n] to half, to nearest even, into out.
 using StoreHalfFunction = void (*)(const float* x, size_t n, uint16_t* out);

@@ -10,6 +10,7 @@
 
 #include "native/kernels/attention/attention_s8.h"
 #include "native/kernels/lanes/exp_lanes.h"
+#include "native/kernels/lanes/tanh_lanes.h"
 
 namespace awqe {
 namespace {
@@ -82,6 +83,28 @@ inline void score_one_query(const float* query, const Element* keys, size_t stri
             d = fma(q, load_elements(k3, i, head_size), d);
         }
         sum_four(scores + t, a, b, c, d);
+    }
+}
+
+// scores: float [count, kQueries], the products of queries and keys at neighbouring positions, the
+// first of them `distance` back: divided by sqrt(head_size) and changed. slopes: of these queries.
+template <size_t kQueries>
+inline void change_scores(float divisor, float cap, const float* slopes, size_t distance,
+                          size_t count, float* scores) {
+    constexpr size_t kPositions = 16 / kQueries;  // in sixteen lanes
+    float of_lanes[16];
+    for (size_t i = 0; i < 16; ++i) of_lanes[i] = slopes == nullptr ? 0 : slopes[i % kQueries];
+    const Lanes slope = load(of_lanes);
+    for (size_t i = 0; i < 16; ++i) of_lanes[i] = (float)distance - (float)(i / kQueries);
+    Lanes distances = load(of_lanes);
+    for (size_t t = 0; t < count; t += kPositions) {
+        float* const from = scores + t * kQueries;
+        const size_t n = count - t < kPositions ? (count - t) * kQueries : 16;
+        Lanes score = mul(load_first(from, n), broadcast(divisor));
+        if (cap != 0.0f) score = soft_cap(score, broadcast(cap));
+        if (slopes != nullptr) score = fnma(slope, distances, score);
+        store_first(from, n, score);
+        distances = sub(distances, broadcast((float)kPositions));
     }
 }
 
@@ -159,10 +182,11 @@ inline float exp_of_one(float x) {
     return all[0];
 }
 
-// kQueries queries over positions [begin, end). out: float [kQueries, head_size].
+// kQueries queries over positions [begin, end). slopes: of these queries, or NULL. out: float
+// [kQueries, head_size].
 template <size_t kQueries, class Cache>
 inline void attend(const float* queries, const Cache& cache, size_t head_size, size_t begin,
-                   size_t end, float* out) {
+                   size_t end, const ScoreChange* change, const float* slopes, float* out) {
     const size_t stride = cache.stride;
     alignas(64) float padded[kQueries * kMaxHeadSize];
     memset(padded, 0, sizeof(padded));
@@ -170,6 +194,7 @@ inline void attend(const float* queries, const Cache& cache, size_t head_size, s
         memcpy(padded + q * kMaxHeadSize, queries + q * head_size, head_size * sizeof(float));
     }
     const float divisor = 1.0f / sqrtf((float)head_size);
+    const Lanes scale_of_scores = broadcast(change == nullptr ? divisor : 1.0f);
     float all_largest[kQueries] = {};
     float all_weight[kQueries] = {};
     for (size_t t = begin; t < end;) {
@@ -189,14 +214,17 @@ inline void attend(const float* queries, const Cache& cache, size_t head_size, s
             score_one_query(padded, cache.keys + row * stride, stride, head_size, count, scores);
         }
         scale_scores<kQueries>(cache, row, count, scores);
+        if (change != nullptr) {
+            change_scores<kQueries>(divisor, change->cap, slopes, end - 1 - t, count, scores);
+        }
         // Positions outside [t, stop) repeat the first score, so that they change no maximum.
         for (size_t j = 0; j < kAttentionChunk; ++j) {
             if (base + j >= t && base + j < stop) continue;
             memcpy(e + j * kQueries, scores, kQueries * sizeof(float));
         }
-        Lanes maxima = mul(load(e), broadcast(divisor));
+        Lanes maxima = mul(load(e), scale_of_scores);
         for (size_t i = 0; i < kAttentionChunk * kQueries; i += 16) {
-            const Lanes scaled = mul(load(e + i), broadcast(divisor));
+            const Lanes scaled = mul(load(e + i), scale_of_scores);
             store(e + i, scaled);
             maxima = max(maxima, scaled);
         }
@@ -256,14 +284,17 @@ inline void attend(const float* queries, const Cache& cache, size_t head_size, s
 
 template <class Cache>
 inline void attention_lanes(const float* queries, size_t count, const Cache& cache,
-                            size_t head_size, size_t begin, size_t end, float* out) {
+                            size_t head_size, size_t begin, size_t end, const ScoreChange* change,
+                            float* out) {
+    const float* const slopes = change == nullptr ? nullptr : change->slopes;
+    const auto from = [&](size_t query) { return slopes == nullptr ? nullptr : slopes + query; };
     size_t query = 0;
     for (; query + 4 <= count; query += 4) {
-        attend<4>(queries + query * head_size, cache, head_size, begin, end,
+        attend<4>(queries + query * head_size, cache, head_size, begin, end, change, from(query),
                   out + query * head_size);
     }
     for (; query < count; ++query) {
-        attend<1>(queries + query * head_size, cache, head_size, begin, end,
+        attend<1>(queries + query * head_size, cache, head_size, begin, end, change, from(query),
                   out + query * head_size);
     }
 }

@@ -7,6 +7,7 @@
 #include "native/kernels/attention/attention_s8.h"
 #include "native/kernels/scalar/exp.h"
 #include "native/kernels/scalar/half.h"
+#include "native/kernels/scalar/tanh.h"
 #include "native/kernels/scalar/tree.h"
 
 namespace awqe {
@@ -40,13 +41,25 @@ float score(const float* query, const Cache& cache, size_t row, size_t head_size
     return tree_sum(lane) * key_scale(cache, row) * (1.0f / sqrtf((float)head_size));
 }
 
-// Positions [begin, end) lie in one chunk.
+// One query's part of a ScoreChange; what it does to the score of a key `distance` positions back.
+struct QueryChange {
+    float cap;  // 0: none
+    float slope;
+    bool sloped;
+
+    float changed(float score, size_t distance) const {
+        if (cap != 0.0f) score = soft_cap_scalar(score, cap);
+        return sloped ? fmaf(-slope, (float)distance, score) : score;
+    }
+};
+
+// Positions [begin, end) lie in one chunk; the query is at position `own`.
 template <class Cache>
 void attend_chunk(const float* query, const Cache& cache, size_t head_size, size_t begin,
-                  size_t end, Partial* out) {
+                  size_t end, size_t own, const QueryChange& change, Partial* out) {
     float scores[kAttentionChunk];
     for (size_t t = begin; t < end; ++t) {
-        scores[t - begin] = score(query, cache, t % cache.ring, head_size);
+        scores[t - begin] = change.changed(score(query, cache, t % cache.ring, head_size), own - t);
         if (t == begin || scores[t - begin] > out->largest) out->largest = scores[t - begin];
     }
     float lane[kLanes] = {};
@@ -77,15 +90,21 @@ inline void merge(const Partial& chunk, size_t head_size, Partial* all) {
 
 template <class Cache>
 void attend(const float* queries, size_t count, const Cache& cache, size_t head_size, size_t begin,
-            size_t end, float* out) {
+            size_t end, const ScoreChange* change, float* out) {
     for (size_t query = 0; query < count; ++query) {
+        QueryChange own_change = {};
+        if (change != nullptr) {
+            own_change.cap = change->cap;
+            own_change.sloped = change->slopes != nullptr;
+            if (own_change.sloped) own_change.slope = change->slopes[query];
+        }
         Partial all = {};
         for (size_t chunk_begin = begin; chunk_begin < end;) {
             const size_t boundary = (chunk_begin / kAttentionChunk + 1) * kAttentionChunk;
             const size_t chunk_end = boundary < end ? boundary : end;
             Partial chunk;
             attend_chunk(queries + query * head_size, cache, head_size, chunk_begin, chunk_end,
-                         &chunk);
+                         end - 1, own_change, &chunk);
             if (chunk_begin == begin) {
                 all = chunk;
             } else {

@@ -18,6 +18,7 @@ struct CacheS8 {
 
 // As AttentionF16Function.
 using AttentionS8Function = void (*)(const float* queries, size_t count, const CacheS8* cache,
-                                     size_t head_size, size_t begin, size_t end, float* out);
+                                     size_t head_size, size_t begin, size_t end,
+                                     const ScoreChange* change, float* out);
 
 }  // namespace awqe

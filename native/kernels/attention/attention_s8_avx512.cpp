@@ -8,8 +8,8 @@
 namespace awqe {
 
 void attention_s8_avx512(const float* queries, size_t count, const CacheS8* cache, size_t head_size,
-                         size_t begin, size_t end, float* out) {
-    attention_lanes(queries, count, *cache, head_size, begin, end, out);
+                         size_t begin, size_t end, const ScoreChange* change, float* out) {
+    attention_lanes(queries, count, *cache, head_size, begin, end, change, out);
 }
 
 }  // namespace awqe

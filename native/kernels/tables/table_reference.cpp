@@ -16,6 +16,7 @@ std::remove_pointer_t<RopeFunction> rope_f32_reference;
 std::remove_pointer_t<StoreHalfFunction> store_half_f16_reference;
 std::remove_pointer_t<AttentionF16Function> attention_f16_reference;
 std::remove_pointer_t<AttentionS8Function> attention_s8_reference;
+std::remove_pointer_t<SoftCapFunction> soft_cap_f32_reference;
 std::remove_pointer_t<ActivationFunction> silu_f32_reference, gelu_f32_reference,
     gelu_tanh_f32_reference, relu_f32_reference;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
@@ -34,6 +35,7 @@ const KernelTable kTableReference = {
     .store_half = store_half_f16_reference,
     .attention_f16 = attention_f16_reference,
     .attention_s8 = attention_s8_reference,
+    .soft_cap = soft_cap_f32_reference,
     .activation = {silu_f32_reference, gelu_f32_reference, gelu_tanh_f32_reference,
                    relu_f32_reference},
     .embedding = embedding_ug_reference,

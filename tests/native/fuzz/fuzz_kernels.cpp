@@ -292,10 +292,10 @@ void attend(Choices& choices) {
             }
         }
         const CacheF16 cache = {keys.data(), values.data(), stride, ring};
-        compare<float>("attention_f16, " + shape, count * d,
-                       [&](const KernelTable& table, float* out) {
-                           table.attention_f16(queries.data(), count, &cache, d, begin, end, out);
-                       });
+        compare<float>(
+            "attention_f16, " + shape, count * d, [&](const KernelTable& table, float* out) {
+                table.attention_f16(queries.data(), count, &cache, d, begin, end, nullptr, out);
+            });
         return;
     }
     GuardedBuffer<int8_t> keys(elements);
@@ -319,7 +319,7 @@ void attend(Choices& choices) {
     const CacheS8 cache = {keys.data(),         values.data(), key_scales.data(),
                            value_scales.data(), stride,        ring};
     compare<float>("attention_s8, " + shape, count * d, [&](const KernelTable& table, float* out) {
-        table.attention_s8(queries.data(), count, &cache, d, begin, end, out);
+        table.attention_s8(queries.data(), count, &cache, d, begin, end, nullptr, out);
     });
 }
 

@@ -29,9 +29,9 @@ struct F16 {
     static void run(const KernelTable& table, const float* queries, size_t count,
                     const Element* keys, const Element* values, const float*, const float*,
                     size_t stride, size_t ring, size_t head_size, size_t begin, size_t end,
-                    float* out) {
+                    const ScoreChange* change, float* out) {
         const CacheF16 cache = {keys, values, stride, ring};
-        table.attention_f16(queries, count, &cache, head_size, begin, end, out);
+        table.attention_f16(queries, count, &cache, head_size, begin, end, change, out);
     }
 };
 struct S8 {
@@ -48,9 +48,9 @@ struct S8 {
     static void run(const KernelTable& table, const float* queries, size_t count,
                     const Element* keys, const Element* values, const float* key_scales,
                     const float* value_scales, size_t stride, size_t ring, size_t head_size,
-                    size_t begin, size_t end, float* out) {
+                    size_t begin, size_t end, const ScoreChange* change, float* out) {
         const CacheS8 cache = {keys, values, key_scales, value_scales, stride, ring};
-        table.attention_s8(queries, count, &cache, head_size, begin, end, out);
+        table.attention_s8(queries, count, &cache, head_size, begin, end, change, out);
     }
 };
 
@@ -67,6 +67,9 @@ struct Case {
     GuardedBuffer<Element> values;
     GuardedBuffer<float> key_scales;
     GuardedBuffer<float> value_scales;
+    GuardedBuffer<float> slopes;  // [count]
+    float cap = 0.0f;
+    bool sloped = false;
 
     Case(size_t queries_count, size_t d, size_t first, size_t last, float limit, uint64_t seed)
         : count(queries_count),
@@ -78,7 +81,8 @@ struct Case {
           keys((last - 1) * stride + d),
           values((last - 1) * stride + d),
           key_scales(last),
-          value_scales(last) {
+          value_scales(last),
+          slopes(queries_count) {
         Random random(seed);
         for (size_t i = 0; i < queries.size(); ++i) queries[i] = random.real(limit);
         for (size_t i = 0; i < keys.size(); ++i) {
@@ -90,12 +94,15 @@ struct Case {
             key_scales[t] = t % 19 == 7 ? 0.0f : std::fabs(random.real(0x1p-6f));
             value_scales[t] = t % 23 == 5 ? 0.0f : std::fabs(random.real(0x1p-6f));
         }
+        for (size_t q = 0; q < count; ++q) slopes[q] = std::fabs(random.real(0.25f));
     }
 
     void run(const KernelTable& table, float* out) const { run_queries(table, 0, count, out); }
     void run_queries(const KernelTable& table, size_t first, size_t n, float* out) const {
+        const ScoreChange change = {cap, sloped ? slopes.data() + first : nullptr};
         Kind::run(table, queries.data() + first * head_size, n, keys.data(), values.data(),
-                  key_scales.data(), value_scales.data(), stride, end, head_size, begin, end, out);
+                  key_scales.data(), value_scales.data(), stride, end, head_size, begin, end,
+                  cap != 0 || sloped ? &change : nullptr, out);
     }
     // The same positions in a cache of `ring` rows, which holds nothing else.
     void run_ring(const KernelTable& table, size_t ring, float* out) const {
@@ -112,14 +119,15 @@ struct Case {
             ring_key_scales[row] = key_scales[t];
             ring_value_scales[row] = value_scales[t];
         }
+        const ScoreChange change = {cap, sloped ? slopes.data() : nullptr};
         Kind::run(table, queries.data(), count, ring_keys.data(), ring_values.data(),
                   ring_key_scales.data(), ring_value_scales.data(), head_size, ring, head_size,
-                  begin, end, out);
+                  begin, end, cap != 0 || sloped ? &change : nullptr, out);
     }
     std::string describe() const {
         std::ostringstream text;
         text << Kind::kName << ", " << count << " queries of " << head_size << " over positions "
-             << begin << " to " << end;
+             << begin << " to " << end << (sloped ? ", ALiBi" : "") << (cap != 0 ? ", cap" : "");
         return text.str();
     }
 };
@@ -140,6 +148,19 @@ void for_every_case(Check check) {
     check(Case<Kind>(8, 256, 0, 70, 1.0f, ++seed));
     // Scores so far apart that almost every weight is zero.
     check(Case<Kind>(2, 64, 3, 200, 400.0f, ++seed));
+    // Scores with a cap, with a slope and with both; small caps, so that they bite.
+    for (const auto& range : {ranges[0], ranges[3], ranges[6], ranges[9], ranges[11], ranges[14]}) {
+        for (const size_t head_size : {2, 30, 64}) {
+            for (const size_t count : {1, 4, 5}) {
+                for (const int which : {1, 2, 3}) {
+                    Case<Kind> c(count, head_size, range[0], range[1], 3.0f, ++seed);
+                    c.cap = (which & 1) != 0 ? 1.5f : 0.0f;
+                    c.sloped = (which & 2) != 0;
+                    check(c);
+                }
+            }
+        }
+    }
 }
 
 template <class Kind>
@@ -167,10 +188,14 @@ void compare_with_the_oracle() {
             for (size_t i = 0; i < c.head_size; ++i) magnitude += 2.0 * std::fabs(q[i]);
             magnitude /= std::sqrt(static_cast<double>(c.head_size));
             const double score_error =
-                sum_tolerance(magnitude, static_cast<double>(c.head_size) / 16 + 10);
+                sum_tolerance(magnitude, static_cast<double>(c.head_size) / 16 + 10) +
+                // A cap rounds a few times more, and so does the largest product with a slope.
+                sum_tolerance(
+                    double{c.cap} + (c.sloped ? 0.25 * static_cast<double>(positions) : 0), 8);
             std::vector<double> magnitudes;
             const std::vector<double> expected =
-                oracle::attention(q, keys, values, positions, c.head_size, &magnitudes);
+                oracle::attention(q, keys, values, positions, c.head_size, &magnitudes,
+                                  double{c.cap}, c.sloped ? double{c.slopes[query]} : 0.0);
             for (size_t i = 0; i < c.head_size; ++i) {
                 // Weights are off by the scores' error and by exp's few roundings, up and down; a
                 // scale and every sum add one rounding per position, sums a few per chunk. Weights
@@ -212,8 +237,10 @@ TEST(every_table_gives_the_bits_of_the_reference) {
 }
 
 // One key, value or query that is not finite, at every place that a chunk treats in its own way.
-void check_fp16(float bad, size_t at, size_t end) {
+void check_fp16(float bad, size_t at, size_t end, bool changed) {
     Case<F16> c(5, 30, 3, end, 3.0f, at);
+    c.cap = changed ? 2.0f : 0.0f;
+    c.sloped = changed;
     const uint16_t half = std::isnan(bad) ? 0x7e00 : bad > 0 ? 0x7c00 : 0xfc00;
     const auto outputs = [&](const KernelTable& table) {
         GuardedBuffer<float> out(c.count * c.head_size);
@@ -248,7 +275,8 @@ TEST(what_is_not_finite_in_a_cache_stays_so) {
     for (const float bad : {INFINITY, -INFINITY, NAN}) {
         for (const size_t end : {40, 64, 150}) {
             for (const size_t at : {3, 4, 39, 63, 64, 100, 149}) {
-                if (at < end) check_fp16(bad, at, end);
+                if (at >= end) continue;
+                for (const bool changed : {false, true}) check_fp16(bad, at, end, changed);
             }
         }
     }
@@ -272,7 +300,8 @@ template <class Kind>
 void compare_ring_with_straight_rows() {
     for (const KernelTable* table : runnable_tables()) {
         for (const size_t begin : {100, 128, 190, 250}) {
-            const Case<Kind> c(5, 30, begin, begin + 120, 3.0f, begin);
+            Case<Kind> c(5, 30, begin, begin + 120, 3.0f, begin);
+            c.sloped = begin % 4 == 2;
             GuardedBuffer<float> straight(c.count * c.head_size);
             GuardedBuffer<float> ring(c.count * c.head_size);
             c.run(*table, straight.data());
@@ -291,7 +320,8 @@ TEST(a_ring_gives_the_bits_of_straight_rows) {
 template <class Kind>
 void compare_queries_alone_and_together() {
     for (const KernelTable* table : runnable_tables()) {
-        const Case<Kind> c(7, 64, 5, 150, 3.0f, 9);
+        Case<Kind> c(7, 64, 5, 150, 3.0f, 9);
+        c.sloped = true;
         GuardedBuffer<float> together(c.count * c.head_size);
         c.run(*table, together.data());
         for (size_t query = 0; query < c.count; ++query) {

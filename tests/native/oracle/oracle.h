@@ -44,11 +44,13 @@ inline std::vector<double> rms_norm(const float* x, const float* weight, size_t 
     return y;
 }
 
-// One query over positions [0, count). keys, values: double [count, head_size]. magnitudes, if any:
-// [head_size] of the sum of weight * |value|.
+// One query, which is at the last of the positions [0, count). keys, values: double [count,
+// head_size]. magnitudes: [head_size] of the sum of weight * |value|. cap: of the scores, 0 for
+// none; slope: what a score loses per position back.
 inline std::vector<double> attention(const float* query, const std::vector<double>& keys,
                                      const std::vector<double>& values, size_t count,
-                                     size_t head_size, std::vector<double>* magnitudes) {
+                                     size_t head_size, std::vector<double>* magnitudes,
+                                     double cap = 0.0, double slope = 0.0) {
     std::vector<double> weights(count);
     double largest = -INFINITY;
     for (size_t t = 0; t < count; ++t) {
@@ -57,6 +59,8 @@ inline std::vector<double> attention(const float* query, const std::vector<doubl
             dot += static_cast<double>(query[i]) * keys[t * head_size + i];
         }
         weights[t] = dot / std::sqrt(static_cast<double>(head_size));
+        if (cap != 0.0) weights[t] = cap * std::tanh(weights[t] / cap);
+        weights[t] -= slope * static_cast<double>(count - 1 - t);
         largest = std::fmax(largest, weights[t]);
     }
     double total = 0.0;

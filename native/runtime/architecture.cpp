@@ -1,0 +1,283 @@
+// From a container's keys to a decoder's description; see architecture.h.
+#include "native/runtime/architecture.h"
+
+#include <algorithm>
+#include <cinttypes>
+#include <cmath>
+#include <initializer_list>
+#include <string>
+
+#include "native/failure/failure.h"
+
+namespace awqe {
+namespace {
+
+constexpr uint32_t kMaxLayers = 1024;
+constexpr uint32_t kMaxPosition = 1u << 24;  // up to there a position is exact as a float
+constexpr uint32_t kMaxVocabulary = 1u << 24;
+constexpr uint32_t kMaxHeadSize = 256;
+
+const Entry& need_entry(const GgufFile& file, const char* key, ValueType type) {
+    const Entry* entry = file.find_entry(key);
+    if (entry == nullptr) fail(AWQE_FILE_INVALID, "the required key %s is missing", key);
+    if (entry->value.type != type) {
+        fail(AWQE_FILE_INVALID, "key %s has type %s, it must be %s", key,
+             value_type_name(entry->value.type), value_type_name(type));
+    }
+    return *entry;
+}
+
+void allow_entry(const GgufFile& file, const char* key, ValueType type) {
+    if (file.find_entry(key) != nullptr) need_entry(file, key, type);
+}
+
+// ---- optional keys: absent means the default ----------------------------------------------------
+
+bool flag_or(const GgufFile& file, const char* key, bool absent) {
+    if (file.find_entry(key) == nullptr) return absent;
+    return need_entry(file, key, ValueType::kBool).value.as_unsigned() != 0;
+}
+
+// A limit of magnitudes; 0 is none.
+float limit_or_none(const GgufFile& file, const char* key) {
+    if (file.find_entry(key) == nullptr) return 0.0f;
+    const double value = need_entry(file, key, ValueType::kFloat32).value.as_real();
+    if (!std::isfinite(value) || value < 0) {
+        fail(AWQE_FILE_INVALID, "key %s is %g, it must be positive and finite, or 0 for none", key,
+             value);
+    }
+    return static_cast<float>(value);
+}
+
+template <class Choice>
+struct Word {
+    const char* word;
+    Choice choice;
+};
+
+template <class Choice>
+Choice need_word(const GgufFile& file, const char* key, std::initializer_list<Word<Choice>> words) {
+    const std::string word(need_entry(file, key, ValueType::kString).value.as_string());
+    std::string allowed;
+    for (const Word<Choice>& w : words) {
+        if (word == w.word) return w.choice;
+        allowed += std::string(allowed.empty() ? "" : ", ") + w.word;
+    }
+    fail(AWQE_FILE_INVALID, "key %s is '%.64s', allowed are %s", key, word.c_str(),
+         allowed.c_str());
+}
+
+// The first word is the default.
+template <class Choice>
+Choice word_or_first(const GgufFile& file, const char* key,
+                     std::initializer_list<Word<Choice>> words) {
+    if (file.find_entry(key) == nullptr) return words.begin()->choice;
+    return need_word(file, key, words);
+}
+
+// ---- values per layer ---------------------------------------------------------------------------
+
+const Entry& need_u32_array(const GgufFile& file, const char* key) {
+    const Entry& entry = need_entry(file, key, ValueType::kArray);
+    if (entry.value.element_type != ValueType::kUint32) {
+        fail(AWQE_FILE_INVALID, "key %s is an array of %s, it must be one of u32", key,
+             value_type_name(entry.value.element_type));
+    }
+    return entry;
+}
+
+uint32_t need_size(const GgufFile& file, const char* key, uint32_t most) {
+    const uint64_t value = need_entry(file, key, ValueType::kUint32).value.as_unsigned();
+    if (value == 0 || value > most) {
+        fail(AWQE_FILE_INVALID, "key %s is %" PRIu64 ", allowed are 1 to %u", key, value, most);
+    }
+    return static_cast<uint32_t>(value);
+}
+
+float need_positive(const GgufFile& file, const char* key) {
+    const double value = need_entry(file, key, ValueType::kFloat32).value.as_real();
+    if (!std::isfinite(value) || value <= 0) {
+        fail(AWQE_FILE_INVALID, "key %s is %g, it must be positive and finite", key, value);
+    }
+    return static_cast<float>(value);
+}
+
+bool need_bool(const GgufFile& file, const char* key) {
+    return need_entry(file, key, ValueType::kBool).value.as_unsigned() != 0;
+}
+
+void check_sha256(const GgufFile& file) {
+    constexpr const char* kKey = "awq_edge.sha256";
+    const std::string_view digits = need_entry(file, kKey, ValueType::kString).value.as_string();
+    if (digits.size() != 64 ||
+        digits.find_first_not_of("0123456789abcdef") != std::string_view::npos) {
+        fail(AWQE_FILE_INVALID, "key %s does not hold 64 lower-case hexadecimal digits", kKey);
+    }
+}
+
+std::vector<uint32_t> need_per_layer(const GgufFile& file, const char* key, uint32_t layers) {
+    const Entry& entry = need_u32_array(file, key);
+    if (entry.value.count != layers) {
+        fail(AWQE_FILE_INVALID, "key %s has %" PRIu64 " elements for %u layers", key,
+             entry.value.count, layers);
+    }
+    std::vector<uint32_t> values(layers);
+    for (uint32_t i = 0; i < layers; ++i) {
+        values[i] = static_cast<uint32_t>(entry.value.element(i).as_unsigned());
+    }
+    return values;
+}
+
+// Tables are numbered without gaps, so that there are as many as the largest number says.
+std::vector<uint32_t> rope_tables_or_one(const GgufFile& file, uint32_t layers) {
+    constexpr const char* kKey = "awq_edge.decoder.rope_tables";
+    if (file.find_entry(kKey) == nullptr) return std::vector<uint32_t>(layers, 0);
+    std::vector<uint32_t> tables = need_per_layer(file, kKey, layers);
+    for (const uint32_t table : tables) {
+        if (table >= layers) {
+            fail(AWQE_FILE_INVALID, "key %s names table %u, there are at most %u for %u layers",
+                 kKey, table, layers, layers);
+        }
+    }
+    return tables;
+}
+
+// Keys that say how the file was made: the runtime does not use them, but whoever lists a file
+// relies on them.
+void check_provenance(const GgufFile& file) {
+    check_sha256(file);
+    need_positive(file, "awq_edge.decoder.rope_theta");
+    need_entry(file, "awq_edge.decoder.rope_scaling", ValueType::kString);
+    allow_entry(file, "awq_edge.decoder.local_rope_theta", ValueType::kFloat32);
+    allow_entry(file, "awq_edge.decoder.local_rope_scaling", ValueType::kString);
+    need_entry(file, "awq_edge.quantization.method", ValueType::kString);
+    need_entry(file, "awq_edge.quantization.bits", ValueType::kUint32);
+    need_entry(file, "awq_edge.quantization.group_size", ValueType::kUint32);
+    need_entry(file, "awq_edge.quantization.head_bits", ValueType::kUint32);
+    need_entry(file, "awq_edge.quantization.embedding_bits", ValueType::kUint32);
+    need_entry(file, "awq_edge.quantization.tool_version", ValueType::kString);
+    allow_entry(file, "awq_edge.quantization.calibration_sha256", ValueType::kString);
+    allow_entry(file, "general.name", ValueType::kString);
+    allow_entry(file, "tokenizer.huggingface.json", ValueType::kString);
+    allow_entry(file, "tokenizer.chat_template", ValueType::kString);
+    allow_entry(file, "tokenizer.ggml.bos_token_id", ValueType::kUint32);
+    allow_entry(file, "tokenizer.ggml.eos_token_id", ValueType::kUint32);
+    allow_entry(file, "tokenizer.ggml.add_bos_token", ValueType::kBool);
+    constexpr const char* kEndIds = "awq_edge.tokenizer.eos_token_ids";
+    if (file.find_entry(kEndIds) != nullptr) need_u32_array(file, kEndIds);
+}
+
+// The sizes of the attention fit each other.
+void check_heads(const Architecture& a) {
+    if (a.heads % a.kv_heads != 0) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.decoder.heads is %u, which is not a multiple of the %u in "
+             "awq_edge.decoder.kv_heads",
+             a.heads, a.kv_heads);
+    }
+    if (a.head_size % 2 != 0) {
+        fail(AWQE_FILE_INVALID, "key awq_edge.decoder.head_size is %u, it must be even",
+             a.head_size);
+    }
+    const uint64_t query_size = uint64_t{a.heads} * a.head_size;
+    if (query_size > kMaxColumns) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.decoder.heads times awq_edge.decoder.head_size is %" PRIu64
+             ", at most %u is "
+             "allowed",
+             query_size, kMaxColumns);
+    }
+}
+
+QkNorm read_qk_norm(const GgufFile& file) {
+    constexpr const char* kKind = "awq_edge.decoder.qk_norm_kind";
+    if (!need_bool(file, "awq_edge.decoder.qk_norm")) {
+        if (file.find_entry(kKind) != nullptr) {
+            fail(AWQE_FILE_INVALID, "there is a key %s, although awq_edge.decoder.qk_norm is false",
+                 kKind);
+        }
+        return QkNorm::kNone;
+    }
+    return word_or_first<QkNorm>(
+        file, kKind,
+        {{"head", QkNorm::kHead}, {"heads", QkNorm::kHeads}, {"width", QkNorm::kWidth}});
+}
+
+void read_positions(const GgufFile& file, Architecture& a) {
+    a.position = word_or_first<PositionKind>(file, "awq_edge.decoder.position",
+                                             {{"rotary", PositionKind::kRotary},
+                                              {"learned", PositionKind::kLearned},
+                                              {"alibi", PositionKind::kAlibi}});
+    if (a.position == PositionKind::kRotary) {
+        a.rope_tables = rope_tables_or_one(file, a.layers);
+        return;
+    }
+    for (const char* key : {"awq_edge.decoder.rope_tables", "awq_edge.decoder.rotary_size"}) {
+        if (file.find_entry(key) != nullptr) {
+            fail(AWQE_FILE_INVALID,
+                 "there is a key %s, although awq_edge.decoder.position is not rotary", key);
+        }
+    }
+    if (a.position == PositionKind::kAlibi && a.score_cap != 0) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.decoder.score_cap is %g, although awq_edge.decoder.position is alibi: no "
+             "known model has both",
+             static_cast<double>(a.score_cap));
+    }
+}
+
+void read_norms(const GgufFile& file, Architecture& a) {
+    a.norm = word_or_first<NormKind>(file, "awq_edge.decoder.norm",
+                                     {{"rms", NormKind::kRms}, {"layer", NormKind::kLayer}});
+    a.norm_epsilon = need_positive(file, "awq_edge.decoder.norm_epsilon");
+    a.norm_places = word_or_first<NormPlaces>(file, "awq_edge.decoder.norm_places",
+                                              {{"before", NormPlaces::kBefore},
+                                               {"after", NormPlaces::kAfter},
+                                               {"both", NormPlaces::kBoth},
+                                               {"stream", NormPlaces::kStream}});
+    a.final_norm = flag_or(file, "awq_edge.decoder.final_norm", true);
+    a.embedding_norm = flag_or(file, "awq_edge.decoder.embedding_norm", false);
+    a.parallel = flag_or(file, "awq_edge.decoder.parallel", false);
+    if (a.parallel && a.norm_places != NormPlaces::kBefore) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.decoder.parallel is true, but awq_edge.decoder.norm_places is not before");
+    }
+}
+
+}  // namespace
+
+uint32_t Architecture::rope_table_count() const {
+    return rope_tables.empty() ? 0 : *std::max_element(rope_tables.begin(), rope_tables.end()) + 1;
+}
+
+Architecture read_architecture(const GgufFile& file) {
+    check_provenance(file);
+    Architecture a = {};
+    a.layers = need_size(file, "awq_edge.decoder.layers", kMaxLayers);
+    a.hidden_size = need_size(file, "awq_edge.decoder.hidden_size", kMaxColumns);
+    a.vocabulary_size = need_size(file, "awq_edge.decoder.vocabulary_size", kMaxVocabulary);
+    a.context_length = need_size(file, "awq_edge.decoder.context_length", kMaxPosition);
+    a.heads = need_size(file, "awq_edge.decoder.heads", kMaxColumns);
+    a.kv_heads = need_size(file, "awq_edge.decoder.kv_heads", kMaxColumns);
+    a.head_size = need_size(file, "awq_edge.decoder.head_size", kMaxHeadSize);
+    a.feed_forward_size = need_size(file, "awq_edge.decoder.feed_forward_size", kMaxColumns);
+    check_heads(a);
+    a.tied_head = need_bool(file, "awq_edge.decoder.tied_head");
+    a.sliding_windows = need_per_layer(file, "awq_edge.decoder.sliding_windows", a.layers);
+    read_norms(file, a);
+    a.qk_norm = read_qk_norm(file);
+    a.qkv_clamp = limit_or_none(file, "awq_edge.decoder.qkv_clamp");
+    a.score_cap = limit_or_none(file, "awq_edge.decoder.score_cap");
+    a.logit_cap = limit_or_none(file, "awq_edge.decoder.logit_cap");
+    read_positions(file, a);
+    a.gated = word_or_first<bool>(file, "awq_edge.decoder.feed_forward",
+                                  {{"gated", true}, {"plain", false}});
+    a.activation = need_word<Activation>(file, "awq_edge.decoder.activation",
+                                         {{"silu", Activation::kSilu},
+                                          {"gelu", Activation::kGelu},
+                                          {"gelu_tanh", Activation::kGeluTanh},
+                                          {"relu", Activation::kRelu}});
+    return a;
+}
+
+}  // namespace awqe
