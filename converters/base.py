@@ -147,7 +147,7 @@ class Converter:
         a, parts = architecture, name.split(".")
         stem = parts[-2]
         change = self.stored(self.config(config), a, stem)
-        if stem != ("attn_q_norm" if a.qk_norm else "attn_q"):
+        if stem != ("attn_q_norm" if a.qk_norm else "attn_q") or a.position != "rotary":
             return change
         factor = self.query_factor(config, int(parts[1]))
         if factor == 1:

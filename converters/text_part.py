@@ -15,6 +15,7 @@ from .values import Values, shown
 
 # Types of such models, and what their text part may be; the first if it does not say.
 _TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
+    "gemma3": ("gemma3_text",),
     "mistral3": ("mistral", "ministral", "ministral3"),
 }
 WRAPPERS = tuple(_TEXT_TYPES)
