@@ -17,8 +17,10 @@ from typing import Any
 
 from awq_edge import chat, tokenizers_library
 from awq_edge.architecture import MetadataValue
-from awq_edge.checkpoints import read_json, read_optional_json
+from awq_edge.checkpoints import Checkpoint, read_json, read_optional_json
 from awq_edge.checkpoints.chat_templates import read_chat_templates
+from awq_edge.checkpoints.gguf_checkpoint import GgufCheckpoint
+from awq_edge.checkpoints.gguf_tokenizer import read_gguf_tokenizer
 from awq_edge.checkpoints.json_files import is_whole_number
 from awq_edge.checkpoints.post_processor import put_around
 from awq_edge.checkpoints.sentencepiece_model import (
@@ -97,6 +99,48 @@ class StoredTokenizer:
     def encode(self, text: str) -> list[int]:
         """Token ids without any special token around them."""
         return self.runtime.encode(text, add_bos=False)
+
+
+def tokenizer_of(checkpoint: Checkpoint) -> StoredTokenizer | None:
+    """The tokenizer of an open checkpoint, beside its weights or in their file.
+
+    Returns:
+        None if there is none.
+
+    Raises:
+        CheckpointError: Something that counts is broken.
+        UnsupportedError: It is of a kind that cannot become a tokenizer.json.
+    """
+    if isinstance(checkpoint, GgufCheckpoint):
+        return _tokenizer_in(checkpoint)
+    return read_tokenizer(checkpoint.directory, checkpoint.config)
+
+
+def _tokenizer_in(checkpoint: GgufCheckpoint) -> StoredTokenizer | None:
+    place = checkpoint.directory
+    read = read_gguf_tokenizer(place, checkpoint.entries.values)
+    if read is None:
+        return None
+    tokenizer = read.json
+    check_form(tokenizer, place)
+    _load_with_ids(tokenizer, place)
+    spelt = {number: content for content, number in ids_by_content(tokenizer).items()}
+    bos_id, eos_id = read.named.get("bos_token"), read.named.get("eos_token")
+    begins = read.begins and bos_id is not None
+    before = [bos_id] if bos_id is not None and begins else []
+    behind = [eos_id] if eos_id is not None and read.ends else []
+    if before or behind:
+        put_around(tokenizer, before, behind, place)
+    return StoredTokenizer(
+        json=_dumped(tokenizer),
+        bos_id=bos_id,
+        add_bos=begins,
+        eos_ids=read.end_ids,
+        chat_templates=read.chat_templates,
+        special_tokens={
+            name: spelt[number] for name, number in read.named.items() if number in spelt
+        },
+    )
 
 
 def read_tokenizer(directory: Path, config: Mapping[str, Any]) -> StoredTokenizer | None:

@@ -1,9 +1,10 @@
-"""A Hugging Face checkpoint: its configuration, and its tensors one at a time as float32.
+"""A checkpoint: its configuration, and its tensors one at a time as float32.
 
-Owns opening a directory or a hub id, and that a tensor which is asked for is there, has its shape
-and holds numbers; nothing else is ever in memory. Of a model with more parts than a decoder of text
-it is the decoder alone. Refuses the meaning of quantised ones (``awq_edge.interchange`` knows it)
-and of names: ``awq_edge.converters`` knows those. Every refusal is one sentence.
+Owns opening a directory, a GGUF file or a hub id, and that a tensor which is asked for is there,
+has its shape and holds numbers; nothing else is ever in memory. Of a model with more parts than a
+decoder of text it is the decoder alone. Refuses the meaning of quantised ones
+(``awq_edge.interchange`` knows it) and of names: ``awq_edge.converters`` knows those. Every refusal
+is one sentence.
 """
 
 from __future__ import annotations
@@ -17,11 +18,13 @@ from typing import Any
 import torch
 
 from awq_edge.checkpoints import hub
+from awq_edge.checkpoints.gguf_file import is_gguf
 from awq_edge.checkpoints.json_files import read_json
-from awq_edge.checkpoints.resolver import find_tensors, foreign_weights
+from awq_edge.checkpoints.resolver import find_tensors, foreign_weights, gguf_instead
 from awq_edge.checkpoints.stored_tensor import StoredTensor
 from awq_edge.converters import text_part
 from awq_edge.errors import CheckpointError
+from awq_edge.outputs.place import checkpoint_files
 
 # A matrix that is quantised lies in parts of these names instead of "weight".
 _QUANTISED_PARTS = ("qweight", "weight_packed", "B")
@@ -37,7 +40,12 @@ class Checkpoint:
     Attributes:
         directory: Where it lies.
         config: Its config.json.
+        configured_by: What says the shapes of its tensors.
+        caution: What a user should know of its weights, in one sentence.
     """
+
+    configured_by = "config.json"
+    caution: str | None = None
 
     def __init__(
         self, directory: Path, config: dict[str, Any], tensors: dict[str, StoredTensor]
@@ -52,6 +60,14 @@ class Checkpoint:
     def name(self) -> str:
         """What the model is called."""
         return hub.model_name(self.directory)
+
+    def files(self) -> list[Path]:
+        """Every file that no output may replace."""
+        return checkpoint_files(self.directory)
+
+    def called(self, name: str) -> str:
+        """What the files call a tensor that is asked for."""
+        return name
 
     def __contains__(self, name: str) -> bool:
         """Whether a tensor of that name is there, with or without the base prefix."""
@@ -131,7 +147,9 @@ class Checkpoint:
                         f"{self.directory} holds {stem} quantised already ({stem}.{part}), which "
                         "its config.json does not tell; use the original float checkpoint."
                     )
-            raise CheckpointError(f"The checkpoint {self.directory} has no tensor {name}.")
+            raise CheckpointError(
+                f"The checkpoint {self.directory} has no tensor {self.called(name)}."
+            )
         if entry.dtype is None:
             raise CheckpointError(
                 f"The tensor {name} in {entry.path} has the type {entry.type_name}; weights of 16, "
@@ -143,8 +161,8 @@ class Checkpoint:
         entry = self._computable(name)
         if entry.shape != shape:
             raise CheckpointError(
-                f"The tensor {name} in {entry.path} is {list(entry.shape)}, "
-                f"but config.json asks for {list(shape)}."
+                f"The tensor {self.called(name)} in {entry.path} is {list(entry.shape)}, "
+                f"but {self.configured_by} asks for {list(shape)}."
             )
         if entry.dtype is not None and not entry.dtype.is_floating_point:
             raise CheckpointError(f"The tensor {name} in {entry.path} holds integers, not weights.")
@@ -160,7 +178,7 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
     """Finds and checks a checkpoint; reads no weights.
 
     Args:
-        model: A directory, or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
+        model: A directory, a GGUF file, or a hub id such as ``HuggingFaceTB/SmolLM2-135M``.
         quantised: Whether its matrices may be quantised already.
     """
     if not model or "\x00" in model:
@@ -169,13 +187,19 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
     if not directory.exists():
         directory = hub.download(model)
     if not directory.is_dir():
+        if directory.suffix == ".gguf" or is_gguf(directory):
+            return _open_gguf(directory, quantised)
         raise CheckpointError(
             f"{directory} is a file; give the directory that holds config.json and the weights."
         )
     config_path = directory / "config.json"
     if not config_path.exists():
         # What lies there instead may say more than the name of the file that does not.
-        raise CheckpointError(foreign_weights(directory) or f"{directory} holds no config.json.")
+        raise CheckpointError(
+            foreign_weights(directory)
+            or gguf_instead(directory)
+            or f"{directory} holds no config.json."
+        )
     config = read_json(config_path)
     settings = config.get("quantization_config") or config.get("compression_config")
     if settings and not quantised:
@@ -194,6 +218,17 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
             if (inner := text_part.text_tensor(name)) is not None
         }
     return Checkpoint(directory, config, tensors)
+
+
+def _open_gguf(path: Path, quantised: bool) -> Checkpoint:
+    from awq_edge.checkpoints.gguf_checkpoint import open_gguf
+
+    if quantised:
+        raise CheckpointError(
+            f"{path} is a GGUF file, whose integers cannot be taken over; convert it without "
+            "--from-awq."
+        )
+    return open_gguf(path)
 
 
 def _floats(

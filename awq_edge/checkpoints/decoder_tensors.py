@@ -160,6 +160,7 @@ class DecoderTensors:
                 name = str(self._converter.checkpoint_name(f"blk.{layer}.{matrix}.bias"))
                 if name in self.checkpoint and bool(self.checkpoint.stored(name).any()):
                     raise CheckpointError(
-                        f"{self.checkpoint.directory} holds {name}, but its config.json says that "
-                        "there is no such bias; one of the two is wrong."
+                        f"{self.checkpoint.directory} holds {self.checkpoint.called(name)}, but "
+                        f"{self.checkpoint.configured_by} says that there is no such bias; one of "
+                        "the two is wrong."
                     )

@@ -82,14 +82,21 @@ def foreign_weights(directory: Path) -> str | None:
     return None
 
 
+def gguf_instead(directory: Path) -> str | None:
+    """What to say of a directory that holds a GGUF file and no other weights."""
+    file = _first(directory, "*.gguf")
+    return None if file is None else f"{directory} holds {file}; give that file itself."
+
+
 def _no_weights(directory: Path) -> str:
     shard = _first(directory, "model-*-of-*.safetensors", "pytorch_model-*-of-*.bin")
     if shard is not None:
         index = INDEX_FILE if shard.endswith(".safetensors") else _PICKLED_INDEX_FILE
         return f"{directory} holds {shard} but no {index}; download that file too."
-    other = _first(
-        directory, "*.gguf", "*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack"
-    )
+    file = gguf_instead(directory)
+    if file is not None:
+        return file
+    other = _first(directory, "*.safetensors", "*.bin", "*.pt", "*.pth", "*.h5", "*.msgpack")
     beside = f"; {other} is no form of weights that is read" if other is not None else ""
     return (
         f"{directory} holds no {SINGLE_FILE}, {INDEX_FILE}, {_PICKLED_FILE} or "

@@ -8,6 +8,7 @@ know in a text, they are those of transformers.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from collections.abc import Mapping, Sequence
@@ -19,7 +20,7 @@ from awq_edge.errors import CheckpointError, FileUnreadableError, UnsupportedErr
 
 # SentencePiece's own numbers (sentencepiece_model.proto).
 _MODEL_BPE = 2
-_PIECE_NORMAL, _PIECE_CONTROL, _PIECE_USER_DEFINED = 1, 3, 4
+NORMAL, CONTROL, USER_DEFINED = 1, 3, 4  # kinds of pieces
 _SPACE = "▁"  # what SentencePiece writes for a space
 
 _LLAMA_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer")
@@ -57,8 +58,6 @@ def convert_sentencepiece(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         CheckpointError: It is no SentencePiece model, or a damaged one.
         UnsupportedError: It is no BPE model.
     """
-    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
-
     proto = read_sentencepiece(path)
     if proto is None:
         raise CheckpointError(f"{path} is not a SentencePiece model.")
@@ -68,38 +67,17 @@ def convert_sentencepiece(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         )
     if not 0 <= proto.trainer_spec.unk_id < len(proto.pieces):
         raise CheckpointError(f"{path} is damaged: it has no piece for unknown characters.")
-
-    vocabulary = {piece.piece: number for number, piece in enumerate(proto.pieces)}
-    tokenizer = Tokenizer(
-        models.BPE(
-            vocab=vocabulary,
-            merges=_merges(proto.pieces, vocabulary),
-            unk_token=proto.pieces[proto.trainer_spec.unk_id].piece,
-            fuse_unk=True,
-            byte_fallback=proto.trainer_spec.byte_fallback,
-        )
-    )
-    tokenizer.add_tokens(
-        [
-            AddedToken(piece.piece, normalized=False, special=piece.type == _PIECE_CONTROL)
-            for piece in proto.pieces
-            if piece.type in (_PIECE_CONTROL, _PIECE_USER_DEFINED)
-        ]
-    )
     rules = proto.normalizer_spec
-    steps: list[Any] = []
-    if rules.precompiled_charsmap:
-        steps.append(normalizers.Precompiled(rules.precompiled_charsmap))
-    if rules.remove_extra_whitespaces:
-        steps += [normalizers.Strip(), normalizers.Replace("  ", " ")]
-    if rules.add_dummy_prefix:
-        steps.append(normalizers.Prepend(_SPACE))
-    steps.append(normalizers.Replace(" ", _SPACE))
-    tokenizer.normalizer = normalizers.Sequence(steps)
-    decoding: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
-    if rules.add_dummy_prefix:
-        decoding.append(decoders.Strip(" ", 1, 0))
-    tokenizer.decoder = decoders.Sequence(decoding)
+    tokenizer = bpe_tokenizer(
+        [BpePiece(piece.piece, piece.score, piece.type) for piece in proto.pieces],
+        BpeRules(
+            unknown=proto.pieces[proto.trainer_spec.unk_id].piece,
+            byte_fallback=proto.trainer_spec.byte_fallback,
+            charsmap=rules.precompiled_charsmap,
+            single_blanks=rules.remove_extra_whitespaces,
+            blank_before=rules.add_dummy_prefix,
+        ),
+    )
     trained = proto.trainer_spec
     names = {
         name: proto.pieces[number].piece
@@ -110,7 +88,84 @@ def convert_sentencepiece(path: Path) -> tuple[dict[str, Any], dict[str, str]]:
         )
         if 0 <= number < len(proto.pieces)
     }
-    return json.loads(tokenizer.to_str()), names
+    return tokenizer, names
+
+
+@dataclasses.dataclass(frozen=True)
+class BpePiece:
+    """One token.
+
+    Attributes:
+        text: With SentencePiece's own spaces.
+        score: Pairs whose union has the highest one are merged first.
+        kind: SentencePiece's type: ``NORMAL``, ``CONTROL`` and so on.
+    """
+
+    text: str
+    score: float
+    kind: int
+
+
+@dataclasses.dataclass(frozen=True)
+class BpeRules:
+    """What a model does with a text beside merging.
+
+    Attributes:
+        unknown: The token of characters that no token has.
+        byte_fallback: Such characters are spelt in bytes instead.
+        charsmap: SentencePiece's table of normalisations; empty for none.
+        single_blanks: Blanks at the ends go, and several become one.
+        blank_before: A blank is put before a text.
+    """
+
+    unknown: str
+    byte_fallback: bool
+    charsmap: bytes
+    single_blanks: bool
+    blank_before: bool
+
+
+def bpe_tokenizer(pieces: Sequence[BpePiece], rules: BpeRules) -> dict[str, Any]:
+    """A BPE model as the JSON of a tokenizer.json, with a space before each part of a text.
+
+    Args:
+        pieces: In order of their ids.
+        rules: What else it does.
+    """
+    from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers
+
+    vocabulary = {piece.text: number for number, piece in enumerate(pieces)}
+    tokenizer = Tokenizer(
+        models.BPE(
+            vocab=vocabulary,
+            merges=_merges(pieces, vocabulary),
+            unk_token=rules.unknown,
+            fuse_unk=True,
+            byte_fallback=rules.byte_fallback,
+        )
+    )
+    tokenizer.add_tokens(
+        [
+            AddedToken(piece.text, normalized=False, special=piece.kind == CONTROL)
+            for piece in pieces
+            if piece.kind in (CONTROL, USER_DEFINED)
+        ]
+    )
+    steps: list[Any] = []
+    if rules.charsmap:
+        steps.append(normalizers.Precompiled(rules.charsmap))
+    if rules.single_blanks:
+        steps += [normalizers.Strip(), normalizers.Replace("  ", " ")]
+    if rules.blank_before:
+        steps.append(normalizers.Prepend(_SPACE))
+    steps.append(normalizers.Replace(" ", _SPACE))
+    tokenizer.normalizer = normalizers.Sequence(steps)
+    decoding: list[Any] = [decoders.Replace(_SPACE, " "), decoders.ByteFallback(), decoders.Fuse()]
+    if rules.blank_before:
+        decoding.append(decoders.Strip(" ", 1, 0))
+    tokenizer.decoder = decoders.Sequence(decoding)
+    whole: dict[str, Any] = json.loads(tokenizer.to_str())
+    return whole
 
 
 def set_spaces(
@@ -222,19 +277,19 @@ def steps_of(tokenizer: Mapping[str, Any], part: str) -> list[dict[str, Any]]:
     return [step for step in inner if isinstance(step, dict)] if isinstance(inner, list) else []
 
 
-def _merges(pieces: Sequence[Any], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
+def _merges(pieces: Sequence[BpePiece], vocabulary: Mapping[str, int]) -> list[tuple[str, str]]:
     """The pairs whose union is a piece, best score first: SentencePiece merges in that order.
 
     Control, unknown and byte pieces are no text, so they neither join nor arise. Pieces that a user
     defined have the score 0 and all others less: they arise first, as in SentencePiece.
     """
-    kinds = (_PIECE_NORMAL, _PIECE_USER_DEFINED)
-    text = {piece.piece for piece in pieces if piece.type in kinds}
+    kinds = (NORMAL, USER_DEFINED)
+    text = {piece.text for piece in pieces if piece.kind in kinds}
     merges: list[tuple[str, str]] = []
     for piece in sorted(pieces, key=lambda piece: -piece.score):
-        if piece.type not in kinds:
+        if piece.kind not in kinds:
             continue
-        whole = piece.piece
+        whole = piece.text
         splits = [(whole[:cut], whole[cut:]) for cut in range(1, len(whole))]
         known = [pair for pair in splits if pair[0] in text and pair[1] in text]
         merges += sorted(known, key=lambda pair: (vocabulary[pair[0]], vocabulary[pair[1]]))

@@ -45,7 +45,7 @@ def open_evaluated(
     """Opens a packed file or a float checkpoint while the block runs.
 
     Args:
-        path: A packed file, or a Hugging Face directory.
+        path: A packed file, a Hugging Face directory, or a GGUF file of llama.cpp's.
         context: Tokens that are fed at most.
         running: How a packed file is run.
         kv: How a packed file's session keeps keys and values.
@@ -54,7 +54,7 @@ def open_evaluated(
         InvalidArgumentError: The context is longer than the model knows, or keys and values of a
             float model are to be kept otherwise.
     """
-    if path.is_dir():
+    if _holds_floats(path):
         source, tokenizer, floats, _ = _open_checkpoint(path)
         longest = floats.architecture.context_length
         if context > longest:
@@ -87,7 +87,7 @@ def open_task_model(
     """As :func:`open_evaluated`, for tasks: with continuations and chat prompts."""
     from awq_edge.accuracy.task_models import FloatTaskModel, PackedTaskModel
 
-    if path.is_dir():
+    if _holds_floats(path):
         source, tokenizer, floats, metadata = _open_checkpoint(path)
         longest = floats.architecture.context_length
         yield FloatTaskModel(source, tokenizer, min(context or longest, longest), metadata)
@@ -114,16 +114,31 @@ def read_text(path: Path, first_bytes: int | None) -> str:
         ) from error
 
 
+def _holds_floats(path: Path) -> bool:
+    """Whether a path is a checkpoint: a directory, or a GGUF file that is not one of ours.
+
+    Writers put the architecture first, so that much is read; torch is not needed to know.
+    """
+    if path.is_dir():
+        return True
+    try:
+        with path.open("rb") as file:
+            beginning = file.read(256)
+    except OSError:
+        return False  # told by whoever opens it
+    return beginning.startswith(b"GGUF") and b"awq-edge" not in beginning
+
+
 def _open_checkpoint(
     directory: Path,
 ) -> tuple[LogitsSource, Tokenizer, FloatModel, dict[str, MetadataValue]]:
     from awq_edge.accuracy.checkpoint_logits import CheckpointSource
     from awq_edge.float_model import open_float_model
-    from awq_edge.hf_tokenizer import read_tokenizer
+    from awq_edge.hf_tokenizer import tokenizer_of
     from awq_edge.tokenizer import Tokenizer
 
     floats = open_float_model(str(directory))
-    stored = read_tokenizer(directory, floats.checkpoint.config)
+    stored = tokenizer_of(floats.checkpoint)
     if stored is None:
         raise CheckpointError(f"{directory} holds neither tokenizer.json nor tokenizer.model.")
     metadata = stored.to_metadata()

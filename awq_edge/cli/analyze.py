@@ -66,9 +66,9 @@ def analyze(
     from awq_edge.analysis.subject import Settings, Subject, divide_text
     from awq_edge.calibration.text import read_text
     from awq_edge.float_model import open_float_model
-    from awq_edge.hf_tokenizer import read_tokenizer
+    from awq_edge.hf_tokenizer import tokenizer_of
     from awq_edge.layouts import Layout
-    from awq_edge.outputs.place import Place, checkpoint_files
+    from awq_edge.outputs.place import Place
     from awq_edge.outputs.whole_file import whole_file
     from awq_edge.quantize.methods import named
 
@@ -90,10 +90,8 @@ def analyze(
 
     source = open_float_model(model)
     read = [*calibration_runs.text_files(calibration or []), *([] if text is None else [text])]
-    place.refuse_inputs(
-        {"the checkpoint": checkpoint_files(source.checkpoint.directory), "the texts": read}
-    )
-    tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
+    place.refuse_inputs({"the checkpoint": source.checkpoint.files(), "the texts": read})
+    tokenizer = tokenizer_of(source.checkpoint)
     if tokenizer is None:
         raise CheckpointError(
             f"{source.checkpoint.directory} holds neither tokenizer.json nor tokenizer.model."

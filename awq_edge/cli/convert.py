@@ -45,7 +45,11 @@ _CONTEXT = 2048
 def convert(
     context: typer.Context,
     model: Annotated[
-        str, typer.Argument(metavar="MODEL", help="A checkpoint's directory, or a hub id.")
+        str,
+        typer.Argument(
+            metavar="MODEL",
+            help="A checkpoint's directory, a GGUF file of llama.cpp's, or a hub id.",
+        ),
     ],
     output: Annotated[
         Path,

@@ -9,11 +9,12 @@ import torch
 
 from awq_edge.architecture import Architecture
 from awq_edge.calibration import gradients
+from awq_edge.checkpoints import Checkpoint
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.work_directory import read_manifest
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.interchange.export import Export
-from awq_edge.outputs.place import Identity, Place, check_name, check_room, checkpoint_files
+from awq_edge.outputs.place import Identity, Place, check_name, check_room
 from awq_edge.outputs.workplace import is_ours, remove_rest, resumable_path
 from awq_edge.quantize import coupling
 from awq_edge.stages import input_width, matrices, stages, tensor_shape
@@ -49,14 +50,14 @@ def check_export(export: Export, output: Path) -> None:
         export.check_place()
 
 
-def inputs_of(directory: Path, options: Options) -> dict[str, list[Path]]:
+def inputs_of(checkpoint: Checkpoint, options: Options) -> dict[str, list[Path]]:
     """Every file that a conversion reads, by what it is.
 
     Args:
-        directory: Of the checkpoint.
+        checkpoint: An open one.
         options: With the calibration text.
     """
-    inputs = {"the checkpoint": checkpoint_files(directory)}
+    inputs = {"the checkpoint": checkpoint.files()}
     if options.calibration is not None:
         inputs["the calibration text"] = [options.calibration]
     return inputs

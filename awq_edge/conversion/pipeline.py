@@ -32,7 +32,7 @@ from awq_edge.conversion.walk import Walk
 from awq_edge.conversion.work_directory import WorkDirectory, read_manifest
 from awq_edge.errors import CheckpointError
 from awq_edge.float_model import FloatModel, open_float_model
-from awq_edge.hf_tokenizer import StoredTokenizer, read_tokenizer
+from awq_edge.hf_tokenizer import StoredTokenizer, tokenizer_of
 from awq_edge.interchange.export import Export
 from awq_edge.interchange.scaled_weights import ScaledWeights
 from awq_edge.outputs.place import Place, sync_directory
@@ -52,7 +52,7 @@ def convert(
     """Converts a model; leaves a whole file or none.
 
     Args:
-        model: A checkpoint's directory or a hub id.
+        model: A checkpoint's directory, a GGUF file or a hub id.
         output: The file to write.
         options: How.
         force: Replace an existing file.
@@ -71,8 +71,10 @@ def convert(
         check_export(export, output)
     device = device_named(options.device)
     source = open_float_model(model)
-    place.refuse_inputs(inputs_of(source.checkpoint.directory, options))
-    tokenizer = read_tokenizer(source.checkpoint.directory, source.checkpoint.config)
+    place.refuse_inputs(inputs_of(source.checkpoint, options))
+    tokenizer = tokenizer_of(source.checkpoint)
+    if source.checkpoint.caution is not None:
+        events.message(source.checkpoint.caution)
     if export is not None:
         entries = {} if tokenizer is None else tokenizer.to_metadata()
         bits = None if options.mixed else int(options.bits)
@@ -84,7 +86,7 @@ def convert(
     left = read_manifest(output)
     if not force and (left is None or left.key != key):
         place = Place(output)  # what is there is another conversion's
-        place.refuse_inputs(inputs_of(source.checkpoint.directory, options))
+        place.refuse_inputs(inputs_of(source.checkpoint, options))
 
     with distributed.joined(device) as processes, contextlib.ExitStack() as stack:
         alone = processes.count == 1
@@ -136,8 +138,8 @@ def _calibration(
         return None, None
     if tokenizer is None:
         raise CheckpointError(
-            f"{source.checkpoint.directory} holds neither tokenizer.json nor tokenizer.model, and "
-            "calibration needs one; --method rtn does without."
+            f"{source.checkpoint.directory} holds no tokenizer, neither tokenizer.json nor "
+            "tokenizer.model, and calibration needs one; --method rtn does without."
         )
     words = text.read_text(options.calibration)
     length = min(options.sequence_length, source.architecture.context_length)

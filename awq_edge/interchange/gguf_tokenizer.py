@@ -11,6 +11,7 @@ import json
 from collections.abc import Mapping
 from typing import Any
 
+from awq_edge.checkpoints.byte_level import LLAMA3_PATTERN, QWEN2_PATTERN
 from awq_edge.errors import UnsupportedError
 
 # Values of llama.cpp's llama_token_type.
@@ -19,14 +20,8 @@ _NORMAL, _UNKNOWN, _CONTROL, _USER_DEFINED, _UNUSED, _BYTE = 1, 2, 3, 4, 5, 6
 # A score below every merge, for pieces that no merge makes.
 _NEVER_MERGED = -1e9
 
-# How byte-level tokenizers cut a text before they merge, and llama.cpp's names for it. The patterns
-# are those of the tokenizer.json files of Llama 3 and of Qwen2.
-_SPLITS = {
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}{1,3}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "llama-bpe",
-    r"(?i:'s|'t|'re|'ve|'m|'ll|'d)|[^\r\n\p{L}\p{N}]?\p{L}+|\p{N}| ?[^\s\p{L}\p{N}]+[\r\n]*"
-    r"|\s*[\r\n]+|\s+(?!\S)|\s+": "qwen2",
-}
+# How byte-level tokenizers cut a text before they merge, and llama.cpp's names for it.
+_SPLITS = {LLAMA3_PATTERN: "llama-bpe", QWEN2_PATTERN: "qwen2"}
 
 
 @dataclasses.dataclass(frozen=True)

@@ -84,8 +84,8 @@ def test_missing_directory(tmp_path: Path) -> None:
 
 
 def test_file_instead_of_directory(tmp_path: Path) -> None:
-    (tmp_path / "model.gguf").write_bytes(b"x")
-    fails(tmp_path / "model.gguf", "is a file", "config.json")
+    (tmp_path / "model.npz").write_bytes(b"x")
+    fails(tmp_path / "model.npz", "is a file", "config.json")
 
 
 def test_missing_config(tmp_path: Path, tensors: dict[str, Any]) -> None:
@@ -246,7 +246,7 @@ def test_no_weights(tmp_path: Path) -> None:
     (tmp_path / "config.json").write_text("{}")
     fails(tmp_path, "holds no model.safetensors", "pytorch_model.bin")
     (tmp_path / "weights.gguf").touch()
-    fails(tmp_path, "holds no model.safetensors", "weights.gguf is no form of weights")
+    fails(tmp_path, "holds weights.gguf", "give that file itself")
     (tmp_path / "model-00001-of-00002.safetensors").touch()
     fails(tmp_path, "model-00001-of-00002.safetensors", "no model.safetensors.index.json")
     (tmp_path / "consolidated.safetensors").touch()
