@@ -1,9 +1,15 @@
 """How sizes, counts and durations read: the same wording in results, progress and errors.
 
-Owns the text. Refuses to measure.
+Owns the text, and sizes as people write them. Refuses to measure.
 """
 
 from __future__ import annotations
+
+import re
+
+from awq_edge.errors import InvalidArgumentError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "mi": 2**20, "gi": 2**30}
 
 
 def size_text(size_bytes: float) -> str:
@@ -40,3 +46,17 @@ def duration_text(seconds: float) -> str:
     if minutes < 60:
         return f"{minutes} min {rest:02d} s"
     return f"{minutes // 60} h {minutes % 60:02d} min"
+
+
+def parse_size(text: str) -> int:
+    """600MB, 1.5GB, 700MiB or a plain number, in bytes.
+
+    Raises:
+        InvalidArgumentError: It is none of these.
+    """
+    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kMG]|[MG]i)B?", text.strip(), re.IGNORECASE)
+    if match is None:
+        raise InvalidArgumentError(
+            f"The size {text!r} is no number of bytes; write it as 600MB, 1.5GB or 700MiB."
+        )
+    return int(float(match[1]) * _UNITS[match[2].lower()])

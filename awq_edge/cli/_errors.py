@@ -30,6 +30,7 @@ _EXTRA_OF = {
         "convert",
     ),
     **dict.fromkeys(("datasets", "lm_eval"), "eval"),
+    **dict.fromkeys(("llguidance", "starlette", "uvicorn"), "serve"),
     "matplotlib": "analyze",
 }
 

@@ -3,7 +3,6 @@
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
 import os
-import re
 import time
 from collections.abc import Iterator, Mapping
 from pathlib import Path
@@ -15,7 +14,7 @@ from awq_edge.cli._interchange import import_quantised, report_export
 from awq_edge.cli._options import Json, Quiet, file_path, listed
 from awq_edge.cli._output import Output, Progress
 from awq_edge.errors import InvalidArgumentError
-from awq_edge.quantities import duration_text, size_text
+from awq_edge.quantities import duration_text, parse_size, size_text
 
 if TYPE_CHECKING:
     from awq_edge.conversion import LayerReport, Report
@@ -169,7 +168,7 @@ def convert(
         group_size=group_size if group_size is not None else (64 if bits == 2 else 128),
         head_bits=head_bits,
         embedding_bits=embedding_bits,
-        size=_bytes(size) if size is not None else None,
+        size=parse_size(size) if size is not None else None,
         calibration=calibration,
         samples=samples,
         sequence_length=sequence_length,
@@ -210,18 +209,6 @@ def _given(context: typer.Context, options: Mapping[str, str]) -> Iterator[str]:
         source = context.get_parameter_source(name)
         if source is not None and source.name == "COMMANDLINE":
             yield option
-
-
-def _bytes(text: str) -> int:
-    """600MB, 1.5GB, 700MiB or a plain number, in bytes."""
-    units = {"": 1, "k": 10**3, "M": 10**6, "G": 10**9, "Mi": 2**20, "Gi": 2**30}
-    match = re.fullmatch(r"(\d+(?:\.\d+)?)\s*(|[kMG]|[MG]i)B?", text.strip(), re.IGNORECASE)
-    if match is None:
-        raise InvalidArgumentError(
-            f"The size {text!r} is no number of bytes; write it as 600MB, 1.5GB or 700MiB."
-        )
-    unit = {name.lower(): factor for name, factor in units.items()}[match[2].lower()]
-    return int(float(match[1]) * unit)
 
 
 class _Listener:

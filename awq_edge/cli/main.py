@@ -17,7 +17,7 @@ from awq_edge.cli._interrupt import interruptible
 # longer to load than a board takes to the first token.
 _COMMANDS = (
     *("convert", "inspect", "run", "chat", "eval", "bench", "export", "analyze"),
-    *("targets", "build", "bundle", "deploy", "doctor", "selftest"),
+    *("serve", "targets", "build", "bundle", "deploy", "doctor", "selftest"),
 )
 
 

@@ -34,6 +34,11 @@ class Fields:
         """Whether a field is there and not null."""
         return self._values.get(name) is not None
 
+    @property
+    def values(self) -> dict[str, Any]:
+        """All fields."""
+        return dict(self._values)
+
     def path(self, name: str) -> str:
         """A field's name from the body on."""
         return f"{self._name}.{name}" if self._name else name

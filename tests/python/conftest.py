@@ -10,6 +10,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+from serving import Server
 
 from awq_edge import Model
 
@@ -32,6 +33,17 @@ _UNITS = {
     "test_emulated_board.py": "boards",
     "test_deploy.py": "user's cache",
     "test_raspberry_pi_document.py": "user's cache",
+    **dict.fromkeys(
+        (
+            "test_serve_access.py",
+            "test_serve_anthropic.py",
+            "test_serve_cache.py",
+            "test_serve_ollama.py",
+            "test_serve_openai.py",
+            "test_serve_structure.py",
+        ),
+        "serve",
+    ),
 }
 # These take longest: begun last, one of them would keep a single core busy at the end.
 _FIRST = ("boards", "test_arm_emulated.py", "test_eval_tasks.py")
@@ -81,6 +93,29 @@ def stories() -> Iterator[Model]:
     """The small model, open with two threads."""
     with Model.open(STORIES, threads=2) as model:
         yield model
+
+
+@pytest.fixture(scope="session")
+def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The chat model of the examples, packed without calibration."""
+    path = tmp_path_factory.mktemp("chat") / "novels-chat.awq.gguf"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "awq_edge.cli.main", "convert", ROOT / "examples/novels-chat"),
+            *("--method", "rtn", "--quiet", "-o", path),
+        ],
+        check=True,
+        timeout=300,
+    )
+    return path
+
+
+@pytest.fixture(scope="session")
+def server(chat_file: Path) -> Iterator[Server]:
+    """``awq-edge serve`` with that model."""
+    started = Server(chat_file)
+    yield started
+    started.stop()
 
 
 class CommandResult:

@@ -1,0 +1,119 @@
+"""``awq-edge serve``: packed models for clients of the interfaces that are known."""
+
+# No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
+
+import logging
+import sys
+from pathlib import Path
+from typing import Annotated, Optional
+
+import typer
+
+from awq_edge.cli._groups import Running, Sampling, grouped
+from awq_edge.cli._options import Context, Kv, Quiet, listed
+from awq_edge.cli._output import Output
+from awq_edge.errors import InvalidArgumentError
+from awq_edge.quantities import parse_size
+
+
+@grouped
+def serve(
+    files: Annotated[
+        list[Path], typer.Argument(metavar="FILE...", help="Files that 'awq-edge convert' wrote.")
+    ],
+    host: Annotated[
+        str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for every network.")
+    ] = "127.0.0.1",
+    port: Annotated[int, typer.Option("--port", min=0, max=65535, help="0: any free one.")] = 8080,
+    api_key_file: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--api-key-file", metavar="FILE", help="Ask for a key: one of the lines of this file."
+        ),
+    ] = None,
+    cors_origins: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--cors-origins",
+            metavar="ORIGINS",
+            help="Web pages of others that may ask, as https://example.org,…; none by default.",
+        ),
+    ] = None,
+    allowed_hosts: Annotated[
+        Optional[list[str]],
+        typer.Option(
+            "--allowed-hosts",
+            metavar="NAMES",
+            help="Names of this server besides those of the machine, as a proxy calls it.",
+        ),
+    ] = None,
+    parallel: Annotated[
+        int, typer.Option("--parallel", min=1, max=128, help="Texts computed at a time.")
+    ] = 8,
+    queue: Annotated[
+        int, typer.Option("--queue", min=0, max=100_000, help="Texts that may wait beside them.")
+    ] = 64,
+    timeout: Annotated[
+        float, typer.Option("--timeout", min=1, max=1e6, help="Seconds that a request may take.")
+    ] = 600.0,
+    memory: Annotated[
+        Optional[str],
+        typer.Option(
+            "--memory",
+            metavar="SIZE",
+            help="For all models together, as 2GB: they are loaded on demand and dropped again.",
+        ),
+    ] = None,
+    *,
+    sampling: Sampling,
+    running: Running,
+    context: Context = None,
+    kv: Kv = "fp16",
+    quiet: Quiet = False,
+) -> None:
+    """Answer clients of OpenAI's, Anthropic's and Ollama's interfaces with packed models."""
+    from awq_edge.serve.engine import Engine
+    from awq_edge.serve.models import Models
+    from awq_edge.serve.service import Limits, Service
+    from awq_edge.serve.start import Place, read_keys
+    from awq_edge.serve.start import serve as serve_until_stopped
+
+    output = Output(quiet=quiet)
+    logging.basicConfig(
+        stream=sys.stderr, format="%(levelname)s %(message)s", level=logging.WARNING
+    )
+    place = Place(
+        host=host,
+        port=port,
+        keys=() if api_key_file is None else read_keys(api_key_file),
+        hosts=listed(allowed_hosts or ()),
+        origins=listed(cors_origins or ()),
+    )
+    if not files:
+        raise InvalidArgumentError("Name the files to serve.")
+    engine = Engine(parallel=parallel, most_waiting=queue)
+    try:
+        models = Models(
+            files,
+            engine,
+            lambda path: running.open(path, context, kv),
+            None if memory is None else parse_size(memory),
+        )
+        try:
+            service = Service(engine, models, sampling.config(None), Limits(seconds=timeout))
+
+            def ready(url: str) -> None:
+                output.status(f"{', '.join(models.names)} at {url}, for example {url}/v1/models")
+                if not place.is_local and not place.keys:
+                    output.status(
+                        "Anybody who reaches this address can use it: ask for a key with "
+                        "--api-key-file."
+                    )
+
+            serve_until_stopped(service, place, ready)
+        finally:
+            engine.stop(0)
+            models.close()
+    except BaseException:
+        engine.stop(0)
+        raise

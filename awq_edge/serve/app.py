@@ -1,0 +1,264 @@
+"""The application: which path is answered by what, and how bytes come and go.
+
+Owns reading bodies within their limit, streams with their pings, and that a client who leaves ends
+its texts. Refuses the words of protocols: each has its module.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import json
+from collections.abc import AsyncIterator, Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.requests import Request
+from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
+from starlette.routing import BaseRoute, Mount, Route
+from starlette.staticfiles import StaticFiles
+
+from awq_edge.limited_json import parse_json
+from awq_edge.serve import openai_chat
+from awq_edge.serve.answers import Answer
+from awq_edge.serve.faults import Fault, RequestError, error_body, fault_of, openai_error
+from awq_edge.serve.fields import Fields
+from awq_edge.serve.grammar import token_table
+from awq_edge.serve.health import health_table
+from awq_edge.serve.metrics import metrics_text
+from awq_edge.serve.service import Service
+
+_PAGE = Path(__file__).parent / "page"
+_PING_SECONDS = 15.0
+# Of a body that comes in drops.
+_BODY_SECONDS = 30.0
+_STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
+
+Handler = Callable[[Request], Awaitable[Response]]
+
+
+def application(service: Service) -> Starlette:
+    """The application over a service."""
+    handlers = _Handlers(service)
+    routes: list[BaseRoute] = [
+        Route("/v1/chat/completions", handlers.chat, methods=["POST"]),
+        Route("/v1/models", handlers.models),
+        Route("/v1/models/{name:path}", handlers.model),
+        Route("/health", handlers.health),
+        Route("/metrics", handlers.metrics),
+    ]
+    if (_PAGE / "index.html").is_file():
+        routes += [
+            Route("/", handlers.page),
+            Mount("/page", StaticFiles(directory=_PAGE)),
+        ]
+    return Starlette(
+        routes=routes,
+        exception_handlers={Exception: _on_error, HTTPException: _on_http_error},
+    )
+
+
+def _failed(request: Request, error: BaseException) -> Response:
+    return _fault(request, fault_of(error))
+
+
+def _fault(request: Request, fault: Fault) -> Response:
+    body = error_body(request.url.path, fault)
+    return JSONResponse(body, fault.status, headers=fault.headers)
+
+
+async def _on_error(request: Request, error: Exception) -> Response:
+    return _failed(request, error)
+
+
+async def _on_http_error(request: Request, error: Exception) -> Response:
+    assert isinstance(error, HTTPException)
+    text = {404: f"There is nothing at {request.url.path[:80]}.", 405: "Use another method."}
+    return _fault(request, Fault(error.status_code, text.get(error.status_code, error.detail)))
+
+
+class _Handlers:
+    """What answers each path."""
+
+    def __init__(self, service: Service) -> None:
+        self._service = service
+
+    # ---- OpenAI ------------------------------------------------------------------------------
+
+    async def chat(self, request: Request) -> Response:
+        try:
+            body = await self._body(request)
+            wanted = openai_chat.read_request(body, self._service.defaults)
+            answer = await self._service.answer(wanted, _client(request))
+        except Exception as error:
+            return _failed(request, error)
+        writer = openai_chat.ChatWriter(body, answer, _token_bytes(answer))
+        if wanted.stream:
+            return _events(answer, writer.chunks())
+        return await self._whole(request, answer, writer.whole())
+
+    async def models(self, request: Request) -> Response:
+        listed = [_model_table(served) for served in self._service.models.all]
+        return JSONResponse({"object": "list", "data": listed})
+
+    async def model(self, request: Request) -> Response:
+        try:
+            served = self._service.models.find(request.path_params["name"])
+            return JSONResponse(_model_table(served))
+        except RequestError as error:
+            return _failed(request, error)
+
+    # ---- the server itself -------------------------------------------------------------------
+
+    async def health(self, request: Request) -> Response:
+        table = health_table(self._service)
+        return JSONResponse(table, 200 if table["status"] == "ok" else 503)
+
+    async def metrics(self, request: Request) -> Response:
+        return PlainTextResponse(
+            metrics_text(self._service), media_type="text/plain; version=0.0.4"
+        )
+
+    async def page(self, request: Request) -> Response:
+        return Response((_PAGE / "index.html").read_bytes(), media_type="text/html")
+
+    # ---- what they share ---------------------------------------------------------------------
+
+    async def _body(self, request: Request) -> Fields:
+        """The fields of a request's body."""
+        limit = self._service.limits.body_bytes
+        length = request.headers.get("content-length", "0")
+        too_long = RequestError(
+            f"The body is longer than {limit} bytes, which is the most that is read.", status=413
+        )
+        if length.isascii() and length.isdigit() and int(length[:20]) > limit:
+            raise too_long
+        data = bytearray()
+
+        async def read() -> None:
+            async for part in request.stream():
+                data.extend(part)
+                if len(data) > limit:
+                    raise too_long
+
+        try:
+            await asyncio.wait_for(read(), _BODY_SECONDS)
+        except asyncio.TimeoutError:
+            raise RequestError("The body did not arrive in time.", status=408) from None
+        try:
+            value = parse_json(bytes(data))
+        except ValueError as error:
+            raise RequestError(f"The body is no JSON: {_json_reason(error)}.") from None
+        return Fields(value)
+
+    async def _whole(
+        self, request: Request, answer: Answer, writing: Awaitable[dict[str, Any]]
+    ) -> Response:
+        """The answer as one object, unless the client leaves before."""
+        writer = asyncio.ensure_future(writing)
+        left = asyncio.ensure_future(_left(request))
+        try:
+            await asyncio.wait({writer, left}, return_when=asyncio.FIRST_COMPLETED)
+            if not writer.done():
+                return Response(status_code=499)
+            return JSONResponse(writer.result())
+        except Exception as error:
+            return _failed(request, error)
+        finally:
+            answer.close()
+            for task in (writer, left):
+                task.cancel()
+                with contextlib.suppress(asyncio.CancelledError, Exception):
+                    await task
+
+
+def _json_reason(error: ValueError) -> str:
+    """Where the JSON is wrong, without a word of it."""
+    if isinstance(error, UnicodeDecodeError):
+        return f"it is not UTF-8, from its byte {error.start} on"
+    if isinstance(error, json.JSONDecodeError):
+        return f"{error.msg} at line {error.lineno}, column {error.colno}"
+    return str(error)
+
+
+async def _left(request: Request) -> None:
+    """Waits until the client is gone."""
+    while True:
+        message = await request.receive()
+        if message["type"] == "http.disconnect":
+            return
+
+
+def _client(request: Request) -> str:
+    return str(request.scope.get("awq_edge.client", ""))
+
+
+def _token_bytes(answer: Answer) -> Callable[[int], bytes]:
+    model = answer.texts[0].model
+    return lambda token: token_table(model).bytes(token)
+
+
+def _model_table(served: Any) -> dict[str, Any]:
+    table = {
+        "id": served.name,
+        "object": "model",
+        "created": served.created,
+        "owned_by": "awq-edge",
+    }
+    if served.model is not None:
+        table["context_length"] = served.model.context_length
+    return table
+
+
+async def _pinged(parts: AsyncIterator[bytes], ping: bytes) -> AsyncIterator[bytes]:
+    """The parts, and a ping whenever nothing came for a while."""
+    iterator = parts.__aiter__()
+    coming: asyncio.Future[bytes] | None = None
+    try:
+        while True:
+            if coming is None:
+                coming = asyncio.ensure_future(iterator.__anext__())
+            done, _ = await asyncio.wait({coming}, timeout=_PING_SECONDS)
+            if not done:
+                yield ping
+                continue
+            try:
+                part = coming.result()
+            except StopAsyncIteration:
+                return
+            coming = None
+            yield part
+    finally:
+        if coming is not None:
+            coming.cancel()
+
+
+def _events(answer: Answer, chunks: AsyncIterator[dict[str, Any]]) -> Response:
+    """Server-sent events as OpenAI's clients read them."""
+
+    async def lines() -> AsyncIterator[bytes]:
+        try:
+            async for chunk in chunks:
+                yield b"data: " + _json(chunk) + b"\n\n"
+        except Exception as error:
+            yield b"data: " + _json(openai_error(fault_of(error))) + b"\n\n"
+        yield b"data: [DONE]\n\n"
+
+    return _stream(answer, _pinged(lines(), b": ping\n\n"), "text/event-stream")
+
+
+def _json(value: Any) -> bytes:
+    return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
+
+
+def _stream(answer: Answer, parts: AsyncIterator[bytes], media_type: str) -> Response:
+    async def closing() -> AsyncIterator[bytes]:
+        try:
+            async for part in parts:
+                yield part
+        finally:  # also when the client leaves
+            answer.close()
+
+    return StreamingResponse(closing(), media_type=media_type, headers=_STREAM_HEADERS)

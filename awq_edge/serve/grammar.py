@@ -1,0 +1,136 @@
+"""What an answer must be valid by, and what bytes a token stands for: llguidance behind one door.
+
+llguidance and not xgrammar, because its wheel is small (3 MB against 35), is one for every Python
+and exists for aarch64, needs no torch, computes a mask in microseconds without compiling a schema
+first, and reads JSON schemas strictly: what it cannot enforce it refuses, by name.
+
+Owns the conversion of schemas to constraints. Refuses to let an answer go out unconstrained: a
+schema that cannot be enforced is an error before the first token.
+"""
+
+from __future__ import annotations
+
+import functools
+import json
+import weakref
+from collections.abc import Sequence
+from typing import TYPE_CHECKING, Any
+
+from awq_edge.errors import InvalidArgumentError
+from awq_edge.serve.faults import RequestError
+
+if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from awq_edge.model import Model
+
+_tables: weakref.WeakKeyDictionary[Model, TokenTable] = weakref.WeakKeyDictionary()
+_REASON_CHARACTERS = 300
+
+
+class TokenTable:
+    """The vocabulary of a model as bytes."""
+
+    def __init__(self, model: Model) -> None:
+        """Reads the file's tokenizer."""
+        from llguidance import LLTokenizer
+
+        text = model.metadata.get("tokenizer.huggingface.json")
+        if not isinstance(text, str):
+            raise InvalidArgumentError("The model file holds no tokenizer.")
+        self.eos = model.eos_token_ids
+        self.vocabulary_size = model.info.vocabulary_size
+        self.tokenizer = LLTokenizer(text, self.vocabulary_size, list(self.eos) or None)
+        self._model = weakref.ref(model)
+        self.bytes = functools.lru_cache(maxsize=4096)(self._bytes)
+
+    def _bytes(self, token: int) -> bytes:
+        """The bytes of a token; a special token's name."""
+        if self.tokenizer.is_special_token(token):
+            model = self._model()
+            return b"" if model is None else model.tokenizer.token_text(token).encode()
+        return bytes(self.tokenizer.decode_bytes([token]))
+
+
+def token_table(model: Model) -> TokenTable:
+    """The table of a model, made at first use."""
+    table = _tables.get(model)
+    if table is None:
+        table = _tables[model] = TokenTable(model)
+    return table
+
+
+def schema_grammar(schema: Any) -> str:
+    """The grammar of answers that are valid by a JSON schema; True: any JSON object.
+
+    Raises:
+        RequestError: The schema is none, or asks for what cannot be enforced.
+    """
+    from llguidance import LLMatcher
+
+    document: Any = {"type": "object"} if schema is True else schema
+    if isinstance(document, dict) and "x-guidance" in document:
+        raise RequestError("The schema has the field x-guidance, which is no part of JSON schemas.")
+    try:
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(document))
+    except Exception as error:  # the package raises ValueError, and others inside
+        raise RequestError(f"The JSON schema cannot be used: {_reason(error)}.") from error
+    return str(grammar)
+
+
+class GrammarConstraint:
+    """What may be drawn so that the answer is a sentence of a grammar."""
+
+    def __init__(self, table: TokenTable, grammar: str) -> None:
+        """Begins an answer.
+
+        Raises:
+            RequestError: The grammar cannot be enforced.
+        """
+        import numpy as np
+        from llguidance import LLMatcher
+
+        self._matcher = LLMatcher(table.tokenizer, grammar, log_level=0)
+        if self._matcher.is_error():
+            raise RequestError(
+                f"The form of the answer cannot be enforced: {_reason(self._matcher.get_error())}."
+            )
+        self._table = table
+        self._read = 0
+        self._words = np.zeros((1, (table.vocabulary_size + 31) // 32), np.uint32)
+
+    def allowed(self, tokens: Sequence[int]) -> NDArray[np.bool_]:
+        """Whether each token may follow: bool [vocabulary]."""
+        import numpy as np
+
+        for token in tokens[self._read :]:
+            if not self._matcher.consume_token(token):
+                raise InvalidArgumentError(
+                    f"The form of the answer cannot be enforced: "
+                    f"{_reason(self._matcher.get_error() or 'a token does not fit')}."
+                )
+            self._read += 1
+        size = self._table.vocabulary_size
+        if self._matcher.is_stopped():
+            allowed = np.zeros(size, np.bool_)
+        else:
+            self._matcher.unsafe_compute_mask_ptr(self._words.ctypes.data, self._words.nbytes)
+            if self._matcher.is_error():
+                raise InvalidArgumentError(
+                    f"The form of the answer cannot be enforced: "
+                    f"{_reason(self._matcher.get_error())}."
+                )
+            bits = np.unpackbits(self._words.view(np.uint8), bitorder="little")
+            allowed = bits[:size].astype(np.bool_)
+        # An answer that may end does so by any of the model's end tokens.
+        ends = list(self._table.eos)
+        allowed[ends] = self._matcher.is_accepting() or self._matcher.is_stopped()
+        return allowed
+
+
+def _reason(error: object) -> str:
+    text = " ".join(str(error).split())
+    if len(text) > _REASON_CHARACTERS:
+        text = text[:_REASON_CHARACTERS] + " …"
+    return text.rstrip(".")

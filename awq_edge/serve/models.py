@@ -1,0 +1,209 @@
+"""The models of a server: their names, which of them are loaded, and the memory that they may take.
+
+Owns loading on demand and dropping what was not used for longest. Refuses sessions: the engine has
+them. Its methods may wait, and are called on threads where that is allowed.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from awq_edge.errors import InvalidArgumentError
+from awq_edge.model import Model
+from awq_edge.quantities import size_text
+from awq_edge.serve.engine import Engine
+from awq_edge.serve.faults import RequestError
+from awq_edge.serve.texts import BusyError
+
+_SUFFIXES = (".awq.gguf", ".gguf")
+_RETRY_SECONDS = 10
+
+
+@dataclass(eq=False)
+class Served:
+    """A file that can be asked.
+
+    Attributes:
+        name: What clients call it.
+        path: Where it is.
+        model: Open, or None until somebody asks.
+        users: Requests that need it open.
+        last_used: Of ``time.monotonic()``.
+        created: The file's time, in seconds since 1970.
+        size_bytes: Of the file.
+    """
+
+    name: str
+    path: Path
+    created: int
+    size_bytes: int
+    model: Model | None = None
+    users: int = 0
+    last_used: float = 0.0
+
+    @property
+    def memory_bytes(self) -> int:
+        """What it takes with one session, if it is open."""
+        return self.model.memory().total_bytes if self.model is not None else 0
+
+
+class Models:
+    """Files by name."""
+
+    def __init__(
+        self,
+        files: Sequence[Path],
+        engine: Engine,
+        open_model: Callable[[Path], Model],
+        memory_bytes: int | None = None,
+    ) -> None:
+        """Checks that the files can be opened; the first one stays open.
+
+        Args:
+            files: Packed files.
+            engine: Whose sessions a model must give back before it is closed.
+            open_model: How a file is opened.
+            memory_bytes: What the open ones may take together; None does not limit them.
+
+        Raises:
+            AwqEdgeError: One cannot be opened, or two have one name.
+        """
+        self._engine = engine
+        self._open = open_model
+        self._budget = memory_bytes
+        self._lock = threading.Lock()
+        self._served: dict[str, Served] = {}
+        for path in files:
+            # Whether it can be opened at all is better known now than at the first request.
+            model = open_model(path)
+            found = path.stat()
+            served = Served(_name(path), path, int(found.st_mtime), found.st_size)
+            if served.name in self._served:
+                model.close()
+                raise InvalidArgumentError(
+                    f"Two files are called {served.name}: {self._served[served.name].path} and "
+                    f"{path}. Rename one."
+                )
+            self._served[served.name] = served
+            if len(self._served) == 1 or memory_bytes is None:
+                served.model = model
+            else:
+                model.close()
+
+    @property
+    def names(self) -> list[str]:
+        """What clients may ask for."""
+        return list(self._served)
+
+    @property
+    def all(self) -> list[Served]:
+        """Every file."""
+        return list(self._served.values())
+
+    def find(self, name: str) -> Served:
+        """The file that a name means.
+
+        One model answers to every name, because most clients send one of their own; several do not.
+
+        Raises:
+            RequestError: There are several, and none is called so.
+        """
+        wanted = name.removesuffix(":latest") if hasattr(name, "removesuffix") else name
+        served = self._served.get(name) or self._served.get(wanted)
+        if served is not None:
+            return served
+        if len(self._served) == 1:
+            return next(iter(self._served.values()))
+        raise RequestError(
+            f"There is no model {name!r:.80} here, but {', '.join(self._served)}.",
+            param="model",
+            status=404,
+        )
+
+    def use(self, served: Served) -> Model:
+        """The open model, loaded if need be; ``release`` ends this.
+
+        Raises:
+            BusyError: The memory is taken by models that are in use.
+            AwqEdgeError: The file cannot be opened any more.
+        """
+        with self._lock:
+            if served.model is None:
+                model = self._open(served.path)
+                try:
+                    self._make_room(model)
+                except BaseException:
+                    model.close()
+                    raise
+                served.model = model
+            served.users += 1
+            served.last_used = time.monotonic()
+            return served.model
+
+    def release(self, served: Served) -> None:
+        """A request does not need the model any more."""
+        with self._lock:
+            served.users -= 1
+            served.last_used = time.monotonic()
+
+    @contextlib.contextmanager
+    def used(self, served: Served) -> Iterator[Model]:
+        """``use`` and ``release`` around a block."""
+        model = self.use(served)
+        try:
+            yield model
+        finally:
+            self.release(served)
+
+    def close(self) -> None:
+        """Closes everything."""
+        with self._lock:
+            for served in self._served.values():
+                if served.model is not None:
+                    served.model.close()
+
+    def _make_room(self, model: Model) -> None:
+        if self._budget is None:
+            return
+        need = model.memory().total_bytes
+        if need > self._budget:
+            raise RequestError(
+                f"The model needs {size_text(need)}, and this server gives its models "
+                f"{size_text(self._budget)}: start it with more --memory or less --context.",
+                status=503,
+            )
+        while need + self._taken() > self._budget:
+            idle = [one for one in self._served.values() if one.model is not None and not one.users]
+            idle.sort(key=lambda one: one.last_used)
+            for one in idle:
+                assert one.model is not None
+                if self._engine.forget(one.model):
+                    one.model.close()
+                    one.model = None
+                    break
+            else:
+                raise BusyError(
+                    "The memory is taken by models that are being used. Try again later.",
+                    _RETRY_SECONDS,
+                )
+
+    def _taken(self) -> int:
+        """Weights of the open models, and everything that sessions have."""
+        weights = sum(
+            one.model.memory().weight_bytes
+            for one in self._served.values()
+            if one.model is not None
+        )
+        return weights + self._engine.session_bytes()
+
+
+def _name(path: Path) -> str:
+    for suffix in _SUFFIXES:
+        if path.name.endswith(suffix) and path.name != suffix:
+            return path.name[: -len(suffix)]
+    return path.name

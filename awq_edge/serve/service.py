@@ -1,0 +1,204 @@
+"""What answers requests, whichever protocol they came by.
+
+Owns the way from ``Wanted`` to an ``Answer``: the model, the prompt by its template, the seeds, the
+limits. Refuses HTTP.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import os
+import time
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from awq_edge.chat import templates
+from awq_edge.errors import ContextFullError, InvalidArgumentError, UnsupportedError
+from awq_edge.generation import GenerationConfig
+from awq_edge.model import Model
+from awq_edge.serve.answers import Answer, TextReader
+from awq_edge.serve.engine import Engine
+from awq_edge.serve.faults import RequestError
+from awq_edge.serve.models import Models, Served
+from awq_edge.serve.texts import Event, Text
+from awq_edge.serve.wanted import Prompt, Wanted
+from awq_edge.token_ids import token_ids
+
+_SEEDS = 2**64
+
+
+@dataclass(frozen=True)
+class Limits:
+    """What one request may take.
+
+    Attributes:
+        body_bytes: Of its body.
+        choices: Answers, all prompts together.
+        seconds: From its arrival to its end.
+    """
+
+    body_bytes: int = 4 << 20
+    choices: int = 16
+    seconds: float = 600.0
+
+
+@dataclass(frozen=True)
+class _Prepared:
+    texts: list[Text]
+    readers: list[TextReader]
+    prompts: int
+
+
+class Service:
+    """Models, an engine and the limits."""
+
+    def __init__(
+        self, engine: Engine, models: Models, defaults: GenerationConfig, limits: Limits
+    ) -> None:
+        """Takes what was started.
+
+        Args:
+            engine: Computes.
+            models: What may be asked.
+            defaults: How to draw where a request does not say.
+            limits: Of a request.
+        """
+        self.engine = engine
+        self.models = models
+        self.defaults = defaults
+        self.limits = limits
+        self.started = time.monotonic()
+
+    async def answer(self, wanted: Wanted, client: str) -> Answer:
+        """Begins to answer.
+
+        Args:
+            wanted: What is asked.
+            client: Whose turn it takes.
+
+        Raises:
+            AwqEdgeError: It cannot be answered; the sentence says why.
+        """
+        served = self.models.find(wanted.model)
+        # Opening a file, rendering a template and tokenizing wait or compute.
+        model = await asyncio.to_thread(self.models.use, served)
+        released = functools.partial(self.models.release, served)
+        try:
+            prepared = await asyncio.to_thread(self._prepare, model, wanted, client)
+            answer = Answer(
+                self.engine,
+                served.name,
+                prepared.texts,
+                prepared.readers,
+                prepared.prompts,
+                on_close=released,
+            )
+            answer.submit()
+        except BaseException:
+            released()
+            raise
+        return answer
+
+    async def count_tokens(self, wanted: Wanted) -> int:
+        """Tokens of a request's prompt."""
+
+        def count(served: Served) -> int:
+            with self.models.used(served) as model:
+                return len(self._prompts(model, wanted)[0][1])
+
+        return await asyncio.to_thread(count, self.models.find(wanted.model))
+
+    def _prepare(self, model: Model, wanted: Wanted, client: str) -> _Prepared:
+        prompts = self._prompts(model, wanted)
+        if len(prompts) * wanted.choices > self.limits.choices:
+            raise RequestError(
+                f"{len(prompts) * wanted.choices} answers are asked for: this server gives at most "
+                f"{self.limits.choices} at once.",
+                param="n",
+            )
+        seed = wanted.config.seed
+        if seed is None:
+            seed = int.from_bytes(os.urandom(8), "little")
+        deadline = time.monotonic() + self.limits.seconds
+        texts, readers = [], []
+        for _, ids in prompts:
+            _check_room(model, ids)
+            for choice in range(wanted.choices):
+                texts.append(
+                    Text(
+                        model,
+                        client,
+                        ids,
+                        replace(wanted.config, seed=(seed + choice) % _SEEDS),
+                        _unheard,
+                        logprobs=wanted.logprobs,
+                        deadline=deadline,
+                    )
+                )
+                readers.append(TextReader())
+        return _Prepared(texts, readers, len(prompts))
+
+    def _prompts(self, model: Model, wanted: Wanted) -> list[tuple[str, list[int]]]:
+        """Each prompt's text, as far as it is known, and its ids."""
+        if wanted.messages is None:
+            return [("", _prompt_ids(model, prompt)) for prompt in wanted.prompts]
+        text = chat_text(model, wanted)
+        return [(text, model.tokenizer.encode(text, add_bos=False))]
+
+
+def chat_text(model: Model, wanted: Wanted) -> str:
+    """The prompt for a conversation; an assistant's message at its end is gone on with."""
+    messages = wanted.messages or ()
+    if not templates(model.metadata):
+        raise UnsupportedError(
+            "The model has no chat template: it is a base model; use /v1/completions."
+        )
+    settings: dict[str, Any] = {**wanted.variables}
+    if wanted.tools and wanted.tool_choice != "none":
+        settings["tools"] = list(wanted.tools)
+    begun = _begun_answer(messages)
+    try:
+        if begun is None:
+            return model.chat_prompt(messages, **settings)
+        text = model.chat_prompt(messages, add_generation_prompt=False, **settings)
+    except InvalidArgumentError as error:
+        # Without the place of the file, which is nobody's business.
+        reason = error.__cause__ if isinstance(error.__cause__, InvalidArgumentError) else error
+        raise RequestError(str(reason), param="messages") from error
+    place = text.rfind(begun)
+    if place < 0:
+        raise RequestError(
+            "The model's chat template changes the assistant's last message, so that it cannot be "
+            "gone on with: end with a user's message.",
+            param="messages",
+        )
+    return text[: place + len(begun)]
+
+
+def _begun_answer(messages: Sequence[Mapping[str, Any]]) -> str | None:
+    last = messages[-1]
+    if last["role"] != "assistant" or last.get("tool_calls"):
+        return None
+    return str(last.get("content") or "").strip() or None
+
+
+def _prompt_ids(model: Model, prompt: Prompt) -> list[int]:
+    if isinstance(prompt, str):
+        return model.tokenize(prompt)
+    return token_ids(prompt, model.info.vocabulary_size)
+
+
+def _check_room(model: Model, ids: Sequence[int]) -> None:
+    if not ids:
+        raise RequestError("The prompt is empty: it needs at least one token.", param="prompt")
+    if len(ids) > model.context_length:
+        raise ContextFullError(
+            f"The prompt has {len(ids)} tokens, and this server keeps {model.context_length}: send "
+            "less, or start it with a longer --context."
+        )
+
+
+def _unheard(event: Event) -> None:
+    """Until the answer puts its own in the place."""
