@@ -7,9 +7,25 @@ from typing import Annotated, Optional, Union
 
 import typer
 
+
+def model_path(text: Union[str, Path]) -> Path:
+    """For ``typer``: a packed file, or the name of one of the user's models."""
+    path = Path(text)
+    if len(path.parts) != 1 or os.path.lexists(path):
+        return path
+    from awq_edge.store.folder import find
+
+    return find(str(text)) or path
+
+
 # Aliases and not annotations in place: typer evaluates annotations, and Python 3.9 has no `|`.
 ModelFile = Annotated[
-    Path, typer.Argument(metavar="FILE", help="A file that 'awq-edge convert' wrote.")
+    Path,
+    typer.Argument(
+        metavar="FILE",
+        parser=model_path,
+        help="A file that 'awq-edge convert' wrote, or a name that 'awq-edge list' tells.",
+    ),
 ]
 Context = Annotated[
     Optional[int],
@@ -21,7 +37,11 @@ Kv = Annotated[
 ]
 EvaluatedModel = Annotated[
     Path,
-    typer.Argument(metavar="MODEL", help="A packed file, or a Hugging Face directory in floats."),
+    typer.Argument(
+        metavar="MODEL",
+        parser=model_path,
+        help="A packed file or its name in 'awq-edge list', or a Hugging Face directory in floats.",
+    ),
 ]
 Chunks = Annotated[
     Optional[int], typer.Option(min=1, help="Score at most this many chunks; by default all.")

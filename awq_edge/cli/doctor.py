@@ -9,7 +9,7 @@ from typing import Annotated, Optional, Union
 import typer
 
 from awq_edge import __version__
-from awq_edge.cli._options import Context, Json
+from awq_edge.cli._options import Context, Json, model_path
 from awq_edge.cli._output import Output
 from awq_edge.errors import UnsupportedError
 from awq_edge.model import Model
@@ -19,7 +19,8 @@ _MARKS = {"ok": "  ok ", "warning": "WARN ", "problem": "STOP "}
 
 def doctor(
     file: Annotated[
-        Optional[Path], typer.Argument(metavar="[FILE]", help="A packed model to fit in.")
+        Optional[Path],
+        typer.Argument(metavar="[FILE]", parser=model_path, help="A packed model to fit in."),
     ] = None,
     context: Context = None,
     as_json: Json = False,

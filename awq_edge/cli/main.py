@@ -17,7 +17,8 @@ from awq_edge.cli._interrupt import interruptible
 # longer to load than a board takes to the first token.
 _COMMANDS = (
     *("convert", "inspect", "run", "chat", "eval", "bench", "export", "analyze"),
-    *("serve", "targets", "build", "bundle", "deploy", "doctor", "selftest"),
+    *("serve", "pull", "list", "ps", "rm"),
+    *("targets", "build", "bundle", "deploy", "doctor", "selftest"),
 )
 
 
@@ -55,7 +56,7 @@ def application(names: Iterable[str] = _COMMANDS) -> typer.Typer:
         if name == "eval":
             made.add_typer(module.app, name=name)
         else:
-            made.command()(getattr(module, name))
+            made.command(name)(getattr(module, name))
     return made
 
 
