@@ -2,6 +2,7 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
+import contextlib
 import logging
 import sys
 from pathlib import Path
@@ -10,7 +11,7 @@ from typing import Annotated, Optional
 import typer
 
 from awq_edge.cli._groups import Running, Sampling, grouped
-from awq_edge.cli._options import Context, Kv, Quiet, listed
+from awq_edge.cli._options import Context, Kv, Quiet, listed, model_path
 from awq_edge.cli._output import Output
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.quantities import parse_size
@@ -19,7 +20,12 @@ from awq_edge.quantities import parse_size
 @grouped
 def serve(
     files: Annotated[
-        list[Path], typer.Argument(metavar="FILE...", help="Files that 'awq-edge convert' wrote.")
+        list[Path],
+        typer.Argument(
+            metavar="FILE...",
+            parser=model_path,
+            help="Files that 'awq-edge convert' wrote, or names that 'awq-edge list' tells.",
+        ),
     ],
     host: Annotated[
         str, typer.Option("--host", help="Address to listen on; 0.0.0.0 for every network.")
@@ -72,6 +78,7 @@ def serve(
     quiet: Quiet = False,
 ) -> None:
     """Answer clients of OpenAI's, Anthropic's and Ollama's interfaces with packed models."""
+    from awq_edge.running_servers import announced
     from awq_edge.serve.engine import Engine
     from awq_edge.serve.models import Models
     from awq_edge.serve.service import Limits, Service
@@ -102,7 +109,10 @@ def serve(
         try:
             service = Service(engine, models, sampling.config(None), Limits(seconds=timeout))
 
+            stack = contextlib.ExitStack()
+
             def ready(url: str) -> None:
+                stack.enter_context(announced(url, models.names))
                 output.status(f"{', '.join(models.names)} at {url}, for example {url}/v1/models")
                 if not place.is_local and not place.keys:
                     output.status(
@@ -110,7 +120,8 @@ def serve(
                         "--api-key-file."
                     )
 
-            serve_until_stopped(service, place, ready)
+            with stack:
+                serve_until_stopped(service, place, ready)
         finally:
             engine.stop(0)
             models.close()

@@ -10,15 +10,13 @@ import asyncio
 import contextlib
 import json
 from collections.abc import AsyncIterator, Awaitable, Callable
-from pathlib import Path
 from typing import Any
 
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import JSONResponse, PlainTextResponse, Response, StreamingResponse
-from starlette.routing import BaseRoute, Mount, Route
-from starlette.staticfiles import StaticFiles
+from starlette.routing import BaseRoute, Route
 
 from awq_edge.limited_json import parse_json
 from awq_edge.serve import openai_chat
@@ -28,9 +26,9 @@ from awq_edge.serve.fields import Fields
 from awq_edge.serve.grammar import token_table
 from awq_edge.serve.health import health_table
 from awq_edge.serve.metrics import metrics_text
+from awq_edge.serve.page import page_routes
 from awq_edge.serve.service import Service
 
-_PAGE = Path(__file__).parent / "page"
 _PING_SECONDS = 15.0
 # Of a body that comes in drops.
 _BODY_SECONDS = 30.0
@@ -48,12 +46,8 @@ def application(service: Service) -> Starlette:
         Route("/v1/models/{name:path}", handlers.model),
         Route("/health", handlers.health),
         Route("/metrics", handlers.metrics),
+        *page_routes(),
     ]
-    if (_PAGE / "index.html").is_file():
-        routes += [
-            Route("/", handlers.page),
-            Mount("/page", StaticFiles(directory=_PAGE)),
-        ]
     return Starlette(
         routes=routes,
         exception_handlers={Exception: _on_error, HTTPException: _on_http_error},
@@ -120,9 +114,6 @@ class _Handlers:
         return PlainTextResponse(
             metrics_text(self._service), media_type="text/plain; version=0.0.4"
         )
-
-    async def page(self, request: Request) -> Response:
-        return Response((_PAGE / "index.html").read_bytes(), media_type="text/html")
 
     # ---- what they share ---------------------------------------------------------------------
 

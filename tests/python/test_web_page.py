@@ -396,3 +396,28 @@ def test_nothing_overflows(device: str, theme: str, at: Browser, server: Server)
             path.write_bytes(base64.b64decode(at.screenshot()))
         at.press("Escape", 27)
         assert at.value("getComputedStyle(document.getElementById('side')).display") == "none"
+
+
+# ---- with the server itself ----------------------------------------------------------------------
+
+
+def test_the_server_gives_the_page_and_answers_it(browser: Browser, chat_file: Path) -> None:
+    from serving import Server as RealServer
+
+    from awq_edge.running_servers import running_servers
+
+    running = RealServer(chat_file)
+    try:
+        assert [server.address for server in running_servers()].count(running.url) == 1
+        browser.look(390, 780)
+        browser.messages.clear()
+        browser.open(f"{running.url}/")
+        browser.until("document.querySelectorAll('#model option').length === 1")
+        say(browser, "Good morning!")
+        assert len(answered(browser).split()) > 2
+        assert browser.value("document.querySelector('.error')") is None
+        assert browser.value("document.getElementById('memory').textContent").endswith("MB")
+        assert "Content Security Policy" not in json.dumps(browser.messages)
+    finally:
+        running.stop()
+    assert running.url not in [server.address for server in running_servers()]

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
 
 _FILES = {
     "/": ("index.html", "text/html; charset=utf-8"),
-    "/page.css": ("page.css", "text/css; charset=utf-8"),
-    "/page.js": ("page.js", "text/javascript; charset=utf-8"),
+    "/page/page.css": ("page.css", "text/css; charset=utf-8"),
+    "/page/page.js": ("page.js", "text/javascript; charset=utf-8"),
 }
 # Nothing but these files and this server: not even a page that was tampered with could send a
 # conversation elsewhere, and nobody may put the page into a frame.
