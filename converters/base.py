@@ -92,6 +92,7 @@ class Stored:
     columns: int = 0  # of a stored matrix whose rows, one after the other, are our vector
     product: Product | None = None
     values: npt.NDArray[np.float32] | None = None
+    inverted: bool = False  # theirs divides what ours multiplies: 1 / theirs
 
 
 _AS_IT_IS = Stored()
@@ -146,6 +147,8 @@ class Converter:
         """What makes a tensor of the checkpoint ours, for example ``blk.3.attn_q.weight``."""
         a, parts = architecture, name.split(".")
         stem = parts[-2]
+        if stem == "ffn_act":
+            return Stored(inverted=True)  # as the one tool that writes such scales does
         change = self.stored(self.config(config), a, stem)
         if stem != ("attn_q_norm" if a.qk_norm else "attn_q") or a.position != "rotary":
             return change

@@ -41,7 +41,8 @@ class Values:
     def _called(self, key: str) -> str:
         """The name under which the file has a key; an absent one is called as in the family."""
         names = (*self._keys.get(key, ()), key)
-        return next((name for name in names if name in self.values), names[0])
+        # A value counts before null, and null before nothing.
+        return min(names, key=lambda n: (n not in self.values, self.values.get(n) is None))
 
     def of_the_class(self, key: str) -> Any:
         """What the family's class takes for an absent key; None if it has no such."""

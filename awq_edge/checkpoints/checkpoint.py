@@ -120,6 +120,10 @@ class Checkpoint:
                 at += 1
         return found
 
+    def ending(self, suffix: str) -> list[str]:
+        """The names of all tensors that end so, in order, as the files have them."""
+        return [name for name in self._sorted if name.endswith(suffix)]
+
     def check(self, name: str, shape: tuple[int, ...]) -> None:
         """Refuses a tensor that is missing or has another shape; reads no weights."""
         self._weights(name, shape)

@@ -15,7 +15,7 @@ from awq_edge.architecture import Architecture
 from awq_edge.checkpoints.checkpoint import Checkpoint
 from awq_edge.converters import Converter, Stored, find
 from awq_edge.errors import CheckpointError
-from awq_edge.stages import layer_tensor_names, matrices, tensor_shape
+from awq_edge.stages import tensor_names, tensor_shape
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _FREQUENCIES = "rope.inverse_frequencies"  # of no checkpoint: the record knows them
@@ -48,7 +48,16 @@ class DecoderTensors:
         self._names: dict[str, str] = {}  # where they are not the converter's
         self.architecture: Architecture = self._converter.architecture(checkpoint.config)
         self.architecture = self._with_its_head(self.architecture, is_integer)
+        if any(name in checkpoint for name in self.activation_scales()):
+            self.architecture = dataclasses.replace(self.architecture, activation_scales=True)
         self._refuse_stray_biases()
+
+    def activation_scales(self) -> list[str]:
+        """The checkpoint's names of what may divide each layer's activation."""
+        if "blk.N.ffn_act" not in self._converter.names:
+            return []
+        layers = range(self.architecture.layers)
+        return [self._converter.checkpoint_name(f"blk.{n}.ffn_act.scales") for n in layers]
 
     def shape(self, name: str) -> tuple[int, ...]:
         """The shape of one of our tensors."""
@@ -69,13 +78,19 @@ class DecoderTensors:
         change = self.changes(name)
         if change.values is not None:
             return torch.from_numpy(change.values).to(device)
-        shape = self._stored_shape(name)
+        shape = self.stored_shape(name)
         parts = [
             self.checkpoint.tensor(part, shape, device) for part in self._stored_names(name, change)
         ]
         values = torch.cat(parts) if change.parts else parts[0]
         if change.rows is not None:
             values = values[torch.from_numpy(change.rows).to(values.device)]
+        if change.inverted:
+            if not bool((values > 0).all()):
+                raise CheckpointError(
+                    f"The tensor {self.stored_name(name)} divides by what is not positive."
+                )
+            values = 1.0 / values
         values = self._changed(values, change)
         if change.row_factors is not None:
             factors = torch.from_numpy(change.row_factors).to(values.device)
@@ -84,7 +99,7 @@ class DecoderTensors:
 
     def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Reads a matrix a block of rows at a time, as ``Checkpoint.row_blocks`` does."""
-        n, k = self._stored_shape(name)
+        n, k = self.stored_shape(name)
         change = self.changes(name)
         for first, block in self.checkpoint.row_blocks(self.stored_name(name), (n, k), rows):
             yield first, self._changed(block, change)
@@ -95,7 +110,7 @@ class DecoderTensors:
         if change.values is not None:
             return
         for part in self._stored_names(name, change):
-            self.checkpoint.check(part, self._stored_shape(name))
+            self.checkpoint.check(part, self.stored_shape(name))
         if change.product is not None:
             self.checkpoint.check(change.product.name, change.product.shape)
 
@@ -106,7 +121,8 @@ class DecoderTensors:
             return [stored]
         return [stored.replace(".A.", f".{part}.") for part in range(change.parts)]
 
-    def _stored_shape(self, name: str) -> tuple[int, ...]:
+    def stored_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of the checkpoint's tensor of one of ours; of each, if it is in parts."""
         shape, change = self.shape(name), self.changes(name)
         if change.columns:
             shape = (shape[0] // change.columns, change.columns)
@@ -152,15 +168,16 @@ class DecoderTensors:
 
         Some tools write such.
         """
-        for layer in range(self.architecture.layers):
-            announced = layer_tensor_names(self.architecture, layer)
-            for matrix in matrices(self.architecture, layer):
-                if f"{matrix}.bias" in announced:
-                    continue
-                name = str(self._converter.checkpoint_name(f"blk.{layer}.{matrix}.bias"))
-                if name in self.checkpoint and bool(self.checkpoint.stored(name).any()):
+        announced = tensor_names(self.architecture)
+        for name in {**dict.fromkeys(announced), _HEAD: None}:
+            stem, _, kind = name.rpartition(".")
+            bias = f"{stem}.bias"
+            if kind != "weight" or bias in announced:
+                continue
+            for stored in self._stored_names(bias, self.changes(bias)):
+                if stored in self.checkpoint and bool(self.checkpoint.stored(stored).any()):
                     raise CheckpointError(
-                        f"{self.checkpoint.directory} holds {self.checkpoint.called(name)}, but "
+                        f"{self.checkpoint.directory} holds {self.checkpoint.called(stored)}, but "
                         f"{self.checkpoint.configured_by} says that there is no such bias; one of "
                         "the two is wrong."
                     )
