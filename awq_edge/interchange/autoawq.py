@@ -41,7 +41,7 @@ def unpack_gemm(
         group_size: Inputs that share a scale.
         qweight: int32 [k, n / 8].
         qzeros: int32 [groups, n / 8].
-        scales: float16 [groups, n].
+        scales: float16 or float32 [groups, n].
     """
     groups = -(-k // group_size)
     words = -(-n // CODES_PER_WORD)
@@ -69,7 +69,7 @@ def unpack_gemv(
         group_size: Inputs that share a scale.
         qweight: int32 [n, k / 8].
         qzeros: int32 [n, words].
-        scales: float16 [n, 8 words].
+        scales: float16 or float32 [n, 8 words].
     """
     groups = -(-k // group_size)
     words = gemv_zero_words(k, group_size)

@@ -28,11 +28,9 @@ from awq_edge.interchange.quantization_keys import (
 from awq_edge.layouts import GROUP_SIZES, Unpacked
 from awq_edge.stages import matrices
 
+_SCALES = ".scales"
 _OLD_SETTINGS = "quant_config.json"  # beside config.json, written by early releases of AutoAWQ
 _KNOWN = "AutoAWQ (gemm, gemv) and compressed-tensors (pack-quantized) checkpoints can be imported"
-
-Halves = npt.NDArray[np.float16]
-
 
 _AUTOAWQ_PARTS = frozenset(("qweight", "qzeros", "scales", "bias"))
 _COMPRESSED_PARTS = frozenset(
@@ -49,9 +47,8 @@ class _Packing:
     group_size: int  # 0: one group per row
     marker: str  # a matrix is stored this way if this part of it is there
     parts: frozenset[str]  # what there may be of a matrix
-    # Reads a matrix [n, k] by the checkpoint's name, its scales multiplied by the last argument;
-    # gives it and how many of the scales had to be rounded.
-    read: Callable[[Checkpoint, str, int, int, float], tuple[Unpacked, int]]
+    # Reads a matrix [n, k] by the checkpoint's name, its scales in float32.
+    read: Callable[[Checkpoint, str, int, int], Unpacked]
 
 
 class QuantisedCheckpoint:
@@ -93,19 +90,30 @@ class QuantisedCheckpoint:
     def integers(self, name: str) -> Unpacked:
         """Codes, scales and zero-points of a matrix, exactly as stored, in groups of ours.
 
-        Where the rotary embedding multiplies queries by a constant, their scales are.
+        Rows of a fused matrix are those of ours alone, in our order. What the decoder of the family
+        multiplies weights by is in their scales.
         """
-        n, k = self.shape(name)
+        n, k = self._tensors.stored_shape(name)
         base = self._tensors.stored_name(name).removesuffix(".weight")
         change = self._tensors.changes(name)
+        matrix = self._packing.read(self.checkpoint, base, n, k)
         if change.rows is not None:
-            raise UnsupportedError(
-                f"The matrix {base} holds the rows of several matrices of ours, or holds them in "
-                "another order; such checkpoints are not imported yet. Use the original float one."
+            matrix = dataclasses.replace(
+                matrix,
+                codes=matrix.codes[change.rows],
+                scales=matrix.scales[change.rows],
+                zeros=matrix.zeros[change.rows],
             )
-        matrix, rounded = self._packing.read(self.checkpoint, base, n, k, change.factor)
-        self.rounded_scales += rounded
-        return _regrouped(matrix, k, self.group_size)
+        factors = np.float32(change.factor)
+        if change.row_factors is not None:
+            factors = factors * change.row_factors[:, None]
+        wanted = matrix.scales * factors
+        with np.errstate(over="ignore"):  # refused right below
+            halves = wanted.astype(np.float16)
+        if not np.isfinite(halves).all():
+            raise UnsupportedError(f"A scale of {base} is too large for fp16.")
+        self.rounded_scales += int((halves != wanted).sum())
+        return _regrouped(dataclasses.replace(matrix, scales=halves), k, self.group_size)
 
     def vector(self, name: str) -> npt.NDArray[np.float32]:
         """A norm or a bias."""
@@ -116,7 +124,20 @@ class QuantisedCheckpoint:
         return self._tensors.row_blocks(name, rows)
 
     def _refuse_unknown_parts(self) -> None:
-        """Refuses matrices with tensors beside their integers that nobody here computes with."""
+        """Refuses tensors that change the function and that nobody here computes with.
+
+        Matrices may have parts beside their integers, and activations scales of their own.
+        """
+        known = self._tensors.activation_scales()
+        for name in self.checkpoint.ending(_SCALES):
+            base = name[: -len(_SCALES)]
+            if f"{base}.{self._packing.marker}" in self.checkpoint:
+                continue
+            if not any(scales.endswith(name) for scales in known):  # with and without its base
+                raise UnsupportedError(
+                    f"The checkpoint holds {name}, scales of what is no matrix and no activation "
+                    "that they are known for; what they change cannot be imported."
+                )
         a = self.architecture
         for layer in range(a.layers):
             for matrix in matrices(a, layer):
@@ -200,13 +221,11 @@ def _autoawq_packing(settings: Mapping[str, Any]) -> _Packing:
         raise UnsupportedError(f"The AutoAWQ version {version!r} is not supported; {_KNOWN}.")
     unpack = unpackers[version]
 
-    def read(
-        checkpoint: Checkpoint, base: str, n: int, k: int, factor: float
-    ) -> tuple[Unpacked, int]:
-        scales, rounded = _halves(checkpoint, f"{base}.scales", factor)
+    def read(checkpoint: Checkpoint, base: str, n: int, k: int) -> Unpacked:
+        scales = _scales(checkpoint, f"{base}.scales")
         words = _integers(checkpoint, f"{base}.qweight"), _integers(checkpoint, f"{base}.qzeros")
         size = group_size if group_size > 0 else k
-        return unpack(base, n, k, size, *words, scales), rounded
+        return unpack(base, n, k, size, *words, scales)
 
     return _Packing(f"AutoAWQ {version}", bits, max(group_size, 0), "qweight", _AUTOAWQ_PARTS, read)
 
@@ -227,9 +246,7 @@ def _compressed_tensors_packing(settings: Mapping[str, Any]) -> _Packing:
     scheme = compressed_tensors.read_scheme(settings)
     bits = scheme.bits
 
-    def read(
-        checkpoint: Checkpoint, base: str, n: int, k: int, factor: float
-    ) -> tuple[Unpacked, int]:
+    def read(checkpoint: Checkpoint, base: str, n: int, k: int) -> Unpacked:
         if f"{base}.weight_g_idx" in checkpoint:
             raise UnsupportedError(
                 f"The columns of {base} are grouped out of order (act-order); a packed file cannot "
@@ -239,7 +256,7 @@ def _compressed_tensors_packing(settings: Mapping[str, Any]) -> _Packing:
         groups = -(-k // size)
         packed = _integers(checkpoint, f"{base}.weight_packed")
         codes = compressed_tensors.unpack_codes(base, packed, n, k, bits)
-        scales, rounded = _halves(checkpoint, f"{base}.weight_scale", factor)
+        scales = _scales(checkpoint, f"{base}.weight_scale")
         if scales.shape != (n, groups):
             raise CheckpointError(
                 f"The tensor {base}.weight_scale is {list(scales.shape)}, but config.json asks for "
@@ -250,7 +267,7 @@ def _compressed_tensors_packing(settings: Mapping[str, Any]) -> _Packing:
         else:
             stored = _integers(checkpoint, f"{base}.weight_zero_point")
             zeros = compressed_tensors.unpack_zeros(base, stored, n, groups, bits)
-        return Unpacked(codes, scales, zeros, bits, size), rounded
+        return Unpacked(codes, scales, zeros, bits, size)
 
     kind = "symmetric" if scheme.symmetric else "asymmetric"
     name = f"compressed-tensors W{bits}A16 {kind}"
@@ -264,16 +281,12 @@ def _integers(checkpoint: Checkpoint, name: str) -> Any:
     return values.numpy()
 
 
-def _halves(checkpoint: Checkpoint, name: str, factor: float) -> tuple[Halves, int]:
-    """Scales times a factor as fp16, and how many of them changed."""
+def _scales(checkpoint: Checkpoint, name: str) -> Any:
+    """Scales in float32, which holds those of every format exactly."""
     stored = checkpoint.stored(name)
     if not stored.dtype.is_floating_point:
         raise CheckpointError(f"The tensor {name} holds {stored.dtype}, not scales.")
-    wanted = stored.float() if factor == 1 else stored.float() * factor
-    halves = wanted.half()
-    if not bool(torch.isfinite(halves).all()):
-        raise UnsupportedError(f"A scale in {name} is too large for fp16.")
-    return halves.numpy(), int((halves.float() != wanted).sum())
+    return stored.float().numpy()
 
 
 def _our_group_size(group_size: int) -> int:
