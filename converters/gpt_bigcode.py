@@ -23,6 +23,7 @@ _NAMES = {
     "blk.N.attn_output": f"{_LAYER}.attn.c_proj",
     "blk.N.ffn_norm": f"{_LAYER}.ln_2",
     "blk.N.ffn_up": f"{_LAYER}.mlp.c_fc",
+    "blk.N.ffn_act": f"{_LAYER}.mlp.act",
     "blk.N.ffn_down": f"{_LAYER}.mlp.c_proj",
 }
 _DEFAULTS = {

@@ -13,6 +13,7 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from awq_edge.converters import find  # noqa: E402
+from family_rows import SIZES, difference, row_model  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
 from awq_edge import torch_decoder  # noqa: E402
@@ -20,15 +21,6 @@ from awq_edge.alibi import alibi_slopes  # noqa: E402
 from awq_edge.errors import CheckpointError, UnsupportedError  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
 
-SIZES: dict[str, Any] = dict(
-    vocab_size=64,
-    hidden_size=64,
-    num_hidden_layers=3,
-    num_attention_heads=4,
-    intermediate_size=96,
-    max_position_embeddings=64,
-    pad_token_id=None,
-)
 MPT = dict(d_model=64, n_heads=4, n_layers=3, max_seq_len=32)
 PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4}
 RW = dict(multi_query=False, parallel_attn=False, alibi=True, bias=True)
@@ -110,21 +102,11 @@ TOKENS = torch.arange(28).reshape(1, 28) * 11 % 61
 
 
 def random_model(name: str, **changes: Any) -> Any:
-    """A model in float32 with weights that make every term matter."""
     kind, keys = ROWS[name]
-    config = transformers.AutoConfig.for_model(kind, **{**SIZES, **keys, **changes})
-    # Transformers' eager attention of Falcon adds the ALiBi biases twice: once with the mask.
-    config._attn_implementation = "sdpa" if keys.get("alibi") else "eager"
-    torch.manual_seed(5)
-    model = transformers.AutoModelForCausalLM.from_config(config).eval().float()
-    with torch.no_grad():
-        for key, parameter in model.named_parameters():
-            if key.endswith("bias"):
-                parameter.normal_(0, 0.25)
-            elif parameter.ndim == 1:
-                parameter.uniform_(0.5, 1.5)
-            else:
-                parameter.normal_(0, 0.25)
+    model = row_model(kind, {**keys, **changes})
+    if keys.get("alibi"):
+        # Transformers' eager attention of Falcon adds the biases twice: once with the mask.
+        model.config._attn_implementation = "sdpa"
     return model
 
 
@@ -133,21 +115,20 @@ def save(model: Any, directory: Path) -> Path:
     return directory
 
 
-def logits(directory: Path, tokens: torch.Tensor = TOKENS) -> torch.Tensor:
+def logits(directory: Path) -> torch.Tensor:
     model = open_float_model(str(directory))
-    return torch_decoder.logits(model, model.architecture, tokens)
-
-
-def difference(model: Any, directory: Path, tokens: torch.Tensor = TOKENS) -> float:
-    with torch.no_grad():
-        theirs = model(tokens).logits
-    return float((logits(directory, tokens) - theirs).abs().max() / theirs.abs().max())
+    return torch_decoder.logits(model, model.architecture, TOKENS)
 
 
 @pytest.mark.parametrize("name", ROWS)
 def test_random_models_equal_transformers(name: str, tmp_path: Path) -> None:
     model = random_model(name)
-    assert difference(model, save(model, tmp_path)) < 1e-4
+    assert difference(model, save(model, tmp_path), 28) < 1e-4
+
+
+def test_a_window_of_a_long_text(tmp_path: Path) -> None:
+    model = random_model("starcoder2", max_position_embeddings=256)
+    assert difference(model, save(model, tmp_path), 200) < 1e-4
 
 
 def test_falcons_rounded_biases_are_not_reproduced(
@@ -163,7 +144,7 @@ def test_falcons_rounded_biases_are_not_reproduced(
     model = random_model("falcon-rw-12-heads")
     del ROWS["falcon-rw-12-heads"]
     save(model, tmp_path)
-    assert 1e-4 < difference(model, tmp_path) < 2e-2
+    assert 1e-4 < difference(model, tmp_path, 28) < 2e-2
 
     def unrounded(mask: torch.Tensor, heads: int, dtype: torch.dtype) -> torch.Tensor:
         slopes = torch.from_numpy(alibi_slopes(heads)).bfloat16().float()
@@ -171,7 +152,7 @@ def test_falcons_rounded_biases_are_not_reproduced(
         return (slopes[:, None] * positions).reshape(-1, 1, mask.shape[1]).to(dtype)
 
     monkeypatch.setattr(modeling_falcon, "build_alibi_tensor", unrounded)
-    assert difference(model, tmp_path) < 1e-4
+    assert difference(model, tmp_path, 28) < 1e-4
 
 
 @pytest.mark.parametrize("heads", [*range(1, 33), 40, 56, 64, 71, 96, 112])

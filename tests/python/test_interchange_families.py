@@ -57,6 +57,12 @@ FORMS: dict[str, tuple[str, dict[str, Any], str, str | None]] = {
         "transformer.blocks",
         "ffn.act",
     ),
+    "gpt_bigcode": (
+        "gpt_bigcode",
+        dict(n_embd=128, n_layer=2, n_head=4, n_positions=64),
+        "transformer.h",
+        "mlp.act",
+    ),
     "bloom": ("bloom", dict(n_layer=2, n_head=4), "transformer.h", "mlp.gelu_impl"),
 }
 TOKENS = torch.arange(40).reshape(1, 40) * 7 % 101
@@ -106,7 +112,7 @@ def write(directory: Path, form: str, *, scales: bool = True) -> Any:
         for layer in range(2):
             name = f"{layers}.{layer}.{activation}"
             parent, _, attribute = name.rpartition(".")
-            width = 512 if kind in ("falcon", "mpt", "bloom") else SIZES["intermediate_size"]
+            width = SIZES["intermediate_size"] if kind in ("starcoder2", "gpt_neox") else 4 * 128
             vector = torch.rand(width).half() + 0.5
             tensors[f"{name}.scales"] = vector
             module = model.get_submodule(parent)
