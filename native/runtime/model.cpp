@@ -102,7 +102,7 @@ class Norms {
   public:
     Norms(const GgufFile& file, const Architecture& a, const std::string& first)
         : file_(file), first_(first), layer_(a.norm == NormKind::kLayer) {
-        biased_ = file.find_tensor(first + ".bias") != nullptr;
+        biased_ = layer_ && file.find_tensor(first + ".bias") != nullptr;
     }
 
     // `name` without ".weight" and ".bias".

@@ -209,6 +209,18 @@ void normalize(Choices& choices) {
     numbers.fill(weight.data(), n);
     const bool in_place = choices.coin();
     const float epsilon = choices.coin() ? 1e-5f : 1e-6f;
+    if (choices.coin()) {
+        GuardedBuffer<float> bias(n);
+        numbers.fill(bias.data(), n);
+        const float* const or_none = choices.coin() ? bias.data() : nullptr;
+        compare<float>(text("layer_norm, n %zu, in place %zu", n, in_place), n,
+                       [&](const KernelTable& table, float* y) {
+                           if (in_place) std::memcpy(y, x.data(), n * sizeof(float));
+                           table.layer_norm(in_place ? y : x.data(), weight.data(), or_none, n,
+                                            epsilon, y);
+                       });
+        return;
+    }
     compare<float>(text("rms_norm, n %zu, in place %zu", n, in_place), n,
                    [&](const KernelTable& table, float* y) {
                        if (in_place) std::memcpy(y, x.data(), n * sizeof(float));
@@ -231,6 +243,18 @@ void gate(Choices& choices) {
                        table.activation.silu(alias == 1 ? out : gates.data(),
                                              alias == 2 ? out : up.data(), n, out);
                    });
+}
+
+void cap(Choices& choices) {
+    const size_t n = width(choices);
+    Numbers numbers(choices);
+    GuardedBuffer<float> x(n);
+    numbers.fill(x.data(), n);
+    const float most = std::fabs(numbers.random().real(50.0f)) + 0.001f;
+    compare<float>(text("soft_cap, n %zu", n), n, [&](const KernelTable& table, float* out) {
+        std::memcpy(out, x.data(), n * sizeof(float));
+        table.soft_cap(out, n, most);
+    });
 }
 
 void rotate(Choices& choices) {
@@ -279,6 +303,12 @@ void attend(Choices& choices) {
                                    count, d, begin, end, ring, stride);
     const size_t elements = (ring - 1) * stride + d;
     Random& random = numbers.random();
+    GuardedBuffer<float> slopes(count);
+    for (size_t i = 0; i < count; ++i) slopes[i] = std::fabs(random.real(1.0f));
+    const size_t which = choices.byte() % 4;  // a cap, slopes, both or nothing
+    const ScoreChange change = {(which & 1) != 0 ? std::fabs(random.real(8.0f)) + 0.01f : 0.0f,
+                                (which & 2) != 0 ? slopes.data() : nullptr};
+    const ScoreChange* const changes = which == 0 ? nullptr : &change;
     const bool any_half = choices.byte() % 8 == 0;
     if (choices.coin()) {
         GuardedBuffer<uint16_t> keys(elements);
@@ -294,7 +324,7 @@ void attend(Choices& choices) {
         const CacheF16 cache = {keys.data(), values.data(), stride, ring};
         compare<float>(
             "attention_f16, " + shape, count * d, [&](const KernelTable& table, float* out) {
-                table.attention_f16(queries.data(), count, &cache, d, begin, end, nullptr, out);
+                table.attention_f16(queries.data(), count, &cache, d, begin, end, changes, out);
             });
         return;
     }
@@ -319,7 +349,7 @@ void attend(Choices& choices) {
     const CacheS8 cache = {keys.data(),         values.data(), key_scales.data(),
                            value_scales.data(), stride,        ring};
     compare<float>("attention_s8, " + shape, count * d, [&](const KernelTable& table, float* out) {
-        table.attention_s8(queries.data(), count, &cache, d, begin, end, nullptr, out);
+        table.attention_s8(queries.data(), count, &cache, d, begin, end, changes, out);
     });
 }
 
@@ -331,8 +361,9 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     Choices choices(data, size);
     using Operation = void (*)(Choices&);
     // The products are most of the code, so they come most often.
-    static const Operation operations[] = {multiply, multiply,  multiply, attend, attend,
-                                           quantize, normalize, gate,     rotate, store_halves};
+    static const Operation operations[] = {multiply, multiply, multiply,    attend,
+                                           attend,   quantize, normalize,   gate,
+                                           cap,      rotate,   store_halves};
     operations[choices.byte() % std::size(operations)](choices);
     return 0;
 }

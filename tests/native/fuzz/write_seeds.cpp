@@ -3,6 +3,8 @@
 // small.awq.gguf is the smallest valid file, for the reader. evaluate/ holds a small decoder with
 // random weights and one copy of it for every kind of damaged number that once gave text from what
 // is not finite, or other logits in other kernel tables.
+#include <algorithm>
+#include <cctype>
 #include <cmath>
 #include <cstdio>
 #include <filesystem>
@@ -68,6 +70,22 @@ const Damage kDamages[] = {
      }},
 };
 
+// Sound models, for what damages find in operations that random_model() alone does not have.
+const char* const kForms[] = {
+    "layer norms with biases",
+    "norms around the branches",
+    "norms of the stream",
+    "a norm of the embedding",
+    "parallel branches",
+    "learned positions",
+    "ALiBi",
+    "q/k norms over the width",
+    "limits of q, k, v",
+    "a cap of scores",
+    "a cap of logits",
+    "plain GELU with scales",
+};
+
 }  // namespace
 }  // namespace awqe::test
 
@@ -81,6 +99,13 @@ int main(int argc, char** argv) {
         FileSpec file = random_model();
         damage.change(file);
         written &= write(folder / "evaluate" / (std::string(damage.name) + ".awq.gguf"), file);
+    }
+    for (ModelForm form : model_forms()) {
+        if (std::count(std::begin(kForms), std::end(kForms), std::string(form.name)) == 0) continue;
+        form.context_length = 16;
+        std::string name = form.name;
+        for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+        written &= write(folder / "evaluate" / (name + ".awq.gguf"), random_model(form));
     }
     return written ? 0 : 1;
 }
