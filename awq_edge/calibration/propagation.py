@@ -2,11 +2,12 @@
 
 Owns the float stream: hidden states as the float model has them, for every second calibration
 block, beside those that the rounded matrices give. A matrix W reads x where the float model has f,
-and adds W x to states that have drifted from the float model's by r. The target of its rounding is
-therefore W + D H^-1 with D the mean of (W (f - x) + r) x^T and H that of x x^T: the least squares
-solution, which corrects an error where it can still be corrected. Half of D is taken: it is known
-from the calibration tokens alone, and all of it measured worse than half. (Correcting the input's
-error is the asymmetric calibration of GPTAQ; the drift of the stream is ours.)
+and adds W x to states that have drifted from the float model's by r; where a norm lies between, r
+counts as none. The target of its rounding is therefore W + D H^-1 with D the mean of
+(W (f - x) + r) x^T and H that of x x^T: the least squares solution, which corrects an error where
+it can still be corrected. Half of D is taken: it is known from the calibration tokens alone, and
+all of it measured worse than half. (Correcting the input's error is the asymmetric calibration of
+GPTAQ; the drift of the stream is ours.)
 
 Refuses to round: it gives targets to whoever does. The float stream's blocks lie behind the others
 in the same ``HiddenStates``, so that an interrupted conversion finds them again.
@@ -89,7 +90,9 @@ class Propagation:
             self._close()
             self._segment = segment
         states = self._states
-        if stage.adds:  # how far the states that it adds to are from the float ones
+        drift = None
+        if stage.adds and stage.post_norm is None:
+            # How far the states that it adds to are from the float ones.
             drift = states.stream(stage, at) - states.stream(stage, batch)[inside]
         exact = self._advance(stage, at)
         x = x[inside].flatten(0, 1)
@@ -97,7 +100,8 @@ class Propagation:
         if stage.adds:
             weight = states.layer.weights[f"{stage.matrices[0]}.weight"]
             lost = torch_decoder.multiply(missing, weight, None)
-            lost += drift.flatten(0, 1)
+            if drift is not None:
+                lost += drift.flatten(0, 1)
             self._add(self._open, "lost", torch_decoder.multiply(lost.T, x.T, None))
         else:
             self._add(self._open, "missing", torch_decoder.multiply(missing.T, x.T, None))

@@ -56,19 +56,19 @@ def divided_rows(probe: Probe, scales: Mapping[str, torch.Tensor]) -> dict[str, 
     return {
         stage.absorber: absorbed(probe.architecture, stage, scales[stage.name])
         for stage in probe.stages
-        if stage.absorber is not None and stage.absorber != stage.norm
+        if stage.absorber in stage.made_of
     }
 
 
 def fold(architecture: Architecture, stage: Stage, weights: Weights, scales: torch.Tensor) -> None:
     """Divides a stage's input by ``scales`` [k] and multiplies its readers' columns by them."""
     factors = absorbed(architecture, stage, scales)
-    weight = weights[f"{stage.absorber}.weight"]
-    weights[f"{stage.absorber}.weight"] = weight / (
-        factors if weight.dim() == 1 else factors[:, None]
-    )
-    if f"{stage.absorber}.bias" in weights:
-        weights[f"{stage.absorber}.bias"] = weights[f"{stage.absorber}.bias"] / factors
+    # A norm, the rows of a matrix, or what is multiplied behind an activation.
+    for kind in ("weight", "bias", "scales"):
+        name = f"{stage.absorber}.{kind}"
+        if name in weights:
+            divided = factors if weights[name].dim() == 1 else factors[:, None]
+            weights[name] = weights[name] / divided
     for name in stage.matrices:
         weights[f"{name}.weight"] = weights[f"{name}.weight"] * scales
 
