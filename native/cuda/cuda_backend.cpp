@@ -151,6 +151,7 @@ const char* what_is_missing(const Model& model) {
         {a.score_cap != 0, "cap of scores"},
         {a.logit_cap != 0, "cap of logits"},
         {model.head().bias != nullptr, "bias of the head"},
+        {a.experts != 0, "mixtures of experts"},
     };
     for (const Missing& missing : all) {
         if (missing.used) return missing.name;

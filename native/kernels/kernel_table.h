@@ -16,6 +16,8 @@
 #include "native/kernels/norm/rms_norm_f32.h"
 #include "native/kernels/quantize_act/quantize_act_s8d.h"
 #include "native/kernels/rope/rope_f32.h"
+#include "native/kernels/router/router_f32.h"
+#include "native/kernels/router/softmax_f32.h"
 #include "native/kernels/soft_cap/soft_cap_f32.h"
 
 namespace awqe {
@@ -63,6 +65,8 @@ struct KernelTable {
     SoftCapFunction soft_cap;
     ByActivation activation;
     EmbeddingFunction embedding;
+    RouterFunction router;
+    SoftmaxFunction softmax;
 };
 
 }  // namespace awqe

@@ -428,6 +428,39 @@ Hashes activation(const KernelTable& table) {
     return hashes;
 }
 
+Hashes router(const KernelTable& table) {
+    Hashes hashes;
+    Random random(18);
+    for (const size_t k : kLengths) {
+        const size_t experts = 9;
+        Buffer<float> x(k);
+        Buffer<float> weight(experts * k);
+        for (size_t i = 0; i < x.size(); ++i) x[i] = random.real(4.0f);
+        for (size_t i = 0; i < weight.size(); ++i) weight[i] = random.real(0.5f);
+        for (const size_t begin : {0, 1, 5}) {
+            Buffer<float> logits(experts);
+            table.router(x.data(), weight.data(), k, begin, experts, logits.data());
+            hashes.push_back(logits.hash());
+        }
+    }
+    return hashes;
+}
+
+Hashes softmax(const KernelTable& table) {
+    Hashes hashes;
+    Random random(19);
+    for (const size_t n : kLengths) {
+        for (const float limit : {1.0f, 16.0f, 256.0f}) {
+            Buffer<float> x(n);
+            Buffer<float> p(n);
+            for (size_t i = 0; i < n; ++i) x[i] = random.real(limit);
+            table.softmax(x.data(), n, p.data());
+            hashes.push_back(p.hash());
+        }
+    }
+    return hashes;
+}
+
 struct Operation {
     const char* name;
     Hashes (*run)(const KernelTable& table);
@@ -461,6 +494,8 @@ constexpr Operation kOperations[] = {
     {"GELU", activation<Activation::kGelu>, 0xe3f53da157cd719bu},
     {"GELU by tanh", activation<Activation::kGeluTanh>, 0x4ee93b2ac88e0a17u},
     {"ReLU", activation<Activation::kRelu>, 0xe124673bed6b97d3u},
+    {"router", router, 0x02c51eef25a49174u},
+    {"softmax", softmax, 0x585a6fdca9815ebdu},
 };
 
 constexpr size_t kOperationCount = std::size(kOperations);

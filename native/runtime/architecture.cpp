@@ -16,6 +16,7 @@ constexpr uint32_t kMaxLayers = 1024;
 constexpr uint32_t kMaxPosition = 1u << 24;  // up to there a position is exact as a float
 constexpr uint32_t kMaxVocabulary = 1u << 24;
 constexpr uint32_t kMaxHeadSize = 256;
+constexpr uint32_t kMaxExperts = 1024;
 
 const Entry& need_entry(const GgufFile& file, const char* key, ValueType type) {
     const Entry* entry = file.find_entry(key);
@@ -244,6 +245,68 @@ void read_norms(const GgufFile& file, Architecture& a) {
     }
 }
 
+// Experts take the place of a plain gated feed-forward behind one norm.
+void check_experts(const Architecture& a) {
+    if (a.experts_per_token > a.experts) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.decoder.experts_per_token is %u, which is more than the %u in "
+             "awq_edge.decoder.experts",
+             a.experts_per_token, a.experts);
+    }
+    if (a.routing == Routing::kSparsemixer && a.experts_per_token != 2) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.decoder.experts_per_token is %u, but awq_edge.decoder.routing is "
+             "sparsemixer, which chooses 2",
+             a.experts_per_token);
+    }
+    const bool any = std::any_of(a.expert_layers.begin(), a.expert_layers.end(),
+                                 [](uint32_t has) { return has == 1; });
+    const bool sound = std::all_of(a.expert_layers.begin(), a.expert_layers.end(),
+                                   [](uint32_t has) { return has <= 1; });
+    if (!any || !sound) {
+        fail(AWQE_FILE_INVALID,
+             "key awq_edge.decoder.expert_layers must hold 0 or 1 for each layer, and 1 for some");
+    }
+    if (!a.gated || a.parallel || a.norm_places != NormPlaces::kBefore) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.decoder.experts is %u, which goes with gated feed-forwards behind a norm "
+             "alone, not with plain or parallel ones or other places of norms",
+             a.experts);
+    }
+}
+
+void read_experts(const GgufFile& file, Architecture& a) {
+    constexpr const char* kExperts = "awq_edge.decoder.experts";
+    constexpr const char* kLayers = "awq_edge.decoder.expert_layers";
+    constexpr const char* kShared = "awq_edge.decoder.shared_expert_size";
+    if (file.find_entry(kExperts) == nullptr) {
+        for (const char* key :
+             {"awq_edge.decoder.experts_per_token", "awq_edge.decoder.expert_size",
+              "awq_edge.decoder.routing", "awq_edge.decoder.router_epsilon", kShared, kLayers}) {
+            if (file.find_entry(key) != nullptr) {
+                fail(AWQE_FILE_INVALID, "there is a key %s, although there is no %s", key,
+                     kExperts);
+            }
+        }
+        a.expert_layers.assign(a.layers, 0);
+        return;
+    }
+    a.experts = need_size(file, kExperts, kMaxExperts);
+    a.experts_per_token = need_size(file, "awq_edge.decoder.experts_per_token", kMaxExperts);
+    a.expert_size = need_size(file, "awq_edge.decoder.expert_size", kMaxColumns);
+    if (file.find_entry(kShared) != nullptr) {
+        a.shared_expert_size = need_size(file, kShared, kMaxColumns);
+    }
+    a.routing = word_or_first<Routing>(file, "awq_edge.decoder.routing",
+                                       {{"softmax", Routing::kSoftmax},
+                                        {"softmax_renormalised", Routing::kSoftmaxRenormalised},
+                                        {"sparsemixer", Routing::kSparsemixer}});
+    a.router_epsilon = limit_or_none(file, "awq_edge.decoder.router_epsilon");
+    a.expert_layers = file.find_entry(kLayers) == nullptr ? std::vector<uint32_t>(a.layers, 1)
+                                                          : need_per_layer(file, kLayers, a.layers);
+    check_experts(a);
+}
+
 }  // namespace
 
 uint32_t Architecture::rope_table_count() const {
@@ -277,6 +340,7 @@ Architecture read_architecture(const GgufFile& file) {
                                           {"gelu", Activation::kGelu},
                                           {"gelu_tanh", Activation::kGeluTanh},
                                           {"relu", Activation::kRelu}});
+    read_experts(file, a);
     return a;
 }
 

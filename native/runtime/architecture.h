@@ -7,6 +7,7 @@
 
 #include "native/format/gguf_reader.h"
 #include "native/kernels/activation/activation_f32.h"
+#include "native/kernels/router/choose_experts.h"
 
 namespace awqe {
 
@@ -57,6 +58,13 @@ struct Architecture {
     float logit_cap;  // 0: none
     bool gated;       // down(act(gate) * up), otherwise down(act(up))
     Activation activation;
+    uint32_t experts;  // of a layer that has any; 0: no layer has
+    uint32_t experts_per_token;
+    uint32_t expert_size;         // width between an expert's matrices
+    uint32_t shared_expert_size;  // the same of one that every token passes; 0: there is none
+    Routing routing;
+    float router_epsilon;                 // of sparsemixer
+    std::vector<uint32_t> expert_layers;  // [layers]: 1 if the layer has experts, otherwise 0
     bool tied_head;
     std::vector<uint32_t>
         sliding_windows;  // [layers]: positions a token sees, itself included; 0 = all

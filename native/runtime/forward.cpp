@@ -1,5 +1,6 @@
 // The transformer, top to bottom. forward() at the end is the summary; read it first. The two
-// branches of a layer are attention.cpp and feed_forward.cpp; step.h says what the letters mean.
+// branches of a layer are attention.cpp and feed_forward.cpp, or experts.cpp in its place; step.h
+// says what the letters mean.
 #include "native/runtime/forward.h"
 
 #include "native/runtime/step.h"
@@ -207,17 +208,17 @@ InputSizes largest_input(const Model& model) {
     return largest;
 }
 
-QuantizedRows take_rows(Arena& arena, size_t m, const InputSizes& sizes) {
-    const size_t code_stride = round_up(sizes.width, 64);
-    const size_t group_stride = round_up(sizes.groups, 16);  // 16 floats: a cache line
+}  // namespace
+
+QuantizedRows take_rows(Arena& arena, size_t m, size_t width, size_t groups) {
+    const size_t code_stride = round_up(width, 64);
+    const size_t group_stride = round_up(groups, 16);  // 16 floats: a cache line
     return {arena.take<int8_t>(m * code_stride), arena.take<float>(m * group_stride),
             arena.take<int32_t>(m * group_stride), code_stride, group_stride};
 }
 
-}  // namespace
-
 Activations::Activations(const Model& model, size_t row_count, unsigned threads, Arena& arena)
-    : rows(row_count) {
+    : rows(row_count), experts(model, row_count, threads, arena) {
     const Architecture& a = model.architecture();
     const InputSizes sizes = largest_input(model);
     residual = arena.take<float>(rows * a.hidden_size);
@@ -235,8 +236,8 @@ Activations::Activations(const Model& model, size_t row_count, unsigned threads,
     normed_stride = round_up(a.hidden_size, 16);
     normed = arena.take<float>(threads * normed_stride);
     logits_tile = arena.take<float>(threads * rows * kTileRows);
-    block_input = take_rows(arena, rows, sizes);
-    own_input = take_rows(arena, threads, sizes);
+    block_input = take_rows(arena, rows, sizes.width, sizes.groups);
+    own_input = take_rows(arena, threads, sizes.width, sizes.groups);
 }
 
 void forward(const Model& model, const KernelTable& kernels, const Block& block,
@@ -249,7 +250,12 @@ void forward(const Model& model, const KernelTable& kernels, const Block& block,
         // Behind the last layer's keys and values only the rows matter whose logits somebody wants.
         const size_t wanted = layer + 1 < layers ? step.m : block.wanted;
         attention(step, w, layer, wanted);
-        if (wanted > 0) feed_forward(step, w);
+        if (wanted == 0) continue;
+        if (w.experts.router != nullptr) {
+            mixture_of_experts(step, w);
+        } else {
+            feed_forward(step, w);
+        }
     }
     if (block.wanted > 0) head(step);
 }

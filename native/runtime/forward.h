@@ -9,6 +9,7 @@
 #include "native/kernels/kernel_table.h"
 #include "native/runtime/arena.h"
 #include "native/runtime/backend.h"
+#include "native/runtime/experts.h"
 #include "native/runtime/kv_cache.h"
 #include "native/runtime/model.h"
 #include "native/runtime/thread_pool.h"
@@ -38,6 +39,7 @@ struct Activations {
     QuantizedRows block_input;  // m rows of the widest input: what a matrix is multiplied with
     QuantizedRows own_input;    // the same for one row, one per thread
     size_t rows;
+    ExpertActivations experts;
 
     static constexpr size_t kTileRows = 64;  // of the head: two register tiles
 };

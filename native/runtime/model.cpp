@@ -4,6 +4,7 @@
 #include <cinttypes>
 #include <cmath>
 #include <string>
+#include <utility>
 
 #include "native/failure/failure.h"
 
@@ -150,6 +151,53 @@ FeedForward read_feed_forward(const GgufFile& file, const Architecture& a,
     return w;
 }
 
+// One expert; `name` ends with a dot. It has no biases.
+FeedForward read_expert(const GgufFile& file, const std::string& name, uint32_t width,
+                        uint32_t hidden) {
+    for (const char* stem : {"ffn_gate.bias", "ffn_up.bias", "ffn_down.bias"}) {
+        need_absent(file, name + stem, "experts have no biases");
+    }
+    FeedForward w = {};
+    w.gate.weight = need_matrix(file, name + "ffn_gate.weight", width, hidden);
+    w.up.weight = need_matrix(file, name + "ffn_up.weight", width, hidden);
+    w.down.weight = need_matrix(file, name + "ffn_down.weight", hidden, width);
+    return w;
+}
+
+Experts read_experts(const GgufFile& file, const Architecture& a, const std::string& layer) {
+    Experts w = {};
+    // Routers are as large as small matrices: opening a file does not read them.
+    w.router =
+        need_floats(file, layer + "ffn_router.weight", uint64_t{a.experts} * a.hidden_size).floats;
+    for (uint32_t e = 0; e < a.experts; ++e) {
+        const std::string name = "expert." + std::to_string(e) + ".";
+        w.all.push_back(read_expert(file, layer + name, a.expert_size, a.hidden_size));
+        const FeedForward& first = w.all[0];
+        const FeedForward& expert = w.all.back();
+        const auto need_equal = [&](const char* first_name, const Linear& one, const char* stem,
+                                    const Linear& other) {
+            need_equal_groups(layer, first_name, one, (name + stem).c_str(), other);
+        };
+        need_equal("expert.0.ffn_gate", first.gate, "ffn_gate", expert.gate);
+        need_equal("expert.0.ffn_gate", first.gate, "ffn_up", expert.up);
+        need_equal("expert.0.ffn_down", first.down, "ffn_down", expert.down);
+    }
+    const std::string shared_router = layer + "shared_router.weight";
+    if (a.shared_expert_size == 0) {
+        need_absent(file, shared_router, "there is no awq_edge.decoder.shared_expert_size");
+        return w;
+    }
+    w.shared = read_expert(file, layer + "shared.", a.shared_expert_size, a.hidden_size);
+    for (const auto& [stem, linear] :
+         {std::pair{"shared.ffn_gate", &w.shared.gate}, {"shared.ffn_up", &w.shared.up}}) {
+        need_equal_groups(layer, "expert.0.ffn_gate", w.all[0].gate, stem, *linear);
+    }
+    if (file.find_tensor(shared_router) != nullptr) {
+        w.shared_router = need_vector(file, shared_router, a.hidden_size);
+    }
+    return w;
+}
+
 LayerWeights read_layer(const GgufFile& file, const Architecture& a, const Norms& norms,
                         const Norms& qk_norms, uint32_t index) {
     constexpr const char* kPlaces = "awq_edge.decoder.norm_places says otherwise";
@@ -174,7 +222,11 @@ LayerWeights read_layer(const GgufFile& file, const Architecture& a, const Norms
     w.attention_output = need_linear(file, layer + "attn_output", hidden, a.query_size());
     w.attention_post_norm = norms.need_if(behind, layer + "attn_post_norm", hidden, kPlaces);
     w.feed_forward_norm = norms.need_if(before, layer + "ffn_norm", hidden, kPlaces);
-    w.feed_forward = read_feed_forward(file, a, layer);
+    if (a.expert_layers[index] != 0) {
+        w.experts = read_experts(file, a, layer);
+    } else {
+        w.feed_forward = read_feed_forward(file, a, layer);
+    }
     w.feed_forward_post_norm = norms.need_if(behind, layer + "ffn_post_norm", hidden, kPlaces);
     return w;
 }
@@ -192,6 +244,10 @@ Linear read_head(const GgufFile& file, const Architecture& a, const PackedMatrix
     return head;
 }
 
+uint64_t packed_bytes(const PackedMatrix& w) {
+    return (w.rows + kBlockRows - 1) / kBlockRows * w.block_bytes;
+}
+
 uint64_t tensor_parameters(const Tensor& tensor) {
     return tensor.packed ? tensor.matrix.rows * tensor.matrix.columns : tensor.elements;
 }
@@ -200,9 +256,14 @@ uint64_t tensor_parameters(const Tensor& tensor) {
 
 std::vector<const Linear*> LayerWeights::linears() const {
     std::vector<const Linear*> all = {&query, &key, &value, &attention_output};
-    if (feed_forward.gate.weight.rows > 0) all.push_back(&feed_forward.gate);
-    all.push_back(&feed_forward.up);
-    all.push_back(&feed_forward.down);
+    const auto add = [&](const FeedForward& w) {
+        for (const Linear* linear : {&w.gate, &w.up, &w.down}) {
+            if (linear->weight.rows > 0) all.push_back(linear);
+        }
+    };
+    add(feed_forward);
+    for (const FeedForward& expert : experts.all) add(expert);
+    add(experts.shared);
     return all;
 }
 
@@ -272,6 +333,18 @@ uint64_t Model::decode_bytes() const {
         } else if (!embedding || architecture_.tied_head) {
             total += tensor.bytes;
         }
+    }
+    // Every expert is as likely as the others, as far as anybody knows.
+    uint64_t experts = 0;
+    for (const LayerWeights& layer : layers_) {
+        for (const FeedForward& expert : layer.experts.all) {
+            for (const Linear* linear : {&expert.gate, &expert.up, &expert.down}) {
+                experts += packed_bytes(linear->weight);
+            }
+        }
+    }
+    if (experts > 0) {
+        total -= experts - experts * architecture_.experts_per_token / architecture_.experts;
     }
     return total;
 }

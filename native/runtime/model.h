@@ -34,6 +34,16 @@ struct FeedForward {
     const float* activation_scales;  // [width], or NULL
 };
 
+// A mixture of experts in the place of a feed-forward.
+struct Experts {
+    const float* router;           // [experts, hidden]; NULL: the layer has no experts
+    std::vector<FeedForward> all;  // [experts]: [expert_size]
+    FeedForward shared;            // [shared_expert_size]; no rows if there is none
+    const float* shared_router;    // [hidden], or NULL: its output counts whole
+
+    bool has_shared() const { return shared.up.weight.rows > 0; }
+};
+
 struct LayerWeights {
     Norm attention_norm;       // [hidden]: of what attention reads
     Linear query;              // [heads * head_size, hidden]
@@ -44,7 +54,8 @@ struct LayerWeights {
     Linear attention_output;   // [hidden, heads * head_size]
     Norm attention_post_norm;  // [hidden]: of what attention gives, or of the stream with it
     Norm feed_forward_norm;    // [hidden]
-    FeedForward feed_forward;
+    FeedForward feed_forward;  // no rows in a layer with experts
+    Experts experts;
     Norm feed_forward_post_norm;  // [hidden]
 
     // The matrices that there are, in the order of their use.

@@ -112,4 +112,12 @@ void attention(Step& step, const LayerWeights& w, size_t layer, size_t wanted);
 
 void feed_forward(const Step& step, const LayerWeights& w);
 
+// The same for a layer with experts.
+void mixture_of_experts(const Step& step, const LayerWeights& w);
+
+// ---- memory -------------------------------------------------------------------------------------
+
+// An array of m quantised rows of `width` inputs in at most `groups` groups.
+QuantizedRows take_rows(Arena& arena, size_t m, size_t width, size_t groups);
+
 }  // namespace awqe

@@ -50,11 +50,13 @@ OPERATIONS = {
     "soft_cap": ("soft_cap", "f32"),
     "activation": ("activation", "f32"),
     "embedding": ("embedding", "ug"),
+    "router": ("router", "f32"),
+    "softmax": ("router", "f32"),
 }
 WEIGHTS = ("u2g", "u3g", "u4g", "u8g")
 ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
 # Sources of kernel folders that are no kernels: one implementation for every CPU.
-SHARED = {"rope/rope_angles.cpp"}
+SHARED = {"rope/rope_angles.cpp", "router/choose_experts.cpp"}
 NOT_OPERATIONS = ("tables",)
 
 INTRODUCTION = """\

@@ -21,6 +21,8 @@ std::remove_pointer_t<SoftCapFunction> soft_cap_f32_avx2;
 std::remove_pointer_t<ActivationFunction> silu_f32_avx2, gelu_f32_avx2, gelu_tanh_f32_avx2,
     relu_f32_avx2;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
+std::remove_pointer_t<RouterFunction> router_f32_avx2;
+std::remove_pointer_t<SoftmaxFunction> softmax_f32_avx2;
 
 const KernelTable kTableAvx2 = {
     .name = "avx2",
@@ -37,6 +39,8 @@ const KernelTable kTableAvx2 = {
     .soft_cap = soft_cap_f32_avx2,
     .activation = {silu_f32_avx2, gelu_f32_avx2, gelu_tanh_f32_avx2, relu_f32_avx2},
     .embedding = embedding_ug_reference,
+    .router = router_f32_avx2,
+    .softmax = softmax_f32_avx2,
 };
 
 }  // namespace awqe

@@ -21,6 +21,8 @@ std::remove_pointer_t<SoftCapFunction> soft_cap_f32_avx512;
 std::remove_pointer_t<ActivationFunction> silu_f32_avx512, gelu_f32_avx512, gelu_tanh_f32_avx512,
     relu_f32_avx512;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
+std::remove_pointer_t<RouterFunction> router_f32_avx512;
+std::remove_pointer_t<SoftmaxFunction> softmax_f32_avx512;
 
 const KernelTable kTableAvx512 = {
     .name = "avx512",
@@ -37,6 +39,8 @@ const KernelTable kTableAvx512 = {
     .soft_cap = soft_cap_f32_avx512,
     .activation = {silu_f32_avx512, gelu_f32_avx512, gelu_tanh_f32_avx512, relu_f32_avx512},
     .embedding = embedding_ug_reference,
+    .router = router_f32_avx512,
+    .softmax = softmax_f32_avx512,
 };
 
 }  // namespace awqe

@@ -21,6 +21,8 @@ std::remove_pointer_t<SoftCapFunction> soft_cap_f32_neon;
 std::remove_pointer_t<ActivationFunction> silu_f32_neon, gelu_f32_neon, gelu_tanh_f32_neon,
     relu_f32_neon;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
+std::remove_pointer_t<RouterFunction> router_f32_neon;
+std::remove_pointer_t<SoftmaxFunction> softmax_f32_neon;
 
 const KernelTable kTableNeon = {
     .name = "neon",
@@ -37,6 +39,8 @@ const KernelTable kTableNeon = {
     .soft_cap = soft_cap_f32_neon,
     .activation = {silu_f32_neon, gelu_f32_neon, gelu_tanh_f32_neon, relu_f32_neon},
     .embedding = embedding_ug_reference,
+    .router = router_f32_neon,
+    .softmax = softmax_f32_neon,
 };
 
 }  // namespace awqe

@@ -20,6 +20,8 @@ std::remove_pointer_t<SoftCapFunction> soft_cap_f32_reference;
 std::remove_pointer_t<ActivationFunction> silu_f32_reference, gelu_f32_reference,
     gelu_tanh_f32_reference, relu_f32_reference;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
+std::remove_pointer_t<RouterFunction> router_f32_reference;
+std::remove_pointer_t<SoftmaxFunction> softmax_f32_reference;
 
 const KernelTable kTableReference = {
     .name = "reference",
@@ -39,6 +41,8 @@ const KernelTable kTableReference = {
     .activation = {silu_f32_reference, gelu_f32_reference, gelu_tanh_f32_reference,
                    relu_f32_reference},
     .embedding = embedding_ug_reference,
+    .router = router_f32_reference,
+    .softmax = softmax_f32_reference,
 };
 
 }  // namespace awqe

@@ -51,6 +51,11 @@ constexpr Golden kGolden[] = {
     {0x4e896d03a086dfcc, 0x115ba07b0814a399},  // plain GELU by tanh
     {0xf49547ce096ad9bb, 0x6b297e47f069bdd9},  // plain SiLU
     {0x7e59077206020d03, 0xd13c1d847223615a},  // a bias of the head
+    {0xf2c87e7f2fb98e43, 0xe39e4556e5e91e8e},  // experts
+    {0x430a62e19dc6a732, 0xb12f4b52cbba1fb4},  // experts of the second layer, renormalised
+    {0x19932eb85d744261, 0xc345490e75b20652},  // experts by sparsemixer
+    {0xece6e90591420e02, 0x0f25c18fa9c5eb4f},  // a shared expert
+    {0xc168f2ff92bdacca, 0x6456bb4099869443},  // a shared expert with a router
 };
 
 struct Close {

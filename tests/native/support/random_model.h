@@ -62,6 +62,13 @@ struct ModelForm {
     const char* activation = "silu";
     bool activation_scales = false;
     bool head_bias = false;
+    uint32_t experts = 0;
+    uint32_t experts_per_token = 2;
+    const char* routing = "softmax";
+    float router_epsilon = 0;
+    std::vector<uint32_t> expert_layers = {};
+    bool shared_expert = false;
+    bool shared_router = false;
 };
 
 // The forms of layers that go beyond Llama's, one operation after the other; caps and limits are
@@ -106,6 +113,16 @@ inline std::vector<ModelForm> model_forms() {
     add("plain GELU by tanh", [](Form& f) { f.plain = true, f.activation = "gelu_tanh"; });
     add("plain SiLU", [](Form& f) { f.plain = true; });
     add("a bias of the head", [](Form& f) { f.head_bias = true; });
+    add("experts", [](Form& f) { f.experts = 7, f.experts_per_token = 3; });
+    add("experts of the second layer, renormalised", [](Form& f) {
+        f.experts = 5, f.routing = "softmax_renormalised", f.expert_layers = {0, 1};
+    });
+    add("experts by sparsemixer",
+        [](Form& f) { f.experts = 6, f.routing = "sparsemixer", f.router_epsilon = 0.25f; });
+    add("a shared expert", [](Form& f) { f.experts = 4, f.shared_expert = true; });
+    add("a shared expert with a router", [](Form& f) {
+        f.experts = 18, f.experts_per_token = 5, f.shared_expert = f.shared_router = true;
+    });
     return forms;
 }
 
@@ -155,6 +172,18 @@ inline FileSpec random_model(const ModelForm& form = {}) {
     limit("score_cap", form.score_cap);
     limit("logit_cap", form.logit_cap);
     word("feed_forward", form.plain ? "plain" : "gated", "gated");
+    constexpr uint32_t kExpertWidth = 13, kSharedWidth = 41;
+    if (form.experts > 0) {
+        file.set_u32(decoder + "experts", form.experts);
+        file.set_u32(decoder + "experts_per_token", form.experts_per_token);
+        file.set_u32(decoder + "expert_size", kExpertWidth);
+        if (form.shared_expert) file.set_u32(decoder + "shared_expert_size", kSharedWidth);
+        word("routing", form.routing, defaults.routing);
+        limit("router_epsilon", form.router_epsilon);
+        if (!form.expert_layers.empty()) {
+            file.set(decoder + "expert_layers", kList, u32_array(form.expert_layers));
+        }
+    }
     const auto vector = [&](const std::string& name, size_t size, float middle,
                             float around = 0.25f) {
         std::vector<float> values(size);
@@ -202,6 +231,20 @@ inline FileSpec random_model(const ModelForm& form = {}) {
         matrix(name + "attn_output.weight", kHidden, query_size, b[3]);
         if (behind) norm(name + "attn_post_norm", kHidden, form.norm_bias);
         if (before) norm(name + "ffn_norm", kHidden, form.norm_bias);
+        if (form.experts > 0 && (form.expert_layers.empty() || form.expert_layers[layer] == 1)) {
+            vector(name + "ffn_router.weight", size_t{form.experts} * kHidden, 0.0f);
+            const auto expert = [&](const std::string& whose, uint32_t width, uint32_t number) {
+                matrix(whose + "ffn_gate.weight", width, kHidden, b[(number + 4) % 7]);
+                matrix(whose + "ffn_up.weight", width, kHidden, b[(number + 5) % 7]);
+                matrix(whose + "ffn_down.weight", kHidden, width, b[(number + 6) % 7]);
+            };
+            for (uint32_t e = 0; e < form.experts; ++e) {
+                expert(name + "expert." + std::to_string(e) + ".", kExpertWidth, e);
+            }
+            if (form.shared_expert) expert(name + "shared.", kSharedWidth, 0);
+            if (form.shared_router) vector(name + "shared_router.weight", kHidden, 0.0f);
+            continue;
+        }
         if (!form.plain) matrix(name + "ffn_gate.weight", kWidth, kHidden, b[4]);
         matrix(name + "ffn_up.weight", kWidth, kHidden, b[5]);
         if (form.activation_scales) vector(name + "ffn_act.scales", kWidth, 1.0f);
