@@ -1,6 +1,10 @@
 // The GPU against the CPU, by ==: whole models through the C API, token by token, in blocks of
 // every kind of kernel, several sequences together, both caches, going back, embeddings. Says so
-// and passes where there is no GPU. Arguments: model files; without any, those of tests/data.
+// and passes where there is no GPU. What the GPU has no kernels for it refuses. Arguments: model
+// files; without any, those of tests/data.
+#include <sys/mman.h>
+#include <unistd.h>
+
 #include <cstring>
 #include <memory>
 #include <string>
@@ -8,6 +12,7 @@
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
+#include "tests/native/support/random_model.h"
 
 namespace awqe::test {
 namespace {
@@ -201,6 +206,36 @@ TEST(embeddings_give_the_logits_of_the_cpu) {
                      error);
         }
         check_same(is[1].data(), is[0].data(), is[0].size(), path);
+    }
+}
+
+// A file without a place on any disk.
+ModelHandle open_form(const ModelForm& form) {
+    const Bytes bytes = random_model(form).build();
+    const int file = memfd_create("form.awq.gguf", MFD_CLOEXEC);
+    CHECK(file >= 0 && write(file, bytes.data(), bytes.size()) == ssize_t(bytes.size()));
+    ModelHandle model = open_model("/proc/self/fd/" + std::to_string(file));
+    close(file);
+    return model;
+}
+
+TEST(a_form_without_kernels_is_refused_and_auto_takes_the_cpu) {
+    if (!gpu_is_there()) return;
+    for (const ModelForm& form : model_forms()) {
+        const ModelHandle model = open_form(form);
+        awqe_session_options options = {};
+        options.struct_size = sizeof(options);
+        options.device = AWQE_DEVICE_CUDA;
+        awqe_session* opened = nullptr;
+        awqe_error error = {};
+        CHECK_EQUAL(awqe_session_open(model.get(), &options, &opened, &error), AWQE_UNSUPPORTED);
+        CHECK(opened == nullptr);
+        CHECK(std::string(error.message).find("the GPU has no ") == 0);
+        const SessionHandle session = open_session(model, AWQE_DEVICE_AUTO, AWQE_KV_F16);
+        CHECK(std::strcmp(awqe_session_kernels(session.get()), "cuda") != 0);
+        awqe_model_info info = info_of(model);
+        const std::vector<uint32_t> tokens = tokens_for(info, 3, 1);
+        read(session, info, tokens.data(), tokens.size());
     }
 }
 
