@@ -7,6 +7,7 @@ as floats; where they come from (scaled by AWQ, or the values of a packed file) 
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -28,6 +29,20 @@ _LARGEST_HALF = 65504.0
 _TOKENIZER = "tokenizer.huggingface.json"  # our model files' entry
 # llama.cpp multiplies each rotary frequency's period by this tensor.
 _FREQUENCY_FACTORS = "rope_freqs.weight"
+
+# Fields of the record that these architectures may differ in. Every other one with a usual value
+# must have it, those of later families too.
+_MAY_DIFFER = (
+    "rope_scaling",
+    "activation",
+    "sliding_windows",
+    "qk_norm",
+    "tied_head",
+    "qkv_bias",
+    "output_bias",
+    "feed_forward_bias",
+    "rotary_size",
+)
 
 
 def write_gguf(
@@ -93,12 +108,27 @@ def check_exportable(architecture: Architecture, metadata: Mapping[str, Any]) ->
 
 
 def llama_cpp_architecture(architecture: Architecture) -> str:
-    """The architecture of llama.cpp that computes what this decoder does."""
+    """The architecture of llama.cpp that computes what this decoder does.
+
+    Raises:
+        UnsupportedError: None that is written here does.
+    """
     a = architecture
     if a.activation != "silu" or a.rotary_size:
         raise UnsupportedError(
             "No architecture of llama.cpp that is written here has this decoder's activation or "
             "rotates a part of each head."
+        )
+    others = [
+        field.name
+        for field in dataclasses.fields(a)
+        if field.default is not dataclasses.MISSING and field.name not in _MAY_DIFFER
+        if getattr(a, field.name) not in (field.default, (0,) * a.layers)
+    ]
+    if others:
+        raise UnsupportedError(
+            "No architecture of llama.cpp that is written here has a decoder like this one, which "
+            f"differs from Llama's in {', '.join(others)}."
         )
     if a.qk_norm:
         if a.qkv_bias or a.output_bias or a.feed_forward_bias:

@@ -267,3 +267,20 @@ def test_trained_gemma3_equals_transformers() -> None:
         directory, dtype=torch.float32, attn_implementation="eager"
     )
     assert family_rows.difference(model.eval(), directory, 200) < 1e-4
+
+
+@pytest.mark.parametrize(
+    ("row", "words"),
+    [("gemma3", "activation"), ("smollm3", "rope_tables"), ("olmo2", "norm_places, qk_norm_kind")],
+)
+def test_formats_that_cannot_hold_a_form_refuse_it(row: str, words: str, tmp_path: Path) -> None:
+    from awq_edge.errors import UnsupportedError
+    from awq_edge.interchange.export_gguf import check_exportable
+    from awq_edge.interchange.hf_config import describe
+
+    source = save(family_rows.row_model(*ROWS[row]), tmp_path)
+    architecture = open_float_model(str(source)).architecture
+    with pytest.raises(UnsupportedError, match=words):
+        check_exportable(architecture, {})
+    with pytest.raises(UnsupportedError, match="cannot be exported"):
+        describe(architecture, {})
