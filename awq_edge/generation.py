@@ -101,7 +101,7 @@ class GenerationConfig:
 
 
 class Generation:
-    """Text that is being generated: an iterator over its pieces.
+    """Text that is being generated: an iterator over its pieces, also for ``async for``.
 
     Attributes:
         prompt_tokens: Ids of the prompt.
@@ -240,6 +240,23 @@ class Generation:
         piece = self._piece()
         self._shown = self._text.length
         return piece
+
+    def __aiter__(self) -> Generation:
+        """The generation itself: ``async for`` computes in a thread and leaves the loop free."""
+        return self
+
+    async def __anext__(self) -> str:
+        """The next piece of text, computed in a thread; a cancelled task waits for its step."""
+        from awq_edge.async_steps import next_piece
+
+        piece = await next_piece(self)
+        if piece is None:
+            raise StopAsyncIteration
+        return piece
+
+    def take_back(self, piece: str) -> None:
+        """The last piece reached nobody: the next one begins with it."""
+        self._shown -= len(piece)
 
     def text(self) -> str:
         """Everything that is still to come, in one string."""

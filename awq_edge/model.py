@@ -413,21 +413,33 @@ class Model:
         self,
         messages: Sequence[Mapping[str, Any]],
         config: GenerationConfig | None = None,
+        *,
+        tools: Sequence[Mapping[str, Any]] | None = None,
+        documents: Sequence[Mapping[str, Any]] | None = None,
+        template: str | None = None,
+        variables: Mapping[str, object] | None = None,
         **settings: Any,
     ) -> Generation:
         """Answers the last message of a conversation.
 
         Args:
-            messages: ``{"role": …, "content": …}``, oldest first; see :meth:`chat_prompt`, which
-                also takes tools and names of templates.
+            messages: ``{"role": …, "content": …}``, oldest first; see :meth:`chat_prompt`.
             config: How to draw and when to stop; None is ``GenerationConfig()``.
+            tools: What the model may call, as JSON schemas; calls come in the answer's text, in the
+                model's own format.
+            documents: What the model may read, ``{"title": …, "text": …}``.
+            template: The name of one of several templates.
+            variables: What else the template may ask for, as ``{"enable_thinking": False}``.
             **settings: Fields of ``GenerationConfig`` to change for this call.
 
         Returns:
-            An iterator over pieces of the answer. Of a conversation that goes on, only what is new
-            is read.
+            An iterator over pieces of the answer, also for ``async for``. Of a conversation that
+            goes on, only what is new is read.
         """
-        return self.generate(self.chat_tokens(messages), config, **settings)
+        tokens = self.chat_tokens(
+            messages, tools=tools, documents=documents, template=template, **(variables or {})
+        )
+        return self.generate(tokens, config, **settings)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each token of a text.

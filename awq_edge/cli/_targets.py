@@ -1,9 +1,15 @@
-"""Options that the commands about boards share. Owns their names and help texts only."""
+"""Options that the commands about boards share. Owns their names and help texts."""
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
+
+from awq_edge.errors import InvalidArgumentError
+from awq_edge.quantities import parse_size
+
+if TYPE_CHECKING:
+    from awq_edge.device.bundle import ServicePlan
 
 Target = Annotated[
     str,
@@ -22,3 +28,29 @@ Wheel = Annotated[
         "--wheel", metavar="WHEEL", help="One that 'awq-edge build' made; else it is built."
     ),
 ]
+Service = Annotated[
+    Optional[str],
+    typer.Option(
+        "--service",
+        metavar="KIND",
+        help="Also serve the model from the machine's start on, by systemd: user, or system, "
+        "which needs sudo there.",
+    ),
+]
+MemoryMax = Annotated[
+    Optional[str],
+    typer.Option(
+        "--memory-max", metavar="SIZE", help="With --service: memory that it may take, as 2GB."
+    ),
+]
+
+
+def service_plan(kind: Optional[str], memory_max: Optional[str]) -> "Optional[ServicePlan]":
+    """The service that a command line asks for."""
+    from awq_edge.device.bundle import ServicePlan
+
+    if kind is None:
+        if memory_max is not None:
+            raise InvalidArgumentError("--memory-max limits the service: it needs --service.")
+        return None
+    return ServicePlan(kind, None if memory_max is None else parse_size(memory_max))

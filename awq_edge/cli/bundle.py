@@ -11,7 +11,7 @@ import typer
 
 from awq_edge.cli._options import Json, ModelFile, Quiet, place_path
 from awq_edge.cli._output import Output
-from awq_edge.cli._targets import Pythons, Target, Wheel
+from awq_edge.cli._targets import MemoryMax, Pythons, Service, Target, Wheel, service_plan
 from awq_edge.cli.build import wheel_for
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.profiles import load_profile
@@ -33,6 +33,8 @@ def bundle(
     ] = None,
     python: Pythons = None,
     wheel: Wheel = None,
+    service: Service = None,
+    memory_max: MemoryMax = None,
     as_json: Json = False,
     quiet: Quiet = False,
 ) -> None:
@@ -49,10 +51,14 @@ def bundle(
             raise InvalidArgumentError(
                 f"There is no Python {version!r} that a board may have: write it as 3.11."
             )
-    requirements(file, profile, pythons)  # refuses a bad model before two minutes of compiling
+    plan = service_plan(service, memory_max)
+    requirements(
+        file, profile, pythons, service=plan
+    )  # refuses a bad model before two minutes of compiling
     with tempfile.TemporaryDirectory(prefix="awq-edge-") as folder:
         own = wheel_for(profile, wheel, Path(folder) / "wheel", output)
-        result = collect(file, profile, own, pythons, Path(folder) / "bundle", output.status)
+        work = Path(folder) / "bundle"
+        result = collect(file, profile, own, pythons, work, output.status, plan)
         with output.progress("Writing", result.size_bytes) as bar:
             write(result, path, bar.advance)
         size = result.size_bytes

@@ -11,7 +11,7 @@ import typer
 
 from awq_edge.cli._options import Json, ModelFile, Quiet
 from awq_edge.cli._output import Output
-from awq_edge.cli._targets import Wheel
+from awq_edge.cli._targets import MemoryMax, Service, Wheel, service_plan
 from awq_edge.cli.build import wheel_for
 from awq_edge.model import Model
 from awq_edge.profiles import Profile, load_profile
@@ -34,6 +34,8 @@ def deploy(
         typer.Option(help="Folder on the board; by default ~/.local/share/awq-edge."),
     ] = None,
     wheel: Wheel = None,
+    service: Service = None,
+    memory_max: MemoryMax = None,
     ssh: Annotated[
         str, typer.Option(help="The ssh program with options, for example 'ssh -p 2222'.")
     ] = "ssh",
@@ -54,12 +56,13 @@ def deploy(
     output = Output(as_json=as_json, quiet=quiet)
     options = ["--ignore-memory"] if ignore_memory else []
     check_options = [*options, *(["--prefix", prefix] if prefix else [])]
+    plan = service_plan(service, memory_max)
     with Model.open(file):  # a bad file is told before a password is asked for
         pass
     with Remote(host, ssh) as remote, tempfile.TemporaryDirectory(prefix="awq-edge-") as folder:
         profile = load_profile(target) if target else steps.identify(remote)
         # Before two minutes of compiling: is the board fit for the model?
-        needs = requirements(file, profile, steps.SUPPORTED_PYTHONS)
+        needs = requirements(file, profile, steps.SUPPORTED_PYTHONS, service=plan)
         facts = steps.check(remote, needs, check_options)
         output.status(
             f"{host}: {facts.board or facts.machine}, glibc {facts.glibc}, Python {facts.python}; "
@@ -71,7 +74,7 @@ def deploy(
             return
         own = wheel_for(profile, wheel, Path(folder) / "wheel", output)
         work = Path(folder) / "bundle"
-        bundle = collect(file, profile, own, [facts.python], work, output.status)
+        bundle = collect(file, profile, own, [facts.python], work, output.status, plan)
         with steps.alone(remote, facts.prefix):
             have = steps.arrived(remote, bundle, facts.prefix)
             if sum(have.values()):
@@ -91,7 +94,13 @@ def deploy(
     model = f"{facts.prefix}/models/{file.name}"
     command = shlex.join([program, "run", model, "-p", "Once upon a time"])
     output.status(f"\nOn the board: {command}")
-    output.json({"host": host, "target": profile.name, "prefix": facts.prefix, **report})
+    if plan is not None:
+        output.status(
+            f"The page from here: ssh -L 8080:127.0.0.1:8080 {host}, then http://127.0.0.1:8080/"
+        )
+    output.json(
+        {"host": host, "target": profile.name, "prefix": facts.prefix, "service": service, **report}
+    )
 
 
 def _tell_plan(
@@ -104,6 +113,11 @@ def _tell_plan(
         f"packages to {facts.prefix}/incoming on {host}, and compare their checksums there",
         f"run install.sh there: the packages and the model into a new release in {facts.prefix}, "
         "the self-test, the command in ~/.local/bin",
+        *(
+            []
+            if needs.service is None
+            else [f"install the service awq-edge.service ({needs.service.kind}) and start it"]
+        ),
         "generate a first text there, and report speed, memory, temperature and throttling",
     ]
     for number, step in enumerate(plan, 1):

@@ -28,6 +28,7 @@ from awq_edge.model import Model
 from awq_edge.outputs.place import Place, check_name, check_room, sync, sync_tree
 from awq_edge.outputs.workplace import Workplace, is_ours
 from awq_edge.profiles import Profile
+from awq_edge.quantities import size_text
 
 # A conversation of this length must fit before a bundle is installed; longer ones are checked when
 # they are asked for.
@@ -61,8 +62,26 @@ board is fit.
 
 
 @dataclass(frozen=True)
+class ServicePlan:
+    """A service that a board is to have.
+
+    Attributes:
+        kind: "user", one of the user's own; or "system", which needs sudo there.
+        memory_max_bytes: What it may take; None does not limit it.
+    """
+
+    kind: str
+    memory_max_bytes: int | None = None
+
+    def __post_init__(self) -> None:
+        """Refuses other kinds."""
+        if self.kind not in ("user", "system"):
+            raise InvalidArgumentError(f"--service {self.kind!r} is none of user, system.")
+
+
+@dataclass(frozen=True)
 class Requirements:
-    """What install.sh compares the board with."""
+    """What install.sh compares the board with, and what it installs there."""
 
     model: Path
     profile: Profile
@@ -70,6 +89,7 @@ class Requirements:
     memory_bytes: int
     disk_bytes: int
     context: int
+    service: ServicePlan | None = None
 
     def script(self) -> str:
         """install.sh with the values of this bundle."""
@@ -82,6 +102,8 @@ class Requirements:
             "CONTEXT": self.context,
             "MEMORY_KB": -(-self.memory_bytes // 1024),
             "DISK_KB": -(-self.disk_bytes // 1024),
+            "SERVICE": "" if self.service is None else self.service.kind,
+            "MEMORY_MAX": (self.service and self.service.memory_max_bytes) or "",
         }
         lines = "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in values.items())
         release = own_text("release.py")
@@ -89,8 +111,15 @@ class Requirements:
             "VALUES": lines,
             "LAUNCHER": own_text("launch.sh"),
             "RELEASE": release,
-            # One program of two sources: each says what it needs, and the first is no module here.
-            "INSTALLER": f"{release}\n{_without_imports(own_text('installer.py'))}",
+            # One program of three sources: each says what it needs, and the others are no modules
+            # there.
+            "INSTALLER": "\n".join(
+                (
+                    release,
+                    _without_imports(own_text("service.py")),
+                    _without_imports(own_text("installer.py")),
+                )
+            ),
         }
         text = own_text("install.sh")
         for name, part in parts.items():
@@ -111,7 +140,11 @@ def _without_imports(source: str) -> str:
 
 
 def requirements(
-    model: Path, profile: Profile, pythons: Iterable[str], packages_bytes: int = _PACKAGES_BYTES
+    model: Path,
+    profile: Profile,
+    pythons: Iterable[str],
+    packages_bytes: int = _PACKAGES_BYTES,
+    service: ServicePlan | None = None,
 ) -> Requirements:
     """Opens the model, and so checks it, and works out what a board must have."""
     name = model.name
@@ -120,8 +153,14 @@ def requirements(
     with Model.open(model) as opened:
         context = min(_CONTEXT, opened.info.context_length)
         memory = opened.memory(context).total_bytes + PYTHON_BYTES
+    limit = None if service is None else service.memory_max_bytes
+    if limit is not None and limit < memory:
+        raise InvalidArgumentError(
+            f"--memory-max {size_text(limit)} is less than the {size_text(memory)} that the model "
+            f"takes with {context} tokens of context."
+        )
     disk = model.stat().st_size + int(packages_bytes * _DISK_FACTOR)
-    return Requirements(model, profile, tuple(pythons), memory, disk, context)
+    return Requirements(model, profile, tuple(pythons), memory, disk, context, service)
 
 
 @dataclass(frozen=True)
@@ -151,6 +190,7 @@ def collect(
     pythons: Iterable[str],
     work: Path,
     status: Callable[[str], None],
+    service: ServicePlan | None = None,
 ) -> Bundle:
     """Fetches the packages and writes everything but the model into ``work``.
 
@@ -161,13 +201,14 @@ def collect(
         pythons: Python versions that the board may have.
         work: An empty folder of the caller.
         status: Told what is being done.
+        service: Whether the board is to serve the model; its packages come too then.
     """
     wheels = work / "wheels"
     wheels.mkdir(parents=True)
     shutil.copyfile(wheel, wheels / wheel.name)
     sizes = []
     versions = tuple(pythons)
-    needed = runtime_requirements()
+    needed = runtime_requirements(() if service is None else ("serve",))
     for python in versions:
         status(f"Fetching the packages for Python {python} on {profile.machine}")
         fetched = fetch(needed, profile.machine, python, work / "fetched" / python)
@@ -179,7 +220,7 @@ def collect(
         (wheels / f"{python}.txt").write_text("\n".join(names) + "\n", encoding="utf-8")
         sizes.append(sum(_unpacked_bytes(wheels / name) for name in names))
     shutil.rmtree(work / "fetched")
-    needs = requirements(model, profile, versions, max(sizes))
+    needs = requirements(model, profile, versions, max(sizes), service)
     (work / "install.sh").write_text(needs.script(), encoding="utf-8", newline="\n")
     text = _README.format(version=__version__, model=model.name, title=profile.title)
     (work / "README.txt").write_text(text, encoding="utf-8", newline="\n")

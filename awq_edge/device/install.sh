@@ -179,10 +179,34 @@ check_disk() {
     fail "the installation needs $(megabytes "$DISK_KB") of disk in $folder, and $(megabytes "$disk_free") are free: delete something, or choose another place with --prefix DIR."
 }
 
+# SERVICE is empty, user or system.
+check_service() {
+  if [ -z "$SERVICE" ]; then
+    [ ! -e "$prefix/awq-edge.service" ] ||
+      fail "a service runs from $prefix, and this bundle was made without --service: make it with --service, or end the service and delete $prefix/awq-edge.service."
+    return 0
+  fi
+  if [ "$SERVICE" = user ]; then
+    # A login without a session of its own does not say where the user's systemd listens.
+    if [ -z "${XDG_RUNTIME_DIR:-}" ] && [ -d "/run/user/$(id -u)" ]; then
+      XDG_RUNTIME_DIR="/run/user/$(id -u)"
+      export XDG_RUNTIME_DIR
+    fi
+    systemctl --user show-environment >/dev/null 2>&1 ||
+      fail "there is no systemd for this user here, so it cannot have a service: log in with ssh or on the console, or make the bundle without --service."
+    return 0
+  fi
+  systemctl show-environment >/dev/null 2>&1 ||
+    fail "this machine does not run systemd, so it cannot have a service: make the bundle without --service."
+  [ "$(id -u)" = 0 ] || sudo -n true >/dev/null 2>&1 ||
+    fail "a service of the system needs sudo without a password: run 'sudo -v' before, or make the bundle with --service user."
+}
+
 check_system
 check_python
 check_memory
 check_disk
+check_service
 
 if [ "$check_only" = yes ]; then
   board=
@@ -211,6 +235,7 @@ RELEASE
 AWQ_EDGE_LAUNCHER=$(launcher)
 AWQ_EDGE_RELEASE_SOURCE=$(release_source)
 export HOME AWQ_EDGE_LAUNCHER AWQ_EDGE_RELEASE_SOURCE
-exec "$python" -I -B - "$here" "$prefix" "$VERSION" "$MODEL" "$link_model" "$selftest" <<'INSTALLER'
+exec "$python" -I -B - "$here" "$prefix" "$VERSION" "$MODEL" "$link_model" "$selftest" \
+  "$SERVICE" "$MEMORY_MAX" <<'INSTALLER'
 #INSTALLER#
 INSTALLER

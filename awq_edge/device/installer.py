@@ -7,11 +7,12 @@ Owns what stands below the prefix:
     awq-edge            the launcher, which outlives releases
     models/NAME         links to current/models/NAME; files of the user's own stay
     incoming/           deploy's; not touched here
+    awq-edge.service    the service, if there is one (``service.py``), and serve.conf, its options
 
 A release is made whole and brought to the medium before ``current`` names it; an old one goes when
 the new one has run through that name and nobody uses the old one any more. install.sh runs this
-source, behind that of ``release.py``, with the board's own Python. Refuses to judge whether the
-machine is fit: install.sh has done that.
+source, behind those of ``release.py`` and ``service.py``, with the board's own Python. Refuses to
+judge whether the machine is fit: install.sh has done that.
 """
 
 from __future__ import annotations
@@ -39,6 +40,7 @@ from awq_edge.device.release import (
     file_digest,
     read_list,
 )
+from awq_edge.device.service import Service, ServiceFailure
 
 # What a bundle made by 'awq-edge bundle' calls the model; one put together by hand keeps its name.
 _BUNDLED_MODEL = "model.gguf"
@@ -50,6 +52,8 @@ _SUM = re.compile(rb"([0-9a-f]{64}) [ *]([!-~][ -~]*)")
 _COMPILED = (
     "awq_edge.cli.main awq_edge.device.trial awq_edge.tokenizer awq_edge.chat "
     "awq_edge.device.doctor awq_edge.benchmark awq_edge.accuracy.perplexity "
+    "awq_edge.cli.serve awq_edge.cli.ps awq_edge.serve.start awq_edge.serve.app "
+    "uvicorn.protocols.http.h11_impl uvicorn.loops.asyncio "
     "numpy.random jinja2.sandbox jinja2.ext tokenizers rich.progress rich.table rich.console"
 )
 _COMPILE = """
@@ -631,7 +635,7 @@ def _link_command(prefix: str, home: str, search: list[str]) -> str:
 
 
 def _install(arguments: list[str]) -> None:
-    bundle, prefix, version, model, link_model, selftest = arguments
+    bundle, prefix, version, model, link_model, selftest, service, memory_max = arguments
     work = Installation(bundle, prefix, version, model)
     work.launcher_program = (
         os.environ["AWQ_EDGE_RELEASE_SOURCE"] + "\nsys.exit(start(sys.argv[1], sys.argv[2:]))\n"
@@ -651,11 +655,26 @@ def _install(arguments: list[str]) -> None:
         except BaseException:
             work.undo()
             raise
+        if service:
+            _serve(Service(prefix, model, service, memory_max))
         work.remove_old()
     search = os.environ.get("PATH", "").split(":")
     program = _link_command(prefix, os.environ.get("HOME", ""), search)
     _sync(prefix)
     _say(f"Done. Try: {program} run {prefix}/models/{model} -p 'Once upon a time'")
+
+
+def _serve(service: Service) -> None:
+    """Installs the service and starts it, so that no program runs from the old release."""
+    try:
+        service.install(_say)
+    except (ServiceFailure, OSError) as error:
+        why = (
+            str(error)
+            if isinstance(error, ServiceFailure)
+            else f"{error.filename}: {error.strerror}."
+        )
+        raise Failure(f"awq-edge is installed, and its service is not: {why}") from error
 
 
 def _stop(number: int, _frame: object) -> None:

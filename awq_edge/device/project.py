@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import re
 import sys
+from collections.abc import Collection
 from importlib import metadata
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,8 @@ else:  # the standard library has no TOML reader before 3.11
     import tomli as tomllib
 
 _DISTRIBUTION = "awq-edge"
+# At the end of a marker: "; extra == 'serve'" or "; python_version < '3.11' and extra == 'serve'".
+_EXTRA = re.compile(r"""(?:\band\s+|;\s*)extra\s*==\s*["'](?P<name>[\w-]+)["']\s*$""")
 
 
 def metadata_files() -> dict[str, bytes]:
@@ -33,11 +36,22 @@ def metadata_files() -> dict[str, bytes]:
     return _of_checkout(package_directory().parent) if is_checkout() else _of_installation()
 
 
-def runtime_requirements() -> list[str]:
-    """What the package needs on a board, as requirement strings with their markers."""
+def runtime_requirements(extras: Collection[str] = ()) -> list[str]:
+    """What the package needs on a board, as requirement strings with their markers.
+
+    Args:
+        extras: Extras of the package that the board is to have.
+    """
     lines = metadata_files()["METADATA"].decode("utf-8").split("\n\n")[0].splitlines()
     requirements = [line.partition(": ")[2] for line in lines if line.startswith("Requires-Dist:")]
-    return [text for text in requirements if not re.search(r"\bextra\s*==", text)]
+    found = []
+    for text in requirements:
+        extra = _EXTRA.search(text)
+        if extra is None:
+            found.append(text)
+        elif extra["name"] in extras:
+            found.append(text[: extra.start()].rstrip(" ;"))
+    return found
 
 
 def _of_installation() -> dict[str, bytes]:

@@ -7,6 +7,7 @@ Its command prints a version, waits if asked to, and its self-test may fail. Eve
 from __future__ import annotations
 
 import hashlib
+import json
 import platform
 import shutil
 import sys
@@ -16,10 +17,24 @@ from pathlib import Path
 
 from boards import STORIES
 
-from awq_edge.device.bundle import Bundle, Requirements, file_digest, requirements
+from awq_edge.device.bundle import Bundle, Requirements, ServicePlan, file_digest, requirements
 from awq_edge.profiles import load_profile
 
 HERE = f"{sys.version_info[0]}.{sys.version_info[1]}"
+
+
+# What 'awq-edge ps --json' says of a service that runs.
+_SERVERS = json.dumps(
+    {
+        "servers": [
+            {
+                "address": "http://127.0.0.1:8080",
+                "models": [STORIES.name.removesuffix(".gguf").removesuffix(".awq")],
+                "health": {"status": "ok"},
+            }
+        ]
+    }
+)
 
 
 def needs() -> Requirements:
@@ -51,6 +66,7 @@ def _wheel(folder: Path, version: str, selftest: int) -> Path:
         "def main():\n"
         "    if sys.argv[1:2] == ['wait']: time.sleep(100)\n"
         f"    if sys.argv[1:2] == ['selftest']: sys.exit({selftest})\n"
+        f"    if sys.argv[1:2] == ['ps']: print({_SERVERS!r}); return\n"
         f"    print('awq-edge {version}')\n"
     )
     files = {
@@ -67,7 +83,12 @@ def _wheel(folder: Path, version: str, selftest: int) -> Path:
 
 
 def stand_in_bundle(
-    folder: Path, *, version: str = "1.0", selftest: int = 0, model: Path = STORIES
+    folder: Path,
+    *,
+    version: str = "1.0",
+    selftest: int = 0,
+    model: Path = STORIES,
+    service: ServicePlan | None = None,
 ) -> Path:
     """A bundle with a stand-in for the package, and the small model."""
     wheels = folder / "wheels"
@@ -75,7 +96,7 @@ def stand_in_bundle(
     own = _wheel(wheels, version, selftest)
     (wheels / f"{HERE}.txt").write_text(f"{own.name}\n")
     shutil.copy(model, folder)
-    write_script(folder, replace(needs(), model=model))
+    write_script(folder, replace(needs(), model=model, service=service))
     write_sums(folder)
     return folder / "install.sh"
 

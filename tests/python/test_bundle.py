@@ -110,7 +110,9 @@ def made(index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Bundle
     _package(index, "numpy")
     _package(index, "tomli")
     monkeypatch.setattr(
-        bundle_module, "runtime_requirements", lambda: ["numpy", "tomli; python_version < '3.11'"]
+        bundle_module,
+        "runtime_requirements",
+        lambda extras: ["numpy", "tomli; python_version < '3.11'", *extras],
     )
     own = tmp_path / wheel_name(PI)
     with zipfile.ZipFile(own, "w") as archive:
@@ -236,7 +238,7 @@ def test_the_models_and_the_outputs_names_are_no_names_in_a_bundle(
     index: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     _package(index, "numpy")
-    monkeypatch.setattr(bundle_module, "runtime_requirements", lambda: ["numpy"])
+    monkeypatch.setattr(bundle_module, "runtime_requirements", lambda extras: ["numpy"])
     own = tmp_path / wheel_name(PI)
     with zipfile.ZipFile(own, "w") as archive:
         archive.writestr("awq_edge/__init__.py", "")
