@@ -285,6 +285,11 @@ class Generation:
             self.prefill_seconds += time.perf_counter() - started
 
     @property
+    def stop_string(self) -> str | None:
+        """The stop string that ended the text; None where something else did."""
+        return self._text.stop_string if self.stop_reason == "stop" else None
+
+    @property
     def reused_tokens(self) -> int:
         """Tokens of the prompt that were in the cache already; 0 before it is read."""
         return self._reused or 0
@@ -380,6 +385,10 @@ class _Text:
     @property
     def stopped(self) -> bool:
         return self._stops.found
+
+    @property
+    def stop_string(self) -> str | None:
+        return self._stops.string
 
     def update(self, tokens: Sequence[int], *, ended: bool, shown: int) -> None:
         """Takes in the tokens that are new.

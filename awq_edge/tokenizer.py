@@ -214,7 +214,12 @@ class IncrementalDecoder:
 
 
 class StopStrings:
-    """Watches a text that arrives in pieces for strings that end it."""
+    """Watches a text that arrives in pieces for strings that end it.
+
+    Attributes:
+        found: Whether one was there.
+        string: Which one; None so far.
+    """
 
     def __init__(self, stops: Sequence[str]) -> None:
         """Watches for each of ``stops``; an empty one is an error."""
@@ -223,14 +228,16 @@ class StopStrings:
         self._stops = tuple(stops)
         self._held = ""
         self.found = False
+        self.string: str | None = None
 
     def add(self, piece: str) -> str:
         """What can be shown now. Text that may turn out to begin a stop string is held back."""
         text = self._held + piece
-        places = [place for place in (text.find(stop) for stop in self._stops) if place >= 0]
+        places = [(text.find(stop), stop) for stop in self._stops if stop in text]
         if places:
+            place, self.string = min(places)
             self.found, self._held = True, ""
-            return text[: min(places)]
+            return text[:place]
         held = max((overlap(text, stop) for stop in self._stops), default=0)
         self._held = text[len(text) - held :]
         return text[: len(text) - held]

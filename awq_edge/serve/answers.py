@@ -44,7 +44,6 @@ class Delta:
         call: A part of a call of a function.
         logprobs: Of the tokens behind this, if asked for.
         finish: "stop", "length" or "tool_calls" with the last delta of the choice.
-        stopped_by: The stop string that ended it.
     """
 
     choice: int
@@ -95,10 +94,17 @@ def finish_word(reason: str) -> str:
 
 @dataclass
 class Ending:
-    """How a choice ended; ``reason`` is that of a ``Generation``."""
+    """How a choice ended.
+
+    Attributes:
+        reason: As of ``Generation``.
+        finish: "stop", "length" or "tool_calls".
+        stop_string: The one that ended it; None where something else did.
+    """
 
     reason: str = ""
     finish: str = ""
+    stop_string: str | None = None
 
 
 @dataclass
@@ -156,7 +162,8 @@ class Answer:
                 missing -= 1
                 deltas = reader.finish(choice, event.reason)
                 self._count(event, first=choice % per_prompt == 0)
-                self.endings[choice] = Ending(event.reason, deltas[-1].finish or "stop")
+                finish = deltas[-1].finish or "stop"
+                self.endings[choice] = Ending(event.reason, finish, event.stop_string)
             for delta in deltas:
                 yield delta
 

@@ -397,6 +397,7 @@ class Engine:
             live.text,
             Ended(
                 reason,
+                generation.stop_string,
                 prompt_tokens=len(generation.prompt_tokens),
                 reused_tokens=generation.reused_tokens,
                 tokens=len(generation.tokens),

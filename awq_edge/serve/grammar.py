@@ -13,7 +13,7 @@ from __future__ import annotations
 import functools
 import json
 import weakref
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from awq_edge.errors import InvalidArgumentError
@@ -21,12 +21,20 @@ from awq_edge.serve.faults import RequestError
 
 if TYPE_CHECKING:
     import numpy as np
+    from llguidance._lib import JsonCompileOptions
     from numpy.typing import NDArray
 
     from awq_edge.model import Model
+    from awq_edge.serve.tool_formats import ToolFormat
 
 _tables: weakref.WeakKeyDictionary[Model, TokenTable] = weakref.WeakKeyDictionary()
 _REASON_CHARACTERS = 300
+# As Python writes JSON. With white space left free, a small model would write it without end.
+_STYLE: JsonCompileOptions = {
+    "item_separator": ", ",
+    "key_separator": ": ",
+    "whitespace_flexible": False,
+}
 
 
 class TokenTable:
@@ -73,10 +81,55 @@ def schema_grammar(schema: Any) -> str:
     if isinstance(document, dict) and "x-guidance" in document:
         raise RequestError("The schema has the field x-guidance, which is no part of JSON schemas.")
     try:
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(document))
+        grammar = LLMatcher.grammar_from_json_schema(json.dumps(document), overrides=_STYLE)
     except Exception as error:  # the package raises ValueError, and others inside
         raise RequestError(f"The JSON schema cannot be used: {_reason(error)}.") from error
+    fault = LLMatcher.validate_grammar(grammar)
+    if fault:
+        raise RequestError(f"The JSON schema cannot be used: {_reason(fault)}.")
     return str(grammar)
+
+
+def tool_grammar(form: ToolFormat, tools: Sequence[Mapping[str, Any]], table: TokenTable) -> str:
+    """The grammar of answers that call one of the functions, in a model's own format.
+
+    Raises:
+        RequestError: A schema is none, or asks for what cannot be enforced.
+    """
+    from llguidance import LLMatcher
+
+    calls = []
+    for tool in tools:
+        function = tool["function"]
+        properties = {"name": {"const": function["name"]}, form.arguments: function["parameters"]}
+        calls.append(
+            {
+                "type": "object",
+                "properties": properties,
+                "required": list(properties),
+                "additionalProperties": False,
+            }
+        )
+    document = calls[0] if len(calls) == 1 else {"anyOf": calls}
+    schema = json.dumps({**document, "x-guidance": _STYLE})
+    body = '"[" call "]"' if form.is_list else "call"
+    parts = [_terminal(form.begin, table), body, _terminal(form.end, table)]
+    grammar = f"start: {' '.join(filter(None, parts))}\ncall: %json {schema}\n"
+    text = str(LLMatcher.grammar_from_lark(grammar))
+    fault = LLMatcher.validate_grammar(text, table.tokenizer)
+    if fault:
+        raise RequestError(f"A schema of tools cannot be used: {_reason(fault)}.", param="tools")
+    return text
+
+
+def _terminal(marker: str, table: TokenTable) -> str:
+    """A marker in Lark: a special token by its name, otherwise its text."""
+    if not marker:
+        return ""
+    ids = table.tokenizer.tokenize_str(marker, parse_special=True)
+    if len(ids) == 1 and table.tokenizer.is_special_token(ids[0]):
+        return f"<[{ids[0]}]>"
+    return json.dumps(marker)
 
 
 class GrammarConstraint:

@@ -36,12 +36,14 @@ class Served:
         last_used: Of ``time.monotonic()``.
         created: The file's time, in seconds since 1970.
         size_bytes: Of the file.
+        digest: Of its tensors, as the file says it.
     """
 
     name: str
     path: Path
     created: int
     size_bytes: int
+    digest: str
     model: Model | None = None
     users: int = 0
     last_used: float = 0.0
@@ -82,7 +84,8 @@ class Models:
             # Whether it can be opened at all is better known now than at the first request.
             model = open_model(path)
             found = path.stat()
-            served = Served(_name(path), path, int(found.st_mtime), found.st_size)
+            digest = str(model.metadata.get("awq_edge.sha256", ""))
+            served = Served(_name(path), path, int(found.st_mtime), found.st_size, digest)
             if served.name in self._served:
                 model.close()
                 raise InvalidArgumentError(

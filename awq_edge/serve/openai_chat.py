@@ -45,7 +45,14 @@ def read_request(body: Fields, defaults: GenerationConfig) -> Wanted:
         schema=read_response_format(body),
         variables=variables.values if variables is not None else {},
         stream=body.boolean("stream"),
+        usage_chunk=read_usage_chunk(body),
     )
+
+
+def read_usage_chunk(body: Fields) -> bool:
+    """Whether a stream is to end with its tokens."""
+    options = body.inner("stream_options")
+    return options is not None and options.boolean("include_usage")
 
 
 def read_tool_choice(body: Fields) -> str:
@@ -84,16 +91,15 @@ def read_response_format(body: Fields) -> Any:
 class ChatWriter:
     """Writes the answer to one request."""
 
-    def __init__(self, body: Fields, answer: Answer, token_bytes: TokenBytes) -> None:
+    def __init__(self, answer: Answer, wanted: Wanted, token_bytes: TokenBytes) -> None:
         """Begins an answer.
 
         Args:
-            body: The request, for what it says about the form of the answer.
             answer: What is written.
+            wanted: What was asked for.
             token_bytes: From a token's id to its bytes, for log-probabilities.
         """
-        options = body.inner("stream_options")
-        self._with_usage = options is not None and options.boolean("include_usage")
+        self._with_usage = wanted.usage_chunk
         self._answer = answer
         self._token_bytes = token_bytes
         self._head = {

@@ -10,15 +10,15 @@ import asyncio
 import functools
 import os
 import time
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import Any
 
-from awq_edge.chat import templates
-from awq_edge.errors import ContextFullError, InvalidArgumentError, UnsupportedError
+from awq_edge.errors import ContextFullError
 from awq_edge.generation import GenerationConfig
 from awq_edge.model import Model
+from awq_edge.serve.answer_form import AnswerForm
 from awq_edge.serve.answers import Answer, TextReader
+from awq_edge.serve.chat_prompts import chat_prompt_text
 from awq_edge.serve.engine import Engine
 from awq_edge.serve.faults import RequestError
 from awq_edge.serve.models import Models, Served
@@ -122,8 +122,9 @@ class Service:
         if seed is None:
             seed = int.from_bytes(os.urandom(8), "little")
         deadline = time.monotonic() + self.limits.seconds
+        form = AnswerForm(model, wanted)
         texts, readers = [], []
-        for _, ids in prompts:
+        for prompt, ids in prompts:
             _check_room(model, ids)
             for choice in range(wanted.choices):
                 texts.append(
@@ -134,54 +135,20 @@ class Service:
                         replace(wanted.config, seed=(seed + choice) % _SEEDS),
                         _unheard,
                         logprobs=wanted.logprobs,
+                        constraint=form.constraint(),
+                        special_tokens=form.special_tokens,
                         deadline=deadline,
                     )
                 )
-                readers.append(TextReader())
+                readers.append(form.reader(prompt))
         return _Prepared(texts, readers, len(prompts))
 
     def _prompts(self, model: Model, wanted: Wanted) -> list[tuple[str, list[int]]]:
         """Each prompt's text, as far as it is known, and its ids."""
         if wanted.messages is None:
             return [("", _prompt_ids(model, prompt)) for prompt in wanted.prompts]
-        text = chat_text(model, wanted)
+        text = chat_prompt_text(model, wanted)
         return [(text, model.tokenizer.encode(text, add_bos=False))]
-
-
-def chat_text(model: Model, wanted: Wanted) -> str:
-    """The prompt for a conversation; an assistant's message at its end is gone on with."""
-    messages = wanted.messages or ()
-    if not templates(model.metadata):
-        raise UnsupportedError(
-            "The model has no chat template: it is a base model; use /v1/completions."
-        )
-    settings: dict[str, Any] = {**wanted.variables}
-    if wanted.tools and wanted.tool_choice != "none":
-        settings["tools"] = list(wanted.tools)
-    begun = _begun_answer(messages)
-    try:
-        if begun is None:
-            return model.chat_prompt(messages, **settings)
-        text = model.chat_prompt(messages, add_generation_prompt=False, **settings)
-    except InvalidArgumentError as error:
-        # Without the place of the file, which is nobody's business.
-        reason = error.__cause__ if isinstance(error.__cause__, InvalidArgumentError) else error
-        raise RequestError(str(reason), param="messages") from error
-    place = text.rfind(begun)
-    if place < 0:
-        raise RequestError(
-            "The model's chat template changes the assistant's last message, so that it cannot be "
-            "gone on with: end with a user's message.",
-            param="messages",
-        )
-    return text[: place + len(begun)]
-
-
-def _begun_answer(messages: Sequence[Mapping[str, Any]]) -> str | None:
-    last = messages[-1]
-    if last["role"] != "assistant" or last.get("tool_calls"):
-        return None
-    return str(last.get("content") or "").strip() or None
 
 
 def _prompt_ids(model: Model, prompt: Prompt) -> list[int]:

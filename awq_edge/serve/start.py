@@ -5,10 +5,12 @@ Owns uvicorn. Refuses the command line: ``cli/serve.py`` has it.
 
 from __future__ import annotations
 
+import contextlib
 import ipaddress
 import logging
+import signal
 import socket
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -109,10 +111,23 @@ def serve(service: Service, place: Place, ready: Callable[[str], None]) -> None:
     # It tells on its own what we tell better.
     logging.getLogger("uvicorn.error").setLevel(logging.WARNING)
     try:
-        ready(_url(bound))
-        uvicorn.Server(config).run(sockets=[bound])
+        with _signals_end_quietly():
+            ready(_url(bound))
+            uvicorn.Server(config).run(sockets=[bound])
     finally:
         bound.close()
+
+
+@contextlib.contextmanager
+def _signals_end_quietly() -> Iterator[None]:
+    """Ctrl-C and SIGTERM end the server; uvicorn hands them on to these handlers afterwards."""
+    numbers = (signal.SIGINT, signal.SIGTERM)
+    before = [signal.signal(number, lambda *_: None) for number in numbers]
+    try:
+        yield
+    finally:
+        for number, handler in zip(numbers, before):
+            signal.signal(number, handler)
 
 
 def _bind(place: Place) -> socket.socket:

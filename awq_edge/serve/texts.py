@@ -60,6 +60,7 @@ class Ended:
 
     Attributes:
         reason: "eos", "stop", "length", "context" or "closed", as of ``Generation``.
+        stop_string: The one that ended it; None where something else did.
         prompt_tokens: Of the prompt.
         reused_tokens: Of them, those that were not read again.
         tokens: Drawn, without the one that ended the text.
@@ -69,6 +70,7 @@ class Ended:
     """
 
     reason: str
+    stop_string: str | None
     prompt_tokens: int
     reused_tokens: int
     tokens: int

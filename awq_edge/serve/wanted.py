@@ -27,6 +27,8 @@ class Wanted:
         schema: What the answer must be valid by: a JSON schema, True for any JSON object, or None.
         variables: What the chat template is told besides.
         stream: Whether to answer piece by piece.
+        usage_chunk: Whether a stream ends with its tokens, in OpenAI's interfaces.
+        echo: Whether a text begins with its prompt.
     """
 
     model: str
@@ -40,3 +42,5 @@ class Wanted:
     schema: Any = None
     variables: Mapping[str, Any] = field(default_factory=dict)
     stream: bool = False
+    usage_chunk: bool = False
+    echo: bool = False

@@ -176,6 +176,85 @@ def test_a_prompt_that_is_too_long_says_the_numbers(server: Server) -> None:
     assert "1024" in answer["error"]["message"]
 
 
+def test_texts_are_continued(client: object, chat_file: Path) -> None:
+    from awq_edge import Model
+
+    prompts = ["It was a dark", "The old house"]
+    settings = dict(model="m", seed=9, max_tokens=12, temperature=0.8, n=2)
+    answer = client.completions.create(prompt=prompts, **settings)
+    with Model.open(chat_file, threads=1) as model:
+        for choice in answer.choices:
+            seed, prompt = 9 + choice.index % 2, prompts[choice.index // 2]
+            alone = model.generate(prompt, seed=seed, max_tokens=12, temperature=0.8)
+            assert choice.text == alone.text()
+        ids = [model.tokenize(prompt) for prompt in prompts]
+    by_ids = client.completions.create(prompt=ids, **settings)
+    assert [choice.text for choice in by_ids.choices] == [choice.text for choice in answer.choices]
+    texts = ["", "", "", ""]
+    for chunk in client.completions.create(prompt=prompts, **settings, stream=True, echo=True):
+        texts[chunk.choices[0].index] += chunk.choices[0].text
+    assert texts == [prompts[choice.index // 2] + choice.text for choice in answer.choices]
+    short = client.completions.create(model="m", prompt="It", logprobs=2, temperature=0)
+    assert short.usage.completion_tokens <= 16
+    table = short.choices[0].logprobs
+    assert "".join(table.tokens) == short.choices[0].text
+    assert all(len(top) == 2 for top in table.top_logprobs)
+    assert table.text_offset[1] == len(table.tokens[0])
+
+
+def test_responses_and_their_events(client: object) -> None:
+    settings = dict(model="m", input=SAY[0]["content"], max_output_tokens=20, temperature=0.0)
+    whole = client.responses.create(**settings)
+    text = whole.output_text
+    chat = client.chat.completions.create(model="m", messages=SAY, max_tokens=20, temperature=0.0)
+    assert text == chat.choices[0].message.content
+    events = list(client.responses.create(**settings, stream=True))
+    assert [event.sequence_number for event in events] == list(range(len(events)))
+    kinds = [event.type for event in events]
+    assert kinds[:4] == [
+        "response.created",
+        "response.in_progress",
+        "response.output_item.added",
+        "response.content_part.added",
+    ]
+    assert kinds[-4:-1] == [
+        "response.output_text.done",
+        "response.content_part.done",
+        "response.output_item.done",
+    ]
+    assert kinds[-1] == f"response.{whole.status}"
+    pieces = [event.delta for event in events if event.type == "response.output_text.delta"]
+    assert "".join(pieces) == text == events[-1].response.output_text
+    tool = {
+        "type": "function",
+        "name": "ring",
+        "parameters": {
+            "type": "object",
+            "properties": {"bell": {"enum": ["front", "back"]}},
+            "required": ["bell"],
+            "additionalProperties": False,
+        },
+    }
+    called = client.responses.create(
+        model="m", input="Ring.", tools=[tool], tool_choice="required", temperature=0.0
+    )
+    call = called.output[0]
+    assert (call.type, call.name) == ("function_call", "ring")
+    assert json.loads(call.arguments)["bell"] in ("front", "back")
+    result = {"type": "function_call_output", "call_id": call.call_id, "output": "rung"}
+    more = [{"role": "user", "content": "Ring."}, call, result]
+    assert client.responses.create(model="m", input=more, max_output_tokens=5).output
+
+
+def test_texts_and_ids(server: Server) -> None:
+    ids = server.ask("/tokenize", {"content": "Good morning"})[1]["tokens"]
+    assert server.ask("/detokenize", {"tokens": ids})[1]["content"] == "Good morning"
+    assert server.ask("/detokenize", {"tokens": [10**6]})[0] == 400
+    status, body, _ = server.ask("/v1/embeddings", {"input": "x"})
+    assert status == 501
+    assert "hidden states" in body["error"]["message"]
+
+
 def test_health_and_metrics(server: Server) -> None:
     status, health, _ = server.ask("/health")
     assert status == 200
