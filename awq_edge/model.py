@@ -194,6 +194,11 @@ class Model:
         return str(self.metadata.get("general.name") or self.path.name)
 
     @property
+    def kv(self) -> str:
+        """How sessions keep keys and values unless they are told otherwise: "fp16" or "int8"."""
+        return self._kv
+
+    @property
     def context_length(self) -> int:
         """Tokens that a session keeps unless it is told otherwise."""
         if self._context_length is not None:

@@ -6,7 +6,7 @@ import contextlib
 import logging
 import sys
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -15,6 +15,9 @@ from awq_edge.cli._options import Context, Kv, Quiet, listed, model_path
 from awq_edge.cli._output import Output
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.quantities import parse_size
+
+if TYPE_CHECKING:
+    from awq_edge.serve.stored_contexts import StoredContexts
 
 
 @grouped
@@ -70,6 +73,18 @@ def serve(
             help="For all models together, as 2GB: they are loaded on demand and dropped again.",
         ),
     ] = None,
+    cache_dir: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--cache-dir",
+            metavar="DIR",
+            help="Where contexts are kept over restarts; by default in the user's cache.",
+        ),
+    ] = None,
+    cache_size: Annotated[
+        str,
+        typer.Option("--cache-size", metavar="SIZE", help="For all of them; 0 keeps none."),
+    ] = "1GB",
     *,
     sampling: Sampling,
     running: Running,
@@ -98,7 +113,11 @@ def serve(
     )
     if not files:
         raise InvalidArgumentError("Name the files to serve.")
-    engine = Engine(parallel=parallel, most_waiting=queue)
+    engine = Engine(
+        parallel=parallel,
+        most_waiting=queue,
+        stored=_stored_contexts(cache_dir, parse_size(cache_size)),
+    )
     try:
         models = Models(
             files,
@@ -128,3 +147,12 @@ def serve(
     except BaseException:
         engine.stop(0)
         raise
+
+
+def _stored_contexts(folder: Optional[Path], most_bytes: int) -> "Optional[StoredContexts]":
+    from awq_edge.serve.stored_contexts import StoredContexts
+    from awq_edge.user_cache import own_folder
+
+    if most_bytes == 0:
+        return None
+    return StoredContexts(own_folder("contexts") if folder is None else folder, most_bytes)

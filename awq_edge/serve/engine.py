@@ -15,6 +15,7 @@ import logging
 import threading
 import time
 from collections.abc import Callable, Sequence
+from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
@@ -22,6 +23,7 @@ from awq_edge.errors import AwqEdgeError
 from awq_edge.serve.counts import Counts
 from awq_edge.serve.fair_queue import FairQueue
 from awq_edge.serve.sessions import LEAST_COPIED_TOKENS, Sessions
+from awq_edge.serve.stored_contexts import LEAST_STORED_TOKENS, Entry, StoredContexts
 from awq_edge.serve.texts import (
     BusyError,
     Ended,
@@ -60,6 +62,20 @@ class _Live:
     prompt_read: float | None = None
     told: int = 0  # tokens that the listener knows
     unread: Sequence[int] = field(default_factory=tuple)
+    coming: _Coming | None = None
+
+    @property
+    def is_waiting(self) -> bool:
+        """Whether the disk has not given its context yet."""
+        return self.coming is not None and not self.coming.content.done()
+
+
+@dataclass(frozen=True)
+class _Coming:
+    """A context that is being read from the disk."""
+
+    entry: Entry
+    content: Future[bytes | None]
 
 
 class Engine:
@@ -70,13 +86,20 @@ class Engine:
         step_began: Of ``time.monotonic()``, while a step is computed; otherwise None.
     """
 
-    def __init__(self, *, parallel: int, most_waiting: int) -> None:
+    def __init__(
+        self, *, parallel: int, most_waiting: int, stored: StoredContexts | None = None
+    ) -> None:
         """Starts the thread.
 
         Args:
             parallel: How many texts of a model are computed at a time.
             most_waiting: How many texts may wait beside them.
+            stored: Contexts on disk; the engine closes them. None keeps nothing there.
         """
+        self.stored = stored
+        self._unsaved: list[Session] = []
+        if stored is not None:
+            stored.changed = self._look_again
         self._parallel = parallel
         self._most_waiting = most_waiting
         self._condition = threading.Condition()
@@ -172,6 +195,10 @@ class Engine:
         """What all sessions have allocated."""
         return sum(sessions.bytes for sessions in list(self._sessions.values()))
 
+    def _look_again(self) -> None:
+        with self._condition:
+            self._wake()
+
     def _wake(self) -> None:
         self._changed = True
         self._condition.notify()
@@ -189,23 +216,28 @@ class Engine:
                     self._sweep()
                     self._admit()
                     self._step()
+                    self._keep()
                 except Exception as error:  # a bug must not leave clients waiting for ever
                     _log.exception("the engine failed")
                     self._fail_all(error)
         finally:
+            self._keep_all()
             for sessions in self._sessions.values():
                 sessions.close_idle()
 
     def _await_work(self) -> bool:
         """Waits until there is something to do; False when the engine is to end."""
         with self._condition:
-            while not (self._live or self._changed or self._stopping):
+            while not (self._changed or (self._stopping and not self._live) or self._can_step()):
                 self._condition.wait()
             self._changed = False
             tasks, self._tasks = self._tasks, []
             for task in tasks:
                 task()
             return bool(self._live) or not self._stopping or bool(self._tasks)
+
+    def _can_step(self) -> bool:
+        return any(not live.is_waiting for live in self._live)
 
     def _sweep(self) -> None:
         """Takes out what nobody wants any more or what took too long."""
@@ -282,7 +314,8 @@ class Engine:
         sessions = self._sessions.get(text.model)
         if sessions is None:
             sessions = self._sessions[text.model] = Sessions(text.model, self._parallel)
-        session = sessions.take(text.prompt)
+        entry = self._stored_entry(sessions, text)
+        session = sessions.take(text.prompt, copy=entry is None)
         if session is None:
             return False
         try:
@@ -298,17 +331,69 @@ class Engine:
             sessions.give_back(session)
             raise
         live = _Live(text, session, generation, time.monotonic())
-        live.unread = generation.unread()
         self.counts.waited_seconds += live.begun - text.submitted
-        self.counts.prompt_tokens += len(generation.prompt_tokens)
-        self.counts.reused_tokens += generation.reused_tokens
         self._live.append(live)
+        if entry is None or self.stored is None:
+            self._begin_reading(live)
+        else:
+            live.coming = _Coming(entry, self.stored.read(entry))
         return True
+
+    def _stored_entry(self, sessions: Sessions, text: Text) -> Entry | None:
+        """The file that has more of a prompt than any session, if there is one."""
+        if self.stored is None:
+            return None
+        entry, shared = self.stored.longest(context_key(text.model), text.prompt)
+        if shared < LEAST_STORED_TOKENS:
+            return None
+        return entry if shared >= sessions.shared(text.prompt) + LEAST_STORED_TOKENS else None
+
+    def _begin_reading(self, live: _Live) -> None:
+        """Sees what of the prompt is there, the disk's part included."""
+        coming, live.coming = live.coming, None
+        if coming is not None and self.stored is not None:
+            saved = coming.content.result()
+            try:
+                if saved is not None:
+                    live.session.restore(saved)
+            except AwqEdgeError as error:
+                self.stored.refuse(coming.entry, str(error))
+        live.unread = live.generation.unread()
+        self.counts.prompt_tokens += len(live.generation.prompt_tokens)
+        self.counts.reused_tokens += live.generation.reused_tokens
+
+    def _keep(self) -> None:
+        """Writes the context of a text that has ended to the disk, one at a time."""
+        stored = self.stored
+        while self._unsaved and stored is not None and not stored.busy:
+            session = self._unsaved.pop()
+            sessions = self._sessions.get(session.model)
+            if sessions is None or session not in sessions.idle:
+                continue  # it has another text by now
+            key, tokens = context_key(session.model), session.tokens
+            if stored.is_worth_writing(key, tokens):
+                stored.write(key, tokens, session.save())
+
+    def _keep_all(self) -> None:
+        """Writes what is not written yet, before the engine ends."""
+        if self.stored is None:
+            return
+        while self._unsaved:
+            with self._condition:
+                while self.stored.busy:
+                    self._condition.wait()
+            self._keep()
+        self.stored.close()
 
     def _step(self) -> None:
         """Evaluates the next tokens of all texts, model by model, and draws where all are read."""
         for model in list(dict.fromkeys(live.text.model for live in self._live)):
-            lives = [live for live in self._live if live.text.model is model]
+            lives = [
+                live for live in self._live if live.text.model is model and not live.is_waiting
+            ]
+            for live in lives:
+                if live.coming is not None:
+                    self._begin_reading(live)
             parts = self._parts(lives)
             if parts:
                 self.step_began = time.monotonic()
@@ -410,6 +495,8 @@ class Engine:
     def _leave(self, live: _Live, reason: str) -> None:
         self._live.remove(live)
         self._sessions[live.text.model].give_back(live.session)
+        if not live.session.closed:
+            self._unsaved.append(live.session)
         self.counts.ended(reason)
 
     def _fail(self, live: _Live, error: BaseException) -> None:
@@ -426,6 +513,11 @@ class Engine:
             text.listener(event)
         except Exception:  # a listener that is gone must not end the others
             _log.exception("a listener failed")
+
+
+def context_key(model: Model) -> str:
+    """Whose contexts can be exchanged: those of one model with one kind of keys and values."""
+    return f"{model.metadata.get('awq_edge.sha256', '')}-{model.kv}"
 
 
 def _common(one: Sequence[int], other: Sequence[int]) -> int:

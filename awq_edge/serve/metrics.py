@@ -40,6 +40,12 @@ def _lines(service: Service) -> Iterator[str]:
     yield from _gauge("texts_waiting", "Texts in the queue.", engine.waiting_texts)
     yield from _gauge("tokens_per_second", "Over the last seconds.", counts.tokens_per_second())
     yield from _gauge("session_bytes", "Allocated for contexts.", engine.session_bytes())
+    stored = engine.stored
+    if stored is not None:
+        yield from _gauge("stored_contexts", "Contexts on disk.", stored.count)
+        yield from _gauge("stored_bytes", "Their files.", stored.total_bytes)
+        yield from _counter("stored_contexts_read", "Of them, read.", stored.read_count)
+        yield from _counter("stored_contexts_written", "Files written.", stored.written_count)
     yield from _gauge("memory_bytes", "Of this process, swap included.", board.memory_bytes())
     temperature = board.temperature_celsius()
     if temperature is not None:

@@ -43,13 +43,17 @@ class Sessions:
             need.scratch_bytes if self.used or self.idle else 0
         )
 
-    def take(self, prompt: Sequence[int]) -> Session | None:
+    def take(self, prompt: Sequence[int], *, copy: bool = True) -> Session | None:
         """A session for a prompt, with as much of it in the context as any other has.
+
+        Args:
+            prompt: Ids.
+            copy: False for a session whose context will be replaced.
 
         Returns:
             The session, which is used from now on; None where all are used, or the memory is.
         """
-        source, shared = self._best(prompt)
+        source, shared = self._best(prompt) if copy else (None, 0)
         if source in self.idle and self._is_continued(source, shared):
             return self._use(source)
         target = self._free(source)

@@ -1,0 +1,183 @@
+"""Contexts on disk: nothing is read again, nothing changes, nothing that is damaged is used."""
+
+from __future__ import annotations
+
+import logging
+import random
+import time
+from pathlib import Path
+
+import pytest
+from serving import Server
+from test_serve_engine import Heard, asked, heard
+
+from awq_edge import GenerationConfig, Model
+from awq_edge.serve.engine import Engine
+from awq_edge.serve.stored_contexts import LEAST_STORED_TOKENS, StoredContexts
+from awq_edge.serve.texts import Text
+
+LONG = "Once upon a time there was a girl who had a red ball and a blue box. " * 4
+
+
+def kept_engine(folder: Path, *, most_bytes: int = 1 << 30, parallel: int = 2) -> Engine:
+    stored = StoredContexts(folder, most_bytes)
+    return Engine(parallel=parallel, most_waiting=64, stored=stored)
+
+
+def run(engine: Engine, text: Text) -> str:
+    engine.submit([text])
+    return heard(text).text()
+
+
+def test_a_context_is_there_after_a_restart(stories: Model, tmp_path: Path) -> None:
+    first = asked(stories, LONG)
+    engine = kept_engine(tmp_path)
+    said = run(engine, first)
+    engine.stop(5)
+    assert len(list(tmp_path.iterdir())) == 1
+    assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
+    prompt = [*first.prompt, *heard(first).tokens(), *stories.tokenize(" But", add_bos=False)]
+    with stories.session() as session:
+        alone = session.generate(prompt, seed=4, max_tokens=20).text()
+    engine = kept_engine(tmp_path)
+    second = Text(stories, "c", prompt, GenerationConfig(seed=4, max_tokens=20), Heard())
+    assert run(engine, second) == alone
+    assert heard(second).end().reused_tokens == len(first.prompt) + len(heard(first).tokens()) - 1
+    assert engine.counts.read_tokens == len(prompt) - heard(second).end().reused_tokens
+    again = asked(stories, LONG)
+    assert run(engine, again) == said
+    engine.stop(5)
+
+
+@pytest.mark.parametrize("damage", ["cut", "bit", "renamed", "foreign", "empty", "link", "half"])
+def test_what_is_damaged_is_not_used(
+    stories: Model, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+) -> None:
+    folder = tmp_path / "cache"
+    engine = kept_engine(folder)
+    said = run(engine, asked(stories, LONG))
+    engine.stop(5)
+    (path,) = folder.iterdir()
+    data = bytearray(path.read_bytes())
+    if damage == "cut":
+        path.write_bytes(data[:-100])
+    elif damage == "bit":
+        data[-1000] ^= 16
+        path.write_bytes(data)
+    elif damage == "renamed":
+        path.rename(folder / ("0" * 40 + ".context"))
+    elif damage == "foreign":
+        path.write_bytes(b"something else entirely" * 50)
+    elif damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "link":
+        path.rename(tmp_path / "elsewhere")
+        path.symlink_to(tmp_path / "elsewhere")
+    else:
+        path.rename(folder / ".1234.context")
+    with caplog.at_level(logging.WARNING):
+        engine = kept_engine(folder)
+        text = asked(stories, LONG)
+        assert run(engine, text) == said
+        assert heard(text).end().reused_tokens == 0
+        engine.stop(5)
+    assert ("is not used" in caplog.text) == (damage != "half")
+
+
+def test_the_oldest_go_when_there_is_no_room(stories: Model, tmp_path: Path) -> None:
+    engine = kept_engine(tmp_path, parallel=8)
+    for i in range(3):
+        run(engine, asked(stories, f"Number {i}. " + LONG, max_tokens=4))
+    engine.stop(5)
+    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
+    assert len(sizes) == 3
+    engine = kept_engine(tmp_path, most_bytes=max(sizes) * 2)
+    assert len(list(tmp_path.iterdir())) == 2
+    run(engine, asked(stories, "Something new. " + LONG, max_tokens=4))
+    engine.stop(5)
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= max(sizes) * 2
+    tiny = kept_engine(tmp_path / "tiny", most_bytes=10)
+    run(tiny, asked(stories, LONG, max_tokens=4))
+    tiny.stop(5)
+    assert list((tmp_path / "tiny").iterdir()) == []
+
+
+def test_a_context_that_goes_on_replaces_its_file(stories: Model, tmp_path: Path) -> None:
+    engine = kept_engine(tmp_path)
+    first = asked(stories, LONG)
+    run(engine, first)
+    prompt = [*first.prompt, *heard(first).tokens(), *stories.tokenize(LONG, add_bos=False)]
+    run(engine, Text(stories, "c", prompt, first.config, Heard()))
+    engine.stop(5)
+    assert len(list(tmp_path.iterdir())) == 1
+    short = asked(stories, "Hello", max_tokens=LEAST_STORED_TOKENS // 4)
+    engine = kept_engine(tmp_path)
+    run(engine, short)
+    engine.stop(5)
+    assert len(list(tmp_path.iterdir())) == 1
+
+
+def test_a_cache_never_changes_a_text(stories: Model, tmp_path: Path) -> None:
+    """Random conversations that branch, through two engines that are restarted, and without."""
+    random_ = random.Random(4)
+    words = ["the cat", "a red ball", "once more", "they ran home", "it was fun", "said Tom"]
+    pasts: list[list[int]] = [stories.tokenize(LONG), stories.tokenize("The " + LONG)]
+    plan = []
+    for seed in range(24):
+        past = random_.choice(pasts)
+        cut = random_.randint(len(past) // 2, len(past))
+        said = " ".join(random_.choice(words) for _ in range(random_.randint(1, 12)))
+        prompt = [*past[:cut], *stories.tokenize(said, add_bos=False)][:400]
+        pasts.append(prompt)
+        plan.append((prompt, GenerationConfig(seed=seed, max_tokens=6, temperature=1.0)))
+    alone = []
+    for prompt, config in plan:
+        with stories.session() as session:
+            alone.append(session.generate(prompt, config).text())
+    together, reused = [], 0
+    for begin in range(0, len(plan), 8):
+        engine = kept_engine(tmp_path, parallel=3, most_bytes=3 << 20)
+        texts = [
+            Text(stories, str(i % 3), p, c, Heard())
+            for i, (p, c) in enumerate(plan[begin : begin + 8])
+        ]
+        for text in texts:
+            engine.submit([text])
+        together += [heard(text).text() for text in texts]
+        reused += engine.counts.reused_tokens
+        engine.stop(5)
+    assert together == alone
+    assert reused > 1000
+
+
+def test_a_killed_server_has_forgotten_nothing(chat_file: Path, tmp_path: Path) -> None:
+    """A second turn after kill -9 and a restart reads its new tokens only."""
+    speech = "Pray tell me about the house, the garden, and the weather of the season. " * 5
+    messages = [{"role": "user", "content": speech}]
+    body = {"temperature": 0, "max_tokens": 30}
+    first = Server(chat_file, "--cache-dir", tmp_path)
+    answer = first.ask("/v1/chat/completions", {**body, "messages": messages})[1]
+    deadline = time.monotonic() + 30
+    while not first.metric("stored_contexts") and time.monotonic() < deadline:
+        time.sleep(0.01)
+    first.kill()
+    said = answer["choices"][0]["message"]["content"].strip()
+    messages += [{"role": "assistant", "content": said}, {"role": "user", "content": "And then?"}]
+    second = Server(chat_file, "--cache-dir", tmp_path)
+    try:
+        turn = second.ask("/v1/chat/completions", {**body, "messages": messages})[1]
+        read = second.metric("prompt_tokens_read_total")
+    finally:
+        second.stop()
+    cold = Server(chat_file, "--cache-size", "0")
+    try:
+        plain = cold.ask("/v1/chat/completions", {**body, "messages": messages})[1]
+        assert cold.metric("prompt_tokens_read_total") == plain["usage"]["prompt_tokens"]
+    finally:
+        cold.stop()
+    assert turn["choices"] == plain["choices"]
+    cached = turn["usage"]["prompt_tokens_details"]["cached_tokens"]
+    assert read == turn["usage"]["prompt_tokens"] - cached
+    # Everything of the first prompt, and of its answer what the template writes the same.
+    assert cached >= answer["usage"]["prompt_tokens"]
+    assert read < 60
