@@ -94,6 +94,13 @@ class Stored:
     values: npt.NDArray[np.float32] | None = None
     inverted: bool = False  # theirs divides what ours multiplies: 1 / theirs
 
+    @property
+    def as_it_is(self) -> bool:
+        """Whether ours is theirs."""
+        numbers = (self.factor, self.offset, self.parts, self.columns, self.inverted)
+        others = (self.rows, self.row_factors, self.product, self.values)
+        return numbers == (1.0, 0.0, 0, 0, False) and all(other is None for other in others)
+
 
 _AS_IT_IS = Stored()
 

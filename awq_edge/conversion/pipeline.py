@@ -78,7 +78,9 @@ def convert(
     if export is not None:
         entries = {} if tokenizer is None else tokenizer.to_metadata()
         bits = None if options.mixed else int(options.bits)
-        export.check_model(source.architecture, entries, bits, options.group_size)
+        export.check_model(
+            source.architecture, entries, bits, options.group_size, source.checkpoint
+        )
     blocks, digest = _calibration(source, tokenizer, options, events)
     check_disk(output, source.architecture, options, blocks, export)
     plain = _metadata(source, tokenizer, options, digest)

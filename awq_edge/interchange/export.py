@@ -24,6 +24,7 @@ from awq_edge.stages import layer_tensor_names, tensor_shape
 
 if TYPE_CHECKING:
     from awq_edge.architecture import Architecture, MetadataValue
+    from awq_edge.checkpoints import Checkpoint
     from awq_edge.float_model import FloatModel
     from awq_edge.interchange.export_gguf import FloatSource
 
@@ -68,6 +69,7 @@ class Export:
         metadata: Mapping[str, MetadataValue],
         bits: int | None,
         group_size: int,
+        checkpoint: Checkpoint | None = None,
     ) -> None:
         """Refuses a model or widths that the export cannot hold, before hours of work.
 
@@ -76,11 +78,12 @@ class Export:
             metadata: Entries of its tokenizer.
             bits: Of all decoder matrices; None if widths are mixed.
             group_size: Of all decoder matrices.
+            checkpoint: That of its floats, if it will be at hand.
         """
         if self.kind == "hf-awq":
             from awq_edge.interchange import export_hf_awq
 
-            export_hf_awq.check_exportable(architecture, bits, group_size)
+            export_hf_awq.check_exportable(architecture, bits, group_size, metadata, checkpoint)
         else:
             from awq_edge.interchange import export_gguf
 

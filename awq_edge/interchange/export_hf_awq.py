@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -25,7 +25,7 @@ from awq_edge.interchange.safetensors_writer import Announced, write_safetensors
 from awq_edge.model_file import PackedFile
 from awq_edge.outputs.place import Identity, sync_tree, write_error
 from awq_edge.outputs.workplace import Workplace
-from awq_edge.stages import layer_tensor_names, tensor_shape
+from awq_edge.stages import layer_tensor_names, positions_name, tensor_names, tensor_shape
 
 _TABLES = ("token_embd.weight", "output.weight")
 _INTEGER_PARTS = ("qweight", "qzeros", "scales")
@@ -42,8 +42,8 @@ def export_hf_awq(
     Args:
         packed: A packed file with 4-bit decoder matrices.
         directory: Where to write; must not exist, or be empty.
-        checkpoint: The float checkpoint that the file was converted from: its config.json, its
-            tokenizer files, its embedding and its head are taken as they are.
+        checkpoint: The float checkpoint that the file was converted from: its tokenizer files are
+            taken, and its config.json, its embedding and its head if the file's tensors are its.
         announce: Told by what the directory can be known, right before it has its name.
 
     Raises:
@@ -53,11 +53,7 @@ def export_hf_awq(
     file = PackedFile(packed)
     if directory.exists() and (not directory.is_dir() or any(directory.iterdir())):
         raise InvalidArgumentError(f"{directory} exists already; choose a new directory.")
-    config = (
-        dict(checkpoint.config)
-        if checkpoint
-        else hf_config.describe(file.architecture, file.metadata)
-    )
+    config, tables = _described(file.architecture, file.metadata, checkpoint)
     group_size = _require_one_gemm(file)
     try:
         with Workplace(directory) as work:
@@ -68,7 +64,7 @@ def export_hf_awq(
                 hf_config.copy_tokenizer(checkpoint.directory, partial)
             else:
                 hf_config.write_tokenizer(file.metadata, partial)
-            _Weights(file, find(config), checkpoint).write(partial / "model.safetensors")
+            _Weights(file, find(config), tables).write(partial / "model.safetensors")
             sync_tree(partial)
             identity = Identity.of(partial)
             if announce is not None and identity is not None:
@@ -78,17 +74,45 @@ def export_hf_awq(
         raise write_error(directory, error) from error
 
 
-def check_exportable(architecture: Architecture, bits: int | None, group_size: int) -> None:
+def _described(
+    architecture: Architecture, metadata: Mapping[str, Any], checkpoint: Checkpoint | None
+) -> tuple[dict[str, Any], Checkpoint | None]:
+    """The config.json of a file, and the checkpoint whose embedding and head belong to it.
+
+    That of the checkpoint where each of our tensors is one of its; where we hold them otherwise
+    (fused rows apart, multipliers taken in), that of the family which holds them so.
+    """
+    if checkpoint is not None and _holds_as_they_are(checkpoint, architecture):
+        return dict(checkpoint.config), checkpoint
+    return hf_config.describe(architecture, metadata), None
+
+
+def _holds_as_they_are(checkpoint: Checkpoint, architecture: Architecture) -> bool:
+    converter, positions = find(checkpoint.config), positions_name(architecture)
+    names = [name for name in tensor_names(architecture) if name != positions]
+    return all(converter.changes(checkpoint.config, architecture, name).as_it_is for name in names)
+
+
+def check_exportable(
+    architecture: Architecture,
+    bits: int | None,
+    group_size: int,
+    metadata: Mapping[str, Any],
+    checkpoint: Checkpoint | None,
+) -> None:
     """Refuses what :func:`export_hf_awq` would refuse of a file that is still to be made.
 
     Args:
         architecture: The decoder.
         bits: Of all decoder matrices; None if widths are mixed.
         group_size: Of all decoder matrices.
+        metadata: Entries of its tokenizer.
+        checkpoint: That of its floats, if it will be at hand.
 
     Raises:
         UnsupportedError: The format cannot hold such a file.
     """
+    _described(architecture, metadata, checkpoint)
     if bits is None:
         raise UnsupportedError(
             f"AutoAWQ's format holds {autoawq.BITS}-bit matrices only; convert with --bits "

@@ -6,6 +6,7 @@ written reads as the same record. The way there is ``awq_edge.converters``.
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import shutil
 from collections.abc import Mapping
@@ -154,14 +155,21 @@ def _model_type(a: Architecture) -> str:
 
 def _require_same(config: Mapping[str, Any], architecture: Architecture) -> None:
     try:
-        same = find(config).architecture(config) == architecture
+        written = find(config).architecture(config)
     except AwqEdgeError:
-        same = False
-    if not same:
-        raise UnsupportedError(
-            "No model family of transformers that awq-edge knows describes this decoder, so it "
-            "cannot be exported."
-        )
+        written = None
+    if written == architecture:
+        return
+    differing = [
+        field.name.replace("_", " ")
+        for field in dataclasses.fields(architecture)
+        if written is not None and getattr(written, field.name) != getattr(architecture, field.name)
+    ]
+    where = f" (it differs in {', '.join(differing)})" if differing else ""
+    raise UnsupportedError(
+        "No model family of transformers that awq-edge writes describes this decoder, so it "
+        f"cannot be exported{where}."
+    )
 
 
 def _write_json(path: Path, value: Mapping[str, Any]) -> None:
