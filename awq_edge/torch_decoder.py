@@ -307,6 +307,28 @@ class Layer:
             return output
         return normalise(self.architecture, self.weights, stage.post_norm, output)
 
+    def factor_behind(self, stage: Stage, x: torch.Tensor) -> torch.Tensor | None:
+        """What a norm behind a stage multiplies the output of each token by, its weight apart.
+
+        An error of the output reaches the stream with this factor, as far as it leaves the size of
+        the output as it is.
+
+        Args:
+            stage: Any; nothing is behind one that does not add.
+            x: What its matrices read, [.., k].
+
+        Returns:
+            float32 [.., 1]; None if no norm lies between the stage's output and the stream.
+        """
+        if not stage.adds or stage.post_norm is None:
+            return None
+        (name,) = stage.matrices
+        output = self._linear(name, x)
+        if self.architecture.norm == "layer":
+            output = output - output.mean(dim=-1, keepdim=True)
+        mean = output.square().mean(dim=-1, keepdim=True)
+        return torch.rsqrt(mean + self.architecture.norm_epsilon)
+
     def taken_up(self, stage: Stage, stream: torch.Tensor, output: torch.Tensor) -> torch.Tensor:
         """The stream behind a stage that adds, for the one in front of it and what it gives."""
         total = stream + output

@@ -2,12 +2,14 @@
 
 Owns the float stream: hidden states as the float model has them, for every second calibration
 block, beside those that the rounded matrices give. A matrix W reads x where the float model has f,
-and adds W x to states that have drifted from the float model's by r; where a norm lies between, r
-counts as none. The target of its rounding is therefore W + D H^-1 with D the mean of
-(W (f - x) + r) x^T and H that of x x^T: the least squares solution, which corrects an error where
-it can still be corrected. Half of D is taken: it is known from the calibration tokens alone, and
-all of it measured worse than half. (Correcting the input's error is the asymmetric calibration of
-GPTAQ; the drift of the stream is ours.)
+and adds W x to states that have drifted from the float model's by r. The target of its rounding is
+therefore W + D H^-1 with D the mean of (W (f - x) + r) x^T and H that of x x^T: the least squares
+solution, which corrects an error where it can still be corrected. Half of D is taken: it is known
+from the calibration tokens alone, and all of it measured worse than half. (Correcting the input's
+error is the asymmetric calibration of GPTAQ; the drift of the stream is ours.)
+
+A norm with weights w that lies between W x and the stream multiplies each token by a factor s of
+its own. Tokens then count by s * s in both sums, as they do in the stream, and r is divided by w s.
 
 Refuses to round: it gives targets to whoever does. The float stream's blocks lie behind the others
 in the same ``HiddenStates``, so that an interrupted conversion finds them again.
@@ -27,9 +29,20 @@ from awq_edge.stages import Stage, fed_by
 
 _SHARE = 0.5  # of the correction
 _EVERY = 2  # blocks: half of the tokens tell as much of the correction as all of them
+# A norm's weights that are smaller than this share of their root mean square are not divided by:
+# where the norm lets little through, the drift is made up for elsewhere. On novels-gemma3 a
+# divergence of 0.0152, with 0.1 and 1.0 of 0.0154, without the drift of 0.0158, and 0.0166 where
+# tokens count alike too.
+_SMALL = 0.3
 _ROWS = 1024  # of a matrix, corrected at once: bounds the memory
 
 Key = TypeVar("Key")
+
+
+def _inverse(weight: torch.Tensor) -> torch.Tensor:
+    """1 / w, bounded where w is small."""
+    squares = weight.square()
+    return weight / (squares + _SMALL * _SMALL * squares.mean())
 
 
 class FloatBlocks:
@@ -74,7 +87,14 @@ class Propagation:
         self._open: dict[str, torch.Tensor] = {}
         self._closed: dict[str, dict[int, torch.Tensor]] = {}  # the same, by segment too
 
-    def take(self, stage: Stage, segment: int, batch: slice, x: torch.Tensor) -> None:
+    def take(
+        self,
+        stage: Stage,
+        segment: int,
+        batch: slice,
+        x: torch.Tensor,
+        behind: torch.Tensor | None,
+    ) -> None:
         """Takes what a stage's matrices read, and moves the float stream on.
 
         Args:
@@ -82,6 +102,8 @@ class Propagation:
             segment: Whose sums the batch belongs to; a segment's batches follow each other.
             batch: Blocks.
             x: float32 [b, t, k], what the matrices read for them.
+            behind: float32 [b, t, 1], what a norm behind the stage multiplies its output by; None
+                if there is none. The Hessian of ``targets`` is of inputs times it then.
         """
         inside, at = self._blocks.of(batch)
         if at.start == at.stop:
@@ -91,12 +113,18 @@ class Propagation:
             self._segment = segment
         states = self._states
         drift = None
-        if stage.adds and stage.post_norm is None:
+        if stage.adds:
             # How far the states that it adds to are from the float ones.
             drift = states.stream(stage, at) - states.stream(stage, batch)[inside]
+            if stage.post_norm is not None:
+                # Of the output, times what the norm multiplies its tokens by.
+                drift *= _inverse(states.layer.weights[f"{stage.post_norm}.weight"])
         exact = self._advance(stage, at)
         x = x[inside].flatten(0, 1)
         missing = exact.flatten(0, 1) - x
+        if behind is not None:
+            shares = behind[inside].flatten(0, 1)
+            missing, x = missing * shares, x * shares
         if stage.adds:
             weight = states.layer.weights[f"{stage.matrices[0]}.weight"]
             lost = torch_decoder.multiply(missing, weight, None)

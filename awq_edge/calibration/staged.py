@@ -8,6 +8,7 @@ its caller to round each stage's matrices.
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from typing import Optional
 
 import torch
 
@@ -21,8 +22,9 @@ RoundMatrices = Callable[[Stage, torch.Tensor], None]
 # The means of the products of all segments, which are made one after the other as they are asked
 # for; the last argument is an empty one.
 Means = Callable[[Iterable[tuple[int, Products]], Products], torch.Tensor]
-# Hears of a stage, the segment, a batch of blocks and what the stage's matrices read for them.
-Watch = Callable[[Stage, int, slice, torch.Tensor], None]
+# Hears of a stage, the segment, a batch of blocks, what the stage's matrices read for them, and
+# what a norm behind the stage multiplies their tokens by, or None.
+Watch = Callable[[Stage, int, slice, torch.Tensor, Optional[torch.Tensor]], None]
 
 
 class StagedLayer:
@@ -74,9 +76,10 @@ class StagedLayer:
                 x = self._states.read(first, batch)
                 if stage is not first:
                     x = self._states.make(stage, batch, x)
-                products.add(x)
+                behind = self._layer.factor_behind(stage, x)
+                products.add(x if behind is None else x * behind)
                 if self._watch is not None:
-                    self._watch(stage, segment, batch, x)
+                    self._watch(stage, segment, batch, x, behind)
             return products
 
         parts = ((segment, summed(segment, batches)) for segment, batches in self._segments.items())

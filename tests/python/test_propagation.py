@@ -48,14 +48,17 @@ def test_the_choice_of_blocks_does_not_depend_on_who_has_them(cut: int) -> None:
     assert set(chosen) == whole and len(chosen) == len(whole)
 
 
-@pytest.mark.parametrize("in_memory", [False, True])
-def test_targets_are_half_of_the_least_squares_correction(tmp_path: Path, in_memory: bool) -> None:
+@pytest.mark.parametrize(("in_memory", "places"), [(False, "before"), (True, "both")])
+def test_targets_are_half_of_the_least_squares_correction(
+    tmp_path: Path, in_memory: bool, places: str
+) -> None:
     """Rounds a layer that reads disturbed states, and computes every correction once more.
 
-    In memory, as beside a GPU, what is read changes with what is written to the same place.
+    In memory, as beside a GPU, what is read changes with what is written to the same place. With a
+    norm behind a branch, tokens count by what that multiplies them by.
     """
     torch.manual_seed(0)
-    a = architecture()
+    a = architecture(norm_places=places)
     weights, probe = random_weights(a), probe_of(a, blocks=5)
     floats = dict(weights)
     exact = probe.hidden[::2]
@@ -109,9 +112,16 @@ def test_targets_are_half_of_the_least_squares_correction(tmp_path: Path, in_mem
     }
     for name in stages.matrices(a, 0):
         weight = floats[f"{name}.weight"]
-        lost = (wanted[name] - read[name]) @ weight.T + drifts.get(name, 0.0)
+        seen, factor, drift = read[name], torch.ones(1), drifts.get(name, 0.0)
+        if name in drifts and places == "both":
+            output = seen @ weight.T + floats.get(f"{name}.bias", torch.zeros(1))
+            factor = (output.square().mean(dim=-1, keepdim=True) + a.norm_epsilon).rsqrt()
+            norm = floats[f"{name.split('_')[0]}_post_norm.weight"]
+            drift = drift * norm / (norm.square() + 0.09 * norm.square().mean())
+        lost = factor * ((wanted[name] - seen) @ weight.T) + drift
         damped = hessians[name].matrix.double()
-        correction = torch.linalg.solve(damped, (lost.T @ read[name]).T.double() / len(lost)).T
+        moved = (lost.T @ (factor * seen)).T.double() / len(lost)
+        correction = torch.linalg.solve(damped, moved).T
         expected = weight + 0.5 * correction.float()
         assert float((expected - weight).norm()) > 0.01 * float(weight.norm())
         torch.testing.assert_close(targets[f"{name}.weight"], expected, rtol=1e-3, atol=2e-3)
