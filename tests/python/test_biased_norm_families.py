@@ -13,13 +13,16 @@ torch = pytest.importorskip("torch")
 transformers = pytest.importorskip("transformers")
 
 from awq_edge.converters import find  # noqa: E402
+from checkpoints import assets, save_tokenizer  # noqa: E402
 from family_rows import SIZES, difference, row_model  # noqa: E402
 from safetensors.torch import load_file, save_file  # noqa: E402
 
-from awq_edge import torch_decoder  # noqa: E402
+from awq_edge import model_file, torch_decoder  # noqa: E402
 from awq_edge.alibi import alibi_slopes  # noqa: E402
+from awq_edge.conversion import Options, convert  # noqa: E402
 from awq_edge.errors import CheckpointError, UnsupportedError  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
+from awq_edge.model import Model  # noqa: E402
 
 MPT = dict(d_model=64, n_heads=4, n_layers=3, max_seq_len=32)
 PARTIAL = {"rope_type": "default", "rope_theta": 10000.0, "partial_rotary_factor": 0.4}
@@ -77,7 +80,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     # Sizes that are no powers of two, as published models have them.
     "falcon-7b-width": (
         "falcon",
-        dict(hidden_size=4544, num_attention_heads=71, num_hidden_layers=1),
+        dict(hidden_size=4544, num_attention_heads=71, num_hidden_layers=1, ffn_hidden_size=96),
     ),
     "heads-by-56": ("bloom", dict(hidden_size=56 * 8, n_layer=1, n_head=56)),
     "heads-of-80": (
@@ -98,6 +101,7 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
     "heads-of-256": ("gpt_neox", dict(hidden_size=512, num_attention_heads=2)),
     "odd-vocabulary": ("starcoder2", dict(num_key_value_heads=2, vocab_size=50257)),
 }
+LARGE = ("falcon-7b-width", "odd-vocabulary")
 TOKENS = torch.arange(28).reshape(1, 28) * 11 % 61
 
 
@@ -124,6 +128,61 @@ def logits(directory: Path) -> torch.Tensor:
 def test_random_models_equal_transformers(name: str, tmp_path: Path) -> None:
     model = random_model(name)
     assert difference(model, save(model, tmp_path), 28) < 1e-4
+
+
+@pytest.mark.parametrize("name", ["novels-falcon", "novels-stablelm"])
+def test_trained_models_equal_transformers(name: str) -> None:
+    directory = assets("models", name)
+    model = transformers.AutoModelForCausalLM.from_pretrained(directory, dtype=torch.float32)
+    assert difference(model.eval(), directory, 96) < 1e-5
+
+
+def calmed(model: Any) -> Any:
+    """The same with scores of ordinary size in wide models too: rounding errors do not explode."""
+    with torch.no_grad():
+        for parameter in model.parameters():
+            if parameter.ndim == 2:
+                parameter.mul_((64 / max(64, parameter.shape[-1])) ** 0.5)
+    return model
+
+
+@pytest.mark.parametrize("name", [name for name in ROWS if name not in LARGE])
+def test_converted_models_run(name: str, tmp_path: Path) -> None:
+    """The file computes what the checkpoint does, and the runtime what the file says."""
+    pytest.importorskip("gguf")
+    source = save(calmed(random_model(name, vocab_size=101)), tmp_path / "checkpoint")
+    save_tokenizer(source)
+    text = tmp_path / "text.txt"
+    text.write_text("The quick brown fox jumps over the lazy dog, again and again. " * 20)
+    output = tmp_path / "m.awq.gguf"
+    sizes = dict(samples=4, sequence_length=24, group_size=32)
+    convert(str(source), output, Options(method="awq", bits=8, calibration=text, **sizes))
+    floats, packed = open_float_model(str(source)), model_file.read_dequantised(output)
+    assert set(packed.tensors) == set(floats.tensor_names())
+    tensors = {name: torch.from_numpy(values) for name, values in packed.tensors.items()}
+
+    def of_the_file(tokens: torch.Tensor, rounded: bool) -> torch.Tensor:
+        groups = packed.group_sizes if rounded else None
+        return torch_decoder.logits(
+            tensors.__getitem__, packed.architecture, tokens, groups, kv_fp16=rounded
+        )
+
+    tokens = torch.arange(3, 31).reshape(1, -1)
+    exact = torch_decoder.logits(floats, floats.architecture, tokens)
+    # 8 bits cost each matrix 0.5 %; a misplaced tensor or a wrong fold would cost everything.
+    assert float((of_the_file(tokens, False) - exact).norm()) < 0.08 * float(exact.norm())
+    with Model.open(output, threads=2) as model:
+        starts = np.random.default_rng(7).integers(3, 101, (32, 2)).tolist()
+        expected = of_the_file(torch.tensor(starts), True).numpy()
+        found = np.stack([model.logits(start) for start in starts])
+        apart = np.abs(found - expected).max(axis=(1, 2)) / np.abs(expected).max()
+        # Where a code falls to the other side of a border, all behind it differs by that code.
+        assert (apart < 1e-5).mean() > 0.2
+        assert apart.max() < 0.1
+        whole = model.logits(tokens[0].tolist())
+        with model.session() as session:
+            single = np.concatenate([session.logits([token]) for token in tokens[0].tolist()])
+    assert np.array_equal(whole.view(np.uint32), single.view(np.uint32))
 
 
 def test_a_window_of_a_long_text(tmp_path: Path) -> None:
