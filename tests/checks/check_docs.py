@@ -1,7 +1,7 @@
-"""Documents stay true: links and paths that they name exist, and the command reference is current.
+"""Documents stay true: links and paths that they name exist, and generated pages are current.
 
-Without an argument it writes ``docs/cli.md`` from the commands themselves; with ``--check`` it
-only compares. Refuses to judge prose.
+Without an argument it writes ``docs/cli.md`` from the commands themselves and ``docs/families.md``
+(``families_page.py``); with ``--check`` it only compares. Refuses to judge prose.
 """
 
 from __future__ import annotations
@@ -12,12 +12,14 @@ import subprocess
 import sys
 from pathlib import Path
 
+import families_page
 import typer.main
 
 from awq_edge.cli.main import application
 
 ROOT = Path(__file__).resolve().parents[2]
 REFERENCE = ROOT / "docs" / "cli.md"
+FAMILIES = ROOT / "docs" / "families.md"
 LINK = re.compile(r"\]\(([^)#\s]+)(?:#[^)]*)?\)")
 CODE_PATH = re.compile(
     r"`((?:awq_edge|converters|native|targets|examples|tests|benchmarks|docs)/[\w./*-]+)`"
@@ -99,14 +101,16 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
     check_only = parser.parse_args().check
-    problems = missing_paths()
-    reference = command_reference()
-    current = REFERENCE.read_text(encoding="utf-8") if REFERENCE.exists() else ""
-    if check_only and current != reference:
-        problems.append("docs/cli.md is older than the commands: run make docs")
+    generated = {REFERENCE: command_reference(), FAMILIES: families_page.page()}
     if not check_only:
         REFERENCE.parent.mkdir(exist_ok=True)
-        REFERENCE.write_text(reference, encoding="utf-8")
+        for place, text in generated.items():
+            place.write_text(text, encoding="utf-8")
+    problems = missing_paths()
+    for place, text in generated.items():
+        current = place.read_text(encoding="utf-8") if place.exists() else ""
+        if current != text:
+            problems.append(f"docs/{place.name} is older than what it is made of: run make docs")
     for problem in problems:
         print(problem, file=sys.stderr)
     return 1 if problems else 0
