@@ -17,6 +17,7 @@ from starlette.exceptions import HTTPException
 from starlette.requests import Request
 from starlette.responses import PlainTextResponse, Response, StreamingResponse
 from starlette.routing import BaseRoute, Route
+from starlette.types import Receive, Scope, Send
 
 from awq_edge.chat import templates
 from awq_edge.limited_json import parse_json
@@ -270,7 +271,7 @@ class _Handlers:
             except Exception as error:
                 yield _json(ollama_error(fault_of(error))) + b"\n"
 
-        return _stream(answer, lines(), "application/x-ndjson")
+        return _Stream(answer, lines(), "application/x-ndjson")
 
     async def _load(self, name: str) -> Model:
         """The open model of a name."""
@@ -442,7 +443,7 @@ def _events(answer: Answer, chunks: AsyncIterator[dict[str, Any]]) -> Response:
             yield b"data: " + _json(openai_error(fault_of(error))) + b"\n\n"
         yield b"data: [DONE]\n\n"
 
-    return _stream(answer, _pinged(lines(), b": ping\n\n"), "text/event-stream")
+    return _Stream(answer, _pinged(lines(), b": ping\n\n"), "text/event-stream")
 
 
 def _named_events(
@@ -460,19 +461,22 @@ def _named_events(
         except Exception as error:
             yield anthropic.event_bytes(failed(error))
 
-    return _stream(answer, _pinged(parts(), ping), "text/event-stream")
+    return _Stream(answer, _pinged(parts(), ping), "text/event-stream")
 
 
 def _json(value: Any) -> bytes:
     return json.dumps(value, ensure_ascii=False, separators=(",", ":")).encode("utf-8", "replace")
 
 
-def _stream(answer: Answer, parts: AsyncIterator[bytes], media_type: str) -> Response:
-    async def closing() -> AsyncIterator[bytes]:
-        try:
-            async for part in parts:
-                yield part
-        finally:  # also when the client leaves
-            answer.close()
+class _Stream(StreamingResponse):
+    """A stream whose answer ends with it, also when the client left before it began."""
 
-    return StreamingResponse(closing(), media_type=media_type, headers=_STREAM_HEADERS)
+    def __init__(self, answer: Answer, parts: AsyncIterator[bytes], media_type: str) -> None:
+        super().__init__(parts, media_type=media_type, headers=_STREAM_HEADERS)
+        self._answer = answer
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        try:
+            await super().__call__(scope, receive, send)
+        finally:
+            self._answer.close()

@@ -83,6 +83,8 @@ class Engine:
 
     Attributes:
         counts: What was done so far.
+        stored: Contexts on disk, if they are kept.
+        may_grow: Whether a session that is not the first of its model may take so many bytes.
         step_began: Of ``time.monotonic()``, while a step is computed; otherwise None.
     """
 
@@ -97,6 +99,7 @@ class Engine:
             stored: Contexts on disk; the engine closes them. None keeps nothing there.
         """
         self.stored = stored
+        self.may_grow: Callable[[int], bool] = lambda size_bytes: True
         self._unsaved: list[Session] = []
         if stored is not None:
             stored.changed = self._look_again
@@ -164,6 +167,8 @@ class Engine:
             done.set()
 
         with self._condition:
+            if self._stopping:
+                return False
             self._tasks.append(close)
             self._wake()
         done.wait()
@@ -191,9 +196,13 @@ class Engine:
         """Texts that wait."""
         return len(self._queue)
 
-    def session_bytes(self) -> int:
-        """What all sessions have allocated."""
-        return sum(sessions.bytes for sessions in list(self._sessions.values()))
+    def session_bytes(self, model: Model | None = None) -> int:
+        """What the sessions of a model have allocated; None: of all models."""
+        return sum(
+            sessions.bytes
+            for sessions in list(self._sessions.values())
+            if model is None or sessions.model is model
+        )
 
     def _look_again(self) -> None:
         with self._condition:
@@ -313,7 +322,9 @@ class Engine:
 
         sessions = self._sessions.get(text.model)
         if sessions is None:
-            sessions = self._sessions[text.model] = Sessions(text.model, self._parallel)
+            sessions = self._sessions[text.model] = Sessions(
+                text.model, self._parallel, lambda size_bytes: self.may_grow(size_bytes)
+            )
         entry = self._stored_entry(sessions, text)
         session = sessions.take(text.prompt, copy=entry is None)
         if session is None:
@@ -494,6 +505,7 @@ class Engine:
 
     def _leave(self, live: _Live, reason: str) -> None:
         self._live.remove(live)
+        self._changed = True  # somebody who waits may have its place
         self._sessions[live.text.model].give_back(live.session)
         if not live.session.closed:
             self._unsaved.append(live.session)

@@ -49,7 +49,7 @@ class TokenTable:
             raise InvalidArgumentError("The model file holds no tokenizer.")
         self.eos = model.eos_token_ids
         self.vocabulary_size = model.info.vocabulary_size
-        self.tokenizer = LLTokenizer(text, self.vocabulary_size, list(self.eos) or None)
+        self.tokenizer = LLTokenizer(text, self.vocabulary_size, self.eos[0] if self.eos else None)
         self._model = weakref.ref(model)
         self.bytes = functools.lru_cache(maxsize=4096)(self._bytes)
 

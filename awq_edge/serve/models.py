@@ -78,6 +78,7 @@ class Models:
         self._engine = engine
         self._open = open_model
         self._budget = memory_bytes
+        engine.may_grow = self.may_grow
         self._lock = threading.Lock()
         self._served: dict[str, Served] = {}
         for path in files:
@@ -116,8 +117,7 @@ class Models:
         Raises:
             RequestError: There are several, and none is called so.
         """
-        wanted = name.removesuffix(":latest") if hasattr(name, "removesuffix") else name
-        served = self._served.get(name) or self._served.get(wanted)
+        served = self._served.get(name) or self._served.get(name.removesuffix(":latest"))
         if served is not None:
             return served
         if len(self._served) == 1:
@@ -163,6 +163,10 @@ class Models:
         finally:
             self.release(served)
 
+    def may_grow(self, size_bytes: int) -> bool:
+        """Whether another session may take so much; called by the engine's thread."""
+        return self._budget is None or self._taken() + size_bytes <= self._budget
+
     def close(self) -> None:
         """Closes everything."""
         with self._lock:
@@ -196,13 +200,14 @@ class Models:
                 )
 
     def _taken(self) -> int:
-        """Weights of the open models, and everything that sessions have."""
-        weights = sum(
-            one.model.memory().weight_bytes
-            for one in self._served.values()
-            if one.model is not None
-        )
-        return weights + self._engine.session_bytes()
+        """What the open ones have, each with one session at least."""
+        total = 0
+        for served in self._served.values():
+            if served.model is not None:
+                need = served.model.memory()
+                first = need.cache_bytes + need.scratch_bytes
+                total += need.weight_bytes + max(first, self._engine.session_bytes(served.model))
+        return total
 
 
 def _name(path: Path) -> str:

@@ -7,7 +7,7 @@ Refuses files (``stored_contexts.py``) and threads: the engine's is the only one
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 from awq_edge.errors import OutOfMemoryError
@@ -23,14 +23,18 @@ LEAST_COPIED_TOKENS = 16
 class Sessions:
     """Sessions of a model: used ones, and idle ones in the order in which they were given back."""
 
-    def __init__(self, model: Model, most: int) -> None:
+    def __init__(
+        self, model: Model, most: int, may_grow: Callable[[int], bool] = lambda size_bytes: True
+    ) -> None:
         """Begins without a session.
 
         Args:
             model: Whose they are.
             most: How many there may be.
+            may_grow: Whether one that is not the first may take so many bytes.
         """
         self.model = model
+        self._may_grow = may_grow
         self._most = most
         self.used: list[Session] = []
         self.idle: list[Session] = []
@@ -94,7 +98,8 @@ class Sessions:
 
     def _free(self, source: Session | None) -> Session | None:
         """A session whose context may go: a new one, or the idle one that waits longest."""
-        if len(self.used) + len(self.idle) < self._most:
+        count = len(self.used) + len(self.idle)
+        if count < self._most and (count == 0 or self._may_grow(self.model.memory().cache_bytes)):
             try:
                 session = self.model.session()
             except OutOfMemoryError:

@@ -135,6 +135,14 @@ def test_texts_with_one_prompt_read_it_once(stories: Model, engine: Engine) -> N
     assert engine.counts.read_tokens == len(texts[0].prompt)
 
 
+def test_those_who_wait_come_when_all_others_end_at_once(stories: Model) -> None:
+    engine = Engine(parallel=2, most_waiting=8)
+    texts = [asked(stories, "Once", max_tokens=3) for _ in range(6)]
+    engine.submit(texts)
+    assert len({heard(text).text() for text in texts}) == 1
+    engine.stop(5)
+
+
 def test_clients_take_turns(stories: Model) -> None:
     queue = FairQueue()
     texts = [asked(stories, "a", client=client) for client in "aaaabbc"]

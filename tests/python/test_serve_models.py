@@ -1,0 +1,105 @@
+"""Several models on one server: names, loading on demand, and the memory that they share."""
+
+from __future__ import annotations
+
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from test_serve_engine import asked, heard
+
+from awq_edge import Model
+from awq_edge.errors import InvalidArgumentError
+from awq_edge.serve.engine import Engine
+from awq_edge.serve.faults import RequestError
+from awq_edge.serve.models import Models
+from awq_edge.serve.texts import BusyError
+
+
+@pytest.fixture
+def files(tmp_path: Path, stories_path: Path) -> list[Path]:
+    paths = [tmp_path / f"{name}.awq.gguf" for name in ("one", "two", "three")]
+    for path in paths:
+        shutil.copy(stories_path, path)
+    return paths
+
+
+@pytest.fixture
+def engine() -> Iterator[Engine]:
+    made = Engine(parallel=4, most_waiting=8)
+    yield made
+    made.stop(5)
+
+
+def opened(path: Path) -> Model:
+    return Model.open(path, threads=1, check_memory=False)
+
+
+def need(path: Path) -> int:
+    with opened(path) as model:
+        return model.memory().total_bytes
+
+
+def loaded(models: Models) -> list[str]:
+    return [served.name for served in models.all if served.model is not None]
+
+
+def test_names_are_the_files(files: list[Path], engine: Engine) -> None:
+    models = Models(files, engine, opened)
+    assert models.names == ["one", "two", "three"]
+    assert models.find("two").path == models.find("two:latest").path == files[1]
+    with pytest.raises(RequestError, match="one, two, three") as refused:
+        models.find("gpt-4")
+    assert refused.value.status == 404
+    models.close()
+    single = Models(files[:1], engine, opened)
+    assert single.find("gpt-4").name == single.find("").name == "one"
+    single.close()
+    with pytest.raises(InvalidArgumentError, match="Two files are called one"):
+        Models([files[0], files[0]], engine, opened)
+
+
+def test_models_come_and_go_within_their_memory(files: list[Path], engine: Engine) -> None:
+    models = Models(files, engine, opened, need(files[0]) * 5 // 2)
+    assert loaded(models) == ["one"]
+    first, second, third = models.all
+    with models.used(first) as model:
+        text = asked(model, "Once upon a time")
+        engine.submit([text])
+        said = heard(text).text()
+    with models.used(second):
+        assert loaded(models) == ["one", "two"]
+        with models.used(third):
+            # The first was used longest ago; the second is being used.
+            assert loaded(models) == ["two", "three"]
+            with pytest.raises(BusyError, match="memory"):
+                models.use(first)
+            assert loaded(models) == ["two", "three"]
+    with models.used(first) as model:
+        text = asked(model, "Once upon a time")
+        engine.submit([text])
+        assert heard(text).text() == said
+    assert "one" in loaded(models)
+    models.close()
+
+
+def test_sessions_count_too(files: list[Path], engine: Engine) -> None:
+    """With room for one session and a half, four texts take turns, and all come to their end."""
+    with opened(files[0]) as model:
+        memory = model.memory()
+    models = Models(files[:1], engine, opened, memory.total_bytes + memory.cache_bytes // 2)
+    with models.used(models.all[0]) as model:
+        texts = [asked(model, f"Number {i}", client=str(i), seed=i) for i in range(4)]
+        engine.submit(texts)
+        for text in texts:
+            assert heard(text).end().tokens > 0
+        assert engine.session_bytes() == memory.cache_bytes + memory.scratch_bytes
+    models.close()
+
+
+def test_a_model_that_never_fits_is_refused(files: list[Path], engine: Engine) -> None:
+    models = Models(files, engine, opened, need(files[0]) // 2)
+    with pytest.raises(RequestError, match="--memory"):
+        models.use(models.all[1])
+    models.close()
