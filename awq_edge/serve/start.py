@@ -86,6 +86,7 @@ def serve(service: Service, place: Place, ready: Callable[[str], None]) -> None:
     import uvicorn
 
     from awq_edge.serve.app import application
+    from awq_edge.serve.quiet_server import QuietServer
 
     bound = _bind(place)
     access = Access(
@@ -113,7 +114,7 @@ def serve(service: Service, place: Place, ready: Callable[[str], None]) -> None:
     try:
         with _signals_end_quietly():
             ready(_url(bound))
-            uvicorn.Server(config).run(sockets=[bound])
+            QuietServer(config).run(sockets=[bound])
     finally:
         bound.close()
 

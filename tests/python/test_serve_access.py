@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import random
 import socket
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -208,3 +209,25 @@ def test_methods_and_paths_that_are_not_there(server: Server) -> None:
     assert status == 404
     assert body["error"]["type"] == "invalid_request_error"
     assert server.ask("/v1/messages/batches", SAY)[1]["type"] == "error"
+
+
+def test_a_server_without_requests_sleeps(server: Server) -> None:
+    """No thread of it wakes: not the loop's, not the engine's, not the library's."""
+
+    def wakes() -> int:
+        total = 0
+        for status in Path(f"/proc/{server.process.pid}/task").glob("*/status"):
+            for line in status.read_text().splitlines():
+                if line.startswith("voluntary_ctxt_switches"):
+                    total += int(line.split()[1])
+        return total
+
+    server.ask("/v1/chat/completions", SAY)
+    before = -1
+    for _ in range(200):  # until connections are closed and contexts are written
+        now = wakes()
+        if now == before:
+            break
+        before = now
+        time.sleep(0.3)
+    assert wakes() == before
