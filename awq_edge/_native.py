@@ -138,7 +138,7 @@ def declarations(header: str) -> str:
 def parsed_declarations(text: str) -> str:
     """A Python module with what cffi makes of declarations, which takes it longer than all else.
 
-    A board's wheel carries it as ``_declarations.py``; see ``_declared``.
+    Wheels and installed packages carry it as ``_declarations.py``; see ``_declared``.
     """
     import tempfile
 
@@ -158,7 +158,7 @@ def _declared(text: str) -> Any:
     """What cffi makes of declarations: as it was made before, if it was made of the same."""
     try:
         made = importlib.import_module("awq_edge._declarations")
-    except ImportError:  # a checkout
+    except ImportError:  # a checkout that was not installed
         pass
     else:
         if zlib.crc32(text.encode()) == made.SOURCE:
