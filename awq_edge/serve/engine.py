@@ -22,6 +22,7 @@ from typing import TYPE_CHECKING
 from awq_edge.errors import AwqEdgeError
 from awq_edge.serve.counts import Counts
 from awq_edge.serve.fair_queue import FairQueue
+from awq_edge.serve.prefix_breaks import PrefixBreaks
 from awq_edge.serve.sessions import LEAST_COPIED_TOKENS, Sessions
 from awq_edge.serve.stored_contexts import LEAST_STORED_TOKENS, Entry, StoredContexts
 from awq_edge.serve.texts import (
@@ -83,6 +84,7 @@ class Engine:
 
     Attributes:
         counts: What was done so far.
+        breaks: Clients that change the beginning of their prompts.
         stored: Contexts on disk, if they are kept.
         may_grow: Whether a session that is not the first of its model may take so many bytes.
         step_began: Of ``time.monotonic()``, while a step is computed; otherwise None.
@@ -116,6 +118,7 @@ class Engine:
         self._write_seconds: float | None = None  # of a step that only writes
         self._text_seconds = 1.0  # of a text, from its begin to its end
         self.counts = Counts()
+        self.breaks = PrefixBreaks()
         self.step_began: float | None = None
         self._thread = threading.Thread(target=self._run, name="awq-edge engine", daemon=True)
         self._thread.start()
@@ -370,6 +373,7 @@ class Engine:
             except AwqEdgeError as error:
                 self.stored.refuse(coming.entry, str(error))
         live.unread = live.generation.unread()
+        self.breaks.see(live.text.client, live.text.prompt)
         self.counts.prompt_tokens += len(live.generation.prompt_tokens)
         self.counts.reused_tokens += live.generation.reused_tokens
 

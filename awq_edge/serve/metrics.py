@@ -22,6 +22,9 @@ def _lines(service: Service) -> Iterator[str]:
         "prompt_tokens_reused", "Of them, those that a cache had.", counts.reused_tokens
     )
     yield from _counter("prompt_tokens_read", "Of them, those evaluated.", counts.read_tokens)
+    yield from _counter(
+        "prefix_breaks", "Prompts whose client changed their beginning.", engine.breaks.count
+    )
     yield from _counter("tokens", "Tokens drawn.", counts.tokens)
     yield from _counter("steps", "Evaluations of all sessions together.", counts.steps)
     yield from _counter("step_seconds", "Their time.", counts.step_seconds)

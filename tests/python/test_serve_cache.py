@@ -13,6 +13,7 @@ from test_serve_engine import Heard, asked, heard
 
 from awq_edge import GenerationConfig, Model
 from awq_edge.serve.engine import Engine
+from awq_edge.serve.prefix_breaks import PrefixBreaks
 from awq_edge.serve.stored_contexts import LEAST_STORED_TOKENS, StoredContexts
 from awq_edge.serve.texts import Text
 
@@ -148,6 +149,22 @@ def test_a_cache_never_changes_a_text(stories: Model, tmp_path: Path) -> None:
         engine.stop(5)
     assert together == alone
     assert reused > 1000
+
+
+def test_a_client_that_breaks_its_prefix_is_told_of(caplog: pytest.LogCaptureFixture) -> None:
+    breaks = PrefixBreaks()
+    talk = list(range(100, 400))
+    with caplog.at_level(logging.WARNING):
+        assert breaks.see("a", [1, *talk]) is None
+        assert breaks.see("a", [1, *talk, *range(500, 550)]) is None  # it goes on
+        assert breaks.see("a", [1, *range(600, 900)]) is None  # another conversation
+        assert breaks.see("a", [1, *talk]) is None
+        assert breaks.see("b", [1, 7, 2, *talk]) is None  # another client
+        assert not caplog.records
+        assert breaks.see("b", [1, 8, 2, *talk, 5, 5]) == 1  # the clock went on
+        assert breaks.see("b", [1, 9, 2, *talk, 5, 5, 6]) == 1
+    assert breaks.count == 2
+    assert len(caplog.records) == 1
 
 
 def test_a_killed_server_has_forgotten_nothing(chat_file: Path, tmp_path: Path) -> None:
