@@ -6,7 +6,6 @@ Owns the words of that protocol alone. The facts that clients rely on: the event
 
 from __future__ import annotations
 
-import json
 import secrets
 from collections.abc import AsyncIterator, Iterator
 from dataclasses import replace
@@ -271,9 +270,3 @@ def _input(text: str) -> Any:
         return parse_json(text.encode()) if text else {}
     except ValueError:
         return {"arguments": text}
-
-
-def event_bytes(event: dict[str, Any]) -> bytes:
-    """One event as it is sent."""
-    data = json.dumps(event, ensure_ascii=False, separators=(",", ":"))
-    return f"event: {event['type']}\ndata: {data}\n\n".encode("utf-8", "replace")
