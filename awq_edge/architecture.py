@@ -39,11 +39,13 @@ _WORDS = {
     "position": ("rotary", "learned", "alibi"),
     "qk_norm_kind": ("head", "heads", "width"),
     "feed_forward": ("gated", "plain"),
+    "routing": ("softmax", "softmax_renormalised", "sparsemixer"),
 }
 # Keys that are absent where they hold this.
 _FLAGS = {"final_norm": True, "embedding_norm": False, "parallel": False}
 # Keys that are absent where they are 0.
-_NUMBERS = ("local_rope_theta", "qkv_clamp", "score_cap", "logit_cap")
+_NUMBERS = ("local_rope_theta", "qkv_clamp", "score_cap", "logit_cap", "router_epsilon")
+_COUNTS = ("experts", "experts_per_token", "expert_size", "shared_expert_size")
 # Fields that tensors of a model file show: any of these.
 _SHOWN_BY = {
     "qkv_bias": ("blk.0.attn_q.bias",),
@@ -56,6 +58,7 @@ _SHOWN_BY = {
 }
 # Tables of rotary frequencies that the layers of one model may turn by.
 _MAX_ROPE_TABLES = 2
+MAX_EXPERTS = 1024
 
 
 def check_layers(layers: int) -> None:
@@ -117,6 +120,17 @@ class Architecture:
         feed_forward: ``gated``: down(act(gate(x)) * up(x)); ``plain``: down(act(up(x))).
         head_bias: Of the logits, beside a tied head too.
         activation_scales: Whether what the activation gives is multiplied by a vector.
+        experts: Gated feed-forwards of a layer that a router chooses among; 0 = none.
+        experts_per_token: How many it chooses for each token.
+        expert_size: Width between the matrices of one.
+        routing: How. ``softmax``: those of the largest probabilities, which weigh their outputs;
+            ``softmax_renormalised``: the same, divided by their sum; ``sparsemixer``: two, each
+            weighed among those that come near it.
+        router_epsilon: Of sparsemixer: half of the relative distance that counts as near.
+        expert_layers: Per layer, 1 if it has experts and 0 if it has one feed-forward; empty = all
+            have, if there are experts.
+        shared_expert_size: Width of a further one that every token passes; 0 = none.
+        shared_router: Whether a router of its own weighs the shared expert, or nothing does.
     """
 
     layers: int
@@ -156,6 +170,14 @@ class Architecture:
     feed_forward: str = "gated"
     head_bias: bool = False
     activation_scales: bool = False
+    experts: int = 0
+    experts_per_token: int = 0
+    expert_size: int = 0
+    routing: str = "softmax"
+    router_epsilon: float = 0.0
+    expert_layers: tuple[int, ...] = ()
+    shared_expert_size: int = 0
+    shared_router: bool = False
 
     def __post_init__(self) -> None:
         """Checks the limits of ``native/format/FORMAT.md`` and spells out what is per layer."""
@@ -196,7 +218,13 @@ class Architecture:
                 f"The model's context has {self.context_length} positions; at most {MAX_CONTEXT} "
                 "are supported."
             )
-        widest = max(self.hidden_size, self.feed_forward_size, self.heads * self.head_size)
+        widest = max(
+            self.hidden_size,
+            self.feed_forward_size,
+            self.expert_size,
+            self.shared_expert_size,
+            self.heads * self.head_size,
+        )
         if widest > MAX_COLUMNS:
             raise UnsupportedError(
                 f"A matrix of the model has {widest} columns; at most {MAX_COLUMNS} are supported."
@@ -229,6 +257,8 @@ class Architecture:
                 raise UnsupportedError(
                     f"The model's {what} is {value:g}; it must be a positive float32."
                 )
+        if self.expert_layers == (1,) * self.layers:  # what empty says
+            object.__setattr__(self, "expert_layers", ())
         self._check_form()
         largest = np.abs(self.inverse_frequencies()).max()
         most = max(1.0, _MAX_ANGLE / self.context_length)
@@ -260,6 +290,7 @@ class Architecture:
             ("clamp of queries, keys and values", self.qkv_clamp),
             ("cap of its scores", self.score_cap),
             ("cap of its logits", self.logit_cap),
+            ("distance of its routers", self.router_epsilon),
         ):
             with np.errstate(over="ignore"):  # kept as float32
                 kept = np.float32(value)
@@ -267,6 +298,7 @@ class Architecture:
                 raise UnsupportedError(
                     f"The model's {what} is {value:g}; it must be a positive float32, or 0."
                 )
+        self._check_experts()
         rotary = self.position == "rotary"
         layer_norms = self.norm == "layer"
         for refused, why in (
@@ -302,6 +334,53 @@ class Architecture:
             if refused:
                 raise UnsupportedError(f"The model {why}; no decoder here computes that.")
 
+    def _check_experts(self) -> None:
+        """Refuses numbers of experts that no router can choose by."""
+        if self.expert_layers and len(self.expert_layers) != self.layers:
+            raise InvalidArgumentError(
+                f"{len(self.expert_layers)} layers are said to have experts or none, of "
+                f"{self.layers} layers."
+            )
+        if not self.experts:
+            if any(getattr(self, name) for name in _COUNTS) or self.expert_layers:
+                raise InvalidArgumentError(
+                    "The model has no experts, and says how many or how large they are."
+                )
+            return
+        if not 1 <= self.experts <= MAX_EXPERTS:
+            raise UnsupportedError(
+                f"The model has {self.experts} experts; at most {MAX_EXPERTS} are supported."
+            )
+        if not 1 <= self.experts_per_token <= self.experts:
+            raise InvalidArgumentError(
+                f"The model chooses {self.experts_per_token} of {self.experts} experts."
+            )
+        if self.expert_size < 1 or self.shared_expert_size < 0:
+            raise InvalidArgumentError(
+                f"The model's experts have {self.expert_size} rows and its shared one "
+                f"{self.shared_expert_size}."
+            )
+        layers = self.expert_layers or (1,)
+        if any(value not in (0, 1) for value in layers) or not any(layers):
+            raise InvalidArgumentError(
+                "A layer has experts (1) or none (0), and at least one of a model with experts has."
+            )
+        sparsely = self.routing == "sparsemixer"
+        for refused, why in (
+            (sparsely and self.experts_per_token != 2, "chooses other than two by sparsemixer"),
+            (not sparsely and self.router_epsilon, "has a distance of routers that know none"),
+            (
+                self.shared_router and not self.shared_expert_size,
+                "weighs a shared expert, and has none",
+            ),
+            (self.norm_places != "before", "has experts, and norms elsewhere than before them"),
+            (self.parallel, "has experts beside attention"),
+            (self.feed_forward != "gated", "has experts without a gate"),
+            (self.feed_forward_bias, "has experts, and biases of feed-forwards"),
+        ):
+            if refused:
+                raise UnsupportedError(f"The model {why}; no decoder here computes that.")
+
     def to_metadata(self) -> dict[str, MetadataValue]:
         """Keys and values of a model file: an int is a u32, a float an f32, a list a [u32].
 
@@ -320,6 +399,11 @@ class Architecture:
         for name in _NUMBERS:
             if getattr(self, name):
                 later[name] = float(getattr(self, name))
+        for name in _COUNTS:
+            if getattr(self, name):
+                later[name] = getattr(self, name)
+        if not all(self.expert_layers):
+            later["expert_layers"] = list(self.expert_layers)
         if any(self.rope_tables):
             later["rope_tables"] = list(self.rope_tables)
         if self.local_rope_scaling is not None:
@@ -358,6 +442,7 @@ class Architecture:
             **{name: str(value.get(name, words[0])) for name, words in _WORDS.items()},
             **{name: bool(value.get(name, default)) for name, default in _FLAGS.items()},
             **{name: float(value.get(name, 0.0)) for name in _NUMBERS},
+            **{name: int(value.get(name, 0)) for name in _COUNTS},
             **{
                 name: any(tensor in tensors for tensor in shown_by)
                 for name, shown_by in _SHOWN_BY.items()
@@ -381,6 +466,10 @@ class Architecture:
             tied_head=bool(value["tied_head"]),
             rotary_size=int(value.get("rotary_size", 0)),
             rope_tables=tuple(int(table) for table in value.get("rope_tables", ())),
+            expert_layers=tuple(int(has) for has in value.get("expert_layers", ())),
+            shared_router=any(
+                f"blk.{layer}.shared_router.weight" in tensors for layer in range(value["layers"])
+            ),
             local_rope_scaling=RopeScaling.parse(value.get("local_rope_scaling", "none")),
             **later,
         )
@@ -414,8 +503,22 @@ class Architecture:
             table[: rotated // 2] = frequencies
         return table
 
+    def has_experts(self, layer: int) -> bool:
+        """Whether a layer has a mixture of experts in the place of a feed-forward."""
+        return self.experts > 0 and (not self.expert_layers or self.expert_layers[layer] == 1)
+
     def linear_parameters(self) -> int:
         """Weights in the decoder's packed matrices, embedding and head apart."""
-        attention = self.hidden_size * self.head_size * (2 * self.heads + 2 * self.kv_heads)
+        return self._matrix_parameters(self.experts)
+
+    def active_parameters(self) -> int:
+        """Those of :meth:`linear_parameters` that one token passes."""
+        return self._matrix_parameters(self.experts_per_token)
+
+    def _matrix_parameters(self, experts: int) -> int:
+        attention = self.head_size * (2 * self.heads + 2 * self.kv_heads)
         matrices = 3 if self.feed_forward == "gated" else 2
-        return self.layers * (attention + matrices * self.hidden_size * self.feed_forward_size)
+        mixtures = sum(self.has_experts(layer) for layer in range(self.layers))
+        rows = (self.layers - mixtures) * self.feed_forward_size
+        rows += mixtures * (experts * self.expert_size + self.shared_expert_size)
+        return self.hidden_size * (self.layers * attention + matrices * rows)

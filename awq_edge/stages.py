@@ -10,8 +10,11 @@ from __future__ import annotations
 
 import dataclasses
 import enum
+import functools
 
 from awq_edge.architecture import Architecture
+
+_MOST_SQUARES = 1 << 26  # of all experts' outputs: 256 MiB for each half of the tokens
 
 
 class Origin(enum.Enum):
@@ -27,7 +30,9 @@ class Stage:
     """Matrices of a layer that read the same input.
 
     A branch of the layer begins with a stage that reads the stream, and ends with stages that add
-    to it; each of these reads what the matrices of the first one give, combined.
+    to it; each of these reads what the matrices of the first one give, combined. A mixture of
+    experts is one branch that ends with a stage for each expert: it reads the rows that a router
+    sends there, and what it gives is weighed by the router's share before it is added.
 
     Attributes:
         name: What reports call it.
@@ -44,6 +49,9 @@ class Stage:
         absorber: What the input may be divided by a scale through: a norm, the rows of a matrix, or
             the scales behind an activation; None if there is nothing.
         window: Positions that attention sees, the present one included; 0 sees all before it.
+        routers: Float vectors, rows of a router one after the other, that read the same input.
+        expert: Whose output the stage adds, by its place among the router's shares; the shared
+            expert's is behind those of all others. None: the output counts as it is.
     """
 
     name: str
@@ -57,15 +65,16 @@ class Stage:
     sum_norm: str | None = None
     absorber: str | None = None
     window: int = 0
+    routers: tuple[str, ...] = ()
+    expert: int | None = None
 
 
+@functools.lru_cache(maxsize=2048)  # asked for again with every batch
 def stages(architecture: Architecture, layer: int) -> tuple[Stage, ...]:
     """The stages of a layer, in the order in which they are computed."""
     a = architecture
     queries_keys_values = ("attn_q", "attn_k", "attn_v")
-    gated = a.feed_forward == "gated"
-    upwards = ("ffn_gate", "ffn_up") if gated else ("ffn_up",)
-    attention, feed_forward = _norms_of(a, "attn"), _norms_of(a, "ffn")
+    attention = _norms_of(a, "attn")
     return (
         Stage(
             "qkv",
@@ -85,13 +94,24 @@ def stages(architecture: Architecture, layer: int) -> tuple[Stage, ...]:
             absorber=None if a.qkv_clamp else "attn_v",  # a clamped value does not shrink in step
             window=a.sliding_windows[layer],
         ),
+        *(_mixture(a) if a.has_experts(layer) else _feed_forward(a)),
+    )
+
+
+def _feed_forward(architecture: Architecture) -> tuple[Stage, ...]:
+    """One feed-forward that every token passes."""
+    a = architecture
+    gated = a.feed_forward == "gated"
+    upwards = ("ffn_gate", "ffn_up") if gated else ("ffn_up",)
+    norms = _norms_of(a, "ffn")
+    return (
         Stage(
             "gate_up" if gated else "up",
             upwards,
             Origin.STREAM,
-            norm=feed_forward.before,
+            norm=norms.before,
             beside=a.parallel,
-            absorber=feed_forward.before,
+            absorber=norms.before,
         ),
         Stage(
             "down",
@@ -99,11 +119,41 @@ def stages(architecture: Architecture, layer: int) -> tuple[Stage, ...]:
             Origin.ACTIVATION,
             made_of=upwards,
             adds=True,
-            post_norm=feed_forward.after,
-            sum_norm=feed_forward.of_sum,
+            post_norm=norms.after,
+            sum_norm=norms.of_sum,
             absorber=_absorber_of_down(a),
         ),
     )
+
+
+def _mixture(architecture: Architecture) -> tuple[Stage, ...]:
+    """Experts and a router; one scale of the norm reaches all of them."""
+    a = architecture
+    experts = [f"expert.{number}." for number in range(a.experts)]
+    if a.shared_expert_size:
+        experts.append("shared.")
+    upwards = [(f"{expert}ffn_gate", f"{expert}ffn_up") for expert in experts]
+    first = Stage(
+        "gate_up",
+        tuple(name for pair in upwards for name in pair),
+        Origin.STREAM,
+        norm="ffn_norm",
+        absorber="ffn_norm",
+        routers=("ffn_router", "shared_router") if a.shared_router else ("ffn_router",),
+    )
+    ends = [
+        Stage(
+            f"{expert}down",
+            (f"{expert}ffn_down",),
+            Origin.ACTIVATION,
+            made_of=pair,
+            adds=True,
+            absorber=pair[1],
+            expert=number,
+        )
+        for number, (expert, pair) in enumerate(zip(experts, upwards))
+    ]
+    return (first, *ends)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -141,11 +191,45 @@ def matrices(architecture: Architecture, layer: int) -> tuple[str, ...]:
     return tuple(name for stage in stages(architecture, layer) for name in stage.matrices)
 
 
+def coupled_matrices(architecture: Architecture, layer: int) -> list[str]:
+    """Those whose outputs may make up for each other's errors.
+
+    Experts' only where what is measured for it, a square of every matrix's outputs, is not larger
+    than everything else that a conversion keeps of a layer.
+    """
+    names = matrices(architecture, layer)
+    routed = [name for name in names if is_routed(name)]
+    squares = sum(tensor_shape(architecture, f"{name}.weight")[0] ** 2 for name in routed)
+    return [name for name in names if squares <= _MOST_SQUARES or name not in routed]
+
+
 def fed_by(architecture: Architecture, layer: int, first: Stage) -> tuple[Stage, ...]:
     """The stages that read what the matrices of a branch's first stage give."""
     return tuple(
         stage for stage in stages(architecture, layer) if set(stage.made_of) & set(first.matrices)
     )
+
+
+def read_together(stage: Stage) -> list[tuple[str, ...]]:
+    """A stage's matrices in parts that are in memory at the same time: experts one by one."""
+    if not stage.routers:
+        return [stage.matrices]
+    return list(zip(stage.matrices[::2], stage.matrices[1::2]))
+
+
+def is_kept(stage: Stage) -> bool:
+    """Whether what a stage reads is kept while its layer is rounded, or made again.
+
+    Of a mixture of experts the input of all is kept, and what each of them makes of it is not.
+    """
+    if stage.origin is Origin.STREAM:
+        return bool(stage.routers)
+    return stage.expert is None
+
+
+def is_routed(matrix: str) -> bool:
+    """Whether only the tokens that a router sends there reach a matrix of a layer."""
+    return matrix.startswith("expert.")
 
 
 def layer_norms(architecture: Architecture, layer: int) -> list[str]:
@@ -161,6 +245,7 @@ def layer_tensor_names(architecture: Architecture, layer: int) -> list[str]:
     a = architecture
     norms = layer_norms(a, layer)
     names = [f"{norm}.weight" for norm in norms]
+    names += [f"{name}.weight" for stage in stages(a, layer) for name in stage.routers]
     names += [f"{name}.weight" for name in matrices(a, layer)]
     if a.qk_norm:
         names += ["attn_q_norm.weight", "attn_k_norm.weight"]
@@ -243,18 +328,26 @@ def tensor_shape(architecture: Architecture, name: str) -> tuple[int, ...]:
         "ffn_gate": (a.feed_forward_size, a.hidden_size),
         "ffn_up": (a.feed_forward_size, a.hidden_size),
         "ffn_down": (a.hidden_size, a.feed_forward_size),
+        "expert.ffn_gate": (a.expert_size, a.hidden_size),
+        "expert.ffn_up": (a.expert_size, a.hidden_size),
+        "expert.ffn_down": (a.hidden_size, a.expert_size),
+        "shared.ffn_gate": (a.shared_expert_size, a.hidden_size),
+        "shared.ffn_up": (a.shared_expert_size, a.hidden_size),
+        "shared.ffn_down": (a.hidden_size, a.shared_expert_size),
     }
     of_head = a.qk_norm_kind == "head"
     vectors = {
         "attn_q_norm": a.head_size if of_head else queries,
         "attn_k_norm": a.head_size if of_head else keys,
         "ffn_act": a.feed_forward_size,
+        "ffn_router": a.experts * a.hidden_size,
         "position_embd": a.context_length * a.hidden_size,
         "alibi": a.heads,
         "rope": (1 + max(a.rope_tables)) * (a.head_size // 2),
     }
     stem, _, kind = name.rpartition(".")
-    stem = stem.split(".")[-1]
+    *_, whose, stem = ["", *(part for part in stem.split(".") if not part.isdigit())]
+    stem = f"{whose}.{stem}" if whose in ("expert", "shared") else stem
     if stem in shapes:
         return shapes[stem] if kind == "weight" else shapes[stem][:1]
     return (vectors.get(stem, a.hidden_size),)

@@ -18,6 +18,7 @@ from typing import Union
 import torch
 import torch.nn.functional as F
 
+from awq_edge import torch_router
 from awq_edge.architecture import Architecture
 from awq_edge.stages import (
     Origin,
@@ -28,6 +29,7 @@ from awq_edge.stages import (
     positions_name,
     stages,
 )
+from awq_edge.torch_router import Routes
 
 # Gives the tensor of a name; whole-model names such as "blk.0.attn_q.weight" or, inside a layer,
 # names without "blk.0.".
@@ -99,7 +101,7 @@ def _onednn() -> Callable[..., torch.Tensor] | None:
 def multiply(x: torch.Tensor, weight: torch.Tensor, bias: torch.Tensor | None) -> torch.Tensor:
     """Multiplies x [.., k] by weight [n, k] transposed and adds bias [n]."""
     product = _onednn() if x.device.type == "cpu" else None
-    if product is None:
+    if product is None or not x.numel():  # no rows: of an expert that none reached
         return F.linear(x, weight, bias)
     return product(x.contiguous(), weight.contiguous(), bias, "none", [], "")
 
@@ -208,13 +210,15 @@ class Step:
 
     layer: Layer
     stage: Stage
-    x: torch.Tensor  # what its matrices read, [b, t, k]
+    x: torch.Tensor  # what its matrices read, [b, t, k], or [n, k] of the rows sent to an expert
     stream: torch.Tensor  # what its output is added to if it adds, [b, t, hidden]
+    routed: Routes | None = None  # where rows go, in a branch of experts
 
     @functools.cached_property
     def output(self) -> torch.Tensor:
         """What a stage that adds gives to the stream, [b, t, hidden]."""
-        return self.layer.output(self.stage, self.x)
+        given = self.layer.output(self.stage, self.x, self.routed)
+        return given.view(self.stream.shape)
 
     def stream_after(self) -> torch.Tensor:
         """The stream behind the stage, [b, t, hidden]."""
@@ -235,6 +239,7 @@ class Layer:
         linear: Linear | None = None,
         *,
         kv_fp16: bool = False,
+        floors: torch.Tensor | None = None,
     ) -> None:
         """Takes the layer.
 
@@ -245,6 +250,8 @@ class Layer:
             positions: Of the t positions that will be read.
             linear: Multiplies by the layer's matrices; None: by ``weights``, as these stand then.
             kv_fp16: Round keys and values to fp16, as the runtime's cache does.
+            floors: Probabilities [experts] from which on experts read rows that did not choose
+                them, whose outputs count nothing: while a layer is calibrated.
         """
         self.architecture = architecture
         self.number = number
@@ -253,6 +260,7 @@ class Layer:
         self._positions = positions
         self._linear = plain_linear(weights) if linear is None else linear
         self._kv_fp16 = kv_fp16
+        self._floors = floors
 
     def run(self, hidden: torch.Tensor) -> torch.Tensor:
         """The whole layer, hidden states [b, t, hidden] to the next ones."""
@@ -266,29 +274,56 @@ class Layer:
         What the last stage adds is computed only if its step is asked for it.
         """
         stream = begun = hidden
+        routed: Routes | None = None
         step: Step | None = None
         for stage in self.stages:
             if step is not None:
                 stream = step.stream_after()
             begins = stage.origin is Origin.STREAM
             source = hidden if stage.beside else stream
-            x = self.input(stage, source if begins else begun)
-            begun = x if begins else begun
-            step = Step(self, stage, x, stream)
+            x = self.input(stage, source if begins else begun, routed)
+            if begins:
+                begun, routed = x, self.routes(stage, x)
+            step = Step(self, stage, x, stream, routed)
             yield step
 
-    def input(self, stage: Stage, source: torch.Tensor) -> torch.Tensor:
+    def routes(self, first: Stage, x: torch.Tensor) -> Routes | None:
+        """Where the rows of x [.., k] go, which a branch's first stage reads; None: everywhere."""
+        if not first.routers:
+            return None
+        x = x.flatten(0, -2)
+        logits = self._router_logits("ffn_router", x)
+        shared = None
+        if self.architecture.shared_router:
+            shared = self._router_logits("shared_router", x).squeeze(1)
+        return torch_router.routes(self.architecture, logits, shared, self._floors)
+
+    def router_logits(self, x: torch.Tensor) -> torch.Tensor:
+        """Of the experts, [n, experts], for what the first stage of their branch reads, [.., k]."""
+        return self._router_logits("ffn_router", x.flatten(0, -2))
+
+    def _router_logits(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        return F.linear(x, self.weights[f"{name}.weight"].view(-1, x.shape[-1]))
+
+    def input(
+        self, stage: Stage, source: torch.Tensor, routed: Routes | None = None
+    ) -> torch.Tensor:
         """What the matrices of a stage read.
 
         Args:
             stage: Which one.
             source: The stream, [.., hidden], if it begins a branch; otherwise what the stage that
                 begins its branch read, [.., k].
+            routed: Where the rows of ``source`` go, if the stage is an expert's; it gives those
+                that the expert reads, [n, k].
         """
         if stage.origin is Origin.STREAM:
             if stage.norm is None:
                 return source
             return normalise(self.architecture, self.weights, stage.norm, source)
+        if stage.expert is not None and routed is not None:
+            source, rows = source.flatten(0, -2), routed.rows(stage.expert)
+            source = source if rows is None else source[rows]
         products = (self._linear(name, source) for name in stage.made_of)
         if stage.origin is Origin.ATTENTION:
             return self._attention(stage, products)
@@ -299,16 +334,35 @@ class Layer:
             return activated * self.weights["ffn_act.scales"]
         return activated
 
-    def output(self, stage: Stage, x: torch.Tensor) -> torch.Tensor:
-        """What a stage that adds gives to the stream, [.., hidden], for its input [.., k]."""
+    def output(self, stage: Stage, x: torch.Tensor, routed: Routes | None = None) -> torch.Tensor:
+        """What a stage that adds gives to the stream, for its input.
+
+        Args:
+            stage: Which one.
+            x: What it reads, [.., k]; of an expert the rows that it reads.
+            routed: Where all rows go, if the stage is an expert's.
+
+        Returns:
+            [.., hidden]; of an expert for all rows, [n, hidden].
+        """
         (name,) = stage.matrices
         output = self._linear(name, x)
+        if stage.expert is not None and routed is not None:
+            rows, output = routed.rows(stage.expert), output * routed.share(stage.expert)
+            if rows is None:
+                return output
+            whole = output.new_zeros(len(routed.shares), output.shape[-1])
+            return whole.index_copy(0, rows, output)
         if stage.post_norm is None:
             return output
         return normalise(self.architecture, self.weights, stage.post_norm, output)
 
-    def factor_behind(self, stage: Stage, x: torch.Tensor) -> torch.Tensor | None:
-        """What a norm behind a stage multiplies the output of each token by, its weight apart.
+    def factor_behind(
+        self, stage: Stage, x: torch.Tensor, routed: Routes | None = None
+    ) -> torch.Tensor | None:
+        """What the output of each token is multiplied by behind a stage, a norm's weight apart.
+
+        By a norm, or by the share of an expert.
 
         An error of the output reaches the stream with this factor, as far as it leaves the size of
         the output as it is.
@@ -316,10 +370,13 @@ class Layer:
         Args:
             stage: Any; nothing is behind one that does not add.
             x: What its matrices read, [.., k].
+            routed: Where all rows go, if the stage is an expert's.
 
         Returns:
-            float32 [.., 1]; None if no norm lies between the stage's output and the stream.
+            float32 [.., 1]; None if nothing lies between the stage's output and the stream.
         """
+        if stage.expert is not None and routed is not None:
+            return routed.importance(stage.expert)
         if not stage.adds or stage.post_norm is None:
             return None
         (name,) = stage.matrices
@@ -336,10 +393,19 @@ class Layer:
             return total
         return normalise(self.architecture, self.weights, stage.sum_norm, total)
 
-    def branch(self, first: Stage, x: torch.Tensor) -> torch.Tensor:
-        """What a whole branch gives to the stream, for what its first stage reads."""
+    def branch(self, first: Stage, x: torch.Tensor, routed: Routes | None = None) -> torch.Tensor:
+        """What a whole branch gives to the stream, for what its first stage reads.
+
+        Args:
+            first: Its first stage.
+            x: [.., k].
+            routed: Where the rows of x go; None: where the layer's router sends them.
+        """
         ends = fed_by(self.architecture, self.number, first)
-        return functools.reduce(torch.add, (self.output(end, self.input(end, x)) for end in ends))
+        routed = self.routes(first, x) if routed is None else routed
+        outputs = (self.output(end, self.input(end, x, routed), routed) for end in ends)
+        total = functools.reduce(torch.add, outputs)
+        return total.view(*x.shape[:-1], total.shape[-1])
 
     def _attention(self, stage: Stage, products: Iterator[torch.Tensor]) -> torch.Tensor:
         """Mixes queries, keys and values [b, t, heads * d] to [b, t, heads * d]."""

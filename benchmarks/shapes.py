@@ -13,7 +13,7 @@ from pathlib import Path
 import gguf
 import numpy as np
 
-from awq_edge import __version__
+from awq_edge import __version__, stages
 from awq_edge.architecture import Architecture
 from awq_edge.layouts import HEADER_BYTES, LAYOUT_R4K32, MAGIC, Layout
 from awq_edge.model_file import write_model
@@ -34,6 +34,9 @@ class Shape:
     vocabulary: int
     tied: bool
     qkv_bias: bool = False
+    qk_norm_over_width: bool = False
+    experts: int = 0  # each of them ``feed_forward`` wide
+    experts_per_token: int = 0
 
 
 SHAPES = {
@@ -41,6 +44,19 @@ SHAPES = {
     "llama-3.2-1b": Shape(2048, 8192, 16, 32, 8, 64, 128256, tied=True),
     "qwen2.5-0.5b": Shape(896, 4864, 24, 14, 2, 64, 151936, tied=True, qkv_bias=True),
     "llama-2-7b": Shape(4096, 11008, 32, 32, 32, 128, 32000, tied=False),
+    "olmoe-1b-7b": Shape(
+        2048,
+        1024,
+        16,
+        16,
+        16,
+        128,
+        50304,
+        tied=False,
+        qk_norm_over_width=True,
+        experts=64,
+        experts_per_token=8,
+    ),
 }
 
 
@@ -87,6 +103,11 @@ def write_awq_edge(shape: Shape, path: Path, bits: int = 4, group_size: int = 12
         rope_theta=10000.0,
         tied_head=shape.tied,
         qkv_bias=shape.qkv_bias,
+        experts=shape.experts,
+        experts_per_token=shape.experts_per_token,
+        expert_size=shape.feed_forward if shape.experts else 0,
+        qk_norm=shape.qk_norm_over_width,
+        qk_norm_kind="width" if shape.qk_norm_over_width else "head",
     )
     metadata = architecture.to_metadata() | {
         "general.name": "random weights",
@@ -97,32 +118,18 @@ def write_awq_edge(shape: Shape, path: Path, bits: int = 4, group_size: int = 12
         "awq_edge.quantization.embedding_bits": 8,
         "awq_edge.quantization.tool_version": __version__,
     }
-    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    ones = np.ones(shape.hidden, np.float32)
     tensors: list[tuple[str, np.ndarray | bytes]] = []
-
-    def add(name: str, n: int, k: int, width: int = bits) -> None:
-        tensors.append((name, random_matrix(n, k, width, group_size, rng)))
-
-    add("token_embd.weight", shape.vocabulary, shape.hidden, 8)
-    for layer in range(shape.layers):
-        blk = f"blk.{layer}."
-        tensors.append((blk + "attn_norm.weight", ones))
-        add(blk + "attn_q.weight", queries, shape.hidden)
-        add(blk + "attn_k.weight", keys, shape.hidden)
-        add(blk + "attn_v.weight", keys, shape.hidden)
-        if shape.qkv_bias:
-            for name, size in (("attn_q", queries), ("attn_k", keys), ("attn_v", keys)):
-                tensors.append((f"{blk}{name}.bias", np.zeros(size, np.float32)))
-        add(blk + "attn_output.weight", shape.hidden, queries)
-        tensors.append((blk + "ffn_norm.weight", ones))
-        add(blk + "ffn_gate.weight", shape.feed_forward, shape.hidden)
-        add(blk + "ffn_up.weight", shape.feed_forward, shape.hidden)
-        add(blk + "ffn_down.weight", shape.hidden, shape.feed_forward)
-    tensors.append(("output_norm.weight", ones))
-    tensors.append(("rope.inverse_frequencies", architecture.inverse_frequencies()))
-    if not shape.tied:
-        add("output.weight", shape.vocabulary, shape.hidden, 8)
+    for name in stages.tensor_names(architecture):
+        sizes = stages.tensor_shape(architecture, name)
+        if name == "rope.inverse_frequencies":
+            tensors.append((name, architecture.inverse_frequencies()))
+        elif len(sizes) == 2:
+            width = bits if name.startswith("blk.") else 8
+            tensors.append((name, random_matrix(*sizes, width, group_size, rng)))
+        elif "router" in name:  # every expert is as likely as the others
+            tensors.append((name, rng.standard_normal(sizes[0], np.float32) / shape.hidden**0.5))
+        else:
+            tensors.append((name, np.full(sizes, float("bias" not in name), np.float32)))
     write_model(path, metadata, tensors)
 
 
@@ -136,7 +143,7 @@ def write_llama_cpp(shape: Shape, path: Path) -> None:
         path: File to write.
     """
     rng = np.random.default_rng(1)
-    family = "qwen2" if shape.qkv_bias else "llama"
+    family = "olmoe" if shape.experts else "qwen2" if shape.qkv_bias else "llama"
     writer = gguf.GGUFWriter(path, family)
     writer.add_context_length(CONTEXT)
     writer.add_embedding_length(shape.hidden)
@@ -149,6 +156,9 @@ def write_llama_cpp(shape: Shape, path: Path) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_vocab_size(shape.vocabulary)
     writer.add_tokenizer_model("no_vocab")
+    if shape.experts:
+        writer.add_expert_count(shape.experts)
+        writer.add_expert_used_count(shape.experts_per_token)
 
     def quantised(rows: int, columns: int, kind: gguf.GGMLQuantizationType) -> np.ndarray:
         weights, size = gguf.GGML_QUANT_SIZES[kind]
@@ -183,9 +193,24 @@ def write_llama_cpp(shape: Shape, path: Path) -> None:
             for name, size in (("attn_q", queries), ("attn_k", keys), ("attn_v", keys)):
                 writer.add_tensor(f"{blk}{name}.bias", np.zeros(size, np.float32))
         add(blk + "attn_output.weight", shape.hidden, queries, q4)
-        add(blk + "ffn_gate.weight", shape.feed_forward, shape.hidden, q4)
-        add(blk + "ffn_up.weight", shape.feed_forward, shape.hidden, q4)
-        add(blk + "ffn_down.weight", shape.hidden, shape.feed_forward, q4)
+        if shape.qk_norm_over_width:
+            writer.add_tensor(blk + "attn_q_norm.weight", np.ones(queries, np.float32))
+            writer.add_tensor(blk + "attn_k_norm.weight", np.ones(keys, np.float32))
+        sizes = {
+            "ffn_gate": (shape.feed_forward, shape.hidden),
+            "ffn_up": (shape.feed_forward, shape.hidden),
+            "ffn_down": (shape.hidden, shape.feed_forward),
+        }
+        for name, (rows, columns) in sizes.items():
+            if not shape.experts:
+                add(f"{blk}{name}.weight", rows, columns, q4)
+                continue
+            together = quantised(shape.experts * rows, columns, q4)
+            together = together.reshape(shape.experts, rows, -1)
+            writer.add_tensor(f"{blk}{name}_exps.weight", together, raw_dtype=q4)
+        if shape.experts:
+            router = rng.standard_normal((shape.experts, shape.hidden), np.float32)
+            writer.add_tensor(blk + "ffn_gate_inp.weight", router / shape.hidden**0.5)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

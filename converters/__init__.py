@@ -2,6 +2,6 @@
 
 from __future__ import annotations
 
-from .base import Converter, Product, Stored, find, known_model_types
+from .base import Converter, Product, Slice, Stored, find, known_model_types
 
-__all__ = ["Converter", "Product", "Stored", "find", "known_model_types"]
+__all__ = ["Converter", "Product", "Slice", "Stored", "find", "known_model_types"]

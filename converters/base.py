@@ -102,12 +102,26 @@ class Stored:
         return numbers == (1.0, 0.0, 0, 0, False) and all(other is None for other in others)
 
 
+@dataclasses.dataclass(frozen=True)
+class Slice:
+    """Rows of one of the matrices that a checkpoint holds in one tensor [matrices, n, k]."""
+
+    name: str  # whole
+    shape: tuple[int, int, int]
+    matrix: int
+    first_row: int
+
+
 _AS_IT_IS = Stored()
 
 
 def _one_rope(config: Config) -> LayerRopes:
     rope = config.rope(partial=True)
     return LayerRopes.of(rope, rope, [False] * config.layers())
+
+
+def _no_slices(architecture: Architecture, name: str, stored: str) -> Slice | None:
+    return None
 
 
 def _no_changes(config: Config, architecture: Architecture, stem: str) -> Stored:
@@ -133,6 +147,8 @@ class Converter:
     # Names, ours to theirs, that a configuration decides about; find() puts them into ``names``.
     names_of: Callable[[Config], Mapping[str, str]] = lambda _: {}
     ropes: Callable[[Config], LayerRopes] = _one_rope  # the layers' rotary embeddings
+    # Where a tensor of ours may lie instead, for our name and theirs.
+    stacked: Callable[[Architecture, str, str], Slice | None] = _no_slices
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """A config.json of the family."""
@@ -178,8 +194,14 @@ class Converter:
         stem, _, kind = name.rpartition(".")
         parts = stem.split(".")
         if parts[0] == "blk":
-            layer = parts[1]
-            return f"{self.names[f'blk.N.{parts[2]}'].replace('.N.', f'.{layer}.')}.{kind}"
+            # blk.3.attn_q, or blk.3.expert.7.ffn_up
+            numbers = dict(zip(("N", "E"), (part for part in parts if part.isdigit())))
+            letters = iter(numbers)
+            ours = ".".join(next(letters) if part.isdigit() else part for part in parts)
+            theirs = self.names[ours]
+            for letter, number in numbers.items():
+                theirs = theirs.replace(f".{letter}.", f".{number}.")
+            return f"{theirs}.{kind}"
         return f"{self.names[stem]}.{kind}"
 
 

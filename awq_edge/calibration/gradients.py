@@ -27,7 +27,7 @@ from awq_edge.calibration.distributed import Processes
 from awq_edge.calibration.hidden_states import HiddenStates
 from awq_edge.float_model import FloatModel
 from awq_edge.quantize import coupling
-from awq_edge.stages import head_name, matrices, tensor_shape
+from awq_edge.stages import coupled_matrices, head_name, tensor_shape
 from awq_edge.torch_decoder import Layer, Positions
 
 # Blocks of the calibration text that are walked with: four times as many change the divergence on
@@ -156,13 +156,15 @@ class Gradients:
 
         def watched(name: str, x: torch.Tensor) -> torch.Tensor:
             def add(gradient: torch.Tensor) -> None:
-                inside[name] = _products(gradient)
+                if name in coupled:
+                    inside[name] = _products(gradient)
 
             product: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]  # PyTorch's
                 x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), add
             )
             return product
 
+        coupled = coupled_matrices(self._architecture, layer)
         walked = Layer(self._architecture, layer, weights, positions, watched)
         for segment, blocks in self._segments.items():
             # One process adds up as it goes: several segments at once would take too much room.
@@ -178,8 +180,7 @@ class Gradients:
                 so_far = sums[halves[block]].setdefault(key, {})
                 for name, part in inside.items():
                     so_far[name] = so_far[name] + part if name in so_far else part
-        names = matrices(self._architecture, layer)
-        return {name: self._trusted(name, sums) for name in names}
+        return {name: self._trusted(name, sums) for name in coupled}
 
     def _trusted(
         self, name: str, sums: tuple[dict[int, dict[str, torch.Tensor]], ...]

@@ -11,12 +11,17 @@ error is the asymmetric calibration of GPTAQ; the drift of the stream is ours.)
 A norm with weights w that lies between W x and the stream multiplies each token by a factor s of
 its own. Tokens then count by s * s in both sums, as they do in the stream, and r is divided by w s.
 
+A mixture of experts is corrected where it begins, with the sums over all tokens. What an expert's
+second matrix adds is not: its tokens are few, and the float states take up the whole branch at
+once, while all float experts are there.
+
 Refuses to round: it gives targets to whoever does. The float stream's blocks lie behind the others
 in the same ``HiddenStates``, so that an interrupted conversion finds them again.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable, Iterator, Mapping
 from typing import TypeVar
 
 import torch
@@ -82,6 +87,8 @@ class Propagation:
         self._blocks = blocks
         self._processes = processes
         self._segment = -1
+        # Tokens that other experts were chosen for than in the float stream, and all.
+        self.turned = [0, 0]
         # The segment's sums: "tokens"; "lost", of lost output and input, [n, k], for matrices that
         # add to the stream; "missing", of missing and actual input, [k, k], for all others.
         self._open: dict[str, torch.Tensor] = {}
@@ -94,6 +101,7 @@ class Propagation:
         batch: slice,
         x: torch.Tensor,
         behind: torch.Tensor | None,
+        expert: int | None = None,
     ) -> None:
         """Takes what a stage's matrices read, and moves the float stream on.
 
@@ -104,9 +112,13 @@ class Propagation:
             x: float32 [b, t, k], what the matrices read for them.
             behind: float32 [b, t, 1], what a norm behind the stage multiplies its output by; None
                 if there is none. The Hessian of ``targets`` is of inputs times it then.
+            expert: Whose matrices these are, where the stage begins a branch of experts: they read
+                some of the rows, and the Hessian is of these times their importance.
         """
         inside, at = self._blocks.of(batch)
         if at.start == at.stop:
+            return
+        if stage.expert is not None:
             return
         if segment != self._segment:
             self._close()
@@ -119,12 +131,19 @@ class Propagation:
             if stage.post_norm is not None:
                 # Of the output, times what the norm multiplies its tokens by.
                 drift *= _inverse(states.layer.weights[f"{stage.post_norm}.weight"])
-        exact = self._advance(stage, at)
+        exact = states.read(stage, at) if expert else self._advance(stage, at)
+        if expert == 0:
+            self._compare_routes(batch, inside, at, x.shape[:2])
+        if expert is not None:
+            behind = states.importance(batch, expert, x.shape)
         x = x[inside].flatten(0, 1)
         missing = exact.flatten(0, 1) - x
         if behind is not None:
             shares = behind[inside].flatten(0, 1)
             missing, x = missing * shares, x * shares
+            if expert is not None:
+                reached = shares.squeeze(1) > 0
+                missing, x = missing[reached], x[reached]
         if stage.adds:
             weight = states.layer.weights[f"{stage.matrices[0]}.weight"]
             lost = torch_decoder.multiply(missing, weight, None)
@@ -136,35 +155,49 @@ class Propagation:
         tokens = torch.full((1,), len(x), dtype=torch.float64, device=x.device)
         self._add(self._open, "tokens", tokens)
 
-    def targets(self, stage: Stage, hessian: Hessian) -> dict[str, torch.Tensor]:
+    def targets(self, stage: Stage, hessian: Hessian) -> Mapping[str, torch.Tensor]:
         """What a stage's matrices, by "attn_q.weight" and so on, are to be rounded to.
 
+        Each is computed when it is asked for, and is a float one until then.
+
         Args:
-            stage: Its matrices are float ones still.
-            hessian: Of their input.
+            stage: Which one.
+            hessian: Of its matrices' input.
         """
-        weights = {
-            f"{name}.weight": self._states.layer.weights[f"{name}.weight"]
-            for name in stage.matrices
-        }
+        weights = self._states.layer.weights
+        names = [f"{name}.weight" for name in stage.matrices]
+        if stage.expert is not None:
+            return {name: weights[name] for name in names}
         self._close()
         self._segment = -1
         device = hessian.matrix.device
         none = torch.zeros(1, dtype=torch.float64, device=device)
         tokens = float(self._processes.total(self._closed.pop("tokens", {}), none).clamp(min=1))
-        like = next(iter(weights.values())) if stage.adds else hessian.matrix
+        like = weights[names[0]] if stage.adds else hessian.matrix
         sums = self._closed.pop("lost" if stage.adds else "missing", {})
         mean = self._processes.total(sums, like).div_(tokens)
         del sums
-        corrected = {}
-        for name, weight in weights.items():
+
+        def corrected(name: str) -> torch.Tensor:
+            weight = weights[name]
             target = torch.empty_like(weight)
             for first in range(0, len(weight), _ROWS):
                 rows = slice(first, first + _ROWS)
                 lost = mean[rows] if stage.adds else weight[rows] @ mean
                 target[rows] = weight[rows] + _SHARE * hessian.solve(lost)
-            corrected[name] = target
-        return corrected
+            return target
+
+        return _Computed(names, corrected)
+
+    def _compare_routes(
+        self, batch: slice, inside: slice, at: slice, shape: tuple[int, ...]
+    ) -> None:
+        """Counts the tokens whose experts are others than in the float stream."""
+        ours, exact = self._states.routed(batch), self._states.routed(at)
+        assert ours is not None and exact is not None
+        chosen = ours.chosen().view(*shape, -1)[inside].flatten(0, 1)
+        self.turned[0] += int((chosen != exact.chosen()).any(dim=1).sum())
+        self.turned[1] += len(chosen)
 
     def _close(self) -> None:
         """Adds the segment's sums to those of its process, or keeps them for all processes."""
@@ -193,8 +226,29 @@ class Propagation:
         """
         states = self._states
         x = states.read(stage, at)
+        if stage.routers:
+            states.add_branch(stage, at, x)
+            return x
         for end in fed_by(states.layer.architecture, states.layer.number, stage):
             states.make(end, at, x)
         if stage.adds:
             states.add(stage, at, x)
         return x
+
+
+class _Computed(Mapping[str, torch.Tensor]):
+    """Tensors that are computed when they are asked for."""
+
+    def __init__(self, names: list[str], compute: Callable[[str], torch.Tensor]) -> None:
+        self._names, self._compute = names, compute
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._compute(name)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)

@@ -8,6 +8,7 @@ widths: ``budget.py`` does. Rounds with compensation as the conversion will, but
 
 from __future__ import annotations
 
+from collections import ChainMap
 from collections.abc import Mapping
 
 import torch
@@ -102,7 +103,7 @@ def _layer_harms(
     inputs = probe.inputs(weights)
     exact = probe.change(weights)
     size = (probe.hidden + exact).square().sum(dim=-1, keepdim=True)
-    together = dict(weights)
+    together: Weights = ChainMap({}, weights)
     harms: Harms = {}
     for stage in probe.stages:
         x = inputs.pop(stage.name)
@@ -113,7 +114,7 @@ def _layer_harms(
             harms[name] = {}
             for bits, group_size in {_LAYER_BITS: groups.get(_LAYER_BITS, 128), **groups}.items():
                 alone = rounded(weights[f"{name}.weight"], hessian, bits, group_size)
-                change = probe.change({**weights, f"{name}.weight": alone})
+                change = probe.change(ChainMap({f"{name}.weight": alone}, weights))
                 harms[name][bits] = float(((change - exact).square() / size).sum())
                 if bits == _LAYER_BITS:
                     together[f"{name}.weight"] = alone

@@ -14,17 +14,17 @@ import torch
 
 from awq_edge.calibration.layer_states import LayerStates
 from awq_edge.quantize.statistics import Products
-from awq_edge.stages import Origin, Stage, input_width
+from awq_edge.stages import Origin, Stage, input_width, read_together
 
-# Rounds a stage's matrices, which read inputs of these mean products; the layer computes with what
-# they became from then on.
-RoundMatrices = Callable[[Stage, torch.Tensor], None]
+# Rounds some of a stage's matrices, which read inputs of these mean products; the layer computes
+# with what they became from then on.
+RoundMatrices = Callable[[Stage, tuple[str, ...], torch.Tensor], None]
 # The means of the products of all segments, which are made one after the other as they are asked
 # for; the last argument is an empty one.
 Means = Callable[[Iterable[tuple[int, Products]], Products], torch.Tensor]
-# Hears of a stage, the segment, a batch of blocks, what the stage's matrices read for them, and
-# what a norm behind the stage multiplies their tokens by, or None.
-Watch = Callable[[Stage, int, slice, torch.Tensor, Optional[torch.Tensor]], None]
+# Hears of a stage, the segment, a batch of blocks, what the stage's matrices read for them, what a
+# norm behind the stage multiplies their tokens by, or None, and which expert's matrices these are.
+Watch = Callable[[Stage, int, slice, torch.Tensor, Optional[torch.Tensor], Optional[int]], None]
 
 
 class StagedLayer:
@@ -70,17 +70,27 @@ class StagedLayer:
         k = input_width(self._layer.architecture, stage)
         device = self._layer.weights[f"{stage.matrices[0]}.weight"].device
 
-        def summed(segment: int, batches: Sequence[slice]) -> Products:
+        def summed(segment: int, batches: Sequence[slice], expert: int | None) -> Products:
             products = Products(k, device)
             for batch in batches:
                 x = self._states.read(first, batch)
                 if stage is not first:
                     x = self._states.make(stage, batch, x)
-                behind = self._layer.factor_behind(stage, x)
-                products.add(x if behind is None else x * behind)
+                routed = self._states.routed(batch)
+                behind = self._layer.factor_behind(stage, x, routed)
+                if expert is None:
+                    products.add(x if behind is None else x * behind)
+                else:
+                    assert routed is not None
+                    products.add(routed.weighed(expert, x))
                 if self._watch is not None:
-                    self._watch(stage, segment, batch, x, behind)
+                    self._watch(stage, segment, batch, x, behind, expert)
             return products
 
-        parts = ((segment, summed(segment, batches)) for segment, batches in self._segments.items())
-        self._round_matrices(stage, self._means(parts, Products(k, device)))
+        parts = read_together(stage)
+        for number, part in enumerate(parts):
+            # Each expert's own matrices read the rows that go there alone.
+            expert = number if stage.routers else None
+            segments = self._segments.items()
+            sums = ((segment, summed(segment, batches, expert)) for segment, batches in segments)
+            self._round_matrices(stage, part, self._means(sums, Products(k, device)))

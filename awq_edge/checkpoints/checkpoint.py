@@ -98,6 +98,25 @@ class Checkpoint:
             count = min(rows, n - first)
             yield first, _floats(name, entry, first * k, count * k, None).reshape(count, k)
 
+    def matrix_of_many(
+        self,
+        name: str,
+        shape: tuple[int, int, int],
+        number: int,
+        rows: slice,
+        device: torch.device | None = None,
+    ) -> torch.Tensor:
+        """Reads rows of one of the matrices in a tensor [matrices, n, k] as float32, [rows, k].
+
+        Raises:
+            CheckpointError: As :meth:`tensor`.
+        """
+        entry = self._weights(name, shape)
+        _, n, k = shape
+        count = rows.stop - rows.start
+        first = (number * n + rows.start) * k
+        return _floats(name, entry, first, count * k, device).reshape(count, k)
+
     def stored(self, name: str) -> torch.Tensor:
         """Reads one tensor as it stands, integers too.
 

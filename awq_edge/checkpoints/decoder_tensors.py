@@ -13,7 +13,7 @@ import torch
 
 from awq_edge.architecture import Architecture
 from awq_edge.checkpoints.checkpoint import Checkpoint
-from awq_edge.converters import Converter, Stored, find
+from awq_edge.converters import Converter, Slice, Stored, find
 from awq_edge.errors import CheckpointError
 from awq_edge.stages import tensor_names, tensor_shape
 
@@ -79,6 +79,12 @@ class DecoderTensors:
         if change.values is not None:
             return torch.from_numpy(change.values).to(device)
         shape = self.stored_shape(name)
+        within = self._slice(name)
+        if within is not None:
+            rows = slice(within.first_row, within.first_row + shape[0])
+            return self.checkpoint.matrix_of_many(
+                within.name, within.shape, within.matrix, rows, device
+            )
         parts = [
             self.checkpoint.tensor(part, shape, device) for part in self._stored_names(name, change)
         ]
@@ -109,10 +115,22 @@ class DecoderTensors:
         change = self.changes(name)
         if change.values is not None:
             return
+        within = self._slice(name)
+        if within is not None:
+            self.checkpoint.check(within.name, within.shape)
+            return
         for part in self._stored_names(name, change):
             self.checkpoint.check(part, self.stored_shape(name))
         if change.product is not None:
             self.checkpoint.check(change.product.name, change.product.shape)
+
+    def _slice(self, name: str) -> Slice | None:
+        """Where a tensor lies among others in one, if the checkpoint holds it so."""
+        stored = self.stored_name(name)
+        within = self._converter.stacked(self.architecture, name, stored)
+        if within is None or stored in self.checkpoint or within.name not in self.checkpoint:
+            return None
+        return within
 
     def _stored_names(self, name: str, change: Stored) -> list[str]:
         """The tensors that hold one of ours."""

@@ -235,17 +235,19 @@ def _print_report(out: Output, report: "Report", seconds: float) -> None:
         out.json(_document(report, seconds, boards))
         return
     if any(layer.error is not None for layer in report.layers):
-        groups = sorted({group for layer in report.layers for group in layer.choices})
+        chosen = [_columns(layer) for layer in report.layers]
+        groups = sorted({group for columns in chosen for group in columns})
         rows = [
             [layer.layer, f"{layer.error_rtn:.4f}", f"{layer.error:.4f}"]
-            + [_choice_text(layer.choices.get(group)) for group in groups]
-            for layer in report.layers
+            + [columns.get(group, "1") for group in groups]
+            for layer, columns in zip(report.layers, chosen)
         ]
         out.table(["layer", "error, rounded", "calibrated", *groups], rows)
         out.line(
             "Errors are relative to what a layer adds; exponents: p plain, d duo, c of an error's "
             "cost, 1 unscaled."
         )
+    _print_experts(out, report)
     context = min(_CONTEXT, report.architecture.context_length)
     out.table(
         ["device", "RAM", "needed", "tokens/s, at most"],
@@ -274,6 +276,46 @@ def _print_report(out: Output, report: "Report", seconds: float) -> None:
         },
         "Written",
     )
+
+
+def _print_experts(out: Output, report: "Report") -> None:
+    """What became of experts that few tokens reach, and of the routers' choices."""
+    layers = [(layer.layer, layer.experts) for layer in report.layers if layer.experts is not None]
+    if not layers:
+        return
+    out.table(
+        ["layer", "least used", "topped up", "unreached", "other choices"],
+        [
+            [
+                number,
+                f"{100 * experts.least_share:.2f} %",
+                experts.topped_up,
+                experts.unreached,
+                "unknown" if experts.turned is None else f"{100 * experts.turned:.1f} %",
+            ]
+            for number, experts in layers
+        ],
+    )
+    out.line(
+        "Experts: the smallest share of a sample's choices; how many too few tokens chose, so that "
+        "those of their next highest probabilities served too; how many none could reach, which "
+        "are rounded to nearest; tokens whose choice is another than the float model's."
+    )
+
+
+def _columns(layer: "LayerReport") -> dict[str, str]:
+    """What was chosen for each stage; of all experts the smallest exponent and the largest."""
+    columns, experts = {}, []
+    for group, choice in layer.choices.items():
+        if group.startswith("expert."):
+            experts.append(choice)
+        else:
+            columns[group] = _choice_text(choice)
+    if experts:
+        ordered = sorted(experts, key=lambda choice: (choice.kind != "none", choice.exponent))
+        first, last = _choice_text(ordered[0]), _choice_text(ordered[-1])
+        columns["experts' down"] = first if first == last else f"{first} to {last}"
+    return columns
 
 
 _KINDS = {"plain": "p", "duo": "d", "pivots": "c"}

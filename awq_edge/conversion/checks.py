@@ -17,7 +17,7 @@ from awq_edge.interchange.export import Export
 from awq_edge.outputs.place import Identity, Place, check_name, check_room
 from awq_edge.outputs.workplace import is_ours, remove_rest, resumable_path
 from awq_edge.quantize import coupling
-from awq_edge.stages import input_width, matrices, stages, tensor_shape
+from awq_edge.stages import coupled_matrices, input_width, is_kept, stages, tensor_shape
 
 
 def place_of(output: Path, force: bool) -> Place:
@@ -78,16 +78,20 @@ def check_disk(
         + tables * (options.embedding_bits + overhead)
         + (0 if architecture.tied_head else tables * (options.head_bits + overhead))
     ) / 8
-    # A layer's input and output, and what those of its stages read that do not read the stream; the
-    # same once more for half of the blocks with float states.
+    # A layer's input and output, and what is kept of what its stages read; the same once more for
+    # half of the blocks with float states.
     widths = 2 * architecture.hidden_size + max(
-        sum(input_width(architecture, s) for s in stages(architecture, layer) if s.made_of)
+        sum(input_width(architecture, s) for s in stages(architecture, layer) if is_kept(s))
         for layer in range(architecture.layers)
     )
     hidden = 0 if blocks is None else 6 * blocks.numel() * widths
     if blocks is not None and any(options.plan(bits).coupled for bits in options.widths):
         hidden += _gradient_bytes(architecture, blocks)
     needed = 2 * packed + hidden  # the work directory and the file itself
+    if blocks is not None and architecture.experts:
+        # Changed ones of a layer that have no room in memory.
+        experts = 3 * architecture.experts * architecture.expert_size * architecture.hidden_size
+        needed += 4 * experts
     needs = []
     if export is not None:
         needs.append((export.path, export.size_bytes(architecture, options.group_size)))
@@ -106,7 +110,7 @@ def _gradient_bytes(architecture: Architecture, blocks: torch.Tensor) -> int:
     tokens = len(gradients.chosen(len(blocks))) * blocks.shape[1]
     moments = 0
     for layer in range(a.layers):
-        for name in matrices(a, layer):
+        for name in coupled_matrices(a, layer):
             count, length = coupling.runs(tensor_shape(a, f"{name}.weight")[0])
             moments += count * length**2
     return 4 * ((a.layers + 1) * tokens * a.hidden_size + moments)

@@ -130,8 +130,17 @@ class Packer:
                 first = end
         return rounded
 
-    def store_layer(self, layer: int, weights: Weights, limits: dict[str, torch.Tensor]) -> None:
-        """Packs every tensor; the weights become those that the runtime will compute with."""
+    def store_layer(
+        self, layer: int, weights: Weights, limits: dict[str, torch.Tensor], *, computed: bool
+    ) -> None:
+        """Packs every tensor.
+
+        Args:
+            layer: Which one.
+            weights: Its tensors.
+            limits: Of those that are clipped, by "attn_q" and so on.
+            computed: Whether the weights become those that the runtime will compute with.
+        """
         self.store_vectors(layer, weights)
         for stem, quantiser in self.layer_quantisers(layer).items():
             full = f"blk.{layer}.{stem}.weight"
@@ -143,13 +152,14 @@ class Packer:
                 full,
             )
             self._store(full, quantised)
-            weights[f"{stem}.weight"] = quantised.dequantise()
+            if computed:
+                weights[f"{stem}.weight"] = quantised.dequantise()
 
     def store_vectors(self, layer: int, weights: Weights) -> None:
         """Keeps norms and biases."""
-        for name, values in weights.items():
-            if values.dim() == 1:
-                self._work.store_vector(f"blk.{layer}.{name}", values.cpu().numpy())
+        for name in weights:
+            if len(self._source.shape(f"blk.{layer}.{name}")) == 1:
+                self._work.store_vector(f"blk.{layer}.{name}", weights[name].cpu().numpy())
 
     def close(self) -> None:
         """Waits until nothing is written any more, whether it is wanted or not."""

@@ -187,12 +187,17 @@ def _report(output: Path, architecture: Architecture, work: WorkDirectory) -> Re
     size = work.model.stat().st_size
     linear_bytes, embedding_bytes = work.numbers["blk."], work.numbers["token_embd"]
     head_bytes = embedding_bytes if architecture.tied_head else work.numbers["output"]
+    # Every expert is as likely as the others, as far as anybody knows.
+    experts_bytes = work.numbers.get("blk.*.expert.", 0)
+    idle_bytes = experts_bytes - experts_bytes * architecture.experts_per_token // max(
+        architecture.experts, 1
+    )
     return Report(
         path=output,
         architecture=architecture,
         file_bytes=size,
         linear_bits_per_weight=8 * linear_bytes / linears,
         file_bits_per_weight=8 * size / (linears + tables * (1 if architecture.tied_head else 2)),
-        decode_bytes=linear_bytes + head_bytes,
+        decode_bytes=linear_bytes - idle_bytes + head_bytes,
         layers=work.layers,
     )

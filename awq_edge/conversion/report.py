@@ -15,6 +15,25 @@ from awq_edge.quantize.scales import Choice
 
 
 @dataclasses.dataclass(frozen=True)
+class ExpertsReport:
+    """How a layer's experts fared on the calibration text.
+
+    Attributes:
+        least_share: Of a sample's choices, the least used expert's.
+        topped_up: How many experts too few tokens chose: they were calibrated on those of their
+            highest probabilities too.
+        unreached: How many no token could reach: they are rounded to nearest, unscaled.
+        turned: Share of tokens for which others were chosen than in the float model; None if the
+            method does not know the float model's states.
+    """
+
+    least_share: float
+    topped_up: int
+    unreached: int
+    turned: float | None = None
+
+
+@dataclasses.dataclass(frozen=True)
 class LayerReport:
     """How one layer fared: errors relative to what the layer adds to the residual stream."""
 
@@ -22,6 +41,7 @@ class LayerReport:
     error_rtn: float | None  # None without calibration
     error: float | None
     choices: dict[str, Choice]
+    experts: ExpertsReport | None = None  # with calibration
 
 
 @dataclasses.dataclass(frozen=True)

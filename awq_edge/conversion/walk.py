@@ -14,16 +14,17 @@ from concurrent.futures import Future, ThreadPoolExecutor
 
 import torch
 
-from awq_edge import torch_decoder
+from awq_edge import torch_decoder, torch_router
 from awq_edge.calibration import gradients, propagation, staged
 from awq_edge.calibration.distributed import Processes
 from awq_edge.calibration.hidden_states import HiddenStates
 from awq_edge.calibration.layer_states import LayerStates
 from awq_edge.conversion.extremes import check_finite, solvable
+from awq_edge.conversion.layer_weights import LayerWeights
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.packing import Packer
 from awq_edge.conversion.recorder import Recorder
-from awq_edge.conversion.report import Events, LayerReport
+from awq_edge.conversion.report import Events, ExpertsReport, LayerReport
 from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.float_model import FloatModel
 from awq_edge.quantize import awq, columns, coupling, gptq, methods, pivots
@@ -31,11 +32,19 @@ from awq_edge.quantize.grouped import Quantiser
 from awq_edge.quantize.probe import Probe, Weights
 from awq_edge.quantize.scales import Choice
 from awq_edge.quantize.statistics import InputStatistics, Products
-from awq_edge.stages import Origin, Stage, input_width, layer_tensor_names
+from awq_edge.stages import (
+    Stage,
+    coupled_matrices,
+    input_width,
+    is_kept,
+    layer_tensor_names,
+)
 from awq_edge.torch_decoder import Layer, Positions
 
 # Enough that the exponents hardly depend on which tokens they are (measured on novels-45m).
 _PROBE_TOKENS = 4096
+# An expert is calibrated on at least so many of all tokens: some for each input of a second matrix.
+_EXPERT_TOKENS = 1024
 _SHOWN_TOKENS = 1024  # of these, for the errors that are reported
 # Floats in the widest intermediate of one batch: 64 MiB each, whatever the model's size; more for a
 # GPU, which needs many tokens at once to be busy.
@@ -117,7 +126,7 @@ class Walk:
         """Does a layer; gives the hidden states behind it."""
         if hidden is None or positions is None:
             self._events.layer_scaled(layer, weights)
-            self._packer.store_layer(layer, weights, {})
+            self._packer.store_layer(layer, weights, {}, computed=False)
             report, after = LayerReport(layer, None, None, {}), None
         else:
             after = self._work.hidden(layer + 1, hidden.shape, self._device)
@@ -132,6 +141,9 @@ class Walk:
 
     def _layers(self, numbers: Iterable[int]) -> Iterator[tuple[int, Weights]]:
         """Layers with their weights on the device; beside a GPU the next one is read meanwhile."""
+        if self._architecture.experts:
+            yield from self._layers_in_parts(numbers)
+            return
         if self._device.type == "cpu":
             for layer in numbers:
                 yield layer, self._source.layer(layer)
@@ -154,6 +166,14 @@ class Walk:
                 ahead = begin(left[0]) if left else {}
                 yield layer, weights
                 del weights  # the caller replaces them: none may outlive it here
+
+    def _layers_in_parts(self, numbers: Iterable[int]) -> Iterator[tuple[int, Weights]]:
+        """Layers of a model with experts, which are not all in memory at once."""
+        for layer in numbers:
+            with contextlib.closing(
+                LayerWeights(self._source, layer, self._device, self._work.folder)
+            ) as weights:
+                yield layer, weights
 
     def _measure_gradients(self, blocks: torch.Tensor, begin: int) -> None:
         """Leaves every layer's moments in the work directory.
@@ -261,6 +281,9 @@ class Walk:
         chosen = torch.linspace(0, self._blocks - 1, count).round().long().tolist()
         sample = self._processes.gathered(hidden, chosen, self._blocks)
         probe = Probe(self._architecture, layer, sample, positions)
+        experts = None
+        if self._architecture.has_experts(layer):
+            probe, experts = self._with_floors(probe, weights, hidden)
         few = sample[: max(1, _SHOWN_TOKENS // hidden.shape[1])].clone()  # the rest goes early
         shown = dataclasses.replace(probe, hidden=few)
         target = check_finite(shown.change(weights), layer)
@@ -294,20 +317,44 @@ class Walk:
         del probe, sample
         if plan.compensated:
             moments = self._moments(layer, divided)
-            self._compensate_layer(layer, weights, limits, moments, hidden, after, positions)
+            walked = shown.layer(weights)
+            turned = self._compensate_layer(walked, weights, limits, moments, hidden, after)
+            if experts is not None:
+                experts = dataclasses.replace(experts, turned=turned)
         else:
             self._events.layer_scaled(layer, weights)
-            self._packer.store_layer(layer, weights, limits)
+            self._packer.store_layer(layer, weights, limits, computed=True)
             packed = Layer(self._architecture, layer, weights, positions)
             for batch in self._batches(hidden):
                 after.write(batch, packed.run(hidden.read(batch)))
         error = _relative(check_finite(shown.change(weights), layer), target)
-        return LayerReport(layer, error_rtn, error, choices)
+        return LayerReport(layer, error_rtn, error, choices, experts)
+
+    def _with_floors(
+        self, probe: Probe, weights: Weights, hidden: HiddenStates
+    ) -> tuple[Probe, ExpertsReport]:
+        """Sees to it that experts which few tokens choose read others too, those next in line."""
+        layer = probe.layer(weights)
+        step = next(step for step in layer.steps(probe.hidden) if step.stage.routers)
+        assert step.routed is not None
+        chosen = step.routed.chosen()
+        logits = layer.router_logits(step.x)
+        enough = math.ceil(_EXPERT_TOKENS * len(chosen) / (self._blocks * hidden.shape[1]))
+        floors = torch_router.floors_of(logits, chosen, enough)
+        counts = chosen.sum(dim=0)
+        report = ExpertsReport(
+            least_share=float(counts.min()) / max(int(counts.sum()), 1),
+            topped_up=int((floors < torch.inf).sum()),
+            unreached=int(((floors == torch.inf) & (counts == 0)).sum()),
+        )
+        return dataclasses.replace(probe, floors=floors), report
 
     def _moments(self, layer: int, divided: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
         """Of the gradients by the outputs of those matrices whose outputs are coupled."""
         moments = {}
-        for name, quantiser in self._packer.layer_quantisers(layer).items():
+        quantisers = self._packer.layer_quantisers(layer)
+        for name in coupled_matrices(self._architecture, layer):
+            quantiser = quantisers[name]
             if self._options.plan(quantiser.bits).coupled:
                 kept = self._work.moments(layer, name, self._device)
                 if name in divided:
@@ -317,18 +364,22 @@ class Walk:
 
     def _compensate_layer(
         self,
-        layer: int,
+        walked: Layer,
         weights: Weights,
         limits: dict[str, torch.Tensor],
         moments: dict[str, torch.Tensor],
         hidden: HiddenStates,
         after: HiddenStates,
-        positions: Positions,
-    ) -> None:
-        """Rounds stage by stage, packs, and computes ``after``; ``weights`` become the rounded."""
+    ) -> float | None:
+        """Rounds stage by stage, packs, and computes ``after``; ``weights`` become the rounded.
+
+        Returns:
+            The share of tokens for which other experts were chosen than in the float model, where
+            that is known.
+        """
+        layer = walked.number
         self._events.layer_scaled(layer, weights)
         self._packer.store_vectors(layer, weights)
-        walked = Layer(self._architecture, layer, weights, positions)
         inputs = {
             stage.name: self._work.inputs(
                 stage.name,
@@ -336,27 +387,29 @@ class Walk:
                 self._device,
             )
             for stage in walked.stages
-            if stage.origin is not Origin.STREAM
+            if is_kept(stage)
         }
         states = LayerStates(walked, hidden, after, inputs)
         corrections = None
         if self._float_blocks is not None:
             corrections = propagation.Propagation(states, self._float_blocks, self._processes)
 
-        def round_matrices(stage: Stage, products: torch.Tensor) -> None:
+        def round_matrices(stage: Stage, part: tuple[str, ...], products: torch.Tensor) -> None:
             hessian = gptq.Hessian.of(products, self._damping)
-            if corrections is None:
-                names = [f"{name}.weight" for name in stage.matrices]
-                targets = {name: weights[name] for name in names}
-            else:
+            targets: Mapping[str, torch.Tensor] = weights
+            if corrections is not None:
                 targets = corrections.targets(stage, hessian)
-            weights.update(self._packer.store_stage(layer, targets, hessian, limits, moments))
+            wanted = {f"{name}.weight": targets[f"{name}.weight"] for name in part}
+            weights.update(self._packer.store_stage(layer, wanted, hessian, limits, moments))
 
         watch = None if corrections is None else corrections.take
         means, segments = self._processes.means, self._segments(hidden)
         staged.StagedLayer(states, segments, round_matrices, means, watch).run()
         for kept in inputs.values():
             kept.close()
+        if corrections is None or not corrections.turned[1]:
+            return None
+        return corrections.turned[0] / corrections.turned[1]
 
     def _statistics(
         self, probe: Probe, weights: Weights, quantiser: Quantiser, hidden: HiddenStates
@@ -388,7 +441,8 @@ class Walk:
     def _segments(self, hidden: HiddenStates) -> dict[int, list[slice]]:
         """Batches of this process's blocks, by segment."""
         a = self._architecture
-        widest = max(a.feed_forward_size, a.hidden_size, a.heads * a.head_size)
+        routed = a.experts_per_token * a.expert_size
+        widest = max(a.feed_forward_size, routed, a.hidden_size, a.heads * a.head_size)
         size = max(1, _BATCH_FLOATS[self._device.type] // (hidden.shape[1] * widest))
         begin = self._processes.blocks(self._blocks).start
         return {

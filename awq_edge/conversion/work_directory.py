@@ -25,7 +25,7 @@ import torch
 from awq_edge import model_file
 from awq_edge.architecture import MetadataValue
 from awq_edge.calibration.hidden_states import HiddenStates
-from awq_edge.conversion.report import Events, LayerReport
+from awq_edge.conversion.report import Events, ExpertsReport, LayerReport
 from awq_edge.errors import (
     AwqEdgeError,
     CheckpointError,
@@ -203,6 +203,11 @@ class WorkDirectory:
         """Whether the moments of every unfinished layer are there."""
         return self._manifest.measured
 
+    @property
+    def folder(self) -> Path:
+        """Where others may put what they need for a while."""
+        return self._place.path
+
     @contextlib.contextmanager
     def matrix_file(self, name: str) -> Iterator[Summed]:
         """A file for the bytes of a packed matrix."""
@@ -326,10 +331,10 @@ class WorkDirectory:
         return self._manifest.numbers
 
     def packed_sizes(self) -> dict[str, int]:
-        """Bytes of the packed matrices that begin with "blk.", "token_embd" and "output"."""
+        """Bytes of the packed matrices by how their names begin; * stands for a layer's number."""
         return {
             prefix: sum(path.stat().st_size for path in self._place.path.glob(f"{prefix}*.packed"))
-            for prefix in ("blk.", "token_embd", "output")
+            for prefix in ("blk.", "token_embd", "output", "blk.*.expert.")
         }
 
     def tensors(self, source: FloatModel) -> Iterator[tuple[str, model_file.TensorSource]]:
@@ -491,4 +496,5 @@ def _are_sound(states: States, directory: Path) -> bool:
 
 def _layer_report(entry: dict[str, Any]) -> LayerReport:
     choices = {name: Choice(**choice) for name, choice in entry["choices"].items()}
-    return LayerReport(entry["layer"], entry["error_rtn"], entry["error"], choices)
+    experts = None if entry.get("experts") is None else ExpertsReport(**entry["experts"])
+    return LayerReport(entry["layer"], entry["error_rtn"], entry["error"], choices, experts)

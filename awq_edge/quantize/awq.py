@@ -20,6 +20,7 @@ from __future__ import annotations
 import dataclasses
 import itertools
 import math
+from collections import ChainMap
 from collections.abc import Callable, Iterator, Mapping
 
 import torch
@@ -29,7 +30,7 @@ from awq_edge import torch_decoder
 from awq_edge.quantize import grouped, scales
 from awq_edge.quantize.grouped import Quantiser
 from awq_edge.quantize.methods import Plan
-from awq_edge.quantize.probe import Probe, Weights
+from awq_edge.quantize.probe import Probe, Weights, rows_of
 from awq_edge.quantize.scales import Choice
 from awq_edge.quantize.statistics import InputStatistics, output_error
 from awq_edge.stages import Origin, Stage, fed_by
@@ -49,7 +50,7 @@ _FEED_FORWARD_TOKENS = 2048
 # Limits [n, groups, 2] for a folded weight [n, k] and the mean products of its input.
 Clip = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 # The mean square error of the output for rounded weights, or anything in proportion to it.
-OutputError = Callable[[Weights], float]
+OutputError = Callable[[Mapping[str, torch.Tensor]], float]
 # Choices and scales [k]; identity comes first.
 Candidates = Iterator[tuple[Choice, torch.Tensor]]
 
@@ -89,9 +90,12 @@ def search_scales(
         x, seen = inputs[stage.name], statistics[stage.name]
         heads = scales.heads_that_share(probe.architecture, stage)
         if stage.absorber is None or (heads is not None and heads[1] > 1 and not plan.values):
-            choices[stage.name], found[stage.name] = Choice("none", 0.0), torch.ones_like(x[0, 0])
+            choices[stage.name], found[stage.name] = (
+                Choice("none", 0.0),
+                torch.ones(x.shape[-1]).to(x),
+            )
             continue
-        weight = torch.cat([weights[f"{name}.weight"] for name in stage.matrices])
+        weight = rows_of(stage, weights)
         candidates = _candidates(seen.mean_absolute(), weight, quantiser.group_size, plan.duo)
         if heads is not None:
             candidates = _shared_among_heads(candidates, *heads)
@@ -120,13 +124,33 @@ class _Rounding:
 
     def error(self, scales: torch.Tensor, clipped: bool) -> float:
         """The output's error for scales [k]."""
-        together: Weights = {}
-        for name in self.stage.matrices:
-            weight, limits = self.weights[f"{name}.weight"] * scales, None
-            if self.clip is not None and clipped and name not in NEVER_CLIPPED:
-                limits = self.clip(weight, self.statistics.products_over(scales))
-            together[f"{name}.weight"] = self.quantiser.round_trip(weight, limits) / scales
-        return self.output_error(together)
+        return self.output_error(_Rounded(self, scales, clipped))
+
+    def rounded(self, name: str, scales: torch.Tensor, clipped: bool) -> torch.Tensor:
+        """A matrix under scales [k], rounded."""
+        weight, limits = self.weights[f"{name}.weight"] * scales, None
+        if self.clip is not None and clipped and name not in NEVER_CLIPPED:
+            limits = self.clip(weight, self.statistics.products_over(scales))
+        return self.quantiser.round_trip(weight, limits) / scales
+
+
+class _Rounded(Mapping[str, torch.Tensor]):
+    """A stage's matrices under scales, each rounded when it is asked for: all may be too many."""
+
+    def __init__(self, rounding: _Rounding, scales: torch.Tensor, clipped: bool) -> None:
+        self._rounding, self._scales, self._clipped = rounding, scales, clipped
+        self._names = [f"{name}.weight" for name in rounding.stage.matrices]
+
+    def __getitem__(self, name: str) -> torch.Tensor:
+        if name not in self._names:
+            raise KeyError(name)
+        return self._rounding.rounded(name[: -len(".weight")], self._scales, self._clipped)
+
+    def __iter__(self) -> Iterator[str]:
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        return len(self._names)
 
 
 def _recorded(
@@ -154,9 +178,12 @@ def _branch_error(
         x, target = x.flatten(0, 1), target.flatten(0, 1)
         stride = max(1, len(x) // _FEED_FORWARD_TOKENS)
         x, target = x[::stride], target[::stride]
+    routed = probe.layer(weights).routes(first, x)
 
-    def error(rounded: Weights) -> float:
-        output = probe.layer({**weights, **rounded}).branch(first, x)
+    def error(rounded: Mapping[str, torch.Tensor]) -> float:
+        # The first map is only read.
+        together: Mapping[str, torch.Tensor] = ChainMap(rounded, weights)  # type: ignore[arg-type]
+        output = probe.layer(together).branch(first, x, routed)
         return float((output - target).square().mean())
 
     return error
@@ -164,10 +191,10 @@ def _branch_error(
 
 def _own_error(name: str, weights: Weights, x: torch.Tensor) -> OutputError:
     """Of a matrix's own output, summed over tokens."""
-    weight, x = weights[f"{name}.weight"], x.flatten(0, 1)
+    weight, x = weights[f"{name}.weight"], x.flatten(0, -2)
     products = torch_decoder.multiply(x.T, x.T, None)  # sums of x_i * x_j, [k, k]
 
-    def error(rounded: Weights) -> float:
+    def error(rounded: Mapping[str, torch.Tensor]) -> float:
         return output_error(rounded[f"{name}.weight"] - weight, products)
 
     return error

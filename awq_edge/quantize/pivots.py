@@ -14,7 +14,7 @@ import torch
 
 from awq_edge.quantize import gptq, grouped, scales
 from awq_edge.quantize.grouped import Quantiser
-from awq_edge.quantize.probe import Probe, Weights
+from awq_edge.quantize.probe import Probe, Weights, rows_of
 from awq_edge.quantize.scales import Choice
 from awq_edge.quantize.statistics import Products
 
@@ -45,11 +45,12 @@ def search_and_fold(
     found: dict[str, torch.Tensor] = {}
     for stage in probe.stages:
         x = inputs.pop(stage.name)
-        if stage.absorber is None:
-            choices[stage.name], found[stage.name] = Choice("none", 0.0), torch.ones_like(x[0, 0])
+        if stage.absorber is None or not len(x):  # nothing absorbs scales, or no row tells any
+            choices[stage.name] = Choice("none", 0.0)
+            found[stage.name] = torch.ones(x.shape[-1], device=x.device)
             continue
         choices[stage.name], found[stage.name] = search(
-            torch.cat([weights[f"{name}.weight"] for name in stage.matrices]),
+            rows_of(stage, weights),
             _costs(x, damping),
             quantisers[stage.matrices[0]],
             scales.heads_that_share(probe.architecture, stage),

@@ -15,7 +15,8 @@ import torch
 from awq_edge.architecture import Architecture
 from awq_edge.errors import UnsupportedError
 from awq_edge.quantize.probe import Probe, Weights
-from awq_edge.stages import Origin, Stage
+from awq_edge.stages import Origin, Stage, fed_by
+from awq_edge.torch_router import Routes
 
 # A fold multiplies and divides in float32: what it changes is rounding, a few units in 2^-23.
 _TOLERANCE = 1e-4
@@ -71,6 +72,9 @@ def fold(architecture: Architecture, stage: Stage, weights: Weights, scales: tor
             weights[name] = weights[name] / divided
     for name in stage.matrices:
         weights[f"{name}.weight"] = weights[f"{name}.weight"] * scales
+    for name in stage.routers:
+        rows = weights[f"{name}.weight"].view(-1, len(scales))
+        weights[f"{name}.weight"] = (rows * scales).flatten()
 
 
 def fold_all(probe: Probe, weights: Weights, scales: Mapping[str, torch.Tensor]) -> None:
@@ -86,11 +90,50 @@ def fold_all(probe: Probe, weights: Weights, scales: Mapping[str, torch.Tensor])
         UnsupportedError: A fold changed the layer's function.
     """
     check = dataclasses.replace(probe, hidden=probe.hidden[:1])
+    if any(stage.routers for stage in probe.stages):
+        _fold_by_branch(check, weights, scales)
+        return
     before = check.change(weights)
     for stage in probe.stages:
         if stage.absorber is not None:
             fold(probe.architecture, stage, weights, scales[stage.name])
             check_fold(check, weights, before, stage.name)
+
+
+def _fold_by_branch(probe: Probe, weights: Weights, scales: Mapping[str, torch.Tensor]) -> None:
+    """Folds a layer with experts, checked where rows keep to the experts that they went to.
+
+    A rounding may turn a router's choice, which changes the layer by more than the fold has.
+    """
+    begun: dict[str, tuple[torch.Tensor, Routes | None]] = {}  # streams, by a branch's first stage
+    for step in probe.layer(weights).steps(probe.hidden):
+        if step.stage.origin is Origin.STREAM:
+            begun[step.stage.name] = step.stream, step.routed
+    for stage in probe.stages:
+        if stage.origin is Origin.STREAM:
+            first = stage
+        if stage.absorber is None:
+            continue
+        stream, routed = begun[first.name]
+        ends = fed_by(probe.architecture, probe.number, first) if stage is first else (stage,)
+
+        def given(
+            first: Stage = first,
+            ends: tuple[Stage, ...] = ends,
+            stream: torch.Tensor = stream,
+            routed: Routes | None = routed,
+        ) -> list[torch.Tensor]:
+            layer = probe.layer(weights)
+            x = layer.input(first, stream)
+            logits = [layer.router_logits(x)] if first.routers else []
+            outputs = [layer.output(end, layer.input(end, x, routed), routed) for end in ends]
+            return [*logits, torch.stack(outputs).sum(dim=0)]
+
+        before = given()
+        fold(probe.architecture, stage, weights, scales[stage.name])
+        for was, now in zip(before, given()):
+            largest = float(was.abs().max())
+            _refuse_change(probe.number, stage.name, float((now - was).abs().max()), largest, 0.0)
 
 
 def check_fold(
@@ -106,9 +149,15 @@ def check_fold(
     largest = float(before.abs().max())
     # What a layer adds is the difference of two streams, each rounded as coarsely as it is large.
     rounding = _STREAM_ROUNDINGS * torch.finfo(torch.float32).eps * float(probe.hidden.abs().max())
+    _refuse_change(probe.number, stage, difference, largest, rounding)
+
+
+def _refuse_change(
+    layer: int, stage: str, difference: float, largest: float, rounding: float
+) -> None:
     if not difference <= _TOLERANCE * largest + rounding:
         raise UnsupportedError(
-            f"Layer {probe.number} cannot be scaled: multiplying the inputs of {stage} changed its "
+            f"Layer {layer} cannot be scaled: multiplying the inputs of {stage} changed its "
             f"output by {difference:g} where it reaches {largest:g}; its weights or norms hold "
             "outliers. --method gptq and rtn scale nothing."
         )

@@ -37,6 +37,8 @@ class InputStatistics:
     def update(self, x: torch.Tensor) -> None:
         """Adds tokens, float32 [.., k]."""
         x = x.reshape(-1, self._k)
+        if not len(x):  # of an expert that no token of a batch reached
+            return
         self._tokens += len(x)
         self._absolute += x.abs().sum(dim=0)
         groups = F.pad(x, (0, -self._k % self._group_size))

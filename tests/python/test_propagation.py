@@ -81,7 +81,7 @@ def test_targets_are_half_of_the_least_squares_correction(
     targets: Weights = {}
     hessians: dict[str, gptq.Hessian] = {}
 
-    def round_matrices(stage: Stage, products: torch.Tensor) -> None:
+    def round_matrices(stage: Stage, part: tuple[str, ...], products: torch.Tensor) -> None:
         hessian = gptq.Hessian.of(products)
         found = corrections.targets(stage, hessian)
         targets.update(found)
