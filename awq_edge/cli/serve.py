@@ -13,7 +13,7 @@ import typer
 from awq_edge.cli._groups import Running, Sampling, grouped
 from awq_edge.cli._options import Context, Kv, Quiet, listed, model_path
 from awq_edge.cli._output import Output
-from awq_edge.errors import InvalidArgumentError
+from awq_edge.errors import FileUnreadableError, InvalidArgumentError
 from awq_edge.quantities import parse_size
 
 if TYPE_CHECKING:
@@ -116,7 +116,7 @@ def serve(
     engine = Engine(
         parallel=parallel,
         most_waiting=queue,
-        stored=_stored_contexts(cache_dir, parse_size(cache_size)),
+        stored=_stored_contexts(cache_dir, parse_size(cache_size), output),
     )
     try:
         models = Models(
@@ -149,10 +149,19 @@ def serve(
         raise
 
 
-def _stored_contexts(folder: Optional[Path], most_bytes: int) -> "Optional[StoredContexts]":
+def _stored_contexts(
+    folder: Optional[Path], most_bytes: int, output: Output
+) -> "Optional[StoredContexts]":
+    """Contexts on disk; without a place for them, a server that nobody gave one goes on."""
     from awq_edge.serve.stored_contexts import StoredContexts
     from awq_edge.user_cache import own_folder
 
     if most_bytes == 0:
         return None
-    return StoredContexts(own_folder("contexts") if folder is None else folder, most_bytes)
+    if folder is not None:
+        return StoredContexts(folder, most_bytes)
+    try:
+        return StoredContexts(own_folder("contexts"), most_bytes)
+    except FileUnreadableError as error:
+        output.status(f"Contexts are not kept over restarts. {error}")
+        return None

@@ -10,6 +10,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+from conftest import Command
 from serving import Server
 
 SAY = {"messages": [{"role": "user", "content": "Good morning!"}], "max_tokens": 2}
@@ -231,3 +232,32 @@ def test_a_server_without_requests_sleeps(server: Server) -> None:
         before = now
         time.sleep(0.3)
     assert wakes() == before
+
+
+def test_a_server_without_a_place_for_contexts_goes_on(
+    tmp_path: Path, stories_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("no folder")
+    monkeypatch.setenv("AWQ_EDGE_CACHE", str(tmp_path / "file"))
+    started = Server(stories_path)
+    try:
+        body = {"prompt": "Once upon a time", "max_tokens": 2}
+        assert started.ask("/v1/completions", body)[0] == 200
+        assert "not kept over restarts" in started.log
+    finally:
+        assert started.stop() == 0
+
+
+def test_the_command_refuses_in_one_sentence(command: Command, tmp_path: Path) -> None:
+    empty = tmp_path / "keys"
+    empty.write_text("# none\n")
+    model = Path("tests/data/stories260k.awq.gguf")
+    command("serve", model, "--api-key-file", empty).assert_one_sentence("no key")
+    command("serve", model, "--api-key-file", tmp_path / "x").assert_one_sentence("Cannot read")
+    command("serve", model, "--host", "no.such.host.invalid").assert_one_sentence("--host")
+    command("serve", model, "--memory", "lots").assert_one_sentence("lots")
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        taken.listen()
+        port = taken.getsockname()[1]
+        command("serve", model, "--port", port).assert_one_sentence("--port")
