@@ -17,7 +17,14 @@ from awq_edge.interchange.export import Export
 from awq_edge.outputs.place import Identity, Place, check_name, check_room
 from awq_edge.outputs.workplace import is_ours, remove_rest, resumable_path
 from awq_edge.quantize import coupling
-from awq_edge.stages import coupled_matrices, input_width, is_kept, stages, tensor_shape
+from awq_edge.stages import (
+    coupled_matrices,
+    input_width,
+    is_kept,
+    stages,
+    tensor_names,
+    tensor_shape,
+)
 
 
 def place_of(output: Path, force: bool) -> Place:
@@ -78,6 +85,8 @@ def check_disk(
         + tables * (options.embedding_bits + overhead)
         + (0 if architecture.tied_head else tables * (options.head_bits + overhead))
     ) / 8
+    shapes = (tensor_shape(architecture, name) for name in tensor_names(architecture))
+    packed += 4 * sum(shape[0] for shape in shapes if len(shape) == 1)  # a table of positions
     # A layer's input and output, and what is kept of what its stages read; the same once more for
     # half of the blocks with float states.
     widths = 2 * architecture.hidden_size + max(
