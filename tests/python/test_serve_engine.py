@@ -11,7 +11,7 @@ import pytest
 
 from awq_edge import GenerationConfig, Model
 from awq_edge.errors import AwqEdgeError, ContextFullError
-from awq_edge.serve.engine import Engine
+from awq_edge.serve.engine import BLOCK_ROWS, Engine
 from awq_edge.serve.fair_queue import FairQueue
 from awq_edge.serve.texts import BusyError, Ended, Event, Failed, Piece, StoppingError, Text
 
@@ -141,6 +141,42 @@ def test_those_who_wait_come_when_all_others_end_at_once(stories: Model) -> None
     engine.submit(texts)
     assert len({heard(text).text() for text in texts}) == 1
     engine.stop(5)
+
+
+def test_a_long_prompt_stops_nobody(stories: Model, engine: Engine) -> None:
+    """It is read in parts of at most a block, and beside each the other text gets its token."""
+    told: list[str] = []
+
+    class Telling(Heard):
+        def __init__(self, name: str) -> None:
+            super().__init__()
+            self.name = name
+
+        def __call__(self, event: Event) -> None:
+            if isinstance(event, Piece):
+                told.extend([self.name] * len(event.tokens))
+            super().__call__(event)
+
+    short, long = asked(stories, "Once"), asked(stories, "It was a cold day. " * 50, max_tokens=2)
+    short.listener, long.listener = Telling("short"), Telling("long")
+    engine.submit([short, long])
+    heard(long).end()
+    parts = -(-len(long.prompt) // BLOCK_ROWS)
+    assert parts >= 3
+    assert told[: told.index("long")].count("short") >= parts - 2
+    heard(short).end()
+
+
+def test_parts_of_prompts_are_as_long_as_streams_can_bear(engine: Engine) -> None:
+    engine._row_seconds, engine._write_seconds = 0.002, 0.03
+    assert engine._prompt_rows(writing=0) == BLOCK_ROWS
+    assert engine._prompt_rows(writing=4) == 50  # a tenth of a second
+    engine._write_seconds = 0.1
+    assert engine._prompt_rows(writing=4) == 100  # twice as long as writing
+    engine._row_seconds = 1.0
+    assert engine._prompt_rows(writing=4) == 8
+    engine._row_seconds = 1e-6
+    assert engine._prompt_rows(writing=4) == BLOCK_ROWS - 4
 
 
 def test_clients_take_turns(stories: Model) -> None:
