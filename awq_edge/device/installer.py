@@ -655,12 +655,13 @@ def _install(arguments: list[str]) -> None:
         except BaseException:
             work.undo()
             raise
+        search = os.environ.get("PATH", "").split(":")
+        program = _link_command(prefix, os.environ.get("HOME", ""), search)
+        _sync(prefix)
         if service:
             _serve(Service(prefix, model, service, memory_max))
         work.remove_old()
-    search = os.environ.get("PATH", "").split(":")
-    program = _link_command(prefix, os.environ.get("HOME", ""), search)
-    _sync(prefix)
+        _sync(prefix)
     _say(f"Done. Try: {program} run {prefix}/models/{model} -p 'Once upon a time'")
 
 
