@@ -101,6 +101,10 @@ def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--check", action="store_true", help="write nothing")
     check_only = parser.parse_args().check
+    unlisted = families_page.unlisted()
+    if unlisted:
+        print(f"docs/families.toml has no family for {', '.join(unlisted)}", file=sys.stderr)
+        return 1
     generated = {REFERENCE: command_reference(), FAMILIES: families_page.page()}
     if not check_only:
         REFERENCE.parent.mkdir(exist_ok=True)
