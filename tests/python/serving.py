@@ -8,6 +8,7 @@ import re
 import signal
 import subprocess
 import sys
+import tempfile
 import threading
 import urllib.error
 import urllib.request
@@ -15,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# What was said in a test is not kept in the cache of whoever runs it.
+_CACHE = tempfile.TemporaryDirectory()
 
 
 class Server:
@@ -30,7 +33,7 @@ class Server:
             stderr=subprocess.PIPE,
             stdout=subprocess.DEVNULL,
             cwd=ROOT,
-            env={**os.environ, "TERM": "dumb", "COLUMNS": "200"},
+            env={"AWQ_EDGE_CACHE": _CACHE.name, **os.environ, "TERM": "dumb", "COLUMNS": "200"},
         )
         self.lines: list[str] = []
         assert self.process.stderr is not None
