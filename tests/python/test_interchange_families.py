@@ -57,6 +57,9 @@ FORMS: dict[str, tuple[str, dict[str, Any], str, str | None]] = {
         "transformer.blocks",
         "ffn.act",
     ),
+    "opt": ("opt", dict(ffn_dim=192), "model.decoder.layers", None),
+    "phi3": ("phi3", dict(num_key_value_heads=2), "model.layers", None),
+    "gemma": ("gemma", dict(num_key_value_heads=2, head_dim=32), "model.layers", None),
     "gpt_bigcode": (
         "gpt_bigcode",
         dict(n_embd=128, n_layer=2, n_head=4, n_positions=64),
@@ -136,9 +139,12 @@ def test_the_file_computes_what_the_checkpoint_does(form: str, tmp_path: Path) -
     assert len(report.exact) == sum(name.count(".weight") for name in report.exact) > 0
     tensors = {name: torch.from_numpy(values) for name, values in packed.tensors.items()}
     # Embedding and head are floats in the checkpoint, and rounded in the file.
-    model.get_input_embeddings().weight.data = tensors["token_embd.weight"]
-    head = "token_embd.weight" if a.tied_head else "output.weight"
-    model.get_output_embeddings().weight.data = tensors[head]
+    multiplied = SIZES["hidden_size"] ** 0.5 if form == "gemma" else 1.0
+    embedding = tensors["token_embd.weight"] / multiplied
+    model.get_input_embeddings().weight.data = embedding
+    model.get_output_embeddings().weight.data = (
+        embedding if a.tied_head else tensors["output.weight"]
+    )
     with torch.no_grad():
         theirs = model(TOKENS).logits
     ours = torch_decoder.logits(lambda name: tensors[name], a, TOKENS)
