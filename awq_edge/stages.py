@@ -211,7 +211,7 @@ def fed_by(architecture: Architecture, layer: int, first: Stage) -> tuple[Stage,
 
 
 def read_together(stage: Stage) -> list[tuple[str, ...]]:
-    """A stage's matrices in parts that are in memory at the same time: experts one by one."""
+    """A stage's matrices in parts that are rounded together: experts one by one."""
     if not stage.routers:
         return [stage.matrices]
     return list(zip(stage.matrices[::2], stage.matrices[1::2]))

@@ -112,6 +112,8 @@ def rounded(x: torch.Tensor, group_size: int) -> torch.Tensor:
     The rule of the kernels: scale amax / 127, codes rounded half to even.
     """
     k = x.shape[-1]
+    if not x.numel():  # of an expert that no row reached
+        return x
     groups = F.pad(x, (0, -k % group_size)).reshape(*x.shape[:-1], -1, group_size)
     largest = groups.abs().amax(dim=-1, keepdim=True)
     zero = largest < _SMALLEST_ACTIVATION

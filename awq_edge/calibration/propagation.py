@@ -11,9 +11,9 @@ error is the asymmetric calibration of GPTAQ; the drift of the stream is ours.)
 A norm with weights w that lies between W x and the stream multiplies each token by a factor s of
 its own. Tokens then count by s * s in both sums, as they do in the stream, and r is divided by w s.
 
-A mixture of experts is corrected where it begins, with the sums over all tokens. What an expert's
-second matrix adds is not: its tokens are few, and the float states take up the whole branch at
-once, while all float experts are there.
+A mixture of experts is corrected where it begins, each expert with the sums over the tokens that it
+reads. What its second matrix adds is not: the float states take up the whole branch at once, while
+all float experts are there.
 
 Refuses to round: it gives targets to whoever does. The float stream's blocks lie behind the others
 in the same ``HiddenStates``, so that an interrupted conversion finds them again.

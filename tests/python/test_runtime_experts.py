@@ -1,0 +1,65 @@
+"""Files with experts: the runtime gives the float decoder's logits, however a text is cut."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+torch = pytest.importorskip("torch")
+pytest.importorskip("transformers")
+pytest.importorskip("gguf")
+
+import checkpoints  # noqa: E402  (after the checks that the packages are there)
+import expert_models  # noqa: E402
+
+from awq_edge import _native, torch_decoder  # noqa: E402
+from awq_edge.conversion import Options, convert  # noqa: E402
+from awq_edge.errors import UnsupportedError  # noqa: E402
+from awq_edge.model_file import PackedFile  # noqa: E402
+from awq_edge.stages import matrices  # noqa: E402
+
+TOKENS = [(17 * i * i + 5 * i + 3) % 64 for i in range(28)]
+
+
+def evaluated(path: Path, chunk: int, tokens: list[int] = TOKENS) -> np.ndarray:
+    try:
+        model = _native.NativeModel(path)
+    except UnsupportedError as missing:
+        pytest.skip(f"no runtime library: {missing}")
+    session = _native.NativeSession(model, context_length=0, threads=2, prefill_threads=2)
+    logits = np.empty((len(tokens), 64), dtype=np.float32)
+    for begin in range(0, len(tokens), chunk):
+        part = tokens[begin : begin + chunk]
+        out = np.empty((len(part), 64), dtype=np.float32)
+        session.evaluate(part, out)
+        logits[begin : begin + len(part)] = out
+    return logits
+
+
+@pytest.mark.parametrize("name", expert_models.MODELS)
+def test_the_runtime_gives_the_logits_of_the_float_decoder(name: str, tmp_path: Path) -> None:
+    directory = checkpoints.save(expert_models.random_model(name), tmp_path / "checkpoint")
+    path = tmp_path / "model.awq.gguf"
+    convert(str(directory), path, Options(method="rtn", bits=8, group_size=32))
+    whole = evaluated(path, len(TOKENS))
+    assert np.array_equal(whole, evaluated(path, 1))
+    assert np.array_equal(whole, evaluated(path, 5))
+    file = PackedFile(path)
+    a = file.architecture
+    groups = {f"blk.{i}.{m}.weight": 32 for i in range(a.layers) for m in matrices(a, i)}
+    groups["output.weight"] = 32
+
+    def error(actual: np.ndarray, tokens: torch.Tensor) -> np.ndarray:
+        expected = torch_decoder.logits(
+            lambda tensor: torch.from_numpy(file.floats(tensor)), a, tokens, groups, kv_fp16=True
+        )
+        theirs = expected.flatten(0, 1).numpy()
+        return np.linalg.norm(actual - theirs, axis=1) / np.linalg.norm(theirs, axis=1)
+
+    # Both round activations to 8 bits; where they disagree about a tie, one code differs, and so
+    # does all that attends to it. Texts of one token keep that apart.
+    alone = np.concatenate([evaluated(path, 1, [token]) for token in TOKENS])
+    assert np.quantile(error(alone, torch.tensor(TOKENS)[:, None]), 0.7) < 1e-5
+    assert np.median(error(whole, torch.tensor([TOKENS]))) < 5e-2
