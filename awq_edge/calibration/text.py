@@ -6,7 +6,6 @@ Owns what a calibration sees. Refuses to run a model.
 from __future__ import annotations
 
 import hashlib
-import lzma
 from pathlib import Path
 
 import torch
@@ -14,18 +13,14 @@ import torch
 from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
 from awq_edge.hf_tokenizer import StoredTokenizer
 
-_SHIPPED_TEXT = Path(__file__).with_name("calibration_text.txt.xz")
 
-
-def read_text(path: Path | None) -> str:
-    """A calibration text; None is the one that ships with the package (public-domain novels)."""
+def read_text(path: Path) -> str:
+    """A calibration text of the user's; ``shipped.py`` has those of the package."""
     try:
-        if path is None:
-            return lzma.decompress(_SHIPPED_TEXT.read_bytes()).decode("utf-8")
         return path.read_text(encoding="utf-8")
     except OSError as error:
         raise FileUnreadableError(
-            f"Cannot read the calibration text {path or _SHIPPED_TEXT}: {error.strerror}."
+            f"Cannot read the calibration text {path}: {error.strerror}."
         ) from error
     except UnicodeDecodeError as error:
         raise InvalidArgumentError(f"The calibration text {path} is not UTF-8.") from error
@@ -57,6 +52,22 @@ def token_blocks(
     Raises:
         InvalidArgumentError: The text is shorter than one block.
     """
+    blocks = blocks_of(tokenizer, text, sequence_length)
+    if not len(blocks):
+        raise InvalidArgumentError(
+            f"The calibration text gives {len(tokenizer.encode(text))} tokens and one block needs "
+            f"{sequence_length - len(tokenizer.runtime.before)}: use a longer text (--calibration) "
+            "or shorter blocks (--sequence-length)."
+        )
+    return drawn(blocks, samples, seed)
+
+
+def blocks_of(tokenizer: StoredTokenizer, text: str, sequence_length: int) -> torch.Tensor:
+    """A whole text in blocks, int64 [blocks, tokens]; what is left at its end is dropped.
+
+    Raises:
+        InvalidArgumentError: Nothing fits beside what the model's prompts begin with.
+    """
     ids = torch.tensor(tokenizer.encode(text), dtype=torch.int64)
     before = torch.tensor(tokenizer.runtime.before, dtype=torch.int64)
     payload = sequence_length - len(before)
@@ -64,16 +75,14 @@ def token_blocks(
         raise InvalidArgumentError(
             f"A block of {sequence_length} tokens has no room for text after BOS; use 2 or more."
         )
-    if len(ids) < payload:
-        raise InvalidArgumentError(
-            f"The calibration text gives {len(ids)} tokens and one block needs {payload}: use a "
-            "longer text (--calibration) or shorter blocks (--sequence-length)."
-        )
     blocks = ids[: len(ids) // payload * payload].reshape(-1, payload)
-    generator = torch.Generator().manual_seed(seed)
-    chosen = torch.randperm(len(blocks), generator=generator)[:samples].sort().values
-    blocks = blocks[chosen]
     return torch.cat([before.expand(len(blocks), -1), blocks], dim=1)
+
+
+def drawn(blocks: torch.Tensor, samples: int, seed: int) -> torch.Tensor:
+    """Some of the blocks, in their order."""
+    generator = torch.Generator().manual_seed(seed)
+    return blocks[torch.randperm(len(blocks), generator=generator)[:samples].sort().values]
 
 
 def check_tokens(blocks: torch.Tensor, vocabulary_size: int) -> None:

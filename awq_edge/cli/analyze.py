@@ -64,6 +64,7 @@ def analyze(
     from awq_edge.analysis import calibration_runs, exponents, salient
     from awq_edge.analysis.report import Analysis, write_html
     from awq_edge.analysis.subject import Settings, Subject, divide_text
+    from awq_edge.calibration.shipped import read_kinds
     from awq_edge.calibration.text import read_text
     from awq_edge.float_model import open_float_model
     from awq_edge.hf_tokenizer import tokenizer_of
@@ -77,7 +78,7 @@ def analyze(
     settings = Settings(bits, group_size, samples, sequence_length, context, chunks, seed)
     texts = calibration_runs.named_texts(calibration or [])
     if not texts:
-        texts = {"shipped novels": read_text(None)}
+        texts = {"shipped novels": read_kinds()["prose"]}
     names = list(texts)
     if text is None:
         texts[names[0]], judged = divide_text(texts[names[0]])

@@ -83,9 +83,11 @@ def convert(
     ] = None,
     calibration: Annotated[
         Optional[Path],
-        typer.Option(help="Text to calibrate on; by default some pages of novels."),
+        typer.Option(
+            help="Text to calibrate on; by default texts of eight kinds, from prose to code."
+        ),
     ] = None,
-    samples: Annotated[int, typer.Option(min=1, help="Calibration blocks.")] = 128,
+    samples: Annotated[int, typer.Option(min=1, help="Calibration blocks.")] = 160,
     sequence_length: Annotated[int, typer.Option(min=2, help="Tokens of a block.")] = 512,
     seed: Annotated[int, typer.Option(help="Which blocks are drawn from a long text.")] = 0,
     device: Annotated[str, typer.Option(help="Where calibration runs: cpu or cuda.")] = "cpu",
@@ -248,6 +250,16 @@ def _print_report(out: Output, report: "Report", seconds: float) -> None:
             "cost, 1 unscaled."
         )
     _print_experts(out, report)
+    if report.held_out:
+        out.table(
+            ["text", "calibrated on", "divergence, held out"],
+            [
+                [kind, f"{blocks} blocks", f"{report.held_out[kind]:.4f}"]
+                for kind, blocks in report.texts.items()
+                if kind in report.held_out
+            ],
+        )
+        out.line("Divergence from the float model in nats, on a part of each text put aside.")
     context = min(_CONTEXT, report.architecture.context_length)
     out.table(
         ["device", "RAM", "needed", "tokens/s, at most"],
@@ -359,5 +371,7 @@ def _document(report: "Report", seconds: float, boards: list[dict[str, Any]]) ->
         "decode_bytes": report.decode_bytes,
         "seconds": seconds,
         "layers": [dataclasses.asdict(layer) for layer in report.layers],
+        "texts": report.texts,
+        "held_out": report.held_out,
         "devices": boards,
     }

@@ -23,8 +23,8 @@ class Options:
     head_bits: int = 8
     embedding_bits: int = 8
     size: int | None = None  # bytes of the whole file; then no width above counts
-    calibration: Path | None = None  # None: the text that ships with the package
-    samples: int = 128
+    calibration: Path | None = None  # None: the texts that ship with the package
+    samples: int = 160
     sequence_length: int = 512
     seed: int = 0
     device: str = "cpu"

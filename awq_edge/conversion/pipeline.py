@@ -16,8 +16,8 @@ import torch
 
 from awq_edge import __version__
 from awq_edge.architecture import Architecture, MetadataValue
-from awq_edge.calibration import distributed, text
-from awq_edge.conversion import widths
+from awq_edge.calibration import distributed, shipped, text
+from awq_edge.conversion import held_out, widths
 from awq_edge.conversion.checks import (
     check_disk,
     check_export,
@@ -81,7 +81,8 @@ def convert(
         export.check_model(
             source.architecture, entries, bits, options.group_size, source.checkpoint
         )
-    blocks, digest = _calibration(source, tokenizer, options, events)
+    calibration = _calibration(source, tokenizer, options, events)
+    blocks, digest = calibration.blocks, calibration.digest
     check_disk(output, source.architecture, options, blocks, export)
     plain = _metadata(source, tokenizer, options, digest)
     key = _key(source, options, digest)
@@ -121,6 +122,11 @@ def convert(
                 metadata = {**plain, **widths.metadata(chosen)}
                 work.write_model(metadata, work.tensors(source), check_runs, work.packed_sizes)
             report = _report(output, source.architecture, work)
+            if work.has_model:
+                errors = held_out.divergences(
+                    source, work.model, calibration.held_out, device, events
+                )
+                report = dataclasses.replace(report, texts=calibration.texts, held_out=errors)
             if work.has_model and not work.has_output:
                 place.appear(work.model)
             if export is not None and work.has_export:
@@ -132,27 +138,52 @@ def convert(
     return report
 
 
+@dataclasses.dataclass(frozen=True)
+class _Calibration:
+    """What a conversion is calibrated on.
+
+    Attributes:
+        blocks: Tokens, int64 [b, t]; None for a method without any.
+        digest: Of the texts.
+        texts: What they are called, and how many blocks are of each.
+        held_out: Blocks of each kind to judge by, int64 [1, t].
+    """
+
+    blocks: torch.Tensor | None = None
+    digest: str | None = None
+    texts: dict[str, int] = dataclasses.field(default_factory=dict)
+    held_out: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+
+
 def _calibration(
     source: FloatModel, tokenizer: StoredTokenizer | None, options: Options, events: Events
-) -> tuple[torch.Tensor | None, str | None]:
-    """Calibration tokens [b, t] and the digest of their text; None for a method without any."""
+) -> _Calibration:
     if not methods.METHODS[options.method].calibrated:
-        return None, None
+        return _Calibration()
     if tokenizer is None:
         raise CheckpointError(
             f"{source.checkpoint.directory} holds no tokenizer, neither tokenizer.json nor "
             "tokenizer.model, and calibration needs one; --method rtn does without."
         )
-    words = text.read_text(options.calibration)
     length = min(options.sequence_length, source.architecture.context_length)
-    blocks = text.token_blocks(tokenizer, words, options.samples, length, options.seed)
-    text.check_tokens(blocks, source.architecture.vocabulary_size)
-    if (len(blocks), length) != (options.samples, options.sequence_length):
+    if options.calibration is None:
+        kinds = shipped.read_kinds()
+        drawn = shipped.kinds_blocks(tokenizer, kinds, options.samples, length, options.seed)
+        found = _Calibration(drawn.blocks, shipped.digest(kinds), drawn.counts, drawn.held_out)
+    else:
+        words = text.read_text(options.calibration)
+        blocks = text.token_blocks(tokenizer, words, options.samples, length, options.seed)
+        named = {options.calibration.name: len(blocks)}
+        found = _Calibration(blocks, text.text_digest(words), named)
+    assert found.blocks is not None
+    for blocks in (found.blocks, *found.held_out.values()):
+        text.check_tokens(blocks, source.architecture.vocabulary_size)
+    if (len(found.blocks), length) != (options.samples, options.sequence_length):
         events.message(
-            f"Calibrating on {len(blocks)} blocks of {length} tokens: the text holds no more, or "
-            "the model was trained for no longer ones."
+            f"Calibrating on {len(found.blocks)} blocks of {length} tokens: the text holds no "
+            "more, or the model was trained for no longer ones."
         )
-    return blocks, text.text_digest(words)
+    return found
 
 
 def _key(source: FloatModel, options: Options, digest: str | None) -> str:

@@ -55,6 +55,9 @@ class Report:
     file_bits_per_weight: float  # the whole file over every weight of the model
     decode_bytes: int  # weights read for one token
     layers: list[LayerReport]
+    texts: dict[str, int] = dataclasses.field(default_factory=dict)  # blocks of each
+    # Divergence from the float model, nats, on texts that were not calibrated on, by their kind.
+    held_out: dict[str, float] = dataclasses.field(default_factory=dict)
 
     def cache_bytes(self, positions: int) -> int:
         """Keys and values of a context, in fp16."""
