@@ -70,7 +70,7 @@ class ModelInfo:
 
 @dataclass(frozen=True)
 class TensorInfo:
-    """One tensor of a file. ``bits`` is 2, 3, 4 or 8 for a packed matrix and 32 for float32."""
+    """One tensor of a file. ``bits`` is that of a packed matrix, and 32 for float32."""
 
     name: str
     bits: int

@@ -20,7 +20,8 @@ LAYOUT_R4K32 = 1
 LAYOUT_NAME = "r4k32"
 HEADER_BYTES = 64
 BLOCK_ROWS = 4  # one row per 128-bit lane of a 512-bit register
-BITS = (2, 3, 4, 8)
+BITS = (2, 3, 4, 5, 6, 8)
+BITS_TEXT = "2, 3, 4, 5, 6 or 8"
 GROUP_SIZES = (32, 64, 128)
 MAX_COLUMNS = 1 << 20
 
@@ -48,7 +49,7 @@ class Layout:
     def __post_init__(self) -> None:
         """Checks that the four numbers describe a legal matrix."""
         if self.bits not in BITS:
-            raise InvalidArgumentError(f"A packed matrix has 2, 3, 4 or 8 bits, not {self.bits}.")
+            raise InvalidArgumentError(f"A packed matrix has {BITS_TEXT} bits, not {self.bits}.")
         if self.group_size not in GROUP_SIZES:
             raise InvalidArgumentError(f"A group has 32, 64 or 128 inputs, not {self.group_size}.")
         if self.n < 1 or not 1 <= self.k <= MAX_COLUMNS:
@@ -64,7 +65,7 @@ class Layout:
 
     @property
     def padded_k(self) -> int:
-        """Columns including the padding: a multiple of 32 (4 and 8 bits) or 64 (2 and 3 bits)."""
+        """Columns including the padding: a multiple of 32 (4 and 8 bits) or 64 (the others)."""
         return _round_up(self.k, 32 if self.bits in (4, 8) else 64)
 
     @property
@@ -83,9 +84,14 @@ class Layout:
         return _round_up(self.groups * BLOCK_ROWS * 3, ALIGNMENT)
 
     @property
+    def low_bits(self) -> int:
+        """Bits of a code in the first plane; the rest lies in a second one."""
+        return {3: 2, 5: 4, 6: 4}.get(self.bits, self.bits)
+
+    @property
     def high_plane_offset(self) -> int:
-        """The plane of the third bit; only for 3 bits."""
-        return self.codes_offset + self.padded_k * BLOCK_ROWS * 2 // 8
+        """The plane of what the first one does not hold; for 3, 5 and 6 bits."""
+        return self.codes_offset + self.padded_k * BLOCK_ROWS * self.low_bits // 8
 
     @property
     def block_bytes(self) -> int:
@@ -135,7 +141,7 @@ def pack_blocks(codes: Bytes, scales: Halves, zeros: Bytes, bits: int, group_siz
         codes: uint8 [n, k], below 2**bits.
         scales: float16 [n, groups], finite.
         zeros: uint8 [n, groups], below 2**bits.
-        bits: 2, 3, 4 or 8.
+        bits: One of BITS.
         group_size: 32, 64 or 128 inputs.
     """
     if codes.ndim != 2 or codes.dtype != np.uint8:
@@ -175,13 +181,17 @@ def pack_blocks(codes: Bytes, scales: Halves, zeros: Bytes, bits: int, group_siz
     padded = np.zeros((rows, layout.padded_k), dtype=np.uint8)
     padded[:n, :k] = codes
     padded[:n, k:] = zeros[:, -1:]
-    low_end = (
-        layout.high_plane_offset if bits == 3 else layout.codes_offset + _plane_bytes(layout, bits)
-    )
-    blocks[:, layout.codes_offset : low_end] = _pack_plane(padded, bits).reshape(layout.blocks, -1)
-    if bits == 3:
-        high_end = low_end + _plane_bytes(layout, 1)
-        blocks[:, low_end:high_end] = _pack_high_plane(padded).reshape(layout.blocks, -1)
+    low_bits = layout.low_bits
+    planes = [(low_bits, _pack_plane(padded, low_bits))]
+    if bits - low_bits == 1:
+        planes.append((1, _pack_single_bits(padded >> low_bits)))
+    elif bits - low_bits == 2:
+        planes.append((2, _pack_plane(padded >> low_bits, 2)))
+    begin = layout.codes_offset
+    for width, plane in planes:
+        end = begin + _plane_bytes(layout, width)
+        blocks[:, begin:end] = plane.reshape(layout.blocks, -1)
+        begin = end
 
     return blocks.tobytes()
 
@@ -218,15 +228,18 @@ def unpack(data: bytes | memoryview | Bytes) -> Unpacked:
         np.ascontiguousarray(blocks[:, : layout.zero_points_offset]).view("<f2").astype(np.float16)
     )
     zeros = blocks[:, layout.zero_points_offset : zeros_end]
-    codes: Bytes
-    if bits == 3:
-        high_end = layout.high_plane_offset + _plane_bytes(layout, 1)
-        low = _unpack_plane(blocks[:, layout.codes_offset : layout.high_plane_offset], layout, 2)
-        high = _unpack_high_plane(blocks[:, layout.high_plane_offset : high_end], layout)
-        codes = (low | high << 2).astype(np.uint8, copy=False)
-    else:
-        plane_end = layout.codes_offset + _plane_bytes(layout, bits)
-        codes = _unpack_plane(blocks[:, layout.codes_offset : plane_end], layout, bits)
+    low_bits = layout.low_bits
+    low = blocks[:, layout.codes_offset : layout.high_plane_offset]
+    codes: Bytes = _unpack_plane(low, layout, low_bits)
+    if bits > low_bits:
+        high_end = layout.high_plane_offset + _plane_bytes(layout, bits - low_bits)
+        plane = blocks[:, layout.high_plane_offset : high_end]
+        high = (
+            _unpack_single_bits(plane, layout)
+            if bits - low_bits == 1
+            else _unpack_plane(plane, layout, 2)
+        )
+        codes = (codes | high << low_bits).astype(np.uint8, copy=False)
     return Unpacked(
         codes=np.ascontiguousarray(codes[:n, :k]),
         scales=rows_of_groups(scales),
@@ -245,20 +258,17 @@ def _plane_bytes(layout: Layout, bits: int) -> int:
 
 
 def _pack_plane(codes: Bytes, bits: int) -> Bytes:
-    """Codes [rows, K] -> bytes [blocks, K / w, 4, bytes of a row].
+    """The low 2, 4 or 8 bits of codes [rows, K] -> bytes [blocks, K / w, 4, bytes of a row].
 
     A byte holds inputs 16 apart, the lowest input lowest.
-
-    3 bits: the plane of the two low bits.
     """
     if bits == 8:
         return codes.reshape(-1, BLOCK_ROWS, codes.shape[1] // 32, 32).swapaxes(1, 2)
-    width = 4 if bits == 4 else 2
-    fields = 8 // width
+    fields = 8 // bits
     shaped = codes.reshape(-1, BLOCK_ROWS, codes.shape[1] // (16 * fields), fields, 16)
     packed = np.zeros((*shaped.shape[:3], 16), dtype=np.uint8)
     for field in range(fields):
-        packed |= (shaped[:, :, :, field] & ((1 << width) - 1)) << (width * field)
+        packed |= (shaped[:, :, :, field] & ((1 << bits) - 1)) << (bits * field)
     return packed.swapaxes(1, 2)
 
 
@@ -275,12 +285,12 @@ def _unpack_plane(plane: Bytes, layout: Layout, bits: int) -> Bytes:
     return codes.reshape(-1, layout.padded_k)
 
 
-def _pack_high_plane(codes: Bytes) -> Bytes:
-    """Third bits of [rows, K] -> [blocks, K / 64, 4, 8].
+def _pack_single_bits(bits: Bytes) -> Bytes:
+    """Bits [rows, K] -> [blocks, K / 64, 4, 8].
 
     Bit f is input 16 f + j, bit 4 + f is input 16 f + 8 + j.
     """
-    shaped = (codes >> 2).reshape(-1, BLOCK_ROWS, codes.shape[1] // 64, 4, 2, 8)
+    shaped = bits.reshape(-1, BLOCK_ROWS, bits.shape[1] // 64, 4, 2, 8)
     packed = np.zeros((*shaped.shape[:3], 8), dtype=np.uint8)
     for field in range(4):
         for half in range(2):
@@ -288,8 +298,8 @@ def _pack_high_plane(codes: Bytes) -> Bytes:
     return packed.swapaxes(1, 2)
 
 
-def _unpack_high_plane(plane: Bytes, layout: Layout) -> Bytes:
-    """The inverse of :func:`_pack_high_plane`, [rows, K] of 0 and 1."""
+def _unpack_single_bits(plane: Bytes, layout: Layout) -> Bytes:
+    """The inverse of :func:`_pack_single_bits`, [rows, K] of 0 and 1."""
     packed = plane.reshape(layout.blocks, -1, BLOCK_ROWS, 8).swapaxes(1, 2)
     bits = np.stack([packed >> bit & 1 for bit in (0, 4, 1, 5, 2, 6, 3, 7)], axis=3)
     return bits.reshape(-1, layout.padded_k)

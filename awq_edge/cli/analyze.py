@@ -21,7 +21,7 @@ def analyze(
         Path,
         typer.Option("--output", "-o", metavar="FILE", parser=file_path, help="The page to write."),
     ] = Path("analysis.html"),
-    bits: Annotated[int, typer.Option(help="Bits of the rounded weights: 2, 3, 4 or 8.")] = 3,
+    bits: Annotated[int, typer.Option(help="Bits of the rounded weights: 2 to 6, or 8.")] = 3,
     group_size: Annotated[int, typer.Option(help="Inputs that share a scale.")] = 128,
     text: Annotated[
         Optional[Path],

@@ -61,7 +61,7 @@ def convert(
     bits: Annotated[
         float,
         typer.Option(
-            help="Bits of the decoder's weights: 2, 3, 4 or 8, or a mean between them such as 3.5 "
+            help="Bits of the decoder's weights: 2 to 6, 8, or a mean between them such as 3.5 "
             "that widths are mixed to."
         ),
     ] = 4,

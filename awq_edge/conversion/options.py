@@ -36,12 +36,13 @@ class Options:
         for name in ("head_bits", "embedding_bits"):
             if getattr(self, name) not in layouts.BITS:
                 raise InvalidArgumentError(
-                    f"{name.replace('_', ' ')} is {getattr(self, name)}; it must be 2, 3, 4 or 8."
+                    f"{name.replace('_', ' ')} is {getattr(self, name)}; it must be "
+                    f"{layouts.BITS_TEXT}."
                 )
         if not 2 <= self.bits <= 8:
             raise InvalidArgumentError(
-                f"bits is {self.bits:g}; it must be 2, 3, 4 or 8, or a number between that widths "
-                "are mixed to."
+                f"bits is {self.bits:g}; it must be {layouts.BITS_TEXT}, or a number between that "
+                "widths are mixed to."
             )
         self._check_parts()
         if self.mixed and not method.mixes:

@@ -28,10 +28,10 @@ from awq_edge.interchange.quantization_keys import (
     WEIGHTS_READ,
     refuse_unknown,
 )
-from awq_edge.layouts import BITS
 
 Bytes = npt.NDArray[np.uint8]
 
+_BITS = (2, 3, 4, 8)
 _BLOCK_ROWS = 512  # a row is unpacked into single bits, one byte each
 
 
@@ -102,7 +102,7 @@ def _read_group(style: Any, name: str, group: Any) -> Scheme:
             )
     bits, size = weights.get("num_bits"), weights.get("group_size")
     strategy = weights.get("strategy") or ("channel" if size in (None, -1) else "group")
-    if weights.get("type", "int") != "int" or bits not in BITS:
+    if weights.get("type", "int") != "int" or bits not in _BITS:
         raise UnsupportedError(
             f"{where} has {bits!r}-bit {weights.get('type', 'int')} weights; integers of 2, 3, 4 "
             "or 8 bits are supported."

@@ -87,7 +87,7 @@ def best(
     Args:
         weight: float32 [n, k].
         costs: What a square error of each input costs, [k].
-        bits: 2, 3, 4 or 8.
+        bits: 2, 3, 4, 5, 6 or 8.
         group_size: Inputs per group.
         shares: Parts of the widest grid's scale to try.
         shifts: Offsets from the zero-point that suits the share.

@@ -1,4 +1,4 @@
-"""The group quantiser for 2, 3, 4 and 8 bits: the only one, for the search and for what is shipped.
+"""The group quantiser: the only one, for the search and for what is shipped.
 
 Owns how a float becomes a code: w = scale * (code - zero-point), unsigned codes, one fp16 scale and
 one integer zero-point per row and group of inputs. Packs nothing: ``awq_edge.layouts`` does.
@@ -99,7 +99,7 @@ def quantise(
 
     Args:
         weight: float32 [n, k].
-        bits: 2, 3, 4 or 8.
+        bits: 2, 3, 4, 5, 6 or 8.
         group_size: Inputs per group; the last group of a row may be short.
         limits: float32 [n, groups, 2] or None: the lowest and the highest value of each group,
             between which weights are clamped first.

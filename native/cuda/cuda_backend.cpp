@@ -166,6 +166,14 @@ CudaBackend::CudaBackend(const Model& model)
     if (const char* const lacks = what_is_missing(model)) {
         fail(AWQE_UNSUPPORTED, "the GPU has no %s so far; use the CPU for this model", lacks);
     }
+    for (const Tensor& tensor : model.file().tensors()) {
+        if (tensor.packed && (tensor.matrix.bits == 5 || tensor.matrix.bits == 6)) {
+            fail(AWQE_UNSUPPORTED,
+                 "the GPU multiplies matrices of 2, 3, 4 and 8 bits so far, and the model has one "
+                 "of %u; use the CPU for it",
+                 tensor.matrix.bits);
+        }
+    }
     const Device::Use use(*device_);
     weights_ = std::make_unique<Weights>(device_, model);
 }

@@ -275,8 +275,9 @@ PackedMatrix read_packed_matrix(const Tensor& tensor, const uint8_t* bytes) {
         fail(AWQE_FILE_INVALID, "matrix %.64s has %" PRIu64 " columns, allowed are 1 to %u", name,
              columns, kMaxColumns);
     }
-    if (bits != 2 && bits != 3 && bits != 4 && bits != 8) {
-        fail(AWQE_FILE_INVALID, "matrix %.64s has %u bits, allowed are 2, 3, 4 and 8", name, bits);
+    if (bits < 2 || bits == 7 || bits > 8) {
+        fail(AWQE_FILE_INVALID, "matrix %.64s has %u bits, allowed are 2, 3, 4, 5, 6 and 8", name,
+             bits);
     }
     if (group_size != 32 && group_size != 64 && group_size != 128) {
         fail(AWQE_FILE_INVALID, "matrix %.64s has group size %u, allowed are 32, 64 and 128", name,

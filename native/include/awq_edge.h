@@ -130,7 +130,7 @@ awqe_status awqe_model_metadata_at(const awqe_model* model, size_t index, awqe_m
 
 typedef struct awqe_tensor {
     uint32_t struct_size;
-    uint32_t bits;        ///< 2, 3, 4 or 8 for a packed matrix; 32 for float32.
+    uint32_t bits;        ///< 2, 3, 4, 5, 6 or 8 for a packed matrix; 32 for float32.
     uint32_t group_size;  ///< Inputs per scale of a packed matrix; 0 for float32.
     uint64_t rows;        ///< Outputs of a packed matrix; 1 for float32.
     uint64_t columns;     ///< Inputs of a packed matrix; elements of a float32 tensor.

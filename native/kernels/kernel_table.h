@@ -25,11 +25,24 @@ namespace awqe {
 // One function per bit width, in the order of the widths.
 template <class Function>
 struct ByBits {
-    Function u2, u3, u4, u8;
+    Function u2, u3, u4, u5, u6, u8;
 
-    // bits: 2, 3, 4 or 8, which is what the reader lets through (FORMAT.md, section 4, rule 10).
+    // bits: what the reader lets through (FORMAT.md, section 4, rule 10).
     Function operator[](uint32_t bits) const {
-        return bits == 2 ? u2 : bits == 3 ? u3 : bits == 4 ? u4 : u8;
+        switch (bits) {
+            case 2:
+                return u2;
+            case 3:
+                return u3;
+            case 4:
+                return u4;
+            case 5:
+                return u5;
+            case 6:
+                return u6;
+            default:
+                return u8;
+        }
     }
 };
 

@@ -201,7 +201,7 @@ Hashes gemm(const KernelTable& table) {
 
 Hashes embedding(const KernelTable& table) {
     Hashes hashes;
-    for (const uint32_t bits : {2u, 3u, 4u, 8u}) {
+    for (const uint32_t bits : {2u, 3u, 4u, 5u, 6u, 8u}) {
         for_every_matrix(bits, [&](const PackedMatrix& w, size_t, bool, Random& random) {
             Buffer<float> out(w.columns);
             table.embedding(&w, random.below(static_cast<uint32_t>(w.rows)), out.data());
@@ -472,12 +472,16 @@ constexpr Operation kOperations[] = {
     {"matrix-vector, 2 bits", gemv<2>, 0x29bb176b907ab505u},
     {"matrix-vector, 3 bits", gemv<3>, 0x178e096cf528bbbau},
     {"matrix-vector, 4 bits", gemv<4>, 0x610e523bf742f067u},
+    {"matrix-vector, 5 bits", gemv<5>, 0xa6851b40ce03a765u},
+    {"matrix-vector, 6 bits", gemv<6>, 0x2dd72fc5ff33fad9u},
     {"matrix-vector, 8 bits", gemv<8>, 0x62846766435ed104u},
     {"matrix-matrix, 2 bits", gemm<2>, 0x6cd16b9aad5b2136u},
     {"matrix-matrix, 3 bits", gemm<3>, 0xf968bc1c50242071u},
     {"matrix-matrix, 4 bits", gemm<4>, 0xd35265433709e223u},
+    {"matrix-matrix, 5 bits", gemm<5>, 0xe8503599e4dab814u},
+    {"matrix-matrix, 6 bits", gemm<6>, 0x9482bb3012debc17u},
     {"matrix-matrix, 8 bits", gemm<8>, 0xc533aef95f3b7cd4u},
-    {"embedding", embedding, 0x23f1d69f556e770au},
+    {"embedding", embedding, 0xc5e4cd232d1063a8u},
     {"activation codes", quantize_act, 0x938ed0b109109811u},
     {"RMS norm", rms_norm, 0xc7be6589fad5d252u},
     {"rotary position", rope, 0x1b7359f42d1e5c37u},

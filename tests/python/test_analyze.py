@@ -299,7 +299,7 @@ def test_the_page_holds_everything_and_fetches_nothing(
     ("more", "words"),
     [
         (("--sizes", "two"), "--sizes"),
-        (("--bits", 5), "2, 3, 4 or 8"),
+        (("--bits", 7), "2, 3, 4, 5, 6 or 8"),
         (("--methods", "awq,magic"), "'magic' is none of"),
         (("--context", 4096, "--text", "{short}"), "one chunk"),
         (("--text", "{none}"), "none.txt"),

@@ -31,8 +31,8 @@ def items(seed: int, count: int = 5) -> list[Item]:
         made.append(
             Item(
                 f"m{number}",
-                {bits: weights * bits for bits in (2, 3, 4, 8)},
-                {bits: harm * 4.5**-bits for bits in (2, 3, 4, 8)},
+                {bits: weights * bits for bits in layouts.BITS},
+                {bits: harm * 4.5**-bits for bits in layouts.BITS},
             )
         )
     return made
@@ -56,7 +56,7 @@ def test_solution_fits_and_is_close_to_the_best_of_all(seed: int) -> None:
         assert size(chosen, of) <= budget
         best = min(
             harm(widths, of)
-            for combination in itertools.product((2, 3, 4, 8), repeat=len(of))
+            for combination in itertools.product(layouts.BITS, repeat=len(of))
             for widths in [dict(zip((item.name for item in of), combination))]
             if size(widths, of) <= budget
         )
@@ -139,8 +139,8 @@ def test_size_that_cannot_be_met_names_the_smallest(tmp_path: Path, checkpoint: 
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"bits": 1.5}, "2, 3, 4 or 8, or a number between"),
-        ({"bits": 9}, "2, 3, 4 or 8, or a number between"),
+        ({"bits": 1.5}, "2, 3, 4, 5, 6 or 8, or a number between"),
+        ({"bits": 9}, "2, 3, 4, 5, 6 or 8, or a number between"),
         ({"bits": 3.5, "method": "rtn"}, "one width for all"),
         ({"size": 10**9, "method": "awq"}, "one width for all"),
     ],

@@ -71,7 +71,7 @@ def test_existing_output_needs_force(command: Command, tmp_path: Path) -> None:
     ("arguments", "words"),
     [
         (("/no/such/model",), "There is no directory /no/such/model"),
-        ((EXAMPLE, "--bits", 9), "2, 3, 4 or 8"),
+        ((EXAMPLE, "--bits", 9), "2, 3, 4, 5, 6 or 8"),
         ((EXAMPLE, "--group-size", 100), "32, 64 or 128"),
         ((EXAMPLE, "--method", "magic"), "magic"),
         ((EXAMPLE, "--calibration", "/no/such/text"), "/no/such/text"),

@@ -484,8 +484,8 @@ def test_text_shorter_than_a_block_is_refused(
     ("options", "words"),
     [
         (dict(method="gguf"), "is none of .*awq"),
-        (dict(bits=9), "2, 3, 4 or 8"),
-        (dict(head_bits=16), "2, 3, 4 or 8"),
+        (dict(bits=9), "2, 3, 4, 5, 6 or 8"),
+        (dict(head_bits=16), "2, 3, 4, 5, 6 or 8"),
         (dict(group_size=16), "32, 64 or 128"),
         (dict(samples=0), "at least 1 sample"),
     ],

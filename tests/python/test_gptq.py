@@ -55,7 +55,7 @@ def textbook(target: torch.Tensor, matrix: torch.Tensor, grid: grids.Grid) -> to
     return codes.float()
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize(("n", "k"), [(7, 96), (5, 150), (3, 31)])
 def test_codes_are_those_of_the_textbook(bits: int, n: int, k: int) -> None:
     hessian = gptq.Hessian.of(products(inputs(k)))

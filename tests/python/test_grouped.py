@@ -11,7 +11,7 @@ from awq_edge import layouts  # noqa: E402  (after the check that torch is there
 from awq_edge.errors import UnsupportedError  # noqa: E402
 from awq_edge.quantize import grouped  # noqa: E402
 
-BITS = (2, 3, 4, 8)
+BITS = layouts.BITS
 
 
 def largest_step(quantised: grouped.Quantised) -> float:

@@ -40,17 +40,21 @@ def read_code(block: bytes, layout: layouts.Layout, row: int, column: int) -> in
     codes = block[layout.codes_offset :]
     if layout.bits == 8:
         return codes[column // 32 * 128 + row * 32 + column % 32]
-    if layout.bits == 4:
+    if layout.bits in (4, 5, 6):
         byte = codes[column // 32 * 64 + row * 16 + column % 16]
-        return byte >> 4 if column % 32 >= 16 else byte & 15
-    byte = codes[column // 64 * 64 + row * 16 + column % 16]
-    low = byte >> 2 * (column % 64 // 16) & 3
-    if layout.bits == 2:
-        return low
-    high = codes[layout.padded_k * 4 * 2 // 8 :]
-    byte = high[column // 64 * 32 + row * 8 + column % 8]
-    bit = column % 64 // 16 + (4 if column % 16 >= 8 else 0)
-    return low | (byte >> bit & 1) << 2
+        low, width = byte >> 4 if column % 32 >= 16 else byte & 15, 4
+    else:
+        byte = codes[column // 64 * 64 + row * 16 + column % 16]
+        low, width = byte >> 2 * (column % 64 // 16) & 3, 2
+    high = codes[layout.padded_k * 4 * width // 8 :]
+    if layout.bits in (3, 5):
+        byte = high[column // 64 * 32 + row * 8 + column % 8]
+        bit = column % 64 // 16 + (4 if column % 16 >= 8 else 0)
+        return low | (byte >> bit & 1) << width
+    if layout.bits == 6:
+        byte = high[column // 64 * 64 + row * 16 + column % 16]
+        return low | (byte >> 2 * (column % 64 // 16) & 3) << 4
+    return low
 
 
 @pytest.mark.parametrize("bits", layouts.BITS)
@@ -107,8 +111,8 @@ def test_what_does_not_fit_is_refused() -> None:
         layouts.pack(codes, np.full_like(scales, np.inf), zeros, 4, GOLDEN_GROUP)
     with pytest.raises(InvalidArgumentError, match=r"float16 \[6, 7\]"):
         layouts.pack(codes, scales, zeros, 4, 32)
-    with pytest.raises(InvalidArgumentError, match="not 5"):
-        layouts.Layout(4, 4, 5, 32)
+    with pytest.raises(InvalidArgumentError, match="not 7"):
+        layouts.Layout(4, 4, 7, 32)
     with pytest.raises(InvalidArgumentError, match="not 48"):
         layouts.Layout(4, 4, 4, 48)
 
@@ -136,5 +140,7 @@ GOLDEN_DIGESTS = {
     2: "1460bf8629cd43d4",
     3: "d03395fc150f6094",
     4: "6a6f34f465a6de42",
+    5: "2387f7f4a7664516",
+    6: "ad07d9b5c6409e9f",
     8: "8658740206a44343",
 }

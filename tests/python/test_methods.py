@@ -46,7 +46,7 @@ def logit_error(checkpoint: Path, output: Path) -> float:
     return float((ours - exact).norm() / exact.norm())
 
 
-@pytest.mark.parametrize("bits", [2, 3, 4, 8])
+@pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize("method", CALIBRATED)
 def test_every_method_works_at_every_width(
     tmp_path: Path, checkpoint: Path, method: str, bits: int

@@ -18,7 +18,7 @@ namespace {
 // - kRun: inputs of a run.
 // - kFields: registers that 2 rows of a run expand to; register f holds inputs 16 f ... 16 f + 15.
 // - kLowBytes: bytes of a run in the first plane.
-// - kHighBytes: in the second plane, which only 3 bits have.
+// - kHighBytes: in the second plane, which 3, 5 and 6 bits have.
 // - High: a run's bits of the second plane, for all four rows.
 // - expand: rows 2 * pair and 2 * pair + 1 of the run at low.
 template <int kBits>
@@ -195,6 +195,90 @@ struct Codes<3> {
         fields[1] = _mm256_and_si256(codes13, mask);
         fields[2] = bits_of<4, 3>(codes02);
         fields[3] = bits_of<4, 3>(codes13);
+    }
+};
+
+// The low planes of 5 and 6 bits: 64 inputs are two runs of 4 bits.
+inline void expand_nibbles(const uint8_t* low, size_t pair, __m256i (&fields)[4]) {
+    const __m256i first = _mm256_load_si256((const __m256i*)(low + 32 * pair));
+    const __m256i second = _mm256_load_si256((const __m256i*)(low + 64 + 32 * pair));
+    fields[0] = _mm256_and_si256(first, _mm256_set1_epi8(15));
+    fields[1] = bits_of<4, 4>(first);
+    fields[2] = _mm256_and_si256(second, _mm256_set1_epi8(15));
+    fields[3] = bits_of<4, 4>(second);
+}
+
+template <>
+struct Codes<5> {
+    static constexpr size_t kRun = 64;
+    static constexpr int kFields = 4;
+    static constexpr size_t kLowBytes = 128;
+    static constexpr size_t kHighBytes = 32;
+
+#if defined(__GFNI__)
+    struct High : Codes<3>::High {
+        using Codes<3>::High::High;
+
+        // The bit of a field at bit 4.
+        template <int kField>
+        inline __m256i field(size_t pair) const {
+            return move_bits(bytes[pair], bit_matrix({-1, -1, -1, -1, kField, -1, -1, -1}),
+                             bit_matrix({-1, -1, -1, -1, 4 + kField, -1, -1, -1}));
+        }
+    };
+#else
+    struct High : Codes<3>::High {
+        using Codes<3>::High::High;
+
+        // The bit of a field at bit 4.
+        template <int kField>
+        inline __m256i field(size_t pair) const {
+            constexpr auto bit = [](int nibble) { return (char)((nibble >> kField & 1) << 4); };
+            const __m128i table =
+                _mm_setr_epi8(bit(0), bit(1), bit(2), bit(3), bit(4), bit(5), bit(6), bit(7),
+                              bit(8), bit(9), bit(10), bit(11), bit(12), bit(13), bit(14), bit(15));
+            return _mm256_shuffle_epi8(_mm256_broadcastsi128_si256(table), nibbles[pair]);
+        }
+    };
+#endif
+
+    static inline void expand(const uint8_t* low, const High& high, size_t pair,
+                              __m256i (&fields)[kFields]) {
+        expand_nibbles(low, pair, fields);
+        fields[0] = _mm256_or_si256(fields[0], high.template field<0>(pair));
+        fields[1] = _mm256_or_si256(fields[1], high.template field<1>(pair));
+        fields[2] = _mm256_or_si256(fields[2], high.template field<2>(pair));
+        fields[3] = _mm256_or_si256(fields[3], high.template field<3>(pair));
+    }
+};
+
+template <>
+struct Codes<6> {
+    static constexpr size_t kRun = 64;
+    static constexpr int kFields = 4;
+    static constexpr size_t kLowBytes = 128;
+    static constexpr size_t kHighBytes = 64;
+
+    struct High {
+        __m256i rows[2];  // two rows' sixteen bytes each, laid out as 2-bit codes
+
+        explicit inline High(const uint8_t* high)
+            : rows{_mm256_load_si256((const __m256i*)high),
+                   _mm256_load_si256((const __m256i*)(high + 32))} {}
+    };
+
+    static inline void expand(const uint8_t* low, const High& high, size_t pair,
+                              __m256i (&fields)[kFields]) {
+        expand_nibbles(low, pair, fields);
+        const __m256i h = high.rows[pair];
+        const __m256i mask = _mm256_set1_epi8(0x30);
+        const auto join = [mask](__m256i codes, __m256i bits) {
+            return _mm256_or_si256(codes, _mm256_and_si256(bits, mask));
+        };
+        fields[0] = join(fields[0], _mm256_slli_epi16(h, 4));
+        fields[1] = join(fields[1], _mm256_slli_epi16(h, 2));
+        fields[2] = join(fields[2], h);
+        fields[3] = join(fields[3], _mm256_srli_epi16(h, 2));
     }
 };
 

@@ -15,7 +15,7 @@ namespace {
 // - kRun: inputs of a run.
 // - kFields: registers that a row of a run expands to; register f holds inputs 16 f ... 16 f + 15.
 // - kLowBytes: bytes of a run in the first plane, for 4 rows.
-// - kHighBytes: in the second plane, which only 3 bits have.
+// - kHighBytes: in the second plane, which 3, 5 and 6 bits have.
 // - kZeroBias: the bytes are code - kZeroBias, so the zero-point has to be lowered by it too; the
 //   difference is unchanged.
 // - expand: rows 2 * pair and 2 * pair + 1 of the run at low (and high).
@@ -81,6 +81,25 @@ struct Codes<2> {
     }
 };
 
+// A second plane of one bit: for each of two rows, a register in whose bytes bit f is *unset* where
+// the code of field f has its high bit.
+[[gnu::always_inline]] inline void absent_high_bits(const uint8_t* high, int pair,
+                                                    uint8x16_t (&rows)[2]) {
+    const uint8x16_t absent = vmvnq_u8(vld1q_u8(high + 16 * pair));  // 8 bytes of each row
+    const uint8x16_t shifted = vshrq_n_u8(absent, 4);
+    const uint64x2_t a = vreinterpretq_u64_u8(absent);
+    const uint64x2_t s = vreinterpretq_u64_u8(shifted);
+    rows[0] = vreinterpretq_u8_u64(vzip1q_u64(a, s));
+    rows[1] = vreinterpretq_u8_u64(vzip2q_u64(a, s));
+}
+
+// Clang turns a test of a known bit 0 into two instructions.
+[[gnu::always_inline]] inline uint8x16_t bit_0() {
+    uint8x16_t one = vdupq_n_u8(1);
+    asm("" : "+w"(one));
+    return one;
+}
+
 template <>
 struct Codes<3> {
     static constexpr size_t kRun = 64;
@@ -95,14 +114,9 @@ struct Codes<3> {
     // register.
     [[gnu::always_inline]] static inline void expand(const uint8_t* low, const uint8_t* high,
                                                      int pair, int8x16_t (&rows)[2][kFields]) {
-        const uint8x16_t absent = vmvnq_u8(vld1q_u8(high + 16 * pair));  // 8 bytes of each row
-        const uint8x16_t shifted = vshrq_n_u8(absent, 4);
-        const uint64x2_t a = vreinterpretq_u64_u8(absent);
-        const uint64x2_t s = vreinterpretq_u64_u8(shifted);
-        const uint8x16_t sign[2] = {vreinterpretq_u8_u64(vzip1q_u64(a, s)),
-                                    vreinterpretq_u8_u64(vzip2q_u64(a, s))};
-        uint8x16_t one = vdupq_n_u8(1);
-        asm("" : "+w"(one));  // Clang turns a test of a known bit 0 into two instructions
+        uint8x16_t sign[2];
+        absent_high_bits(high, pair, sign);
+        const uint8x16_t one = bit_0();
         for (int r = 0; r < 2; ++r) {
             const uint8x16_t v = vld1q_u8(low + 32 * pair + 16 * r);
             rows[r][0] = join(v, vtstq_u8(sign[r], one));
@@ -116,6 +130,65 @@ struct Codes<3> {
     [[gnu::always_inline]] static inline int8x16_t join(uint8x16_t low_bits,
                                                         uint8x16_t ones_above) {
         return vreinterpretq_s8_u8(vsliq_n_u8(low_bits, ones_above, 2));
+    }
+};
+
+template <>
+struct Codes<5> {
+    static constexpr size_t kRun = 64;
+    static constexpr int kFields = 4;
+    static constexpr size_t kLowBytes = 128;
+    static constexpr size_t kHighBytes = 32;
+    static constexpr int kZeroBias = 16;  // the same way to code - 16 as from 3 bits to code - 4
+
+    [[gnu::always_inline]] static inline void expand(const uint8_t* low, const uint8_t* high,
+                                                     int pair, int8x16_t (&rows)[2][kFields]) {
+        uint8x16_t sign[2];
+        absent_high_bits(high, pair, sign);
+        const uint8x16_t one = bit_0();
+        for (int r = 0; r < 2; ++r) {
+            const uint8x16_t v = vld1q_u8(low + 32 * pair + 16 * r);
+            const uint8x16_t w = vld1q_u8(low + 64 + 32 * pair + 16 * r);
+            rows[r][0] = join(v, vtstq_u8(sign[r], one));
+            rows[r][1] = join(vshrq_n_u8(v, 4), vtstq_u8(sign[r], vdupq_n_u8(2)));
+            rows[r][2] = join(w, vtstq_u8(sign[r], vdupq_n_u8(4)));
+            rows[r][3] = join(vshrq_n_u8(w, 4), vtstq_u8(sign[r], vdupq_n_u8(8)));
+        }
+    }
+
+  private:
+    [[gnu::always_inline]] static inline int8x16_t join(uint8x16_t low_bits,
+                                                        uint8x16_t ones_above) {
+        return vreinterpretq_s8_u8(vsliq_n_u8(low_bits, ones_above, 4));
+    }
+};
+
+template <>
+struct Codes<6> {
+    static constexpr size_t kRun = 64;
+    static constexpr int kFields = 4;
+    static constexpr size_t kLowBytes = 128;
+    static constexpr size_t kHighBytes = 64;
+    static constexpr int kZeroBias = 0;
+
+    [[gnu::always_inline]] static inline void expand(const uint8_t* low, const uint8_t* high,
+                                                     int pair, int8x16_t (&rows)[2][kFields]) {
+        const uint8x16_t nibble = vdupq_n_u8(15);
+        for (int r = 0; r < 2; ++r) {
+            const uint8x16_t v = vld1q_u8(low + 32 * pair + 16 * r);
+            const uint8x16_t w = vld1q_u8(low + 64 + 32 * pair + 16 * r);
+            const uint8x16_t h = vld1q_u8(high + 32 * pair + 16 * r);
+            rows[r][0] = join(vandq_u8(v, nibble), vshlq_n_u8(h, 4));
+            rows[r][1] = join(vshrq_n_u8(v, 4), vshlq_n_u8(h, 2));
+            rows[r][2] = join(vandq_u8(w, nibble), h);
+            rows[r][3] = join(vshrq_n_u8(w, 4), vshrq_n_u8(h, 2));
+        }
+    }
+
+  private:
+    // Bits 4 and 5 of the one above the others: an insertion by a mask.
+    [[gnu::always_inline]] static inline int8x16_t join(uint8x16_t low_bits, uint8x16_t high_bits) {
+        return vreinterpretq_s8_u8(vbslq_u8(vdupq_n_u8(0x30), high_bits, low_bits));
     }
 };
 

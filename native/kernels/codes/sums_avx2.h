@@ -42,9 +42,30 @@ struct Int32Sum {
     inline __m256i wide() const { return lanes; }
 };
 
+// 5 and 6 bits: sums of two products fit 16 bits, and little more does.
+struct WidenedSum {
+    static constexpr size_t kSteps = 32;
+    __m256i lanes;
+
+    inline void clear() { lanes = _mm256_setzero_si256(); }
+    inline void add(__m256i codes, __m256i x) {
+        const __m256i twos = _mm256_maddubs_epi16(codes, x);
+        lanes = _mm256_add_epi32(lanes, _mm256_madd_epi16(twos, _mm256_set1_epi16(1)));
+    }
+    inline __m256i wide() const { return lanes; }
+};
+
 template <int kBits>
 struct SumFor {
     using Type = Int16Sum<kBits>;
+};
+template <>
+struct SumFor<5> {
+    using Type = WidenedSum;
+};
+template <>
+struct SumFor<6> {
+    using Type = WidenedSum;
 };
 template <>
 struct SumFor<8> {

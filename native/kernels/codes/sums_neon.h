@@ -15,8 +15,9 @@ constexpr size_t kA72PrefetchBytes = 1024;
 
 // A Sum adds 16 products at a time for one row; total() gives the sums of four rows.
 
-// 2, 3 and 4 bits: a group of 128 inputs puts 16 products into each 16-bit lane, at most 16 * 15 *
-// 127 = 30,480, so nothing is widened before the group's end. SMLAL is the only multiplication
+// 2 to 5 bits: a group of 128 inputs puts 16 products into each 16-bit lane, at most 16 * 15 * 127
+// = 30,480 at 4 bits and 16 * 16 * 127 = 32,512 at 5, whose codes are lowered by 16, so nothing is
+// widened before the group's end. SMLAL is the only multiplication
 // here: the Cortex-A72 starts one per cycle.
 struct Int16Sum {
     static constexpr size_t kPrefetchBytes = kA72PrefetchBytes;
@@ -33,7 +34,7 @@ struct Int16Sum {
     }
 };
 
-// 8 bits: two products are all that a 16-bit lane holds, 2 * 128 * 127 = 32,512.
+// 6 and 8 bits: two products of 8 bits are all that a 16-bit lane holds, 2 * 128 * 127 = 32,512.
 struct Int32Sum {
     static constexpr size_t kPrefetchBytes = kA72PrefetchBytes;
     int32x4_t lanes;

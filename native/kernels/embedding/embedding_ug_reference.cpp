@@ -14,6 +14,10 @@ int32_t code_at(const PackedMatrix& w, uint64_t row, uint64_t k) {
             return code_u3(w, row, k);
         case 4:
             return code_u4(w, row, k);
+        case 5:
+            return code_u5(w, row, k);
+        case 6:
+            return code_u6(w, row, k);
         default:
             return code_u8(w, row, k);
     }

@@ -107,7 +107,7 @@ template <int kBits, class Engine>
             for (size_t line = 0; line < Packed::kLowBytes; line += 64) {
                 __builtin_prefetch(low + w->block_bytes + line);
             }
-            if constexpr (kBits == 3) __builtin_prefetch(high + w->block_bytes);
+            if constexpr (Packed::kHighBytes != 0) __builtin_prefetch(high + w->block_bytes);
             int8x16_t upper[2][Packed::kFields];
             int8x16_t lower[2][Packed::kFields];
             Packed::expand(low, high, 0, upper);

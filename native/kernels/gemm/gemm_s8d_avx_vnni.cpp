@@ -19,6 +19,16 @@ void gemm_s8d_u4g_avx_vnni(const PackedMatrix* w, const QuantizedRows* x, size_t
     gemm<4, DpbusdSum, 6>(w, x, m, y, y_stride, row_begin, row_end);
 }
 
+void gemm_s8d_u5g_avx_vnni(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                           size_t y_stride, size_t row_begin, size_t row_end) {
+    gemm<5, DpbusdSum, 6>(w, x, m, y, y_stride, row_begin, row_end);
+}
+
+void gemm_s8d_u6g_avx_vnni(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                           size_t y_stride, size_t row_begin, size_t row_end) {
+    gemm<6, DpbusdSum, 6>(w, x, m, y, y_stride, row_begin, row_end);
+}
+
 void gemm_s8d_u8g_avx_vnni(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
                            size_t y_stride, size_t row_begin, size_t row_end) {
     gemm<8, DpbusdSum, 6>(w, x, m, y, y_stride, row_begin, row_end);

@@ -19,6 +19,16 @@ void gemm_s8d_u4g_neon(const PackedMatrix* w, const QuantizedRows* x, size_t m, 
     gemm<4, NeonTile<Int16Sum>>(w, x, m, y, y_stride, row_begin, row_end);
 }
 
+void gemm_s8d_u5g_neon(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                       size_t y_stride, size_t row_begin, size_t row_end) {
+    gemm<5, NeonTile<Int16Sum>>(w, x, m, y, y_stride, row_begin, row_end);
+}
+
+void gemm_s8d_u6g_neon(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                       size_t y_stride, size_t row_begin, size_t row_end) {
+    gemm<6, NeonTile<Int32Sum>>(w, x, m, y, y_stride, row_begin, row_end);
+}
+
 void gemm_s8d_u8g_neon(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
                        size_t y_stride, size_t row_begin, size_t row_end) {
     gemm<8, NeonTile<Int32Sum>>(w, x, m, y, y_stride, row_begin, row_end);

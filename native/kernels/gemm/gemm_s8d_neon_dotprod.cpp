@@ -19,6 +19,16 @@ void gemm_s8d_u4g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, si
     gemm<4, DotprodTile>(w, x, m, y, y_stride, row_begin, row_end);
 }
 
+void gemm_s8d_u5g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                               size_t y_stride, size_t row_begin, size_t row_end) {
+    gemm<5, DotprodTile>(w, x, m, y, y_stride, row_begin, row_end);
+}
+
+void gemm_s8d_u6g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                               size_t y_stride, size_t row_begin, size_t row_end) {
+    gemm<6, DotprodTile>(w, x, m, y, y_stride, row_begin, row_end);
+}
+
 void gemm_s8d_u8g_neon_dotprod(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
                                size_t y_stride, size_t row_begin, size_t row_end) {
     gemm<8, DotprodTile>(w, x, m, y, y_stride, row_begin, row_end);

@@ -7,7 +7,7 @@
 namespace awqe {
 
 std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_reference, gemv_s8d_u3g_reference,
-    gemv_s8d_u4g_reference, gemv_s8d_u8g_reference;
+    gemv_s8d_u4g_reference, gemv_s8d_u5g_reference, gemv_s8d_u6g_reference, gemv_s8d_u8g_reference;
 
 namespace {
 
@@ -37,6 +37,16 @@ void gemm_s8d_u3g_reference(const PackedMatrix* w, const QuantizedRows* x, size_
 void gemm_s8d_u4g_reference(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
                             size_t y_stride, size_t row_begin, size_t row_end) {
     token_by_token(gemv_s8d_u4g_reference, w, x, m, y, y_stride, row_begin, row_end);
+}
+
+void gemm_s8d_u5g_reference(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                            size_t y_stride, size_t row_begin, size_t row_end) {
+    token_by_token(gemv_s8d_u5g_reference, w, x, m, y, y_stride, row_begin, row_end);
+}
+
+void gemm_s8d_u6g_reference(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,
+                            size_t y_stride, size_t row_begin, size_t row_end) {
+    token_by_token(gemv_s8d_u6g_reference, w, x, m, y, y_stride, row_begin, row_end);
 }
 
 void gemm_s8d_u8g_reference(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y,

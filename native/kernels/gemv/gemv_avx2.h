@@ -24,7 +24,7 @@ struct Cursor {
     const int8_t* x;
 };
 
-// Adds one run to the sums of rows 0, 1 and rows 2, 3. Where a run holds two groups (2 and 3 bits,
+// Adds one run to the sums of rows 0, 1 and rows 2, 3. Where a run holds two groups (runs of 64,
 // groups of 32), the second half of the fields goes to `second`; otherwise both are the same array.
 template <int kBits, class Sum>
 inline void add_run(Cursor* at, Sum (&first)[2], Sum (&second)[2]) {

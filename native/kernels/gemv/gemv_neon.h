@@ -33,8 +33,9 @@ template <int kBits, class Sum>
     }
 }
 
-// Adds one run to the four rows' sums and steps over it. Where a run holds two groups (2 and 3
-// bits, g = 32), the second half of the fields goes to `second`; otherwise both are the same array.
+// Adds one run to the four rows' sums and steps over it. Where a run holds two groups (g = 32
+// and a run of 64), the second half of the fields goes to `second`; otherwise both are the same
+// array.
 template <int kBits, class Sum>
 [[gnu::always_inline]] inline void add_run(Cursor* at, Sum (&first)[4], Sum (&second)[4]) {
     constexpr int kFields = Codes<kBits>::kFields;
@@ -42,7 +43,10 @@ template <int kBits, class Sum>
         for (size_t line = 0; line < Codes<kBits>::kLowBytes; line += 64) {
             __builtin_prefetch(at->low + Sum::kPrefetchBytes + line);
         }
-        if constexpr (kBits == 3) __builtin_prefetch(at->high + Sum::kPrefetchBytes / 2);
+        if constexpr (Codes<kBits>::kHighBytes != 0) {
+            __builtin_prefetch(at->high + Sum::kPrefetchBytes * Codes<kBits>::kHighBytes /
+                                              Codes<kBits>::kLowBytes);
+        }
     }
     int8x16_t x[kFields];
     for (int f = 0; f < kFields; ++f) x[f] = vld1q_s8(at->x + 16 * f);

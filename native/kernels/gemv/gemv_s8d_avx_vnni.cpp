@@ -19,6 +19,16 @@ void gemv_s8d_u4g_avx_vnni(const PackedMatrix* w, const QuantizedRows* x, float*
     gemv<4, DpbusdSum>(w, x, y, row_begin, row_end);
 }
 
+void gemv_s8d_u5g_avx_vnni(const PackedMatrix* w, const QuantizedRows* x, float* y,
+                           size_t row_begin, size_t row_end) {
+    gemv<5, DpbusdSum>(w, x, y, row_begin, row_end);
+}
+
+void gemv_s8d_u6g_avx_vnni(const PackedMatrix* w, const QuantizedRows* x, float* y,
+                           size_t row_begin, size_t row_end) {
+    gemv<6, DpbusdSum>(w, x, y, row_begin, row_end);
+}
+
 void gemv_s8d_u8g_avx_vnni(const PackedMatrix* w, const QuantizedRows* x, float* y,
                            size_t row_begin, size_t row_end) {
     gemv<8, DpbusdSum>(w, x, y, row_begin, row_end);

@@ -18,6 +18,16 @@ void gemv_s8d_u4g_neon(const PackedMatrix* w, const QuantizedRows* x, float* y, 
     gemv<4, Int16Sum>(w, x, y, row_begin, row_end);
 }
 
+void gemv_s8d_u5g_neon(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin,
+                       size_t row_end) {
+    gemv<5, Int16Sum>(w, x, y, row_begin, row_end);
+}
+
+void gemv_s8d_u6g_neon(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin,
+                       size_t row_end) {
+    gemv<6, Int32Sum>(w, x, y, row_begin, row_end);
+}
+
 void gemv_s8d_u8g_neon(const PackedMatrix* w, const QuantizedRows* x, float* y, size_t row_begin,
                        size_t row_end) {
     gemv<8, Int32Sum>(w, x, y, row_begin, row_end);

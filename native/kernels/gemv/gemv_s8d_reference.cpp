@@ -43,6 +43,16 @@ void gemv_s8d_u4g_reference(const PackedMatrix* w, const QuantizedRows* x, float
     gemv<code_u4>(w, x, y, row_begin, row_end);
 }
 
+void gemv_s8d_u5g_reference(const PackedMatrix* w, const QuantizedRows* x, float* y,
+                            size_t row_begin, size_t row_end) {
+    gemv<code_u5>(w, x, y, row_begin, row_end);
+}
+
+void gemv_s8d_u6g_reference(const PackedMatrix* w, const QuantizedRows* x, float* y,
+                            size_t row_begin, size_t row_end) {
+    gemv<code_u6>(w, x, y, row_begin, row_end);
+}
+
 void gemv_s8d_u8g_reference(const PackedMatrix* w, const QuantizedRows* x, float* y,
                             size_t row_begin, size_t row_end) {
     gemv<code_u8>(w, x, y, row_begin, row_end);

@@ -38,12 +38,26 @@ static inline int32_t code_u2(const PackedMatrix& w, uint64_t row, uint64_t k) {
     return (byte >> (k % 64 / 16 * 2)) & 3;
 }
 
-static inline int32_t code_u3(const PackedMatrix& w, uint64_t row, uint64_t k) {
+// A second plane of one bit.
+static inline int32_t high_bit(const PackedMatrix& w, uint64_t row, uint64_t k) {
     const uint8_t byte =
         block_of(w, row)[w.high_plane_offset + k / 64 * 32 + row % kBlockRows * 8 + k % 8];
     const uint64_t field = k % 64 / 16;
-    const int32_t high = (byte >> (k % 16 < 8 ? field : 4 + field)) & 1;
-    return code_u2(w, row, k) | high << 2;
+    return (byte >> (k % 16 < 8 ? field : 4 + field)) & 1;
+}
+
+static inline int32_t code_u3(const PackedMatrix& w, uint64_t row, uint64_t k) {
+    return code_u2(w, row, k) | high_bit(w, row, k) << 2;
+}
+
+static inline int32_t code_u5(const PackedMatrix& w, uint64_t row, uint64_t k) {
+    return code_u4(w, row, k) | high_bit(w, row, k) << 4;
+}
+
+static inline int32_t code_u6(const PackedMatrix& w, uint64_t row, uint64_t k) {
+    const uint8_t byte =
+        block_of(w, row)[w.high_plane_offset + k / 64 * 64 + row % kBlockRows * 16 + k % 16];
+    return code_u4(w, row, k) | ((byte >> (k % 64 / 16 * 2)) & 3) << 4;
 }
 
 }  // namespace awqe

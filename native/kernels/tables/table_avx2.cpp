@@ -7,9 +7,9 @@
 namespace awqe {
 
 std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_avx2, gemv_s8d_u3g_avx2, gemv_s8d_u4g_avx2,
-    gemv_s8d_u8g_avx2;
+    gemv_s8d_u5g_avx2, gemv_s8d_u6g_avx2, gemv_s8d_u8g_avx2;
 std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_avx2, gemm_s8d_u3g_avx2, gemm_s8d_u4g_avx2,
-    gemm_s8d_u8g_avx2;
+    gemm_s8d_u5g_avx2, gemm_s8d_u6g_avx2, gemm_s8d_u8g_avx2;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_avx2;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_avx2;
 std::remove_pointer_t<LayerNormFunction> layer_norm_f32_avx2;
@@ -27,8 +27,10 @@ std::remove_pointer_t<SoftmaxFunction> softmax_f32_avx2;
 const KernelTable kTableAvx2 = {
     .name = "avx2",
     .required = kCpuAvx2,
-    .gemv = {gemv_s8d_u2g_avx2, gemv_s8d_u3g_avx2, gemv_s8d_u4g_avx2, gemv_s8d_u8g_avx2},
-    .gemm = {gemm_s8d_u2g_avx2, gemm_s8d_u3g_avx2, gemm_s8d_u4g_avx2, gemm_s8d_u8g_avx2},
+    .gemv = {gemv_s8d_u2g_avx2, gemv_s8d_u3g_avx2, gemv_s8d_u4g_avx2, gemv_s8d_u5g_avx2,
+             gemv_s8d_u6g_avx2, gemv_s8d_u8g_avx2},
+    .gemm = {gemm_s8d_u2g_avx2, gemm_s8d_u3g_avx2, gemm_s8d_u4g_avx2, gemm_s8d_u5g_avx2,
+             gemm_s8d_u6g_avx2, gemm_s8d_u8g_avx2},
     .quantize_act = quantize_act_s8d_avx2,
     .rms_norm = rms_norm_f32_avx2,
     .layer_norm = layer_norm_f32_avx2,

@@ -7,9 +7,9 @@
 namespace awqe {
 
 std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_avx512, gemv_s8d_u3g_avx512, gemv_s8d_u4g_avx512,
-    gemv_s8d_u8g_avx512;
+    gemv_s8d_u5g_avx512, gemv_s8d_u6g_avx512, gemv_s8d_u8g_avx512;
 std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_avx512, gemm_s8d_u3g_avx512, gemm_s8d_u4g_avx512,
-    gemm_s8d_u8g_avx512;
+    gemm_s8d_u5g_avx512, gemm_s8d_u6g_avx512, gemm_s8d_u8g_avx512;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_avx512;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_avx512;
 std::remove_pointer_t<LayerNormFunction> layer_norm_f32_avx512;
@@ -27,8 +27,10 @@ std::remove_pointer_t<SoftmaxFunction> softmax_f32_avx512;
 const KernelTable kTableAvx512 = {
     .name = "avx512",
     .required = kCpuAvx512Vnni,
-    .gemv = {gemv_s8d_u2g_avx512, gemv_s8d_u3g_avx512, gemv_s8d_u4g_avx512, gemv_s8d_u8g_avx512},
-    .gemm = {gemm_s8d_u2g_avx512, gemm_s8d_u3g_avx512, gemm_s8d_u4g_avx512, gemm_s8d_u8g_avx512},
+    .gemv = {gemv_s8d_u2g_avx512, gemv_s8d_u3g_avx512, gemv_s8d_u4g_avx512, gemv_s8d_u5g_avx512,
+             gemv_s8d_u6g_avx512, gemv_s8d_u8g_avx512},
+    .gemm = {gemm_s8d_u2g_avx512, gemm_s8d_u3g_avx512, gemm_s8d_u4g_avx512, gemm_s8d_u5g_avx512,
+             gemm_s8d_u6g_avx512, gemm_s8d_u8g_avx512},
     .quantize_act = quantize_act_s8d_avx512,
     .rms_norm = rms_norm_f32_avx512,
     .layer_norm = layer_norm_f32_avx512,

@@ -7,9 +7,9 @@
 namespace awqe {
 
 std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_avx_vnni, gemv_s8d_u3g_avx_vnni,
-    gemv_s8d_u4g_avx_vnni, gemv_s8d_u8g_avx_vnni;
+    gemv_s8d_u4g_avx_vnni, gemv_s8d_u5g_avx_vnni, gemv_s8d_u6g_avx_vnni, gemv_s8d_u8g_avx_vnni;
 std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_avx_vnni, gemm_s8d_u3g_avx_vnni,
-    gemm_s8d_u4g_avx_vnni, gemm_s8d_u8g_avx_vnni;
+    gemm_s8d_u4g_avx_vnni, gemm_s8d_u5g_avx_vnni, gemm_s8d_u6g_avx_vnni, gemm_s8d_u8g_avx_vnni;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_avx2;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_avx2;
 std::remove_pointer_t<LayerNormFunction> layer_norm_f32_avx2;
@@ -28,9 +28,9 @@ const KernelTable kTableAvxVnni = {
     .name = "avx_vnni",
     .required = kCpuAvxVnni,
     .gemv = {gemv_s8d_u2g_avx_vnni, gemv_s8d_u3g_avx_vnni, gemv_s8d_u4g_avx_vnni,
-             gemv_s8d_u8g_avx_vnni},
+             gemv_s8d_u5g_avx_vnni, gemv_s8d_u6g_avx_vnni, gemv_s8d_u8g_avx_vnni},
     .gemm = {gemm_s8d_u2g_avx_vnni, gemm_s8d_u3g_avx_vnni, gemm_s8d_u4g_avx_vnni,
-             gemm_s8d_u8g_avx_vnni},
+             gemm_s8d_u5g_avx_vnni, gemm_s8d_u6g_avx_vnni, gemm_s8d_u8g_avx_vnni},
     .quantize_act = quantize_act_s8d_avx2,
     .rms_norm = rms_norm_f32_avx2,
     .layer_norm = layer_norm_f32_avx2,

@@ -7,9 +7,9 @@
 namespace awqe {
 
 std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_neon, gemv_s8d_u3g_neon, gemv_s8d_u4g_neon,
-    gemv_s8d_u8g_neon;
+    gemv_s8d_u5g_neon, gemv_s8d_u6g_neon, gemv_s8d_u8g_neon;
 std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_neon, gemm_s8d_u3g_neon, gemm_s8d_u4g_neon,
-    gemm_s8d_u8g_neon;
+    gemm_s8d_u5g_neon, gemm_s8d_u6g_neon, gemm_s8d_u8g_neon;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_neon;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_neon;
 std::remove_pointer_t<LayerNormFunction> layer_norm_f32_neon;
@@ -27,8 +27,10 @@ std::remove_pointer_t<SoftmaxFunction> softmax_f32_neon;
 const KernelTable kTableNeon = {
     .name = "neon",
     .required = kCpuNeon,
-    .gemv = {gemv_s8d_u2g_neon, gemv_s8d_u3g_neon, gemv_s8d_u4g_neon, gemv_s8d_u8g_neon},
-    .gemm = {gemm_s8d_u2g_neon, gemm_s8d_u3g_neon, gemm_s8d_u4g_neon, gemm_s8d_u8g_neon},
+    .gemv = {gemv_s8d_u2g_neon, gemv_s8d_u3g_neon, gemv_s8d_u4g_neon, gemv_s8d_u5g_neon,
+             gemv_s8d_u6g_neon, gemv_s8d_u8g_neon},
+    .gemm = {gemm_s8d_u2g_neon, gemm_s8d_u3g_neon, gemm_s8d_u4g_neon, gemm_s8d_u5g_neon,
+             gemm_s8d_u6g_neon, gemm_s8d_u8g_neon},
     .quantize_act = quantize_act_s8d_neon,
     .rms_norm = rms_norm_f32_neon,
     .layer_norm = layer_norm_f32_neon,

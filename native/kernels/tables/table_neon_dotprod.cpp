@@ -7,9 +7,11 @@
 namespace awqe {
 
 std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_neon_dotprod, gemv_s8d_u3g_neon_dotprod,
-    gemv_s8d_u4g_neon_dotprod, gemv_s8d_u8g_neon_dotprod;
+    gemv_s8d_u4g_neon_dotprod, gemv_s8d_u5g_neon_dotprod, gemv_s8d_u6g_neon_dotprod,
+    gemv_s8d_u8g_neon_dotprod;
 std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_neon_dotprod, gemm_s8d_u3g_neon_dotprod,
-    gemm_s8d_u4g_neon_dotprod, gemm_s8d_u8g_neon_dotprod;
+    gemm_s8d_u4g_neon_dotprod, gemm_s8d_u5g_neon_dotprod, gemm_s8d_u6g_neon_dotprod,
+    gemm_s8d_u8g_neon_dotprod;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_neon;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_neon;
 std::remove_pointer_t<LayerNormFunction> layer_norm_f32_neon;
@@ -28,9 +30,9 @@ const KernelTable kTableNeonDotprod = {
     .name = "neon_dotprod",
     .required = kCpuNeon | kCpuDotprod,
     .gemv = {gemv_s8d_u2g_neon_dotprod, gemv_s8d_u3g_neon_dotprod, gemv_s8d_u4g_neon_dotprod,
-             gemv_s8d_u8g_neon_dotprod},
+             gemv_s8d_u5g_neon_dotprod, gemv_s8d_u6g_neon_dotprod, gemv_s8d_u8g_neon_dotprod},
     .gemm = {gemm_s8d_u2g_neon_dotprod, gemm_s8d_u3g_neon_dotprod, gemm_s8d_u4g_neon_dotprod,
-             gemm_s8d_u8g_neon_dotprod},
+             gemm_s8d_u5g_neon_dotprod, gemm_s8d_u6g_neon_dotprod, gemm_s8d_u8g_neon_dotprod},
     .quantize_act = quantize_act_s8d_neon,
     .rms_norm = rms_norm_f32_neon,
     .layer_norm = layer_norm_f32_neon,

@@ -8,9 +8,10 @@
 namespace awqe {
 
 std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_neon_dotprod, gemv_s8d_u3g_neon_dotprod,
-    gemv_s8d_u4g_neon_dotprod, gemv_s8d_u8g_neon_dotprod;
+    gemv_s8d_u4g_neon_dotprod, gemv_s8d_u5g_neon_dotprod, gemv_s8d_u6g_neon_dotprod,
+    gemv_s8d_u8g_neon_dotprod;
 std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_neon_i8mm, gemm_s8d_u3g_neon_i8mm,
-    gemm_s8d_u4g_neon_i8mm, gemm_s8d_u8g_neon_i8mm;
+    gemm_s8d_u4g_neon_i8mm, gemm_s8d_u5g_neon_i8mm, gemm_s8d_u6g_neon_i8mm, gemm_s8d_u8g_neon_i8mm;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_neon;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_neon;
 std::remove_pointer_t<LayerNormFunction> layer_norm_f32_neon;
@@ -29,9 +30,9 @@ const KernelTable kTableNeonI8mm = {
     .name = "neon_i8mm",
     .required = kCpuNeon | kCpuDotprod | kCpuI8mm,
     .gemv = {gemv_s8d_u2g_neon_dotprod, gemv_s8d_u3g_neon_dotprod, gemv_s8d_u4g_neon_dotprod,
-             gemv_s8d_u8g_neon_dotprod},
+             gemv_s8d_u5g_neon_dotprod, gemv_s8d_u6g_neon_dotprod, gemv_s8d_u8g_neon_dotprod},
     .gemm = {gemm_s8d_u2g_neon_i8mm, gemm_s8d_u3g_neon_i8mm, gemm_s8d_u4g_neon_i8mm,
-             gemm_s8d_u8g_neon_i8mm},
+             gemm_s8d_u5g_neon_i8mm, gemm_s8d_u6g_neon_i8mm, gemm_s8d_u8g_neon_i8mm},
     .quantize_act = quantize_act_s8d_neon,
     .rms_norm = rms_norm_f32_neon,
     .layer_norm = layer_norm_f32_neon,

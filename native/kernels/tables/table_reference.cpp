@@ -6,9 +6,9 @@
 namespace awqe {
 
 std::remove_pointer_t<GemvFunction> gemv_s8d_u2g_reference, gemv_s8d_u3g_reference,
-    gemv_s8d_u4g_reference, gemv_s8d_u8g_reference;
+    gemv_s8d_u4g_reference, gemv_s8d_u5g_reference, gemv_s8d_u6g_reference, gemv_s8d_u8g_reference;
 std::remove_pointer_t<GemmFunction> gemm_s8d_u2g_reference, gemm_s8d_u3g_reference,
-    gemm_s8d_u4g_reference, gemm_s8d_u8g_reference;
+    gemm_s8d_u4g_reference, gemm_s8d_u5g_reference, gemm_s8d_u6g_reference, gemm_s8d_u8g_reference;
 std::remove_pointer_t<QuantizeActFunction> quantize_act_s8d_reference;
 std::remove_pointer_t<RmsNormFunction> rms_norm_f32_reference;
 std::remove_pointer_t<LayerNormFunction> layer_norm_f32_reference;
@@ -27,9 +27,9 @@ const KernelTable kTableReference = {
     .name = "reference",
     .required = 0,
     .gemv = {gemv_s8d_u2g_reference, gemv_s8d_u3g_reference, gemv_s8d_u4g_reference,
-             gemv_s8d_u8g_reference},
+             gemv_s8d_u5g_reference, gemv_s8d_u6g_reference, gemv_s8d_u8g_reference},
     .gemm = {gemm_s8d_u2g_reference, gemm_s8d_u3g_reference, gemm_s8d_u4g_reference,
-             gemm_s8d_u8g_reference},
+             gemm_s8d_u5g_reference, gemm_s8d_u6g_reference, gemm_s8d_u8g_reference},
     .quantize_act = quantize_act_s8d_reference,
     .rms_norm = rms_norm_f32_reference,
     .layer_norm = layer_norm_f32_reference,

@@ -141,7 +141,7 @@ size_t width(Choices& choices) {
 
 // Both matrix products, over a range of rows.
 void multiply(Choices& choices) {
-    static const int widths[] = {2, 3, 4, 8};
+    static const int widths[] = {2, 3, 4, 5, 6, 8};
     const int bits = widths[choices.byte() % 4];
     const size_t g = size_t{32} << choices.byte() % 3;
     const size_t k = width(choices);

@@ -12,7 +12,7 @@
 namespace awqe::test {
 namespace {
 
-static_assert(sizeof(KernelTable) == 16 + (4 + 4 + 4 + 11) * sizeof(void*),
+static_assert(sizeof(KernelTable) == 16 + (6 + 6 + 4 + 11) * sizeof(void*),
               "an operation was added to the kernel tables: add it to the self-test too");
 
 using Differences = std::map<std::string, uint32_t>;

@@ -18,7 +18,7 @@ inline const std::vector<size_t>& group_sizes() {
 }
 
 inline const std::vector<int>& bit_widths() {
-    static const std::vector<int> all = {2, 3, 4, 8};
+    static const std::vector<int> all = {2, 3, 4, 5, 6, 8};
     return all;
 }
 

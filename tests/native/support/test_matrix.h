@@ -88,10 +88,12 @@ struct TestMatrix {
 
     void pack(int bits) {
         std::memset(blocks.data(), 0, blocks.size());
-        const size_t padded = bits >= 4 ? (columns + 31) / 32 * 32 : (columns + 63) / 64 * 64;
+        const bool whole_run = bits == 4 || bits == 8;
+        const size_t padded = whole_run ? (columns + 31) / 32 * 32 : (columns + 63) / 64 * 64;
         const size_t zeros = groups * 8;
         const size_t low = (groups * 12 + 63) / 64 * 64;
-        const size_t high = low + padded;  // 3 bits: after 4 rows of 2 bits each
+        // 3 bits: after 4 rows of 2 bits each; 5 and 6 bits: of 4 bits each.
+        const size_t high = low + (bits == 3 ? padded : 2 * padded);
         for (size_t row = 0; row < (rows + 3) / 4 * 4; ++row) {
             uint8_t* block = blocks.data() + row / 4 * packed.block_bytes;
             const size_t r = row % 4;
@@ -105,16 +107,22 @@ struct TestMatrix {
                 const int code = padded_code(row, k);
                 if (bits == 8) {
                     block[low + k / 32 * 128 + r * 32 + k % 32] = static_cast<uint8_t>(code);
-                } else if (bits == 4) {
+                    continue;
+                }
+                if (bits >= 4) {
                     block[low + k / 32 * 64 + r * 16 + k % 16] |=
-                        static_cast<uint8_t>(code << (k % 32 / 16 * 4));
+                        static_cast<uint8_t>((code & 15) << (k % 32 / 16 * 4));
                 } else {
                     block[low + k / 64 * 64 + r * 16 + k % 16] |=
                         static_cast<uint8_t>((code & 3) << (k % 64 / 16 * 2));
-                    if (bits == 3) {
-                        block[high + k / 64 * 32 + r * 8 + k % 8] |= static_cast<uint8_t>(
-                            (code >> 2) << (k % 64 / 16 + (k % 16 >= 8 ? 4 : 0)));
-                    }
+                }
+                if (bits == 3 || bits == 5) {
+                    const int bit = bits == 3 ? code >> 2 : code >> 4;
+                    block[high + k / 64 * 32 + r * 8 + k % 8] |=
+                        static_cast<uint8_t>(bit << (k % 64 / 16 + (k % 16 >= 8 ? 4 : 0)));
+                } else if (bits == 6) {
+                    block[high + k / 64 * 64 + r * 16 + k % 16] |=
+                        static_cast<uint8_t>((code >> 4) << (k % 64 / 16 * 2));
                 }
             }
         }
