@@ -50,7 +50,7 @@ void writes_one_too_many(const float* gate, const float* up, size_t n, float* ou
 
 TEST(a_sound_table_passes) {
     const Differences found = differences(reference_table());
-    CHECK_EQUAL(found.size(), 27u);
+    CHECK_EQUAL(found.size(), 31u);
     for (const auto& [name, differing] : found) CHECK_EQUAL(differing, 0u);
 }
 

@@ -56,6 +56,7 @@ constexpr Golden kGolden[] = {
     {0x19932eb85d744261, 0xc345490e75b20652},  // experts by sparsemixer
     {0xece6e90591420e02, 0x0f25c18fa9c5eb4f},  // a shared expert
     {0xc168f2ff92bdacca, 0x6456bb4099869443},  // a shared expert with a router
+    {0x3da87716c8b41ed9, 0xf5281b2dced2669e},  // 5 and 6 bits
 };
 
 struct Close {

@@ -69,6 +69,7 @@ struct ModelForm {
     std::vector<uint32_t> expert_layers = {};
     bool shared_expert = false;
     bool shared_router = false;
+    bool more_widths = false;  // 5 and 6 bits too
 };
 
 // The forms of layers that go beyond Llama's, one operation after the other; caps and limits are
@@ -123,6 +124,7 @@ inline std::vector<ModelForm> model_forms() {
     add("a shared expert with a router", [](Form& f) {
         f.experts = 18, f.experts_per_token = 5, f.shared_expert = f.shared_router = true;
     });
+    add("5 and 6 bits", [](Form& f) { f.more_widths = true; });
     return forms;
 }
 
@@ -212,7 +214,9 @@ inline FileSpec random_model(const ModelForm& form = {}) {
     } else {
         vector("alibi.slopes", form.heads, 0.3f);
     }
-    const uint32_t bits[2][7] = {{4, 3, 2, 8, 4, 3, 2}, {3, 4, 8, 2, 2, 4, 3}};
+    constexpr uint32_t kWidths[2][7] = {{4, 3, 2, 8, 4, 3, 2}, {3, 4, 8, 2, 2, 4, 3}};
+    constexpr uint32_t kMoreWidths[2][7] = {{5, 3, 6, 5, 6, 5, 6}, {6, 4, 5, 6, 5, 8, 5}};
+    const auto& bits = form.more_widths ? kMoreWidths : kWidths;
     const bool before = norm_places == "before" || norm_places == "both";
     const bool behind = norm_places != "before";
     const bool one_head = std::strcmp(form.qk_norm_kind, "head") == 0;
