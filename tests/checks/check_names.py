@@ -77,7 +77,7 @@ the activations has one function for each of these.
 | word | meaning |
 |---|---|
 | `s8d` | int8 activations, quantised at run time per token and group |
-| `u2g`, `u3g`, `u4g`, `u5g`, `u6g`, `u8g` | unsigned codes in r4k32, scale and zero-point per group |
+| `u2g` … `u6g`, `u8g` | unsigned codes in r4k32, scale and zero-point per group |
 | `ug` | any of these |
 | `f32`, `f16`, `s8` | single precision; the fp16 and the int8 cache |
 """
