@@ -183,10 +183,11 @@ def pack_blocks(codes: Bytes, scales: Halves, zeros: Bytes, bits: int, group_siz
     padded[:n, k:] = zeros[:, -1:]
     low_bits = layout.low_bits
     planes = [(low_bits, _pack_plane(padded, low_bits))]
+    high = padded >> np.uint8(low_bits)
     if bits - low_bits == 1:
-        planes.append((1, _pack_single_bits(padded >> low_bits)))
+        planes.append((1, _pack_single_bits(high)))
     elif bits - low_bits == 2:
-        planes.append((2, _pack_plane(padded >> low_bits, 2)))
+        planes.append((2, _pack_plane(high, 2)))
     begin = layout.codes_offset
     for width, plane in planes:
         end = begin + _plane_bytes(layout, width)
