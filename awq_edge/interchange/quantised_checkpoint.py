@@ -131,7 +131,7 @@ class QuantisedCheckpoint:
         known = self._tensors.activation_scales()
         for name in self.checkpoint.ending(_SCALES):
             base = name[: -len(_SCALES)]
-            if f"{base}.{self._packing.marker}" in self.checkpoint:
+            if f"{base}.qweight" in self.checkpoint:  # a matrix, whatever the settings say
                 continue
             if not any(scales.endswith(name) for scales in known):  # with and without its base
                 raise UnsupportedError(
