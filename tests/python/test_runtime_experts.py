@@ -63,3 +63,30 @@ def test_the_runtime_gives_the_logits_of_the_float_decoder(name: str, tmp_path: 
     alone = np.concatenate([evaluated(path, 1, [token]) for token in TOKENS])
     assert np.quantile(error(alone, torch.tensor(TOKENS)[:, None]), 0.7) < 1e-5
     assert np.median(error(whole, torch.tensor([TOKENS]))) < 5e-2
+
+
+@pytest.mark.parametrize("method", ["awq", "gptq", "awq+gptq", "auto"])
+def test_every_method_converts_experts(method: str, tmp_path: Path) -> None:
+    model = expert_models.random_model("qwen2_moe-dense-layers", vocab_size=101)
+    directory = checkpoints.save(model, tmp_path / "checkpoint")
+    checkpoints.save_tokenizer(directory)
+    text = tmp_path / "text.txt"
+    text.write_text("It was a dark and stormy night; the rain fell in torrents. " * 200)
+    path = tmp_path / "model.awq.gguf"
+    options = Options(
+        method=method, bits=4, group_size=32, samples=8, sequence_length=32, calibration=text
+    )
+    report = convert(str(directory), path, options)
+    for layer in report.layers:
+        assert layer.error is not None and layer.error_rtn is not None
+        assert layer.error < 1.2 * layer.error_rtn
+        has_experts = report.architecture.has_experts(layer.layer)
+        assert (layer.experts is not None) == has_experts
+        if layer.experts is not None:
+            assert 0 <= layer.experts.least_share <= 1 / 6
+            # Methods that walk with the float model's states know what it would have chosen.
+            assert (layer.experts.turned is not None) == (method in ("auto", "awq+gptq"))
+    file = PackedFile(path)
+    assert file.architecture.expert_layers == (0, 1, 0, 0)
+    router = file.floats("blk.1.ffn_router.weight")
+    assert router.shape == (6 * 64,) and bool(np.isfinite(router).all())
