@@ -329,7 +329,7 @@ def test_bad_input_is_one_sentence(
 def test_a_packed_file_is_refused(command: Command, tmp_path: Path) -> None:
     pytest.importorskip("matplotlib")
     result = command("analyze", STORIES, "-o", tmp_path / "page.html", "--quiet")
-    result.assert_one_sentence("directory")
+    result.assert_one_sentence("is a packed file already")
 
 
 def test_large_activations_matter_on_a_trained_model() -> None:
