@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Sequence
 from pathlib import Path
 
 import pytest
@@ -147,9 +148,9 @@ def test_stages_one_by_one_give_the_layer(form: str, tmp_path: Path) -> None:
     before.write(slice(0, 2), probe.hidden)
     seen: dict[str, torch.Tensor] = {}
 
-    def rounded(stage: Stage, products: torch.Tensor) -> None:
+    def rounded(stage: Stage, part: Sequence[str], products: torch.Tensor) -> None:
         seen[stage.name] = products
-        for name in stage.matrices:
+        for name in part:
             weights[f"{name}.weight"] = Quantiser(3, 32).round_trip(weights[f"{name}.weight"])
 
     def means(parts: object, empty: Products) -> torch.Tensor:
