@@ -55,6 +55,7 @@ def test_zero_point_stays_inside_the_range(bits: int, sign: float) -> None:
 
 @pytest.mark.parametrize("repeats", [1, 2, 7])
 def test_value_to_output_fold_under_grouped_query_attention(repeats: int) -> None:
+    torch.manual_seed(repeats)
     a = architecture(heads=2 * repeats, kv_heads=2)
     weights = random_weights(a)
     probe = probe_of(a)
