@@ -417,4 +417,3 @@ def test_the_server_gives_the_page_and_answers_it(browser: Browser, chat_file: P
         assert "Content Security Policy" not in json.dumps(browser.messages)
     finally:
         running.stop()
-    assert running.url not in [server.address for server in running_servers()]

@@ -701,20 +701,22 @@ TEST(announced_memory_is_what_a_session_takes) {
     CHECK_EQUAL(awqe_session_memory(model, &options, &memory, nullptr), AWQE_OK);
     CHECK(memory.scratch_bytes < one_thread);
 
-    // The address space grows by just that, in whole pages. The first session lets the heap grow.
+    // The address space grows by just that, in whole pages. The first session lets the heap grow,
+    // and a sanitizer maps and unmaps memory of its own now and then: one quiet round will do.
     options.context_length = 0;
     CHECK_EQUAL(awqe_session_memory(model, &options, &memory, nullptr), AWQE_OK);
     awqe_session* session = nullptr;
-    uint64_t before = 0, after = 0;
-    for (int round = 0; round < 2; ++round) {
-        before = address_space_bytes();
+    const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    const uint64_t announced = (memory.cache_bytes + page - 1) / page * page +
+                               (memory.scratch_bytes + page - 1) / page * page;
+    uint64_t grown = 0;
+    for (int round = 0; round < 10 && (round == 0 || grown != announced); ++round) {
+        const uint64_t before = address_space_bytes();
         CHECK_EQUAL(awqe_session_open(model, &options, &session, nullptr), AWQE_OK);
-        after = address_space_bytes();
+        grown = address_space_bytes() - before;
         awqe_session_close(session);
     }
-    const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
-    CHECK_EQUAL(after - before, (memory.cache_bytes + page - 1) / page * page +
-                                    (memory.scratch_bytes + page - 1) / page * page);
+    CHECK_EQUAL(grown, announced);
     awqe_model_close(model);
 }
 
