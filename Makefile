@@ -61,7 +61,7 @@ chat: $(VENV)/.installed
 	$(BIN)/awq-edge chat $(CHAT_FILE) --temperature 0.8 --top-p 0.95
 
 chat-real: $(VENV)/.installed
-	$(BIN)/python examples/04_chat_real.py
+	$(BIN)/python examples/08_chat_real.py
 
 test: setup
 	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset release --log-level=WARNING

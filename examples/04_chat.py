@@ -1,9 +1,4 @@
-"""Talks to a packed chat model from Python, in order and side by side.
-
-    python examples/04_chat.py chat.awq.gguf
-
-Runs on a device: needs no torch.
-"""
+"""A packed chat model, in turns and side by side: python examples/04_chat.py chat.awq.gguf."""
 
 from __future__ import annotations
 
@@ -18,12 +13,11 @@ def in_turns(model: Model) -> None:
     messages = [{"role": "system", "content": "Be brief."}]
     for said in ("Good morning!", "What is your name?"):
         messages.append({"role": "user", "content": said})
-        print(f"> {said}")
+        print(f"\n> {said}")
         answer = ""
         for piece in model.chat(messages, max_tokens=60, seed=1):
             answer += piece
             print(piece, end="", flush=True)
-        print()
         messages.append({"role": "assistant", "content": answer})
 
 
@@ -37,9 +31,8 @@ async def one(model: Model, said: str) -> str:
 async def side_by_side(model: Model) -> None:
     """Two answers at once."""
     questions = ("How do you do?", "Shall we go for a walk?")
-    answers = await asyncio.gather(*(one(model, said) for said in questions))
-    for said, answer in zip(questions, answers):
-        print(f"> {said}\n{answer}")
+    for said, answer in zip(questions, await asyncio.gather(*(one(model, q) for q in questions))):
+        print(f"\n> {said}\n{answer}")
 
 
 with Model.open(sys.argv[1]) as model:

@@ -1,7 +1,4 @@
-"""Talks to ``awq-edge serve FILE`` with OpenAI's client: text, JSON by a schema, a function.
-
-Usage: python examples/07_openai_client.py [ADDRESS]   (pip install openai)
-"""
+"""OpenAI's client with ``awq-edge serve FILE``: text, JSON by a schema, a call of a function."""
 
 import json
 import sys
@@ -16,17 +13,10 @@ MOOD = {
     "additionalProperties": False,
 }
 LAMP = {
-    "type": "function",
-    "function": {
-        "name": "switch_lamp",
-        "description": "Switches a lamp on or off.",
-        "parameters": {
-            "type": "object",
-            "properties": {"room": {"enum": ["kitchen", "hall"]}, "on": {"type": "boolean"}},
-            "required": ["room", "on"],
-            "additionalProperties": False,
-        },
-    },
+    "type": "object",
+    "properties": {"room": {"enum": ["kitchen", "hall"]}, "on": {"type": "boolean"}},
+    "required": ["room", "on"],
+    "additionalProperties": False,
 }
 
 client = OpenAI(base_url=f"{ADDRESS}/v1", api_key="none")
@@ -42,8 +32,8 @@ answer = client.chat.completions.create(model=model, messages=say, seed=1, respo
 print(json.loads(answer.choices[0].message.content))
 
 ask = [{"role": "user", "content": "It is dark in the kitchen."}]
-answer = client.chat.completions.create(
-    model=model, messages=ask, seed=1, tools=[LAMP], tool_choice="required"
-)
+tool = {"type": "function", "function": {"name": "switch_lamp", "parameters": LAMP}}
+must = {"tools": [tool], "tool_choice": "required"}
+answer = client.chat.completions.create(model=model, messages=ask, seed=1, **must)
 call = answer.choices[0].message.tool_calls[0].function
 print(call.name, json.loads(call.arguments))

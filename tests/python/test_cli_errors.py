@@ -389,7 +389,7 @@ def test_example_convert_runs(tmp_path: Path) -> None:
 
 def test_examples_fit_a_screen() -> None:
     for path in sorted(Path(ROOT / "examples").glob("*.py")):
-        assert len(path.read_text(encoding="utf-8").splitlines()) <= 50, path
+        assert len(path.read_text(encoding="utf-8").splitlines()) <= 40, path
 
 
 def test_the_command_line_can_be_called_within_a_program(

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 from typing import Any
 
@@ -17,7 +18,7 @@ from awq_edge import model_file, torch_decoder  # noqa: E402
 from awq_edge.conversion import Options, Report, convert  # noqa: E402
 from awq_edge.errors import InvalidArgumentError  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
-from awq_edge.quantize import methods  # noqa: E402
+from awq_edge.quantize import gptq, methods  # noqa: E402
 
 CALIBRATED = [method for method in methods.METHODS if method != "rtn"]
 
@@ -64,18 +65,22 @@ def test_every_group_size_works(tmp_path: Path, checkpoint: Path, group_size: in
 
 
 @pytest.mark.parametrize("bits", [2, 3])
-def test_auto_is_the_most_accurate(tmp_path: Path, checkpoint: Path, bits: int) -> None:
+def test_auto_is_the_most_accurate(
+    tmp_path: Path, checkpoint: Path, bits: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """By what the layers give on calibration text, which is what every method minimises.
 
     Errors of the layers before are not made up for here: that makes a layer give something else.
-    What auto trusts the text less than the others do (its damping) may cost it a hundredth.
+    Nor does auto here trust the text less than the others do.
     """
+    auto = dataclasses.replace(methods.METHODS["auto"], damping=gptq.DAMPING)
+    monkeypatch.setitem(methods.METHODS, "auto", auto)
     errors = {}
     for method in CALIBRATED:
         without = ("propagation",) if methods.METHODS[method].plan(bits).propagated else ()
         report = converted(checkpoint, tmp_path / method, method, bits, without=without)
         errors[method] = sum(layer.error or 0.0 for layer in report.layers)
-    assert errors["auto"] < 1.01 * min(errors.values()), errors
+    assert min(errors, key=errors.__getitem__) == "auto", errors
     assert errors["gptq"] < errors["awq"]
 
 

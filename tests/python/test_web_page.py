@@ -401,11 +401,18 @@ def test_nothing_overflows(device: str, theme: str, at: Browser, server: Server)
 # ---- with the server itself ----------------------------------------------------------------------
 
 
-def test_the_server_gives_the_page_and_answers_it(browser: Browser, chat_file: Path) -> None:
+def test_the_server_gives_the_page_and_answers_it(
+    browser: Browser, chat_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     from serving import Server as RealServer
+
+    from awq_edge.running_servers import running_servers
+
+    monkeypatch.setenv("AWQ_EDGE_CACHE", str(tmp_path))  # the server's and ours
 
     running = RealServer(chat_file)
     try:
+        assert [server.address for server in running_servers()].count(running.url) == 1
         browser.look(390, 780)
         browser.messages.clear()
         browser.open(f"{running.url}/")
@@ -417,3 +424,4 @@ def test_the_server_gives_the_page_and_answers_it(browser: Browser, chat_file: P
         assert "Content Security Policy" not in json.dumps(browser.messages)
     finally:
         running.stop()
+    assert running.url not in [server.address for server in running_servers()]

