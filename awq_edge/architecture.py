@@ -509,16 +509,9 @@ class Architecture:
 
     def linear_parameters(self) -> int:
         """Weights in the decoder's packed matrices, embedding and head apart."""
-        return self._matrix_parameters(self.experts)
-
-    def active_parameters(self) -> int:
-        """Those of :meth:`linear_parameters` that one token passes."""
-        return self._matrix_parameters(self.experts_per_token)
-
-    def _matrix_parameters(self, experts: int) -> int:
         attention = self.head_size * (2 * self.heads + 2 * self.kv_heads)
         matrices = 3 if self.feed_forward == "gated" else 2
         mixtures = sum(self.has_experts(layer) for layer in range(self.layers))
         rows = (self.layers - mixtures) * self.feed_forward_size
-        rows += mixtures * (experts * self.expert_size + self.shared_expert_size)
+        rows += mixtures * (self.experts * self.expert_size + self.shared_expert_size)
         return self.hidden_size * (self.layers * attention + matrices * rows)

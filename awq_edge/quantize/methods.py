@@ -41,6 +41,7 @@ _SHARES = {
     3: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7),
     2: (1.0, 0.95, 0.9, 0.85, 0.8, 0.75, 0.7, 0.65, 0.6, 0.55, 0.5),
 }
+# 5 and 6 bits: between their neighbours, not measured.
 # Rounds of moving single codes and refitting scales after GPTQ.
 _ROUNDS = {8: 0, 6: 1, 5: 1, 4: 1, 3: 2, 2: 3}
 # Where scales beside a searched grid measured no worse than the grid alone. At 4 bits they lower

@@ -10,7 +10,7 @@ from __future__ import annotations
 import json
 import re
 import secrets
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Union
 
 from awq_edge.serve.answers import ToolCallPart
@@ -42,7 +42,6 @@ class _Call:
     arguments_to: int = -1
     told: int = 0  # characters of the arguments that were given out
     part: ToolCallPart | None = None  # its beginning, once it was given out
-    key_ends: list[int] = field(default_factory=list)  # where keys of the object itself end
 
 
 class ToolReader:
