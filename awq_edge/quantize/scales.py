@@ -32,6 +32,7 @@ class Choice:
     sharing: str = ""  # how query heads that share a value head agreed: "max" or "mean"
     gain: float = 0.0  # share of the error without scaling that it removed
     weight_exponent: float = 0.0  # of the weights' magnitudes, for "pivots"
+    size_exponent: float = 0.0  # of the inputs' magnitudes, for "pivots"
 
 
 def heads_that_share(architecture: Architecture, stage: Stage) -> tuple[int, int, int] | None:

@@ -144,9 +144,32 @@ def test_statistics_in_float32_survive_dead_and_extreme_channels(size: float) ->
     products = Products(64, torch.device("cpu"))
     products.add(x)
     hessian = gptq.Hessian.of(products.means())
-    choice, found = pivots.search(weight, hessian.conditional(), Quantiser(3, 32))
+    choice, found = pivots.search(weight, x, hessian.conditional(), Quantiser(3, 32))
     assert bool(torch.isfinite(found).all() and (found > 0).all()), choice
     assert bool(torch.isfinite(hessian.conditional()).all())
+
+
+def test_a_large_input_leaves_its_neighbours_their_digits() -> None:
+    """The runtime rounds a token's group with one step: an outlier of SmoothQuant takes it all."""
+    generator = torch.Generator().manual_seed(3)
+    x = torch.randn(400, 128, generator=generator)
+    x[:, [5, 77]] *= 60
+    weight = torch.randn(64, 128, generator=generator)
+    products = Products(128, torch.device("cpu"))
+    products.add(x)
+    costs = gptq.Hessian.of(products.means()).conditional()
+    quantiser = Quantiser(8, 64)
+    choice, found = pivots.search(weight, x, costs, quantiser)
+
+    def error(scales: torch.Tensor) -> float:
+        read = (x / scales).reshape(-1, 2, 64)
+        steps = read.abs().amax(dim=2, keepdim=True) / 127
+        rounded = ((read / steps).round() * steps).reshape(-1, 128)
+        outputs = rounded @ quantiser.round_trip(weight * scales).T
+        return float((outputs - x @ weight.T).square().mean())
+
+    assert choice.size_exponent > 0
+    assert error(found) < 0.1 * error(torch.ones(128))
 
 
 def test_packed_values_are_those_that_the_next_layer_was_calibrated_on(tmp_path: Path) -> None:
