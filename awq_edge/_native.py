@@ -82,6 +82,34 @@ class TensorInfo:
 
 
 @dataclass(frozen=True)
+class VisionInfo:
+    """The vision part of a model.
+
+    Attributes:
+        layers: Of the tower; so are the sizes up to ``feed_forward_size``.
+        image_size: Pixels on a side of the square pictures that it reads.
+        patch_size: The same of a patch.
+        tokens: Embeddings that a picture becomes.
+        embedding_size: Numbers of each: the decoder's hidden size.
+        weight_bytes: Of its tensors in the file.
+        newline: float32 [embedding_size] as bytes, the embedding that this family puts behind a
+            row of a picture's embeddings; None where there is none.
+    """
+
+    layers: int
+    hidden_size: int
+    heads: int
+    head_size: int
+    feed_forward_size: int
+    image_size: int
+    patch_size: int
+    tokens: int
+    embedding_size: int
+    weight_bytes: int
+    newline: bytes | None
+
+
+@dataclass(frozen=True)
 class MemoryNeed:
     """Bytes that a session needs: mapped weights, keys and values, everything else."""
 
@@ -433,6 +461,72 @@ class NativeModel:
         _call(library.awqe_session_memory, self.pointer, options, need)
         return MemoryNeed(int(need.weight_bytes), int(need.cache_bytes), int(need.scratch_bytes))
 
+    def vision(self) -> VisionInfo | None:
+        """What it reads pictures with; None where it reads none."""
+        ffi, library = _load()
+        pointer = self.pointer  # the newline is read below
+        info = _structure("awqe_vision_info")
+        try:
+            _call(library.awqe_vision_info_get, pointer, info)
+        except errors.UnsupportedError:
+            return None
+        newline = None
+        if info.newline != ffi.NULL:
+            newline = bytes(ffi.buffer(info.newline, 4 * info.embedding_size))
+        sizes = {
+            name: int(getattr(info, name))
+            for name in VisionInfo.__dataclass_fields__
+            if name != "newline"
+        }
+        return VisionInfo(**sizes, newline=newline)
+
+    def vision_memory(self, threads: int = 0) -> int:
+        """Bytes that ``encode_pictures`` takes while it runs, beside its arguments."""
+        ffi, library = _load()
+        scratch = ffi.new("uint64_t*")
+        _call(library.awqe_vision_memory, self.pointer, _thread_count(threads), scratch)
+        return int(scratch[0])
+
+    def encode_pictures(
+        self, pixels: Any, embeddings: Any, threads: int = 0, progress: Progress | None = None
+    ) -> None:
+        """Turns pictures into embeddings that ``Reading`` takes in the place of tokens.
+
+        Args:
+            pixels: uint8 [pictures, image_size, image_size, 3], C-contiguous, red first.
+            embeddings: float32 [pictures, tokens, embedding_size], C-contiguous, to fill.
+            threads: Zero lets the library choose.
+            progress: called between parts of the work (patches, layers, connector) with those done
+                and the total; may raise, which cancels the call and comes out of it. The pictures
+                that were through by then are in ``embeddings``.
+
+        Raises:
+            UnsupportedError: The model has no vision part.
+            InvalidArgumentError: The arrays are no pictures of its size, or do not fit each other.
+        """
+        ffi, library = _load()
+        pointer = self.pointer
+        info = _structure("awqe_vision_info")
+        _call(library.awqe_vision_info_get, pointer, info)
+        source = ffi.from_buffer("uint8_t[]", pixels)
+        target = ffi.from_buffer("float[]", embeddings, require_writable=True)
+        size, rest = divmod(len(source), info.image_size**2 * 3)
+        if rest or size == 0:
+            raise errors.InvalidArgumentError(
+                f"The pixels are {len(source)} bytes, which are no pictures of "
+                f"{info.image_size} x {info.image_size} x 3."
+            )
+        if len(target) != size * info.tokens * info.embedding_size:
+            raise errors.InvalidArgumentError(
+                f"The array for the embeddings has {len(target)} numbers, {size} pictures give "
+                f"{size} x {info.tokens} x {info.embedding_size}."
+            )
+        _call_with_progress(
+            library.awqe_vision_encode,
+            *(pointer, source, size, _thread_count(threads), target),
+            progress=progress,
+        )
+
 
 class NativeSampler:
     """A random stream with its settings."""
@@ -634,6 +728,14 @@ def evaluate_together(readings: Sequence[Reading], progress: Progress | None = N
     held: list[Any] = []  # what the inputs point to
     for reading, entry in zip(readings, inputs):
         _fill_input(entry, reading, held)
+    _call_with_progress(library.awqe_batch_evaluate, inputs, len(readings), progress=progress)
+
+
+def _call_with_progress(
+    function: Callable[..., int], *arguments: object, progress: Progress | None
+) -> None:
+    """Calls a function whose last arguments are an ``awqe_progress``, its user and the error."""
+    ffi, _ = _load()
     raised: list[BaseException] = []
 
     def keep(_kind: object, error: BaseException, _traceback: object) -> None:
@@ -648,7 +750,7 @@ def evaluate_together(readings: Sequence[Reading], progress: Progress | None = N
 
     callback = ffi.callback("bool(void*, size_t, size_t)", report, error=False, onerror=keep)
     try:
-        _call(library.awqe_batch_evaluate, inputs, len(readings), callback, ffi.NULL)
+        _call(function, *arguments, callback, ffi.NULL)
     except errors.CancelledError:
         if raised:
             raise raised[0] from None
@@ -688,6 +790,12 @@ def _token_array(tokens: Sequence[int] | memoryview) -> Any:
         return ffi.new("uint32_t[]", list(tokens))
     except (OverflowError, TypeError) as error:
         raise errors.InvalidArgumentError(f"Token ids are whole numbers: {error}.") from error
+
+
+def _thread_count(threads: int) -> int:
+    if not 0 <= threads < 1 << 32:
+        raise errors.InvalidArgumentError(f"There are no {threads} threads: ask for 0 or more.")
+    return threads
 
 
 def _session_options(

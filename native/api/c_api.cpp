@@ -12,8 +12,10 @@
 #include "native/kernels/cpu_features.h"
 #include "native/kernels/dispatch.h"
 #include "native/runtime/bandwidth.h"
+#include "native/runtime/cpus.h"
 #include "native/runtime/gpu_backend.h"
 #include "native/runtime/thread_choice.h"
+#include "native/runtime/vision_encoding.h"
 
 namespace awqe {
 namespace {
@@ -48,6 +50,24 @@ void fill(awqe_model_info& info, const Model& model) {
     info.parameters = model.parameters();
     info.file_bytes = model.file().size();
     info.decode_bytes = model.decode_bytes();
+}
+
+void fill(awqe_vision_info& info, const Model& model) {
+    const VisionModel& vision = need_vision(model);
+    const VisionArchitecture& a = vision.architecture;
+    info.layers = a.layers;
+    info.hidden_size = a.hidden_size;
+    info.heads = a.heads;
+    info.head_size = a.head_size;
+    info.feed_forward_size = a.feed_forward_size;
+    info.image_size = a.image_size;
+    info.patch_size = a.patch_size;
+    info.tokens = a.tokens();
+    info.embedding_size = vision.embedding_size;
+    for (const Tensor& tensor : model.file().tensors()) {
+        if (is_vision_tensor(tensor)) info.weight_bytes += tensor.bytes;
+    }
+    info.newline = vision.newline;
 }
 
 void require_vocabulary(size_t count, size_t vocabulary) {
@@ -280,6 +300,26 @@ awqe_status awqe_session_restore(awqe_session* session, const void* bytes, size_
         const awqe::Used used(session);
         if (bytes == nullptr) awqe::fail(AWQE_INVALID_ARGUMENT, "bytes is NULL");
         used->restore(static_cast<const uint8_t*>(bytes), size);
+    });
+}
+
+awqe_status awqe_vision_info_get(const awqe_model* model, awqe_vision_info* info,
+                                 awqe_error* error) {
+    awqe::clear_sized(info);
+    return awqe::guard(error, [&] {
+        awqe::sized(info, "info");
+        awqe::fill(*info, awqe::required(model, "model").shared->model());
+    });
+}
+
+awqe_status awqe_vision_memory(const awqe_model* model, uint32_t threads, uint64_t* scratch_bytes,
+                               awqe_error* error) {
+    awqe::clear(scratch_bytes);
+    return awqe::guard(error, [&] {
+        awqe::required(scratch_bytes, "scratch_bytes");
+        *scratch_bytes =
+            awqe::encoding_bytes(awqe::need_vision(awqe::required(model, "model").shared->model()),
+                                 awqe::thread_count(threads, "threads"));
     });
 }
 

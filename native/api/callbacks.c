@@ -48,6 +48,40 @@ awqe_status awqe_session_evaluate_embeddings(awqe_session* session, const float*
     return awqe_batch_evaluate(&input, 1, progress, user, error);
 }
 
+/* What a call that encodes has begun and how far it is. */
+typedef struct encoding {
+    awqe_encoding_run* run;
+    size_t done;
+    size_t total;
+} encoding;
+
+static awqe_status run_encoding(encoding* e, awqe_progress progress, void* user,
+                                awqe_error* error) {
+    awqe_status status = AWQE_OK;
+    while (status == AWQE_OK && e->done < e->total) {
+        if (e->done > 0 && progress != NULL && !progress(user, e->done, e->total)) {
+            return awqe_encoding_cancel(e->done, e->total, error);
+        }
+        status = awqe_encoding_step(e->run, &e->done, error);
+    }
+    return status;
+}
+
+static void end_encoding(void* run) { awqe_encoding_end(*(awqe_encoding_run**)run); }
+
+awqe_status awqe_vision_encode(const awqe_model* model, const uint8_t* pixels, size_t count,
+                               uint32_t threads, float* embeddings, awqe_progress progress,
+                               void* user, awqe_error* error) {
+    encoding e = {NULL, 0, 0};
+    awqe_status status;
+    pthread_cleanup_push(end_encoding, &e.run);
+    status =
+        awqe_encoding_begin(&e.run, model, pixels, count, threads, embeddings, &e.total, error);
+    if (status == AWQE_OK) status = run_encoding(&e, progress, user, error);
+    pthread_cleanup_pop(1);
+    return status;
+}
+
 static awqe_status run_selftest(awqe_selftest_run** run, awqe_selftest_report report, void* user,
                                 awqe_error* error) {
     awqe_status status = awqe_selftest_begin(run, report != NULL, error);

@@ -2,11 +2,19 @@
 // block by block.
 #include "native/api/steps.h"
 
+#include <cstdlib>
+
 #include "awq_edge.h"
 #include "native/api/boundary.h"
 #include "native/api/objects.h"
 #include "native/kernels/selftest.h"
 #include "native/runtime/batch.h"
+#include "native/runtime/cpus.h"
+#include "native/runtime/vision_encoding.h"
+
+struct awqe_encoding_run {
+    awqe::VisionEncoding encoding;
+};
 
 struct awqe_selftest_run {
     awqe::Selftest selftest;
@@ -85,6 +93,37 @@ awqe_status awqe_evaluation_cancel(const awqe_evaluation* e, awqe_error* error) 
 void awqe_evaluation_end(awqe_evaluation* e) {
     for (; e->in_use > 0; --e->in_use) awqe::release(*e->inputs[e->in_use - 1].session);
 }
+
+awqe_status awqe_encoding_begin(awqe_encoding_run** run, const awqe_model* model,
+                                const uint8_t* pixels, size_t count, uint32_t threads,
+                                float* embeddings, size_t* total, awqe_error* error) {
+    return awqe::guard(error, [&] {
+        const auto& shared = awqe::required(model, "model").shared;
+        awqe::need_vision(shared->model());
+        awqe::required(pixels, "pixels");
+        awqe::required(embeddings, "embeddings");
+        if (count == 0) awqe::fail(AWQE_INVALID_ARGUMENT, "there are no pictures to encode");
+        *run = new awqe_encoding_run{awqe::VisionEncoding(shared, std::getenv("AWQ_EDGE_KERNELS"),
+                                                          awqe::thread_count(threads, "threads"),
+                                                          pixels, count, embeddings)};
+        *total = (*run)->encoding.total();
+    });
+}
+
+awqe_status awqe_encoding_step(awqe_encoding_run* run, size_t* done, awqe_error* error) {
+    return awqe::guard(error, [&] {
+        run->encoding.step();
+        *done = run->encoding.done();
+    });
+}
+
+awqe_status awqe_encoding_cancel(size_t done, size_t total, awqe_error* error) {
+    return awqe::guard(error, [&] {
+        awqe::fail(AWQE_CANCELLED, "cancelled after %zu of %zu parts", done, total);
+    });
+}
+
+void awqe_encoding_end(awqe_encoding_run* run) { delete run; }
 
 awqe_status awqe_selftest_begin(awqe_selftest_run** run, bool report, awqe_error* error) {
     return awqe::guard(error, [&] {

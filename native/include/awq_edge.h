@@ -40,7 +40,7 @@ extern "C" {
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
 /// whoever loads the library.
-#define AWQE_ABI_VERSION 6
+#define AWQE_ABI_VERSION 7
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -219,7 +219,7 @@ typedef enum awqe_logits {
 } awqe_logits;
 
 /// Called between blocks of a prompt; returning false cancels: the session keeps the `done` tokens
-/// it has read.
+/// it has read. Likewise between parts of a picture.
 typedef bool (*awqe_progress)(void* user, size_t done, size_t total);
 
 /// Appends `tokens` [count] to the context and computes logits. `which` is an awqe_logits. A
@@ -278,6 +278,46 @@ typedef struct awqe_batch_input {
 /// with a long prompt gives the next part of it, and sessions join and leave between two calls.
 awqe_status awqe_batch_evaluate(const awqe_batch_input* inputs, size_t input_count,
                                 awqe_progress progress, void* user, awqe_error* error);
+
+// ---- vision: pictures as embeddings -------------------------------------------------------------
+
+/// The vision part of a model. What it points at belongs to the model.
+typedef struct awqe_vision_info {
+    uint32_t struct_size;
+    uint32_t layers;  ///< Of the tower.
+    uint32_t hidden_size;
+    uint32_t heads;
+    uint32_t head_size;
+    uint32_t feed_forward_size;
+    uint32_t image_size;      ///< Pixels on a side of the square pictures that the tower reads.
+    uint32_t patch_size;      ///< The same of a patch.
+    uint32_t tokens;          ///< Embeddings that a picture becomes.
+    uint32_t embedding_size;  ///< Numbers of each: the decoder's hidden size.
+    uint64_t weight_bytes;    ///< Of its tensors, mapped from the file.
+    const float* newline;     ///< [embedding_size]: the embedding that this family puts behind a
+                              ///< row of a picture's embeddings; NULL where there is none.
+} awqe_vision_info;
+
+/// A model without a vision part is AWQE_UNSUPPORTED, here and below.
+awqe_status awqe_vision_info_get(const awqe_model* model, awqe_vision_info* info,
+                                 awqe_error* error);
+
+/// Bytes of working memory that awqe_vision_encode() takes from the system and gives back, beside
+/// its arguments. `threads` 0 is one for each fast core that the process may use.
+awqe_status awqe_vision_memory(const awqe_model* model, uint32_t threads, uint64_t* scratch_bytes,
+                               awqe_error* error);
+
+/// Encodes pictures for awqe_session_evaluate_embeddings(), on the CPU whatever device the session
+/// is on. `pixels`: [count, image_size, image_size, 3], red first, row by row from the top;
+/// `embeddings`: float [count, tokens, embedding_size], to be filled. A picture's embeddings do not
+/// depend on the others, on the number of threads or on the kernel table, which AWQ_EDGE_KERNELS
+/// chooses as it does for a session.
+///
+/// `progress` is told of parts of the work: for each picture its patches, every layer, and what
+/// stands behind them. Cancelled, the call leaves the pictures that were through in `embeddings`.
+awqe_status awqe_vision_encode(const awqe_model* model, const uint8_t* pixels, size_t count,
+                               uint32_t threads, float* embeddings, awqe_progress progress,
+                               void* user, awqe_error* error);
 
 // ---- sampler ------------------------------------------------------------------------------------
 

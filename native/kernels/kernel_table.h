@@ -1,6 +1,6 @@
-// One table per instruction set: every operation of the decoder as a function pointer. All tables
-// read the same bytes and give the same bits (native/ARITHMETIC.md). Owns the signatures; the
-// contract of each operation stands in its own header.
+// One table per instruction set: every operation of decoders and vision towers as a function
+// pointer. All tables read the same bytes and give the same bits (native/ARITHMETIC.md). Owns the
+// signatures; the contract of each operation stands in its own header.
 #pragma once
 
 #include <stddef.h>
@@ -47,7 +47,7 @@ struct ByBits {
 };
 
 struct ByActivation {
-    ActivationFunction silu, gelu, gelu_tanh, relu;
+    ActivationFunction silu, gelu, gelu_tanh, relu, quick_gelu;
 
     ActivationFunction operator[](Activation activation) const {
         switch (activation) {
@@ -57,6 +57,8 @@ struct ByActivation {
                 return gelu;
             case Activation::kGeluTanh:
                 return gelu_tanh;
+            case Activation::kQuickGelu:
+                return quick_gelu;
             default:
                 return relu;
         }

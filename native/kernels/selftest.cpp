@@ -498,6 +498,7 @@ constexpr Operation kOperations[] = {
     {"GELU", activation<Activation::kGelu>, 0xe3f53da157cd719bu},
     {"GELU by tanh", activation<Activation::kGeluTanh>, 0x4ee93b2ac88e0a17u},
     {"ReLU", activation<Activation::kRelu>, 0xe124673bed6b97d3u},
+    {"quick GELU", activation<Activation::kQuickGelu>, 0xa5f7f94ad9c3ab2eu},
     {"router", router, 0x02c51eef25a49174u},
     {"softmax", softmax, 0x585a6fdca9815ebdu},
 };

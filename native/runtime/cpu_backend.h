@@ -35,6 +35,10 @@ class CpuBackend : public Backend {
     std::unique_ptr<Sequence> open(const SequencePlan& plan) override;
     void evaluate(const Block& block) override;
 
+    // For those who compute something else with the same kernels and threads.
+    const KernelTable& kernels() const { return kernels_; }
+    ThreadPool& pool() { return pool_; }
+
   private:
     class CpuSequence;
     struct Workspace;

@@ -11,6 +11,8 @@
 #include <cstdlib>
 #include <thread>
 
+#include "native/failure/failure.h"
+
 namespace awqe {
 namespace {
 
@@ -106,5 +108,13 @@ unsigned available_cpus() {
 FastCpus fast_cpus() { return fast_cpus_of(allowed_cpus(), kCpus); }
 
 unsigned default_threads() { return std::min(available_cpus(), fast_cpus().count); }
+
+unsigned thread_count(uint32_t asked, const char* name) {
+    constexpr uint32_t kMost = 1024;  // catches a negative number that became unsigned
+    if (asked > kMost) {
+        fail(AWQE_INVALID_ARGUMENT, "%s is %u, allowed are 0 to %u", name, asked, kMost);
+    }
+    return asked == 0 ? default_threads() : asked;
+}
 
 }  // namespace awqe

@@ -4,6 +4,7 @@
 
 #include <sched.h>
 
+#include <cstdint>
 #include <string>
 
 namespace awqe {
@@ -24,6 +25,9 @@ FastCpus fast_cpus();
 // Threads that a session uses unless it is told otherwise: one for each fast CPU, within the share
 // of time.
 unsigned default_threads();
+// As many as somebody asks for, or default_threads() for 0. Throws Failure with
+// AWQE_INVALID_ARGUMENT, calling the number `name`.
+unsigned thread_count(uint32_t asked, const char* name);
 
 // The parts of the above that a test can feed.
 

@@ -82,7 +82,7 @@ Routed route_row(const Step& step, const LayerWeights& layer) {
     float* const normed = step.buffers.normed + step.team.index() * step.buffers.normed_stride;
     normalise(step, layer.feed_forward_norm, step.residual(0), hidden, normed);
     const QuantizedRows x =
-        rows_of(step.buffers.own_input, step.team.index(), hidden, w.all[0].gate.weight.group_size);
+        rows_of(step.own_input, step.team.index(), hidden, w.all[0].gate.weight.group_size);
     step.kernels.quantize_act(normed, hidden, w.all[0].gate.weight.group_size, &x, 0);
     constexpr size_t kAtOnce = 4;  // experts that the kernel computes together
     step.team.share(step.a.experts + 1, kAtOnce, [&](size_t begin, size_t end) {
@@ -143,7 +143,7 @@ Routed route_block(const Step& step, const LayerWeights& layer) {
     const size_t own = step.team.index();
     float* const normed = step.buffers.normed + own * step.buffers.normed_stride;
     float* const logits = at.own_logits + own * (experts + 1);
-    const QuantizedRows x = rows_of(step.buffers.block_input, 0, hidden, g);
+    const QuantizedRows x = rows_of(step.block_input, 0, hidden, g);
     step.team.share(step.m, 1, [&](size_t begin, size_t end) {
         for (size_t t = begin; t < end; ++t) {
             normalise(step, layer.feed_forward_norm, step.residual(t), hidden, normed);
@@ -220,8 +220,8 @@ Activated quantize_all(const Step& step, const Experts& w, const Routed& routed)
     const bool alone = step.m == 1;
     const Activated out = {alone ? rows_of(at.own_activated, own * a.experts_per_token, width, g)
                                  : rows_of(at.activated, 0, width, g),
-                           alone ? rows_of(step.buffers.own_input, own, shared_width, shared_g)
-                                 : rows_of(step.buffers.block_input, 0, shared_width, shared_g)};
+                           alone ? rows_of(step.own_input, own, shared_width, shared_g)
+                                 : rows_of(step.block_input, 0, shared_width, shared_g)};
     const size_t chosen = routed.chosen();
     const auto quantize_rows = [&](size_t begin, size_t end) {
         for (size_t i = begin; i < end; ++i) {
@@ -284,10 +284,10 @@ void add_mixture(const Step& step, const Experts& w, const Routed& routed, const
 void mixture_of_experts(const Step& step, const LayerWeights& layer) {
     const Experts& w = layer.experts;
     const Routed routed = step.m == 1 ? route_row(step, layer) : route_block(step, layer);
-    const QuantizedRows block_input = routed.apart
-                                          ? rows_of(step.buffers.block_input, 0, step.a.hidden_size,
-                                                    w.all[0].gate.weight.group_size)
-                                          : routed.input;
+    const QuantizedRows block_input =
+        routed.apart
+            ? rows_of(step.block_input, 0, step.a.hidden_size, w.all[0].gate.weight.group_size)
+            : routed.input;
     activate_all(step, w, routed, block_input);
     add_mixture(step, w, routed, quantize_all(step, w, routed));
 }

@@ -27,40 +27,7 @@ QuantizedRows read_stream(const Step& step, const Norm& norm, size_t g) {
     });
 }
 
-// ---- products -----------------------------------------------------------------------------------
-
-void multiply(const Step& step, const Linear& linear, const QuantizedRows& x, float* y,
-              size_t y_stride, size_t first_block, size_t end_block) {
-    const PackedMatrix& w = linear.weight;
-    const size_t begin = first_block * kBlockRows;
-    const size_t end = std::min<size_t>(end_block * kBlockRows, w.rows);
-    if (step.m == 1) {
-        step.kernels.gemv[w.bits](&w, &x, y, begin, end);
-    } else {
-        step.kernels.gemm[w.bits](&w, &x, step.m, y, y_stride, begin, end);
-    }
-    if (linear.bias == nullptr) return;
-    for (size_t t = 0; t < step.m; ++t) {
-        for (size_t n = begin; n < end; ++n) y[t * y_stride + n] += linear.bias[n];
-    }
-}
-
-void multiply_all(const Step& step, std::initializer_list<Product> products,
-                  const QuantizedRows& x) {
-    size_t total = 0;
-    for (const Product& p : products) total += blocks_of(p.linear.weight);
-    step.team.share(total, grain_of(step), [&](size_t begin, size_t end) {
-        for (const Product& p : products) {
-            const size_t blocks = blocks_of(p.linear.weight);
-            if (begin < blocks && begin < end) {
-                multiply(step, p.linear, x, p.y, p.linear.weight.rows, begin,
-                         std::min(end, blocks));
-            }
-            begin -= std::min(begin, blocks);
-            end -= std::min(end, blocks);
-        }
-    });
-}
+// ---- the stream ---------------------------------------------------------------------------------
 
 namespace {
 
@@ -189,33 +156,16 @@ void head(const Step& step) {
 
 // ---- memory -------------------------------------------------------------------------------------
 
-// The widest input and the most groups of any matrix.
-struct InputSizes {
-    size_t width = 0;
-    size_t groups = 0;
-};
-
 InputSizes largest_input(const Model& model) {
     InputSizes largest;
-    const auto add = [&](const Linear& linear) {
-        largest.width = std::max<size_t>(largest.width, linear.weight.columns);
-        largest.groups = std::max<size_t>(largest.groups, linear.weight.groups);
-    };
     for (const LayerWeights& w : model.layers()) {
-        for (const Linear* linear : w.linears()) add(*linear);
+        for (const Linear* linear : w.linears()) largest.add(*linear);
     }
-    add(model.head());
+    largest.add(model.head());
     return largest;
 }
 
 }  // namespace
-
-QuantizedRows take_rows(Arena& arena, size_t m, size_t width, size_t groups) {
-    const size_t code_stride = round_up(width, 64);
-    const size_t group_stride = round_up(groups, 16);  // 16 floats: a cache line
-    return {arena.take<int8_t>(m * code_stride), arena.take<float>(m * group_stride),
-            arena.take<int32_t>(m * group_stride), code_stride, group_stride};
-}
 
 Activations::Activations(const Model& model, size_t row_count, unsigned threads, Arena& arena)
     : rows(row_count), experts(model, row_count, threads, arena) {
@@ -242,7 +192,13 @@ Activations::Activations(const Model& model, size_t row_count, unsigned threads,
 
 void forward(const Model& model, const KernelTable& kernels, const Block& block,
              const Activations& activations, Team& team) {
-    Step step{model, model.architecture(), kernels, activations, team, block.rows, 0, block.count};
+    const Activations& at = activations;
+    Step step{{kernels, team, at.block_input, at.own_input, block.count},
+              model,
+              model.architecture(),
+              at,
+              block.rows,
+              0};
     embed(step);
     const size_t layers = model.layers().size();
     for (size_t layer = 0; layer < layers; ++layer) {

@@ -7,40 +7,13 @@
 #include <utility>
 
 #include "native/failure/failure.h"
+#include "native/runtime/tensors.h"
 
 namespace awqe {
 namespace {
 
 constexpr const char* kPositions = "position_embd.weight";
 constexpr const char* kSlopes = "alibi.slopes";
-
-const Tensor& need_tensor(const GgufFile& file, const std::string& name) {
-    const Tensor* tensor = file.find_tensor(name);
-    if (tensor == nullptr) fail(AWQE_FILE_INVALID, "the tensor %s is missing", name.c_str());
-    return *tensor;
-}
-
-// float32 [size], not read yet
-const Tensor& need_floats(const GgufFile& file, const std::string& name, uint64_t size) {
-    const Tensor& tensor = need_tensor(file, name);
-    if (tensor.packed || tensor.elements != size) {
-        fail(AWQE_FILE_INVALID, "tensor %s is %s[%" PRIu64 "], it must be F32[%" PRIu64 "]",
-             name.c_str(), tensor.packed ? "I8" : "F32", tensor.elements, size);
-    }
-    return tensor;
-}
-
-// float32 [size], finite numbers
-const float* need_vector(const GgufFile& file, const std::string& name, uint64_t size) {
-    const Tensor& tensor = need_floats(file, name, size);
-    for (uint64_t i = 0; i < size; ++i) {
-        if (!std::isfinite(tensor.floats[i])) {
-            fail(AWQE_FILE_INVALID,
-                 "tensor %s holds a number that is not finite, at index %" PRIu64, name.c_str(), i);
-        }
-    }
-    return tensor.floats;
-}
 
 // [tables, head_size / 2]; none beyond what the reduction of an angle can resolve (FORMAT.md says
 // why).
@@ -59,42 +32,6 @@ const float* need_frequencies(const GgufFile& file, const Architecture& a) {
         }
     }
     return frequencies;
-}
-
-PackedMatrix need_matrix(const GgufFile& file, const std::string& name, uint64_t rows,
-                         uint64_t columns) {
-    const Tensor& tensor = need_tensor(file, name);
-    if (!tensor.packed) {
-        fail(AWQE_FILE_INVALID, "tensor %s is F32, it must be a packed matrix", name.c_str());
-    }
-    if (tensor.matrix.rows != rows || tensor.matrix.columns != columns) {
-        fail(AWQE_FILE_INVALID,
-             "matrix %s is [%" PRIu64 ", %" PRIu64 "], it must be [%" PRIu64 ", %" PRIu64 "]",
-             name.c_str(), tensor.matrix.rows, tensor.matrix.columns, rows, columns);
-    }
-    return tensor.matrix;
-}
-
-// `name` without ".weight" and ".bias".
-Linear need_linear(const GgufFile& file, const std::string& name, uint64_t rows, uint64_t columns) {
-    const std::string bias = name + ".bias";
-    return {need_matrix(file, name + ".weight", rows, columns),
-            file.find_tensor(bias) != nullptr ? need_vector(file, bias, rows) : nullptr};
-}
-
-// Matrices that read one quantised input.
-void need_equal_groups(const std::string& layer, const char* first_name, const Linear& first,
-                       const char* second_name, const Linear& second) {
-    if (first.weight.group_size == second.weight.group_size) return;
-    fail(AWQE_FILE_INVALID, "%s%s has group size %u and %s %u, they must be equal", layer.c_str(),
-         first_name, first.weight.group_size, second_name, second.weight.group_size);
-}
-
-// What the key awq_edge.decoder.<flag> says must be what the file holds.
-void need_absent(const GgufFile& file, const std::string& name, const char* reason) {
-    if (file.find_tensor(name) != nullptr) {
-        fail(AWQE_FILE_INVALID, "there is a tensor %s, although %s", name.c_str(), reason);
-    }
 }
 
 // The tensors of norms: which of them have a bias is one question for all of the stream, and one
@@ -244,10 +181,6 @@ Linear read_head(const GgufFile& file, const Architecture& a, const PackedMatrix
     return head;
 }
 
-uint64_t packed_bytes(const PackedMatrix& w) {
-    return (w.rows + kBlockRows - 1) / kBlockRows * w.block_bytes;
-}
-
 uint64_t tensor_parameters(const Tensor& tensor) {
     return tensor.packed ? tensor.matrix.rows * tensor.matrix.columns : tensor.elements;
 }
@@ -293,6 +226,7 @@ Model::Model(std::unique_ptr<MappedFile> mapping, const uint8_t* bytes, size_t s
     for (uint32_t i = 0; i < a.layers; ++i) {
         layers_.push_back(read_layer(file_, a, norms, qk_norms, i));
     }
+    vision_ = read_vision(file_, a.hidden_size);
 }
 
 void Model::read_positions() {
@@ -326,6 +260,7 @@ uint64_t Model::parameters() const {
 uint64_t Model::decode_bytes() const {
     uint64_t total = embedding_.block_bytes / kBlockRows;
     for (const Tensor& tensor : file_.tensors()) {
+        if (vision_ && is_vision_tensor(tensor)) continue;  // a picture is encoded once
         const bool embedding = tensor.packed && tensor.matrix.blocks == embedding_.blocks;
         const bool positions = learned_positions_ != nullptr && tensor.floats == learned_positions_;
         if (positions) {

@@ -1,30 +1,21 @@
-// An opened model: the mapped file, what the decoder looks like, and its weights as named views.
-// Checks rule 11 of native/format/FORMAT.md section 4. Immutable after construction, so sessions on
-// several threads may share one.
+// An opened model: the mapped file, what the decoder looks like, its weights as named views, and
+// the vision part of a file that has one. Checks rule 11 of native/format/FORMAT.md section 4.
+// Immutable after construction, so sessions on several threads may share one.
 #pragma once
 
 #include <cstdint>
 #include <memory>
+#include <optional>
 #include <vector>
 
 #include "native/format/gguf_reader.h"
 #include "native/format/layouts.h"
 #include "native/format/mapped_file.h"
 #include "native/runtime/architecture.h"
+#include "native/runtime/tensors.h"
+#include "native/runtime/vision_weights.h"
 
 namespace awqe {
-
-// A matrix with its bias: y = W x + bias.
-struct Linear {
-    PackedMatrix weight;  // [n, k]
-    const float* bias;    // [n], or NULL
-};
-
-// A norm over n numbers; without a weight there is none.
-struct Norm {
-    const float* weight;  // [n], or NULL
-    const float* bias;    // [n], or NULL
-};
 
 // W_down (act(W_gate x) * W_up x), or W_down (act(W_up x) * activation_scales) without a gate.
 struct FeedForward {
@@ -85,6 +76,9 @@ class Model {
     const float* inverse_frequencies() const { return inverse_frequencies_; }
     const float* alibi_slopes() const { return alibi_slopes_; }  // [heads], or NULL
 
+    // The tower and its connector; NULL in a model of text alone.
+    const VisionModel* vision() const { return vision_ ? &*vision_ : nullptr; }
+
     uint64_t parameters() const;    // weights without padding
     uint64_t decode_bytes() const;  // bytes of weights read for one decoded token
 
@@ -103,6 +97,7 @@ class Model {
     Linear head_;
     const float* inverse_frequencies_;
     const float* alibi_slopes_;
+    std::optional<VisionModel> vision_;
 
     Model(std::unique_ptr<MappedFile> mapping, const uint8_t* bytes, size_t size);
     void read_positions();

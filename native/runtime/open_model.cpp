@@ -29,8 +29,13 @@ Backend& OpenModel::backend(uint32_t device, const char* kernels) const {
             if (!absent && failure.status() != AWQE_OUT_OF_MEMORY) throw;
         }
     }
+    return cpu_backend(kernels);
+}
+
+CpuBackend& OpenModel::cpu_backend(const char* kernels) const {
     const KernelTable& table = *table_called(kernels);
-    return found_or_made(table.name, [&] { return std::make_unique<CpuBackend>(model_, table); });
+    return static_cast<CpuBackend&>(
+        found_or_made(table.name, [&] { return std::make_unique<CpuBackend>(model_, table); }));
 }
 
 template <class Make>

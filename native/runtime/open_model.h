@@ -10,6 +10,8 @@
 
 namespace awqe {
 
+class CpuBackend;
+
 class OpenModel {
   public:
     // Throws Failure.
@@ -25,6 +27,8 @@ class OpenModel {
     // table is asked for. Always the same object, so that all sessions share its threads and
     // memory. Throws Failure. Safe from any thread.
     Backend& backend(uint32_t device, const char* kernels) const;
+    // That of the CPU, as backend() gives it.
+    CpuBackend& cpu_backend(const char* kernels) const;
 
   private:
     // A list that only grows, at its front: no lock, which a fork could leave locked.

@@ -9,19 +9,6 @@
 #include "native/runtime/cpus.h"
 
 namespace awqe {
-namespace {
-
-constexpr uint32_t kMaxThreads = 1024;  // catches a negative number that became unsigned
-
-unsigned thread_count(uint32_t asked, const char* name) {
-    if (asked > kMaxThreads) {
-        fail(AWQE_INVALID_ARGUMENT, "options.%s is %u, allowed are 0 to %u", name, asked,
-             kMaxThreads);
-    }
-    return asked == 0 ? default_threads() : asked;
-}
-
-}  // namespace
 
 SequencePlan session_plan(const Model& model, const awqe_session_options* options) {
     const awqe_session_options defaults = {};
@@ -41,7 +28,8 @@ SequencePlan session_plan(const Model& model, const awqe_session_options* option
     }
     return {o.context_length == 0 ? trained : o.context_length,
             o.kv_type == AWQE_KV_F16 ? KvType::kF16 : KvType::kS8,
-            thread_count(o.threads, "threads"), thread_count(o.prefill_threads, "prefill_threads")};
+            thread_count(o.threads, "options.threads"),
+            thread_count(o.prefill_threads, "options.prefill_threads")};
 }
 
 Session::Arrays::Arrays(const Model& model, const SequencePlan& plan, Arena arena)

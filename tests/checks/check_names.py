@@ -54,7 +54,7 @@ OPERATIONS = {
     "softmax": ("router", "f32"),
 }
 WEIGHTS = ("u2g", "u3g", "u4g", "u5g", "u6g", "u8g")
-ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu")
+ACTIVATIONS = ("silu", "gelu", "gelu_tanh", "relu", "quick_gelu")
 # Sources of kernel folders that are no kernels: one implementation for every CPU.
 SHARED = {"rope/rope_angles.cpp", "router/choose_experts.cpp"}
 NOT_OPERATIONS = ("tables",)

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -129,8 +131,28 @@ def random_vectors(a: Architecture, seed: int = 0) -> dict[str, np.ndarray[Any, 
     return vectors
 
 
-def write_packed(a: Architecture, path: Path, seed: int = 0) -> None:
-    """A packed file of random codes, 4 bits in groups of 32."""
+def random_matrix(
+    n: int, k: int, size: float, generator: np.random.Generator, bits: int = 4, group_size: int = 32
+) -> bytes:
+    """A packed matrix of random codes; its weights are about ``size``."""
+    groups = -(-k // group_size)
+    codes = generator.integers(0, 1 << bits, (n, k), dtype=np.uint8)
+    scales = (size * generator.uniform(0.5, 1.5, (n, groups)) * 2.0 ** (4 - bits)).astype(
+        np.float16
+    )
+    middle = 1 << (bits - 1)
+    zeros = generator.integers(middle - 2, middle + 2, (n, groups), dtype=np.uint8)
+    return layouts.pack(codes, scales, zeros, bits, group_size)
+
+
+def write_packed(
+    a: Architecture,
+    path: Path,
+    seed: int = 0,
+    more_metadata: Mapping[str, model_file.MetadataValue] = MappingProxyType({}),
+    more_tensors: Sequence[tuple[str, model_file.TensorSource]] = (),
+) -> None:
+    """A packed file of random codes, 4 bits in groups of 32, and what else stands in it."""
     generator = np.random.default_rng(seed + 1)
     vectors = random_vectors(a, seed)
     tensors: list[tuple[str, model_file.TensorSource]] = []
@@ -139,12 +161,8 @@ def write_packed(a: Architecture, path: Path, seed: int = 0) -> None:
             tensors.append((name, vectors[name]))
             continue
         n, k = stages.tensor_shape(a, name)
-        groups = -(-k // 32)
-        codes = generator.integers(0, 16, (n, k), dtype=np.uint8)
         size = 0.35 if name == "token_embd.weight" else 0.35 * k**-0.5
-        scales = (size * generator.uniform(0.5, 1.5, (n, groups))).astype(np.float16)
-        zeros = generator.integers(6, 10, (n, groups), dtype=np.uint8)
-        tensors.append((name, layouts.pack(codes, scales, zeros, 4, 32)))
+        tensors.append((name, random_matrix(n, k, size, generator)))
     metadata = {
         **a.to_metadata(),
         "awq_edge.quantization.bits": 4,
@@ -153,5 +171,6 @@ def write_packed(a: Architecture, path: Path, seed: int = 0) -> None:
         "awq_edge.quantization.embedding_bits": 4,
         "awq_edge.quantization.method": "rtn",
         "awq_edge.quantization.tool_version": "0",
+        **more_metadata,
     }
-    model_file.write_model(path, metadata, tensors)
+    model_file.write_model(path, metadata, [*tensors, *more_tensors])

@@ -153,8 +153,11 @@ class PlainDecoder:
 
     def step(self, token: int) -> Floats:
         """Logits after one more token, [vocabulary]."""
+        return self.read(self.vector("token_embd.weight")[token])
+
+    def read(self, x: Floats) -> Floats:
+        """Logits after one more row, which is an embedding, [vocabulary]."""
         a, position = self.a, len(self.keys[0])
-        x = self.vector("token_embd.weight")[token]
         if a.position == "learned":
             x = x + self.vector("position_embd.weight").reshape(-1, a.hidden_size)[position]
         if a.embedding_norm:

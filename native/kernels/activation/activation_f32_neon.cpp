@@ -19,5 +19,8 @@ void gelu_tanh_f32_neon(const float* x, const float* factor, size_t n, float* ou
 void relu_f32_neon(const float* x, const float* factor, size_t n, float* out) {
     activation_lanes<Relu>(x, factor, n, out);
 }
+void quick_gelu_f32_neon(const float* x, const float* factor, size_t n, float* out) {
+    activation_lanes<QuickGelu>(x, factor, n, out);
+}
 
 }  // namespace awqe

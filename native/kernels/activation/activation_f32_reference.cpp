@@ -34,6 +34,13 @@ float gelu_tanh(float x) {
     return x / (1.0f + exp_scalar(-(c * slope)));
 }
 
+float quick_gelu(float x) {
+    float c = x;
+    if (c < -64.0f) c = -64.0f;
+    if (c > 64.0f) c = 64.0f;
+    return x / (1.0f + exp_scalar(-(c * 0x1.b3b646p+0f)));
+}
+
 template <float (*Activation)(float)>
 void activate(const float* x, const float* factor, size_t n, float* out) {
     for (size_t i = 0; i < n; ++i) {
@@ -55,6 +62,9 @@ void gelu_tanh_f32_reference(const float* x, const float* factor, size_t n, floa
 }
 void relu_f32_reference(const float* x, const float* factor, size_t n, float* out) {
     activate<relu>(x, factor, n, out);
+}
+void quick_gelu_f32_reference(const float* x, const float* factor, size_t n, float* out) {
+    activate<quick_gelu>(x, factor, n, out);
 }
 
 }  // namespace awqe

@@ -39,6 +39,13 @@ struct GeluTanh {
     }
 };
 
+struct QuickGelu {
+    static Lanes of(Lanes x) {
+        const Lanes c = min(max(x, broadcast(-64.0f)), broadcast(64.0f));
+        return div(x, add(broadcast(1.0f), exp(negate(mul(c, broadcast(0x1.b3b646p+0f))))));
+    }
+};
+
 template <class Activation>
 void activation_lanes(const float* x, const float* factor, size_t n, float* out) {
     size_t i = 0;

@@ -19,7 +19,7 @@ std::remove_pointer_t<AttentionF16Function> attention_f16_avx2;
 std::remove_pointer_t<AttentionS8Function> attention_s8_avx2;
 std::remove_pointer_t<SoftCapFunction> soft_cap_f32_avx2;
 std::remove_pointer_t<ActivationFunction> silu_f32_avx2, gelu_f32_avx2, gelu_tanh_f32_avx2,
-    relu_f32_avx2;
+    relu_f32_avx2, quick_gelu_f32_avx2;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 std::remove_pointer_t<RouterFunction> router_f32_avx2;
 std::remove_pointer_t<SoftmaxFunction> softmax_f32_avx2;
@@ -39,7 +39,8 @@ const KernelTable kTableAvxVnni = {
     .attention_f16 = attention_f16_avx2,
     .attention_s8 = attention_s8_avx2,
     .soft_cap = soft_cap_f32_avx2,
-    .activation = {silu_f32_avx2, gelu_f32_avx2, gelu_tanh_f32_avx2, relu_f32_avx2},
+    .activation = {silu_f32_avx2, gelu_f32_avx2, gelu_tanh_f32_avx2, relu_f32_avx2,
+                   quick_gelu_f32_avx2},
     .embedding = embedding_ug_reference,
     .router = router_f32_avx2,
     .softmax = softmax_f32_avx2,

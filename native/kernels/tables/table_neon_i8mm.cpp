@@ -21,7 +21,7 @@ std::remove_pointer_t<AttentionF16Function> attention_f16_neon;
 std::remove_pointer_t<AttentionS8Function> attention_s8_neon;
 std::remove_pointer_t<SoftCapFunction> soft_cap_f32_neon;
 std::remove_pointer_t<ActivationFunction> silu_f32_neon, gelu_f32_neon, gelu_tanh_f32_neon,
-    relu_f32_neon;
+    relu_f32_neon, quick_gelu_f32_neon;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 std::remove_pointer_t<RouterFunction> router_f32_neon;
 std::remove_pointer_t<SoftmaxFunction> softmax_f32_neon;
@@ -41,7 +41,8 @@ const KernelTable kTableNeonI8mm = {
     .attention_f16 = attention_f16_neon,
     .attention_s8 = attention_s8_neon,
     .soft_cap = soft_cap_f32_neon,
-    .activation = {silu_f32_neon, gelu_f32_neon, gelu_tanh_f32_neon, relu_f32_neon},
+    .activation = {silu_f32_neon, gelu_f32_neon, gelu_tanh_f32_neon, relu_f32_neon,
+                   quick_gelu_f32_neon},
     .embedding = embedding_ug_reference,
     .router = router_f32_neon,
     .softmax = softmax_f32_neon,

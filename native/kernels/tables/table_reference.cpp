@@ -18,7 +18,7 @@ std::remove_pointer_t<AttentionF16Function> attention_f16_reference;
 std::remove_pointer_t<AttentionS8Function> attention_s8_reference;
 std::remove_pointer_t<SoftCapFunction> soft_cap_f32_reference;
 std::remove_pointer_t<ActivationFunction> silu_f32_reference, gelu_f32_reference,
-    gelu_tanh_f32_reference, relu_f32_reference;
+    gelu_tanh_f32_reference, relu_f32_reference, quick_gelu_f32_reference;
 std::remove_pointer_t<EmbeddingFunction> embedding_ug_reference;
 std::remove_pointer_t<RouterFunction> router_f32_reference;
 std::remove_pointer_t<SoftmaxFunction> softmax_f32_reference;
@@ -39,7 +39,7 @@ const KernelTable kTableReference = {
     .attention_s8 = attention_s8_reference,
     .soft_cap = soft_cap_f32_reference,
     .activation = {silu_f32_reference, gelu_f32_reference, gelu_tanh_f32_reference,
-                   relu_f32_reference},
+                   relu_f32_reference, quick_gelu_f32_reference},
     .embedding = embedding_ug_reference,
     .router = router_f32_reference,
     .softmax = softmax_f32_reference,

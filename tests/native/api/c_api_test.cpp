@@ -17,6 +17,7 @@
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
+#include "tests/native/support/process.h"
 
 namespace {
 
@@ -87,27 +88,6 @@ std::vector<uint32_t> prompt(size_t count) {
     std::vector<uint32_t> tokens(count);
     for (size_t i = 0; i < count; ++i) tokens[i] = static_cast<uint32_t>(i * 31 % kVocabulary);
     return tokens;
-}
-
-size_t thread_count() {
-    const std::filesystem::directory_iterator tasks("/proc/self/task");
-    return static_cast<size_t>(std::distance(begin(tasks), end(tasks)));
-}
-// Until this process has no more threads than that: one that ends unmaps what it had.
-void wait_for_threads(size_t count) {
-    for (int i = 0; i < 10000 && thread_count() > count; ++i) usleep(1000);
-    CHECK(thread_count() <= count);
-}
-
-// Everything this process has mapped.
-uint64_t address_space_bytes() {
-    unsigned long long pages = 0;
-    std::FILE* const file = std::fopen("/proc/self/statm", "r");
-    CHECK(file != nullptr);
-    const int read = std::fscanf(file, "%llu", &pages);
-    std::fclose(file);
-    CHECK_EQUAL(read, 1);
-    return pages * static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
 }
 
 void check_error(const awqe_error& error, awqe_status status, const std::string& sentence) {

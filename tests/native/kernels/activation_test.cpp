@@ -80,7 +80,7 @@ TEST(every_table_has_the_same_exponential_over_a_fine_grid) {
 }
 
 constexpr Activation kActivations[] = {Activation::kSilu, Activation::kGelu, Activation::kGeluTanh,
-                                       Activation::kRelu};
+                                       Activation::kRelu, Activation::kQuickGelu};
 
 TEST(the_other_activations_agree_with_the_oracle) {
     for (int i = -80000; i <= 80000; ++i) {
@@ -92,6 +92,9 @@ TEST(the_other_activations_agree_with_the_oracle) {
         CHECK(std::fabs(double{y} - oracle::gelu(x)) <= 4e-7);
         reference.gelu_tanh(&x, nullptr, 1, &y);
         CHECK(std::fabs(double{y} - oracle::gelu_tanh(x)) <= 1e-6);
+        reference.quick_gelu(&x, nullptr, 1, &y);
+        // 1.702 as a float is off by 2^-26 of itself, which moves the exponent by that much of it.
+        CHECK(std::fabs(double{y} - oracle::quick_gelu(x)) <= 1e-6);
         reference.relu(&x, nullptr, 1, &y);
         CHECK_EQUAL(double{y}, oracle::relu(x));
     }

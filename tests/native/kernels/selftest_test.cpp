@@ -12,7 +12,7 @@
 namespace awqe::test {
 namespace {
 
-static_assert(sizeof(KernelTable) == 16 + (6 + 6 + 4 + 11) * sizeof(void*),
+static_assert(sizeof(KernelTable) == 16 + (6 + 6 + 5 + 11) * sizeof(void*),
               "an operation was added to the kernel tables: add it to the self-test too");
 
 using Differences = std::map<std::string, uint32_t>;
@@ -50,7 +50,7 @@ void writes_one_too_many(const float* gate, const float* up, size_t n, float* ou
 
 TEST(a_sound_table_passes) {
     const Differences found = differences(reference_table());
-    CHECK_EQUAL(found.size(), 31u);
+    CHECK_EQUAL(found.size(), 32u);
     for (const auto& [name, differing] : found) CHECK_EQUAL(differing, 0u);
 }
 

@@ -81,6 +81,7 @@ inline std::vector<double> attention(const float* query, const std::vector<doubl
 
 inline double silu(double x) { return x / (1.0 + std::exp(-x)); }
 inline double gelu(double x) { return 0.5 * x * std::erfc(-x * std::sqrt(0.5)); }
+inline double quick_gelu(double x) { return x / (1.0 + std::exp(-1.702 * x)); }
 inline double gelu_tanh(double x) {
     constexpr double kRoot = 0.79788456080286535588;  // of 2 / pi
     return 0.5 * x * (1.0 + std::tanh(kRoot * (x + 0.044715 * x * x * x)));

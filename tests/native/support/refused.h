@@ -23,7 +23,7 @@ inline void check_refused(const Bytes& file, const std::string& sentence,
     } catch (const Failure& failure) {
         if (std::string(failure.what()).find(sentence) == std::string::npos) {
             fail(__FILE__, __LINE__,
-                 "'" + std::string(failure.what()) + "' lacks '" + sentence + "'");
+                 std::string("'").append(failure.what()).append("' lacks '" + sentence + "'"));
         }
         CHECK_EQUAL(failure.status(), status);
         return;

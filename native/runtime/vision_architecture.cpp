@@ -1,0 +1,162 @@
+// From a container's keys to a vision part's description; see vision_architecture.h.
+#include "native/runtime/vision_architecture.h"
+
+#include <cinttypes>
+
+#include "native/failure/failure.h"
+#include "native/format/layouts.h"
+#include "native/runtime/keys.h"
+
+namespace awqe {
+namespace {
+
+constexpr const char* kLayers = "awq_edge.vision.layers";
+constexpr const char* kConnectorSize = "awq_edge.vision.connector_size";
+constexpr const char* kConnectorActivation = "awq_edge.vision.connector_activation";
+constexpr const char* kConnectorNormEpsilon = "awq_edge.vision.connector_norm_epsilon";
+constexpr uint32_t kMaxLayers = 1024;
+constexpr uint32_t kMaxHeadSize = 256;
+constexpr uint32_t kMaxSide = 1u << 14;  // pixels
+constexpr uint32_t kMaxRows = 1u << 16;  // of the tower: patches and a class token
+
+void check_absent(const GgufFile& file, const char* key, const char* reason) {
+    if (file.find_entry(key) == nullptr) return;
+    fail(AWQE_FILE_INVALID, "there is a key %s, although %s", key, reason);
+}
+
+void check_no_vision(const GgufFile& file) {
+    for (const Entry& entry : file.entries()) {
+        if (entry.key.rfind("awq_edge.vision.", 0) != 0) continue;
+        check_absent(file, entry.key.c_str(), "there is no awq_edge.vision.layers");
+    }
+}
+
+Activation need_activation(const GgufFile& file, const char* key) {
+    return need_word<Activation>(file, key,
+                                 {{"quick_gelu", Activation::kQuickGelu},
+                                  {"gelu", Activation::kGelu},
+                                  {"gelu_tanh", Activation::kGeluTanh},
+                                  {"silu", Activation::kSilu},
+                                  {"relu", Activation::kRelu}});
+}
+
+// What a tower may be one day, and what it is until then: another word is another computation.
+void check_one_word(const GgufFile& file, const char* key, const char* word) {
+    word_or_first<bool>(file, key, {{word, true}});
+}
+
+void read_tower(const GgufFile& file, VisionArchitecture& a) {
+    a.layers = need_size(file, kLayers, kMaxLayers);
+    a.hidden_size = need_size(file, "awq_edge.vision.hidden_size", kMaxColumns);
+    a.heads = need_size(file, "awq_edge.vision.heads", kMaxColumns);
+    a.head_size = need_size(file, "awq_edge.vision.head_size", kMaxHeadSize);
+    a.feed_forward_size = need_size(file, "awq_edge.vision.feed_forward_size", kMaxColumns);
+    a.norm_epsilon = need_positive(file, "awq_edge.vision.norm_epsilon");
+    a.activation = need_activation(file, "awq_edge.vision.activation");
+    a.class_token = flag_or(file, "awq_edge.vision.class_token", false);
+    a.pre_norm = flag_or(file, "awq_edge.vision.pre_norm", false);
+    a.post_norm = flag_or(file, "awq_edge.vision.post_norm", false);
+    check_one_word(file, "awq_edge.vision.position", "learned");
+    check_one_word(file, "awq_edge.vision.norm", "layer");
+    check_one_word(file, "awq_edge.vision.feed_forward", "plain");
+    const uint64_t query_size = uint64_t{a.heads} * a.head_size;
+    if (query_size > kMaxColumns) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.vision.heads times awq_edge.vision.head_size is %" PRIu64
+             ", at most %u is allowed",
+             query_size, kMaxColumns);
+    }
+}
+
+void read_picture(const GgufFile& file, VisionArchitecture& a) {
+    a.image_size = need_size(file, "awq_edge.vision.image_size", kMaxSide);
+    a.patch_size = need_size(file, "awq_edge.vision.patch_size", kMaxSide);
+    if (a.patch_size > a.image_size) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.vision.patch_size is %u, which is more than the %u in "
+             "awq_edge.vision.image_size",
+             a.patch_size, a.image_size);
+    }
+    const uint64_t columns = uint64_t{3} * a.patch_size * a.patch_size;
+    if (columns > kMaxColumns) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.vision.patch_size is %u, so that a patch has %" PRIu64
+             " numbers; at most %u are allowed",
+             a.patch_size, columns, kMaxColumns);
+    }
+    const uint64_t rows = uint64_t{a.grid()} * a.grid() + (a.class_token ? 1 : 0);
+    if (rows > kMaxRows) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.vision.image_size is %u and awq_edge.vision.patch_size %u, which gives "
+             "%" PRIu64 " rows; at most %u are allowed",
+             a.image_size, a.patch_size, rows, kMaxRows);
+    }
+}
+
+void read_grid(const GgufFile& file, VisionArchitecture& a) {
+    a.pool = size_or(file, "awq_edge.vision.pool", kMaxSide, 1);
+    if (a.grid() % a.pool != 0) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.vision.pool is %u, which does not divide the %u patches on a side", a.pool,
+             a.grid());
+    }
+    a.regroup = size_or(file, "awq_edge.vision.regroup", kMaxSide, 1);
+    if (a.regroup > a.pooled_grid()) {
+        fail(AWQE_FILE_INVALID, "awq_edge.vision.regroup is %u, but a side has %u rows", a.regroup,
+             a.pooled_grid());
+    }
+    const uint64_t columns = uint64_t{a.regroup} * a.regroup * a.hidden_size;
+    if (columns > kMaxColumns) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.vision.regroup is %u, so that the connector reads %" PRIu64
+             " numbers; at most %u are allowed",
+             a.regroup, columns, kMaxColumns);
+    }
+}
+
+void read_connector(const GgufFile& file, VisionArchitecture& a) {
+    a.connector_norm = word_or_first<ConnectorNorm>(file, "awq_edge.vision.connector_norm",
+                                                    {{"none", ConnectorNorm::kNone},
+                                                     {"layer", ConnectorNorm::kLayer},
+                                                     {"rms", ConnectorNorm::kRms}});
+    if (a.connector_norm == ConnectorNorm::kNone) {
+        check_absent(file, kConnectorNormEpsilon, "awq_edge.vision.connector_norm is none");
+    } else {
+        a.connector_norm_epsilon = need_positive(file, kConnectorNormEpsilon);
+    }
+    const bool two =
+        need_word<bool>(file, "awq_edge.vision.connector", {{"linear", false}, {"mlp", true}});
+    if (two) {
+        a.connector_size = need_size(file, kConnectorSize, kMaxColumns);
+        a.connector_activation = file.find_entry(kConnectorActivation) == nullptr
+                                     ? Activation::kGelu
+                                     : need_activation(file, kConnectorActivation);
+    } else {
+        check_absent(file, kConnectorSize, "awq_edge.vision.connector is linear");
+        check_absent(file, kConnectorActivation, "awq_edge.vision.connector is linear");
+    }
+}
+
+}  // namespace
+
+std::optional<VisionArchitecture> read_vision_architecture(const GgufFile& file) {
+    if (file.find_entry(kLayers) == nullptr) {
+        check_no_vision(file);
+        return std::nullopt;
+    }
+    VisionArchitecture a = {};
+    read_tower(file, a);
+    read_picture(file, a);
+    read_grid(file, a);
+    read_connector(file, a);
+    // What only those use who prepare pictures and prompts.
+    allow_entry(file, "awq_edge.vision.family", ValueType::kString);
+    allow_entry(file, "awq_edge.vision.preprocessing", ValueType::kString);
+    allow_entry(file, "awq_edge.vision.prompt", ValueType::kString);
+    allow_entry(file, "awq_edge.quantization.vision_bits", ValueType::kUint32);
+    allow_entry(file, "awq_edge.quantization.vision_group_size", ValueType::kUint32);
+    allow_entry(file, "awq_edge.quantization.calibration_images_sha256", ValueType::kString);
+    return a;
+}
+
+}  // namespace awqe

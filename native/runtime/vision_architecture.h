@@ -1,0 +1,51 @@
+// What the vision part of a model looks like, apart from its weights: the keys awq_edge.vision.* of
+// a file. Checks rule 7 of native/format/FORMAT.md section 4 for them.
+#pragma once
+
+#include <cstdint>
+#include <optional>
+
+#include "native/format/gguf_reader.h"
+#include "native/kernels/activation/activation_f32.h"
+
+namespace awqe {
+
+enum class ConnectorNorm { kNone, kLayer, kRms };
+
+// Between a picture of image_size x image_size pixels and rows for the decoder.
+struct VisionArchitecture {
+    // The tower.
+    uint32_t layers;
+    uint32_t hidden_size;
+    uint32_t heads;
+    uint32_t head_size;
+    uint32_t feed_forward_size;
+    uint32_t image_size;  // pixels on a side
+    uint32_t patch_size;  // the same of a patch
+    float norm_epsilon;
+    Activation activation;
+    bool class_token;
+    bool pre_norm;   // of the stream's beginning
+    bool post_norm;  // of the stream's end
+    // Between the tower and the decoder, in this order.
+    uint32_t pool;     // average over pool x pool patches
+    uint32_t regroup;  // regroup x regroup neighbours become one wide row
+    ConnectorNorm connector_norm;
+    float connector_norm_epsilon;     // 0 without that norm
+    uint32_t connector_size;          // width between two matrices; 0: there is one
+    Activation connector_activation;  // between them
+
+    uint32_t query_size() const { return heads * head_size; }
+    uint32_t patch_columns() const { return 3 * patch_size * patch_size; }
+    uint32_t grid() const { return image_size / patch_size; }  // patches on a side
+    uint32_t rows() const { return grid() * grid() + (class_token ? 1 : 0); }
+    uint32_t pooled_grid() const { return grid() / pool; }
+    uint32_t token_grid() const { return (pooled_grid() + regroup - 1) / regroup; }
+    uint32_t tokens() const { return token_grid() * token_grid(); }
+    uint32_t connector_columns() const { return regroup * regroup * hidden_size; }
+};
+
+// Nothing for a file without a vision part. Throws Failure naming the key.
+std::optional<VisionArchitecture> read_vision_architecture(const GgufFile& file);
+
+}  // namespace awqe

@@ -1,0 +1,84 @@
+// From a tower's rows to rows for a decoder: norm, average, regrouping and the connector's one or
+// two matrices; see vision_tower.h. Orders of the operations: native/ARITHMETIC.md, section 11.
+#include <algorithm>
+
+#include "native/runtime/vision_tower.h"
+
+namespace awqe {
+namespace {
+
+// Row (r, c) of the pooled grid into y: the average over its window of patches, or the patch.
+// float [hidden]
+void pooled_row(const VisionStep& step, size_t r, size_t c, float* y) {
+    const size_t hidden = step.a.hidden_size;
+    const size_t pool = step.a.pool;
+    const size_t grid = step.a.grid();
+    const float* const patches =
+        step.at.residual + (step.a.class_token ? hidden : 0);  // [grid, grid, hidden]
+    if (pool == 1) {
+        std::copy_n(patches + (r * grid + c) * hidden, hidden, y);
+        return;
+    }
+    std::fill_n(y, hidden, 0.0f);
+    for (size_t i = 0; i < pool; ++i) {
+        for (size_t j = 0; j < pool; ++j) {
+            const float* const patch = patches + ((r * pool + i) * grid + c * pool + j) * hidden;
+            for (size_t n = 0; n < hidden; ++n) y[n] += patch[n];
+        }
+    }
+    const auto count = static_cast<float>(pool * pool);
+    for (size_t n = 0; n < hidden; ++n) y[n] /= count;
+}
+
+// What the connector reads for a token: neighbours side by side, zeros beyond the edge, then its
+// norm. float [regroup, regroup, hidden]
+const float* connector_row(const VisionStep& step, size_t token) {
+    const VisionArchitecture& a = step.a;
+    const size_t columns = a.connector_columns();
+    float* const row = step.own_row();
+    for (size_t i = 0; i < a.regroup; ++i) {
+        for (size_t j = 0; j < a.regroup; ++j) {
+            const size_t r = token / a.token_grid() * a.regroup + i;
+            const size_t c = token % a.token_grid() * a.regroup + j;
+            float* const part = row + (i * a.regroup + j) * a.hidden_size;
+            if (r < a.pooled_grid() && c < a.pooled_grid()) {
+                pooled_row(step, r, c, part);
+            } else {
+                std::fill_n(part, a.hidden_size, 0.0f);
+            }
+        }
+    }
+    const Norm& norm = step.w.connector_norm;
+    if (a.connector_norm == ConnectorNorm::kRms) {
+        step.kernels.rms_norm(row, norm.weight, columns, a.connector_norm_epsilon, row);
+    } else if (a.connector_norm == ConnectorNorm::kLayer) {
+        step.kernels.layer_norm(row, norm.weight, norm.bias, columns, a.connector_norm_epsilon,
+                                row);
+    }
+    return row;
+}
+
+}  // namespace
+
+void leave_tower(VisionStep& step, float* embeddings) {
+    const VisionModel& w = step.w;
+    const size_t width = step.a.connector_size;
+    if (step.a.post_norm) normalise_stream(step, w.post_norm);
+    step.for_strips(step.a.tokens(), [&] {
+        float* const out = embeddings + step.first * w.embedding_size;
+        const QuantizedRows x =
+            quantize(step, w.connector.weight.columns, w.connector.weight.group_size,
+                     [&](size_t t) { return connector_row(step, step.first + t); });
+        if (width == 0) {
+            multiply_all(step, {{w.connector, out}}, x);
+            return;
+        }
+        activate_product(step, w.connector, step.a.connector_activation, x, step.at.wide);
+        const QuantizedRows activated =
+            quantize(step, width, w.connector_output.weight.group_size,
+                     [&](size_t t) { return step.at.wide + t * width; });
+        multiply_all(step, {{w.connector_output, out}}, activated);
+    });
+}
+
+}  // namespace awqe

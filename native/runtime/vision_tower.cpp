@@ -1,0 +1,225 @@
+// Patches and layers of a vision tower; see vision_tower.h. Orders of the operations:
+// native/ARITHMETIC.md, section 11.
+#include "native/runtime/vision_tower.h"
+
+#include <algorithm>
+
+namespace awqe {
+namespace {
+
+// ---- patches ------------------------------------------------------------------------------------
+
+// The numbers of patch p, channel by channel, row by row: float [3, patch, patch].
+const float* patch_of(const VisionStep& step, const uint8_t* pixels, size_t p) {
+    const size_t size = step.a.patch_size;
+    const size_t line = size_t{step.a.image_size} * 3;
+    const uint8_t* const corner =
+        pixels + p / step.a.grid() * size * line + p % step.a.grid() * size * 3;
+    float* const row = step.own_row();
+    for (size_t c = 0; c < 3; ++c) {
+        const float* const values = step.w.pixel_values + c * 256;
+        for (size_t y = 0; y < size; ++y) {
+            for (size_t x = 0; x < size; ++x) {
+                row[(c * size + y) * size + x] = values[corner[y * line + x * 3 + c]];
+            }
+        }
+    }
+    return row;
+}
+
+// The stream of every patch = W patch + bias + its position.
+void embed_patches(VisionStep& step, const uint8_t* pixels) {
+    const PackedMatrix& w = step.w.patches.weight;
+    const size_t hidden = step.a.hidden_size;
+    const size_t before = step.a.class_token ? 1 : 0;  // rows before the first patch
+    step.for_strips(size_t{step.a.grid()} * step.a.grid(), [&] {
+        const QuantizedRows x = quantize(step, w.columns, w.group_size, [&](size_t t) {
+            return patch_of(step, pixels, step.first + t);
+        });  // int8 [m, 3 p p]
+        const size_t row = before + step.first;
+        step.team.share(blocks_of(w), grain_of(step), [&](size_t begin, size_t end) {
+            multiply(step, step.w.patches, x, step.at.branch, hidden, begin, end);
+            const size_t end_column = std::min<size_t>(end * kBlockRows, hidden);
+            for (size_t t = 0; t < step.m; ++t) {
+                const float* const position = step.w.positions + (row + t) * hidden;
+                float* const residual = step.at.residual + (row + t) * hidden;
+                for (size_t n = begin * kBlockRows; n < end_column; ++n) {
+                    residual[n] = step.at.branch[t * hidden + n] + position[n];
+                }
+            }
+        });
+    });
+}
+
+// ---- layers -------------------------------------------------------------------------------------
+
+void layer_norm(const VisionStep& step, const Norm& norm, const float* x, float* y) {
+    step.kernels.layer_norm(x, norm.weight, norm.bias, step.a.hidden_size, step.a.norm_epsilon, y);
+}
+
+// The norm of the strip's stream: int8 [m, hidden].
+QuantizedRows read_stream(const VisionStep& step, const Norm& norm, size_t g) {
+    return quantize(step, step.a.hidden_size, g, [&](size_t t) {
+        float* const row = step.own_row();
+        layer_norm(step, norm, step.residual(t), row);
+        return row;
+    });
+}
+
+// The strip's stream takes up W x + bias: whoever computes a row of the matrix also adds it.
+void add_to_stream(const VisionStep& step, const Linear& linear, const QuantizedRows& x) {
+    const size_t hidden = step.a.hidden_size;
+    float* const branch = step.at.branch;
+    step.team.share(blocks_of(linear.weight), grain_of(step), [&](size_t begin, size_t end) {
+        multiply(step, linear, x, branch, hidden, begin, end);
+        const size_t end_column = std::min<size_t>(end * kBlockRows, hidden);
+        for (size_t t = 0; t < step.m; ++t) {
+            float* const residual = step.residual(t);
+            for (size_t n = begin * kBlockRows; n < end_column; ++n) {
+                residual[n] += branch[t * hidden + n];
+            }
+        }
+    });
+}
+
+// Keys and values of the strip, as the cache of a decoder would hold them.
+void store_keys_and_values(const VisionStep& step, const VisionLayer& w) {
+    const size_t rows = step.a.rows();
+    const size_t heads = step.a.heads;
+    const size_t d = step.a.head_size;
+    float* const keys = step.at.query;
+    float* const values = step.at.attended;
+    const QuantizedRows x = read_stream(step, w.attention_norm, w.key.weight.group_size);
+    multiply_all(step, {{w.key, keys}, {w.value, values}}, x);
+    step.team.share(step.m * heads, 1, [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; ++i) {
+            const size_t t = i / heads;
+            const size_t h = i % heads;
+            const size_t from = (t * heads + h) * d;
+            const size_t to = (h * rows + step.first + t) * d;
+            step.kernels.store_half(keys + from, d, step.at.keys + to);
+            step.kernels.store_half(values + from, d, step.at.values + to);
+        }
+    });
+}
+
+// attended[first_row ... first_row + count) of head h = softmax(query . keys) . values, over all
+// rows of the picture.
+void attend_head(const VisionStep& step, size_t h, size_t first_row, size_t count) {
+    const size_t rows = step.a.rows();
+    const size_t d = step.a.head_size;
+    const size_t stride = step.a.query_size();
+    float* const queries =
+        step.at.head_rows + step.team.index() * 2 * VisionActivations::kQueries * d;
+    float* const out = queries + VisionActivations::kQueries * d;
+    for (size_t t = 0; t < count; ++t) {
+        std::copy_n(step.at.query + (first_row + t) * stride + h * d, d, queries + t * d);
+    }
+    const CacheF16 head = {step.at.keys + h * rows * d, step.at.values + h * rows * d, d,
+                           rows};  // a ring that no position leaves
+    step.kernels.attention_f16(queries, count, &head, d, 0, rows, nullptr, out);
+    for (size_t t = 0; t < count; ++t) {
+        std::copy_n(out + t * d, d, step.at.attended + (first_row + t) * stride + h * d);
+    }
+}
+
+// The strip's stream takes up W_o attention(norm(stream)).
+void attention(const VisionStep& step, const VisionLayer& w) {
+    constexpr size_t kQueries = VisionActivations::kQueries;
+    const size_t k = step.a.query_size();
+    const QuantizedRows x = read_stream(step, w.attention_norm, w.query.weight.group_size);
+    multiply_all(step, {{w.query, step.at.query}}, x);
+    const size_t parts = (step.m + kQueries - 1) / kQueries;
+    // Head by head, so that its keys and values stay in the cache of the core that reads them.
+    step.team.share(step.a.heads * parts, 1, [&](size_t begin, size_t end) {
+        for (size_t i = begin; i < end; ++i) {
+            const size_t row = i % parts * kQueries;
+            attend_head(step, i / parts, row, std::min(kQueries, step.m - row));
+        }
+    });
+    const QuantizedRows attended =
+        quantize(step, k, w.attention_output.weight.group_size,
+                 [&](size_t t) { return step.at.attended + t * k; });  // int8 [m, heads head_size]
+    add_to_stream(step, w.attention_output, attended);
+}
+
+// The strip's stream takes up W_down act(W_up norm(stream)).
+void feed_forward(const VisionStep& step, const VisionLayer& w) {
+    const size_t width = step.a.feed_forward_size;
+    float* const wide = step.at.wide;
+    const QuantizedRows x = read_stream(step, w.feed_forward_norm, w.up.weight.group_size);
+    activate_product(step, w.up, step.a.activation, x, wide);
+    const QuantizedRows activated = quantize(step, width, w.down.weight.group_size, [&](size_t t) {
+        return wide + t * width;
+    });  // int8 [m, feed_forward]
+    add_to_stream(step, w.down, activated);
+}
+
+}  // namespace
+
+void activate_product(const VisionStep& step, const Linear& linear, Activation activation,
+                      const QuantizedRows& x, float* y) {
+    const size_t width = linear.weight.rows;
+    const ActivationFunction function = step.kernels.activation[activation];
+    step.team.share(blocks_of(linear.weight), grain_of(step), [&](size_t begin, size_t end) {
+        multiply(step, linear, x, y, width, begin, end);
+        const size_t first = begin * kBlockRows;
+        const size_t count = std::min<size_t>(end * kBlockRows, width) - first;
+        for (size_t t = 0; t < step.m; ++t) {
+            float* const part = y + t * width + first;
+            function(part, nullptr, count, part);
+        }
+    });
+}
+
+void normalise_stream(VisionStep& step, const Norm& norm) {
+    step.first = 0;
+    step.team.share(step.a.rows(), 1, [&](size_t begin, size_t end) {
+        for (size_t t = begin; t < end; ++t) {
+            layer_norm(step, norm, step.residual(t), step.residual(t));
+        }
+    });
+}
+
+void enter_tower(VisionStep& step, const uint8_t* pixels) {
+    embed_patches(step, pixels);
+    if (step.a.class_token) {
+        step.team.share(1, 1, [&](size_t, size_t) {
+            for (size_t n = 0; n < step.a.hidden_size; ++n) {
+                step.at.residual[n] = step.w.class_token[n] + step.w.positions[n];
+            }
+        });
+    }
+    if (step.a.pre_norm) normalise_stream(step, step.w.pre_norm);
+}
+
+void tower_layer(VisionStep& step, const VisionLayer& layer) {
+    // No row may change before the keys and values of all have been made of it.
+    step.for_strips(step.a.rows(), [&] { store_keys_and_values(step, layer); });
+    step.for_strips(step.a.rows(), [&] {
+        attention(step, layer);
+        feed_forward(step, layer);
+    });
+}
+
+VisionActivations::VisionActivations(const VisionModel& w, unsigned threads, Arena& arena) {
+    const VisionArchitecture& a = w.architecture;
+    const size_t rows = a.rows();
+    const size_t strip = std::min(kStripRows, std::max<size_t>(rows, a.tokens()));
+    InputSizes sizes;
+    for (const Linear* linear : w.linears()) sizes.add(*linear);
+    residual = arena.take<float>(rows * a.hidden_size);
+    keys = arena.take<uint16_t>(rows * a.query_size());
+    values = arena.take<uint16_t>(rows * a.query_size());
+    query = arena.take<float>(strip * a.query_size());
+    attended = arena.take<float>(strip * a.query_size());
+    wide = arena.take<float>(strip * std::max(a.feed_forward_size, a.connector_size));
+    branch = arena.take<float>(strip * a.hidden_size);
+    row_stride = round_up(sizes.width, 16);
+    row = arena.take<float>(threads * row_stride);
+    head_rows = arena.take<float>(threads * 2 * kQueries * a.head_size);
+    block_input = take_rows(arena, strip, sizes.width, sizes.groups);
+    own_input = take_rows(arena, threads, sizes.width, sizes.groups);
+}
+
+}  // namespace awqe

@@ -1,0 +1,109 @@
+// From a container's tensors to a vision part's weights; see vision_weights.h.
+#include "native/runtime/vision_weights.h"
+
+#include <string>
+
+namespace awqe {
+namespace {
+
+// `name` without ".weight" and ".bias".
+Norm need_layer_norm(const GgufFile& file, const std::string& name, uint64_t size) {
+    return {need_vector(file, name + ".weight", size), need_vector(file, name + ".bias", size)};
+}
+
+// One that a key says there is, or is not.
+Norm layer_norm_if(const GgufFile& file, bool there, const std::string& name, uint64_t size,
+                   const char* reason) {
+    if (there) return need_layer_norm(file, name, size);
+    need_absent(file, name + ".weight", reason);
+    need_absent(file, name + ".bias", reason);
+    return {};
+}
+
+VisionLayer read_layer(const GgufFile& file, const VisionArchitecture& a, uint32_t index) {
+    const std::string layer = "v.blk." + std::to_string(index) + ".";
+    VisionLayer w = {};
+    w.attention_norm = need_layer_norm(file, layer + "ln1", a.hidden_size);
+    w.query = need_linear(file, layer + "attn_q", a.query_size(), a.hidden_size);
+    w.key = need_linear(file, layer + "attn_k", a.query_size(), a.hidden_size);
+    w.value = need_linear(file, layer + "attn_v", a.query_size(), a.hidden_size);
+    need_equal_groups(layer, "attn_q", w.query, "attn_k", w.key);
+    need_equal_groups(layer, "attn_q", w.query, "attn_v", w.value);
+    w.attention_output = need_linear(file, layer + "attn_out", a.hidden_size, a.query_size());
+    w.feed_forward_norm = need_layer_norm(file, layer + "ln2", a.hidden_size);
+    w.up = need_linear(file, layer + "ffn_up", a.feed_forward_size, a.hidden_size);
+    w.down = need_linear(file, layer + "ffn_down", a.hidden_size, a.feed_forward_size);
+    return w;
+}
+
+void read_connector(const GgufFile& file, VisionModel& w) {
+    const VisionArchitecture& a = w.architecture;
+    const uint32_t columns = a.connector_columns();
+    if (a.connector_norm == ConnectorNorm::kRms) {
+        need_absent(file, "mm.norm.bias", "awq_edge.vision.connector_norm is rms");
+        w.connector_norm = {need_vector(file, "mm.norm.weight", columns), nullptr};
+    } else {
+        w.connector_norm = layer_norm_if(file, a.connector_norm == ConnectorNorm::kLayer, "mm.norm",
+                                         columns, "awq_edge.vision.connector_norm is none");
+    }
+    const bool two = a.connector_size != 0;
+    w.connector = need_linear(file, "mm.0", two ? a.connector_size : w.embedding_size, columns);
+    if (two) {
+        w.connector_output = need_linear(file, "mm.2", w.embedding_size, a.connector_size);
+    } else {
+        need_absent(file, "mm.2.weight", "awq_edge.vision.connector is linear");
+        need_absent(file, "mm.2.bias", "awq_edge.vision.connector is linear");
+    }
+    constexpr const char* kNewline = "mm.image_newline";
+    if (file.find_tensor(kNewline) != nullptr) {
+        w.newline = need_vector(file, kNewline, w.embedding_size);
+    }
+}
+
+}  // namespace
+
+std::vector<const Linear*> VisionModel::linears() const {
+    std::vector<const Linear*> all = {&patches};
+    for (const VisionLayer& w : layers) {
+        for (const Linear* linear :
+             {&w.query, &w.key, &w.value, &w.attention_output, &w.up, &w.down}) {
+            all.push_back(linear);
+        }
+    }
+    all.push_back(&connector);
+    if (connector_output.weight.rows > 0) all.push_back(&connector_output);
+    return all;
+}
+
+std::optional<VisionModel> read_vision(const GgufFile& file, uint32_t embedding_size) {
+    const std::optional<VisionArchitecture> found = read_vision_architecture(file);
+    if (!found) return std::nullopt;
+    const VisionArchitecture& a = *found;
+    VisionModel w = {};
+    w.architecture = a;
+    w.embedding_size = embedding_size;
+    w.pixel_values = need_vector(file, "v.pixel_values", 3 * 256);
+    w.patches = need_linear(file, "v.patch_embd", a.hidden_size, a.patch_columns());
+    constexpr const char* kClass = "v.class_embd";
+    if (a.class_token) {
+        w.class_token = need_vector(file, kClass, a.hidden_size);
+    } else {
+        need_absent(file, kClass, "awq_edge.vision.class_token is false");
+    }
+    // As large as a matrix: opening a file does not read it, as it reads no weights.
+    w.positions =
+        need_floats(file, "v.position_embd.weight", uint64_t{a.rows()} * a.hidden_size).floats;
+    w.pre_norm = layer_norm_if(file, a.pre_norm, "v.pre_ln", a.hidden_size,
+                               "awq_edge.vision.pre_norm is false");
+    for (uint32_t i = 0; i < a.layers; ++i) w.layers.push_back(read_layer(file, a, i));
+    w.post_norm = layer_norm_if(file, a.post_norm, "v.post_ln", a.hidden_size,
+                                "awq_edge.vision.post_norm is false");
+    read_connector(file, w);
+    return w;
+}
+
+bool is_vision_tensor(const Tensor& tensor) {
+    return tensor.name.rfind("v.", 0) == 0 || tensor.name.rfind("mm.", 0) == 0;
+}
+
+}  // namespace awqe

@@ -1,0 +1,413 @@
+// Pictures through the C API. One hash for each form of a tower (tests/native/support/
+// random_vision.h), from pixels through embeddings to logits: the same for every kernel table and
+// every thread count. What the numbers mean shows tests/python/test_runtime_vision.py; a change of
+// a hash is a change of native/ARITHMETIC.md. Beside it: arguments, cancelling, memory.
+#include <pthread.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+#include <algorithm>
+#include <cmath>
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+
+#include "awq_edge.h"
+#include "tests/native/support/check.h"
+#include "tests/native/support/process.h"
+#include "tests/native/support/random_vision.h"
+#include "tests/native/support/tables.h"
+
+namespace awqe::test {
+namespace {
+
+constexpr size_t kVocabulary = 9;
+constexpr size_t kPictures = 2;
+
+// In the order of vision_forms().
+constexpr uint64_t kGolden[] = {
+    0x403524f79ee41bbe,  // a class token and two matrices
+    0x149527e527863054,  // pixels regrouped
+    0xcf19630d30cec562,  // an average and an RMS norm
+    0xe921aa759a935210,  // regrouped over the edge, a layer norm
+    0xd1972bb6db12df2f,  // an average of nine, regrouped
+};
+
+struct Close {
+    void operator()(awqe_model* model) const { awqe_model_close(model); }
+    void operator()(awqe_session* session) const { awqe_session_close(session); }
+};
+using OwnedModel = std::unique_ptr<awqe_model, Close>;
+using OwnedSession = std::unique_ptr<awqe_session, Close>;
+
+void need(awqe_status status, const awqe_error& error) {
+    if (status != AWQE_OK) fail(__FILE__, __LINE__, error.message);
+}
+
+// The file without a place on any disk.
+OwnedModel open_file(const FileSpec& spec) {
+    const Bytes bytes = spec.build();
+    const int file = memfd_create("vision.awq.gguf", MFD_CLOEXEC);
+    CHECK(file >= 0 && write(file, bytes.data(), bytes.size()) == ssize_t(bytes.size()));
+    awqe_model* model = nullptr;
+    awqe_error error;
+    need(awqe_model_open(("/proc/self/fd/" + std::to_string(file)).c_str(), &model, &error), error);
+    close(file);
+    return OwnedModel(model);
+}
+
+awqe_vision_info info_of(const OwnedModel& model) {
+    awqe_vision_info info = {};
+    info.struct_size = sizeof(info);
+    awqe_error error;
+    need(awqe_vision_info_get(model.get(), &info, &error), error);
+    return info;
+}
+
+size_t picture_bytes(const awqe_vision_info& info) {
+    return size_t{info.image_size} * info.image_size * 3;
+}
+
+size_t picture_numbers(const awqe_vision_info& info) {
+    return size_t{info.tokens} * info.embedding_size;
+}
+
+// Two pictures; the second has a patch of one colour, all of whose groups are equal numbers.
+std::vector<uint8_t> pictures_for(const awqe_vision_info& info) {
+    std::vector<uint8_t> pixels(kPictures * picture_bytes(info));
+    Random random(7);
+    for (uint8_t& u : pixels) u = static_cast<uint8_t>(random.bits());
+    std::fill_n(pixels.begin() + static_cast<ptrdiff_t>(picture_bytes(info)),
+                info.image_size * info.patch_size * 3, uint8_t{128});
+    return pixels;
+}
+
+std::vector<float> encode(const OwnedModel& model, const std::vector<uint8_t>& pixels,
+                          const char* kernels, uint32_t threads) {
+    setenv("AWQ_EDGE_KERNELS", kernels, 1);
+    const awqe_vision_info info = info_of(model);
+    const size_t count = pixels.size() / picture_bytes(info);
+    std::vector<float> embeddings(count * picture_numbers(info), NAN);
+    awqe_error error;
+    need(awqe_vision_encode(model.get(), pixels.data(), count, threads, embeddings.data(), nullptr,
+                            nullptr, &error),
+         error);
+    return embeddings;
+}
+
+OwnedSession open_session(const OwnedModel& model, const char* kernels, uint32_t threads) {
+    setenv("AWQ_EDGE_KERNELS", kernels, 1);
+    awqe_session_options options = {};
+    options.struct_size = sizeof(options);
+    options.threads = options.prefill_threads = threads;
+    awqe_session* session = nullptr;
+    awqe_error error;
+    need(awqe_session_open(model.get(), &options, &session, &error), error);
+    return OwnedSession(session);
+}
+
+void read_tokens(const OwnedSession& session, const std::vector<uint32_t>& tokens,
+                 std::vector<float>& logits) {
+    logits.resize(tokens.size() * kVocabulary);
+    awqe_error error;
+    need(awqe_session_evaluate(session.get(), tokens.data(), tokens.size(), AWQE_LOGITS_ALL,
+                               logits.data(), nullptr, nullptr, &error),
+         error);
+}
+
+// FNV-1a over the bytes of floats.
+uint64_t hash_more(uint64_t hash, const std::vector<float>& values) {
+    for (const float value : values) {
+        uint32_t bits;
+        std::memcpy(&bits, &value, sizeof(bits));
+        for (int shift = 0; shift < 32; shift += 8)
+            hash = (hash ^ (bits >> shift & 0xFF)) * 0x100000001B3u;
+    }
+    return hash;
+}
+
+// Embeddings of two pictures, and the logits after each row of: a text, the first picture, a text.
+uint64_t hash_of(const OwnedModel& model, const char* kernels, uint32_t threads) {
+    const awqe_vision_info info = info_of(model);
+    const std::vector<float> embeddings = encode(model, pictures_for(info), kernels, threads);
+    uint64_t hash = hash_more(0xCBF29CE484222325u, embeddings);
+    const OwnedSession session = open_session(model, kernels, threads);
+    std::vector<float> logits;
+    read_tokens(session, {1, 5, 2}, logits);
+    hash = hash_more(hash, logits);
+    logits.resize(info.tokens * kVocabulary);
+    awqe_error error;
+    need(awqe_session_evaluate_embeddings(session.get(), embeddings.data(), info.tokens,
+                                          AWQE_LOGITS_ALL, logits.data(), nullptr, nullptr, &error),
+         error);
+    hash = hash_more(hash, logits);
+    read_tokens(session, {3, 8, 0, 4}, logits);
+    return hash_more(hash, logits);
+}
+
+void check_golden(const VisionForm& form, const OwnedModel& model, const char* kernels,
+                  uint32_t threads, uint64_t golden) {
+    const uint64_t hash = hash_of(model, kernels, threads);
+    if (hash == golden) return;
+    std::ostringstream text;
+    text << form.name << ": " << kernels << " with " << threads << " threads: hash 0x" << std::hex
+         << hash << ", not 0x" << golden;
+    fail(__FILE__, __LINE__, text.str());
+}
+
+void check_error(const awqe_error& error, awqe_status status, const std::string& sentence) {
+    CHECK_EQUAL(error.status, status);
+    if (std::string(error.message).find(sentence) == std::string::npos) {
+        fail(__FILE__, __LINE__, std::string(error.message) + ", not: " + sentence);
+    }
+}
+
+}  // namespace
+
+TEST(every_table) {
+    const std::vector<VisionForm> forms = vision_forms();
+    CHECK_EQUAL(forms.size(), std::size(kGolden));
+    for (size_t i = 0; i < forms.size(); ++i) {
+        const OwnedModel model = open_file(random_vision_model(forms[i]));
+        for (const KernelTable* table : runnable_tables()) {
+            check_golden(forms[i], model, table->name, 1, kGolden[i]);
+        }
+    }
+}
+
+TEST(every_thread_count) {
+    const std::vector<VisionForm> forms = vision_forms();
+    for (size_t i = 0; i < forms.size(); ++i) {
+        const OwnedModel model = open_file(random_vision_model(forms[i]));
+        for (uint32_t threads = 2; threads <= 7; ++threads) {
+            check_golden(forms[i], model, "", threads, kGolden[i]);
+        }
+    }
+}
+
+TEST(a_picture_does_not_depend_on_its_neighbour) {
+    for (const VisionForm& form : vision_forms()) {
+        const OwnedModel model = open_file(random_vision_model(form));
+        const awqe_vision_info info = info_of(model);
+        const std::vector<uint8_t> pixels = pictures_for(info);
+        const std::vector<float> together = encode(model, pixels, "", 2);
+        const size_t bytes = picture_bytes(info);
+        for (size_t i = 0; i < kPictures; ++i) {
+            const auto begin = pixels.begin() + static_cast<ptrdiff_t>(i * bytes);
+            const std::vector<float> alone = encode(
+                model, std::vector<uint8_t>(begin, begin + static_cast<ptrdiff_t>(bytes)), "", 1);
+            check_same_bits(alone.data(), together.data() + i * alone.size(), alone.size(),
+                            form.name);
+        }
+    }
+}
+
+TEST(without_pictures_the_decoder_is_what_it_would_be_alone) {
+    ModelForm decoder;
+    decoder.qk_norm = false;
+    decoder.context_length = 160;
+    const OwnedModel text = open_file(random_model(decoder));
+    const OwnedModel both = open_file(random_vision_model(vision_forms()[0]));
+    const std::vector<uint32_t> tokens = {1, 5, 2, 8, 8, 0, 3};
+    std::vector<float> expected, logits;
+    read_tokens(open_session(text, "", 1), tokens, expected);
+    read_tokens(open_session(both, "", 1), tokens, logits);
+    check_same_bits(logits.data(), expected.data(), expected.size(), "text alone");
+}
+
+TEST(what_the_model_says_of_itself) {
+    const OwnedModel model = open_file(random_vision_model(vision_forms()[0]));
+    const awqe_vision_info info = info_of(model);
+    CHECK_EQUAL(info.layers, 2u);
+    CHECK_EQUAL(info.hidden_size, kVisionHidden);
+    CHECK_EQUAL(info.heads, 3u);
+    CHECK_EQUAL(info.head_size, 9u);
+    CHECK_EQUAL(info.feed_forward_size, kVisionWidth);
+    CHECK_EQUAL(info.image_size, 33u);
+    CHECK_EQUAL(info.patch_size, 4u);
+    CHECK_EQUAL(info.tokens, 64u);
+    CHECK_EQUAL(info.embedding_size, kEmbedding);
+    CHECK(info.newline != nullptr && std::fabs(info.newline[kEmbedding - 1]) <= 0.5f);
+    uint64_t bytes = 0;
+    for (const TensorSpec& t : random_vision_model(vision_forms()[0]).tensors) {
+        if (t.name[0] == 'v' || t.name[0] == 'm') bytes += t.data.size();
+    }
+    CHECK_EQUAL(info.weight_bytes, bytes);
+    CHECK(info_of(open_file(random_vision_model(vision_forms()[1]))).newline == nullptr);
+}
+
+TEST(what_cannot_work_is_refused) {
+    const OwnedModel model = open_file(random_vision_model());
+    const OwnedModel text = open_file(random_model());
+    const awqe_vision_info sizes = info_of(model);
+    const std::vector<uint8_t> pixels(picture_bytes(sizes));
+    std::vector<float> out(picture_numbers(sizes));
+    awqe_error error;
+    const auto refused = [&](const awqe_model* of, const uint8_t* from, size_t count,
+                             uint32_t threads, float* to, awqe_status status,
+                             const char* sentence) {
+        CHECK_EQUAL(awqe_vision_encode(of, from, count, threads, to, nullptr, nullptr, &error),
+                    status);
+        check_error(error, status, sentence);
+    };
+    refused(text.get(), pixels.data(), 1, 1, out.data(), AWQE_UNSUPPORTED, "has no vision part");
+    refused(nullptr, pixels.data(), 1, 1, out.data(), AWQE_INVALID_ARGUMENT, "model is NULL");
+    refused(model.get(), nullptr, 1, 1, out.data(), AWQE_INVALID_ARGUMENT, "pixels is NULL");
+    refused(model.get(), pixels.data(), 1, 1, nullptr, AWQE_INVALID_ARGUMENT, "embeddings is NULL");
+    refused(model.get(), pixels.data(), 0, 1, out.data(), AWQE_INVALID_ARGUMENT,
+            "there are no pictures to encode");
+    refused(model.get(), pixels.data(), 1, 1025, out.data(), AWQE_INVALID_ARGUMENT,
+            "threads is 1025, allowed are 0 to 1024");
+    setenv("AWQ_EDGE_KERNELS", "abacus", 1);
+    refused(model.get(), pixels.data(), 1, 1, out.data(), AWQE_UNSUPPORTED, "abacus");
+    setenv("AWQ_EDGE_KERNELS", "", 1);
+
+    awqe_vision_info info = {};
+    info.struct_size = sizeof(info);
+    CHECK_EQUAL(awqe_vision_info_get(text.get(), &info, &error), AWQE_UNSUPPORTED);
+    check_error(error, AWQE_UNSUPPORTED, "has no vision part");
+    CHECK_EQUAL(awqe_vision_info_get(nullptr, &info, &error), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(awqe_vision_info_get(model.get(), nullptr, &error), AWQE_INVALID_ARGUMENT);
+    info.struct_size -= 8;
+    info.layers = 77;
+    CHECK_EQUAL(awqe_vision_info_get(model.get(), &info, &error), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(info.layers, 77u);
+    uint64_t bytes = 1;
+    CHECK_EQUAL(awqe_vision_memory(text.get(), 1, &bytes, &error), AWQE_UNSUPPORTED);
+    CHECK_EQUAL(bytes, uint64_t{0});
+    CHECK_EQUAL(awqe_vision_memory(nullptr, 1, &bytes, &error), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(awqe_vision_memory(model.get(), 1, nullptr, &error), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(awqe_vision_memory(model.get(), 2000, &bytes, &error), AWQE_INVALID_ARGUMENT);
+}
+
+namespace {
+
+// A callback that stops after some parts.
+struct Stop {
+    size_t after;
+    size_t told = 0;
+    size_t total = 0;
+};
+
+bool stop(void* user, size_t done, size_t total) {
+    Stop& s = *static_cast<Stop*>(user);
+    CHECK_EQUAL(done, ++s.told);
+    s.total = total;
+    return done < s.after;
+}
+
+}  // namespace
+
+TEST(a_callback_cancels_between_parts_and_keeps_whole_pictures) {
+    const OwnedModel model = open_file(random_vision_model());
+    const awqe_vision_info info = info_of(model);
+    const std::vector<uint8_t> pixels = pictures_for(info);
+    const std::vector<float> expected = encode(model, pixels, "", 1);
+    const size_t numbers = picture_numbers(info);
+    const size_t parts = 2 + 2;  // layers, patches, connector
+    awqe_error error;
+    for (size_t after = 1; after < kPictures * parts; ++after) {
+        std::vector<float> out(expected.size(), 7.0f);
+        Stop s = {after};
+        CHECK_EQUAL(awqe_vision_encode(model.get(), pixels.data(), kPictures, 2, out.data(), stop,
+                                       &s, &error),
+                    AWQE_CANCELLED);
+        check_error(error, AWQE_CANCELLED,
+                    "cancelled after " + std::to_string(after) + " of 8 parts");
+        CHECK_EQUAL(s.total, kPictures * parts);
+        const size_t whole = after / parts * numbers;
+        check_same_bits(out.data(), expected.data(), whole, "whole pictures");
+        CHECK(std::all_of(out.begin() + static_cast<ptrdiff_t>(whole), out.end(),
+                          [](float x) { return x == 7.0f; }));
+    }
+    Stop never = {1000};
+    std::vector<float> out(expected.size());
+    CHECK_EQUAL(awqe_vision_encode(model.get(), pixels.data(), kPictures, 1, out.data(), stop,
+                                   &never, &error),
+                AWQE_OK);
+    CHECK_EQUAL(never.told, kPictures * parts - 1);
+    check_same_bits(out.data(), expected.data(), expected.size(), "not stopped");
+}
+
+namespace {
+
+bool note_address_space(void* user, size_t, size_t) {
+    *static_cast<uint64_t*>(user) = address_space_bytes();
+    return true;
+}
+
+bool end_thread(void*, size_t, size_t) { pthread_exit(nullptr); }
+
+}  // namespace
+
+TEST(announced_memory_is_what_encoding_takes_and_gives_back) {
+    const OwnedModel model = open_file(random_vision_model());
+    const awqe_vision_info info = info_of(model);
+    const std::vector<uint8_t> pixels(picture_bytes(info));
+    std::vector<float> out(picture_numbers(info));
+    uint64_t one = 0, three = 0, during = 0;
+    awqe_error error;
+    need(awqe_vision_memory(model.get(), 1, &one, &error), error);
+    need(awqe_vision_memory(model.get(), 3, &three, &error), error);
+    CHECK(three > one);
+    const auto run = [&] {
+        need(awqe_vision_encode(model.get(), pixels.data(), 1, 1, out.data(), note_address_space,
+                                &during, &error),
+             error);
+    };
+    const size_t threads = thread_count();
+    run();  // the first one lets the heap grow, and a thread load the file
+    wait_for_threads(threads);
+    const uint64_t before = address_space_bytes();
+    run();
+    const auto page = static_cast<uint64_t>(sysconf(_SC_PAGESIZE));
+    CHECK_EQUAL(during - before, (one + page - 1) / page * page);
+    CHECK_EQUAL(address_space_bytes(), before);
+
+    // A callback that ends its thread leaves nothing behind either.
+    struct Call {
+        const awqe_model* model;
+        const uint8_t* pixels;
+        float* out;
+    } call = {model.get(), pixels.data(), out.data()};
+    const auto in_thread = [&] {
+        pthread_t thread;
+        CHECK_EQUAL(pthread_create(
+                        &thread, nullptr,
+                        [](void* user) -> void* {
+                            const Call& c = *static_cast<const Call*>(user);
+                            awqe_vision_encode(c.model, c.pixels, 1, 1, c.out, end_thread, nullptr,
+                                               nullptr);
+                            return nullptr;
+                        },
+                        &call),
+                    0);
+        CHECK_EQUAL(pthread_join(thread, nullptr), 0);
+    };
+    in_thread();  // its stack stays for the next thread
+    wait_for_threads(threads);
+    const uint64_t with_stack = address_space_bytes();
+    for (int i = 0; i < 3; ++i) in_thread();
+    wait_for_threads(threads);
+    CHECK_EQUAL(address_space_bytes(), with_stack);
+}
+
+TEST(pictures_that_are_no_numbers_are_refused_where_they_are_read) {
+    FileSpec file = random_vision_model();
+    const float bad = INFINITY;
+    std::memcpy(file.tensor("v.position_embd.weight").data.data(), &bad, sizeof(bad));
+    const OwnedModel model = open_file(file);
+    const awqe_vision_info info = info_of(model);
+    const std::vector<float> embeddings = encode(model, pictures_for(info), "", 1);
+    const OwnedSession session = open_session(model, "", 1);
+    awqe_error error;
+    CHECK_EQUAL(
+        awqe_session_evaluate_embeddings(session.get(), embeddings.data(), info.tokens,
+                                         AWQE_LOGITS_LAST, nullptr, nullptr, nullptr, &error),
+        AWQE_INVALID_ARGUMENT);
+    check_error(error, AWQE_INVALID_ARGUMENT, "embedding 0 holds a number that is not finite");
+}
+
+}  // namespace awqe::test
+
+int main(int argc, char** argv) { return awqe::test::run(argc, argv); }
