@@ -45,14 +45,15 @@ def test_embeddings_are_those_of_a_plain_tower(form: str, tmp_path: Path) -> Non
     path = tmp_path / "model.awq.gguf"
     write_vision(form, path)
     plain = PlainVision(read_dequantised(path))
-    pixels = np.stack([random_picture(form, seed) for seed in range(5)])
+    pixels = np.stack([random_picture(form, seed) for seed in range(7)])
     worst = [
         relative_errors(rows, plain.embeddings(picture)).max()
         for rows, picture in zip(encoded(open_model(path), pixels), pixels)
     ]
     # Both round activations to 8 bits. Where float32 and float64 disagree about a tie, one code
-    # differs, and keys, values and regrouping carry it through the picture. Most have no such tie.
-    assert np.median(worst) < 1e-5
+    # differs, and keys, values and regrouping carry that through the picture. In a picture without
+    # a tie every embedding is the same but for what float32 rounds.
+    assert min(worst) < 1e-6
     assert max(worst) < 3e-2
 
 
