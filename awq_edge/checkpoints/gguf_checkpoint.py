@@ -34,6 +34,8 @@ _PART = re.compile(r"(?P<stem>.*)-(?P<number>\d{5})-of-(?P<count>\d{5})\.gguf")
 _LAYER = re.compile(r"blk\.(\d+)\.(.+)")
 _NUMBER = re.compile(r"\.\d+\.")
 _EMBEDDING = "token_embd.weight"
+# Angles that follow from the header, or that were read with it.
+_WITHOUT_WEIGHTS = re.compile(r"(^rope_(freqs|factors_short|factors_long)|attn_rot_embd)\.weight$")
 
 # Files of the same container that hold no model, by what they call their type.
 _NO_MODELS = {
@@ -118,6 +120,7 @@ def open_gguf(path: Path) -> GgufCheckpoint:
                 raise CheckpointError(f"The parts of {path} hold the tensor {name} twice.")
             found[name] = tensor
     config = _config(entries, family, found)
+    entries.refuse_unread()
     tensors = _Renamed(find(config), family, config).tensors(found)
     return GgufCheckpoint(
         [file.path for file in files], entries, config, tensors, _caution(path, found)
@@ -125,10 +128,13 @@ def open_gguf(path: Path) -> GgufCheckpoint:
 
 
 def _refuse_no_model(file: GgufFile) -> None:
-    kind, architecture = file.entries.get("general.type"), file.entries.get("general.architecture")
+    kind, architecture = (
+        value if isinstance(value, str) else None
+        for value in (file.entries.get(f"general.{key}") for key in ("type", "architecture"))
+    )
     if architecture == "clip":
         kind = "mmproj"
-    if isinstance(kind, str) and kind in _NO_MODELS:
+    if kind in _NO_MODELS:
         raise UnsupportedError(f"{file.path} holds {_NO_MODELS[kind]}.")
     if architecture == "awq-edge":
         raise UnsupportedError(
@@ -199,7 +205,12 @@ class _Renamed:
         self.head_size = config["head_dim"]
 
     def tensors(self, found: dict[str, GgufTensor]) -> dict[str, StoredTensor]:
-        """Records by Hugging Face's names; tensors that no decoder has keep llama.cpp's."""
+        """Records by Hugging Face's names.
+
+        Raises:
+            UnsupportedError: There is a tensor that no decoder of the family has. llama.cpp reads
+                no such file either, and to leave it out would be another model.
+        """
         named: dict[str, StoredTensor] = {}
         for name, tensor in found.items():
             stem, _, kind = name.rpartition(".")
@@ -211,9 +222,8 @@ class _Renamed:
                 addend = -self.family.norm_addend if target.endswith("norm") else 0.0
                 if rows is None and self.family.neighbours and target in ("attn_q", "attn_k"):
                     rows = self._apart(target, tensor)
-                named[self._theirs(f"{ours}{target}.{kind}", name)] = stored_tensor(
-                    tensor, rows, addend
-                )
+                theirs = self._theirs(f"{ours}{target}.{kind}", tensor, name)
+                named[theirs] = stored_tensor(tensor, rows, addend)
         return named
 
     def _targets(
@@ -243,11 +253,15 @@ class _Renamed:
             return None
         return neighbours_apart(tensor.shape[0], heads)
 
-    def _theirs(self, ours: str, stored: str) -> str:
+    def _theirs(self, ours: str, tensor: GgufTensor, stored: str) -> str:
         try:
             return str(self.converter.checkpoint_name(ours))
         except KeyError:
-            return stored
+            if _WITHOUT_WEIGHTS.search(stored):
+                return stored
+        raise UnsupportedError(
+            f"{tensor.path} holds the tensor {stored}, which is not supported in this family."
+        )
 
 
 def _caution(path: Path, found: dict[str, GgufTensor]) -> str | None:

@@ -83,14 +83,16 @@ def _granite(entries: Entries, holds: Holds) -> Configured:
 
 
 def _minicpm(entries: Entries, holds: Holds) -> Configured:
-    root = math.sqrt(entries.integer("block_count"))
+    root = math.sqrt(max(entries.integer("block_count"), 1))
     width = entries.integer("embedding_length")
     return {
         "attention_bias": holds("blk.0.attn_q.bias"),
         "scale_emb": entries.number("embedding_scale"),
-        "scale_depth": _before(entries.number("residual_scale"), lambda depth: depth / root, root),
+        "scale_depth": _before(
+            entries.positive("residual_scale"), lambda depth: depth / root, root
+        ),
         "dim_model_base": _before(
-            entries.number("logit_scale"), lambda base: width / base, width, inverse=True
+            entries.positive("logit_scale"), lambda base: width / base, width, inverse=True
         ),
     }
 
@@ -144,6 +146,10 @@ def shared_config(entries: Entries, vocabulary_size: int) -> Configured:
     if heads < 1:
         raise UnsupportedError(f"{entries.path} has {heads} heads; there must be one at least.")
     head_size = entries.integer("attention.key_length", width // heads)
+    if head_size < 1:
+        raise UnsupportedError(
+            f"{entries.path} has heads of {head_size} dimensions; there must be one at least."
+        )
     if entries.integer("attention.value_length", head_size) != head_size:
         raise UnsupportedError(
             f"The keys and values of {entries.path} differ in width; such models are not supported."

@@ -221,6 +221,9 @@ def _parsed(cursor: _Cursor) -> GgufFile:
                 f"{path} is damaged: its tensor {name} has {dimensions} dimensions."
             )
         sizes = tuple(cursor.number("Q") for _ in range(dimensions))
+        if 0 in sizes:
+            # It would take no room, whatever its other sizes announce.
+            raise CheckpointError(f"{path} is damaged: its tensor {name} has no numbers.")
         records.append((name, sizes[::-1], cursor.number("I"), cursor.number("Q")))
     alignment = entries.get("general.alignment", 32)
     if isinstance(alignment, bool) or not isinstance(alignment, int) or alignment < 1:

@@ -41,7 +41,7 @@ def rope_config(entries: Entries, head_size: int, table: Table) -> dict[str, Any
         UnsupportedError: A scaling that no config.json has.
     """
     context = entries.integer("context_length")
-    theta = entries.number("rope.freq_base", 10000.0)
+    theta = entries.positive("rope.freq_base", 10000.0)
     config: dict[str, Any] = {"rope_theta": theta, "max_position_embeddings": context}
     rotated = entries.integer("rope.dimension_count", head_size)
     if rotated != head_size:

@@ -259,3 +259,126 @@ def test_awq_integers_are_not_in_such_files(directory: Path, tmp_path: Path) -> 
     path = made(directory, tmp_path / "m.gguf", lambda writer, tensors: None)
     with pytest.raises(AwqEdgeError, match="without --from-awq"):
         open_checkpoint(str(path), quantised=True)
+
+
+def header(path: Path, architecture: str, entries: dict[str, Any], **tensors: np.ndarray) -> Path:
+    """A file of a few entries that are whole numbers, numbers or texts, and an embedding."""
+    from gguf import GGUFWriter
+
+    writer = GGUFWriter(path, architecture)
+    for key, value in entries.items():
+        add = {int: writer.add_uint64, float: writer.add_float32, str: writer.add_string}
+        add[type(value)](f"{architecture}.{key}", value)
+    writer.add_tensor("token_embd.weight", np.zeros((4, 32), np.float32))
+    for name, values in tensors.items():
+        writer.add_tensor(name, values)
+    gguf_files.finish(writer)
+    return path
+
+
+SIZES: dict[str, Any] = {
+    "embedding_length": 32,
+    "block_count": 1,
+    "context_length": 64,
+    "feed_forward_length": 48,
+    "attention.head_count": 4,
+}
+
+
+@pytest.mark.parametrize(
+    ("key", "value", "says"),
+    [
+        ("embedding_length", 0, "heads of 0 dimensions"),
+        ("embedding_length", 3, "heads of 0 dimensions"),
+        ("attention.head_count", 1 << 63, "heads of 0 dimensions"),
+        ("attention.key_length", 0, "heads of 0 dimensions"),
+        ("attention.layer_norm_rms_epsilon", float("nan"), "layer_norm_rms_epsilon"),
+        ("rope.freq_base", float("inf"), "rope.freq_base"),
+        ("rope.freq_base", 0.0, "positive number"),
+        ("rope.freq_base", -1.0, "positive number"),
+        ("rope.scaling.factor", float("nan"), "finite number"),
+    ],
+)
+def test_sizes_and_numbers_that_no_decoder_has(
+    key: str, value: Any, says: str, tmp_path: Path
+) -> None:
+    entries = {**SIZES, "rope.dimension_count": 8, key: value}
+    refused(header(tmp_path / "m.gguf", "llama", entries), says, "m.gguf")
+
+
+@pytest.mark.parametrize("key", ["residual_scale", "logit_scale"])
+@pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
+def test_multipliers_that_no_model_has(key: str, value: float, tmp_path: Path) -> None:
+    scales = {"embedding_scale": 12.0, "residual_scale": 0.2, "logit_scale": 0.1, key: value}
+    refused(header(tmp_path / "m.gguf", "minicpm", {**SIZES, **scales}), f"minicpm.{key}", "number")
+
+
+def test_tensors_without_numbers_announce_nothing(directory: Path, tmp_path: Path) -> None:
+    path = tmp_path / "m.gguf"
+    content = whole(directory, path)
+    for name in (b"blk.0.attn_q.weight", b"blk.0.ffn_up.weight", b"token_embd.weight"):
+        for sizes in ((0, 1 << 62), (1 << 62, 0)):
+            copy = bytearray(content)
+            struct.pack_into("<QQ", copy, record_of(content, name) + 4, *sizes)
+            path.write_bytes(copy)
+            refused(path, f"tensor {name.decode()} has no numbers")
+
+
+@pytest.mark.parametrize("value", [[], [1, 2], [3.0]])
+def test_what_it_holds_is_a_list(value: list[Any], tmp_path: Path) -> None:
+    head = b"GGUF" + struct.pack("<IQQ", 3, 0, 1)
+    key = b"general.architecture"
+    form = "f" if any(isinstance(one, float) for one in value) else "I"
+    numbers = struct.pack(f"<{len(value)}{form}", *value)
+    kind = struct.pack("<IIQ", 9, 6 if form == "f" else 4, len(value))
+    content = head + struct.pack("<Q", len(key)) + key + kind + numbers + bytes(64)
+    (tmp_path / "m.gguf").write_bytes(content)
+    refused(tmp_path / "m.gguf", "has no architecture")
+
+
+# Entries that llama.cpp computes by in some family or in all, in a family that does not read them.
+@pytest.mark.parametrize(
+    ("key", "value", "neutral"),
+    [
+        ("rope.scaling.attn_factor", 1.2, 1.0),
+        ("rope.scaling.yarn_attn_factor", 0.5, 1.0),
+        ("rope.scaling.yarn_ext_factor", 0.0, 1.0),
+        ("final_logit_softcapping", 30.0, 0.0),
+        ("attn_logit_softcapping", 50.0, 0.0),
+        ("attention.clamp_kqv", 8.0, 0.0),
+        ("attention.max_alibi_bias", 8.0, 0.0),
+        ("attention.scale", 0.25, 0.0),
+        ("logit_scale", 8.0, 1.0),
+        ("residual_scale", 0.22, 1.0),
+        ("embedding_scale", 12.0, 1.0),
+    ],
+)
+def test_entries_that_would_change_the_arithmetic(
+    key: str, value: float, neutral: float, directory: Path, tmp_path: Path
+) -> None:
+    def with_value(number: float) -> Path:
+        return made(
+            directory,
+            tmp_path / "m.gguf",
+            lambda writer, _: writer.add_float32(f"llama.{key}", number),
+        )
+
+    open_float_model(str(with_value(neutral)))
+    refused(with_value(value), f"llama.{key}", "not supported in this family")
+
+
+@pytest.mark.parametrize(
+    "name", ["blk.0.attn_q_norm.weight", "blk.0.attn_sinks.weight", "position_embd.weight"]
+)
+def test_tensors_that_the_decoder_has_not(name: str, directory: Path, tmp_path: Path) -> None:
+    def change(writer: Any, tensors: dict[str, Any]) -> None:
+        tensors[name] = np.ones(8, np.float32)
+
+    refused(made(directory, tmp_path / "m.gguf", change), f"the tensor {name}", "not supported")
+
+
+def test_tensors_of_angles_are_left_out(directory: Path, tmp_path: Path) -> None:
+    def change(writer: Any, tensors: dict[str, Any]) -> None:
+        tensors["blk.0.attn_rot_embd.weight"] = np.ones(4, np.float32)
+
+    open_float_model(str(made(directory, tmp_path / "m.gguf", change)))
