@@ -96,7 +96,7 @@ def _read(path: Path) -> RunningServer | None:
             models=tuple(str(name) for name in table["models"]),
             since=float(table["since"]),
         )
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, OverflowError, ValueError, KeyError, TypeError):
         return None
 
 

@@ -4,7 +4,7 @@
 
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import Any, Optional
 
 from awq_edge.cli._options import Json
 from awq_edge.cli._output import Output
@@ -13,6 +13,8 @@ from awq_edge.quantities import duration_text, size_text
 # A server answers this between two steps of a model; one that does not is stuck or far away.
 _SECONDS = 2.0
 _MOST_BYTES = 1 << 20
+# Of what it counts; beyond, and NaN, it is no figure.
+_LARGEST = 1 << 60
 
 
 def ps(as_json: Json = False) -> None:
@@ -25,7 +27,8 @@ def ps(as_json: Json = False) -> None:
         health = _health(server.address)
         documents.append({**asdict(server), "health": health})
         loaded = health.get("loaded")
-        memory, speed = health.get("memory_bytes"), health.get("tokens_per_second")
+        loaded = loaded if isinstance(loaded, list) else None
+        memory, speed = (_figure(health, key) for key in ("memory_bytes", "tokens_per_second"))
         rows.append(
             (
                 server.address,
@@ -34,8 +37,8 @@ def ps(as_json: Json = False) -> None:
                     f"{name}{'' if loaded is None or name in loaded else ' (not loaded)'}"
                     for name in server.models
                 ),
-                size_text(memory) if isinstance(memory, (int, float)) else "-",
-                f"{speed:.1f} tokens/s" if isinstance(speed, (int, float)) else "-",
+                "-" if memory is None else size_text(memory),
+                "-" if speed is None else f"{speed:.1f} tokens/s",
                 duration_text(max(0.0, time.time() - server.since)),
                 str(health.get("status", "no answer")),
             )
@@ -46,6 +49,12 @@ def ps(as_json: Json = False) -> None:
     else:
         output.line("No server of yours runs here: awq-edge serve starts one.")
     output.json({"servers": documents})
+
+
+def _figure(health: dict[str, Any], key: str) -> Optional[float]:
+    value = health.get(key)
+    is_number = isinstance(value, (int, float)) and abs(value) < _LARGEST
+    return value if is_number else None
 
 
 def _health(address: str) -> dict[str, Any]:

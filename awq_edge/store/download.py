@@ -14,6 +14,7 @@ import hashlib
 import json
 import os
 import re
+import stat
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -222,6 +223,10 @@ class _Partial:
 
     def __enter__(self) -> _Partial:
         self.folder.mkdir(mode=0o700, exist_ok=True)
+        if self.folder.is_symlink():
+            raise FileUnreadableError(
+                f"{self.folder} is a link, and what is fetched would lie elsewhere: remove it."
+            )
         self._lock = _opened(self.folder / "lock")
         try:
             fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
@@ -281,7 +286,7 @@ class _Partial:
             if kept["address"] != self._address or kept["chunk_bytes"] != CHUNK_BYTES:
                 return None
             version = Version(int(kept["size_bytes"]), str(kept["etag"]), str(kept["modified"]))
-        except (ValueError, KeyError, TypeError, RecursionError):
+        except (OverflowError, ValueError, KeyError, TypeError, RecursionError):
             return None
         return version if 0 < version.size_bytes < 1 << 50 else None
 
@@ -371,16 +376,20 @@ class _Partial:
 def partial_progress(folder: Path) -> tuple[int, int] | None:
     """Bytes that the manifest of an unfinished download tells of, and of the whole file."""
     try:
-        with (folder / "manifest").open("rb") as file:
+        with _opened(folder / "manifest", os.O_RDONLY) as file:
             lines = file.read(_MANIFEST_BYTES).decode("utf-8", "replace").split("\n")
         size = int(json.loads(lines[0])["size_bytes"])
-    except (OSError, ValueError, KeyError, TypeError, RecursionError):
+    except (AwqEdgeError, OSError, OverflowError, ValueError, KeyError, TypeError, RecursionError):
         return None
     count = len({line.partition(" ")[0] for line in lines[1:-1] if _CHUNK_LINE.fullmatch(line)})
     return min(count * CHUNK_BYTES, size), size
 
 
-def _opened(path: Path) -> BinaryIO:
-    """A file of the folder to read and write, made if it is not there; never through a link."""
-    flags = os.O_RDWR | os.O_CREAT | os.O_NOFOLLOW | os.O_CLOEXEC
-    return os.fdopen(os.open(path, flags, 0o600), "r+b")
+def _opened(path: Path, access: int = os.O_RDWR | os.O_CREAT) -> BinaryIO:
+    """A regular file of the folder; never through a link, and without waiting for a pipe."""
+    careful = os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
+    descriptor = os.open(path, access | careful, 0o600)
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise FileUnreadableError(f"{path} is no regular file: remove it.")
+    return os.fdopen(descriptor, "r+b" if access & os.O_RDWR else "rb")

@@ -16,6 +16,7 @@ import urllib.error
 import urllib.request
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 from urllib.parse import urljoin, urlsplit
 
@@ -145,6 +146,8 @@ def _open(address: str, headers: Mapping[str, str]) -> Any:
         sent = {"User-Agent": f"awq-edge/{__version__}", "Accept-Encoding": "identity", **headers}
         if (parts.scheme, parts.netloc) != (first.scheme, first.netloc):
             sent.pop("Authorization", None)
+        if parts.scheme == "file":
+            _refuse_what_is_no_file(address)
         try:
             return opener.open(
                 urllib.request.Request(address, headers=sent), timeout=_SILENCE_SECONDS
@@ -166,6 +169,13 @@ def _open(address: str, headers: Mapping[str, str]) -> Any:
         seen.add(target)
         address = target
     raise DownloadError(f"{_host(address)} leads in a circle: check the address.")
+
+
+def _refuse_what_is_no_file(address: str) -> None:
+    """A pipe would be waited for, and a device has no end."""
+    path = Path(urllib.request.url2pathname(urlsplit(address).path))
+    if path.exists() and not path.is_file():
+        raise DownloadError(f"{address[:200]} is no regular file.")
 
 
 def _read_head(address: str, offset: int, answer: Any) -> Answer:

@@ -550,6 +550,60 @@ def test_a_file_on_a_stick(tmp_path: Path) -> None:
         fetch(find_source(f"file://{stick}/missing.gguf"), Seen())
 
 
+def test_what_is_no_file_is_not_waited_for(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "folder.gguf").mkdir()
+    (tmp_path / "device.gguf").symlink_to("/dev/zero")
+    for name in ("pipe", "folder", "device"):
+        with pytest.raises(DownloadError, match="no regular file"):
+            fetch(find_source(f"file://{tmp_path}/{name}.gguf"), Seen())
+
+
+@pytest.mark.parametrize("name", ["data", "manifest", "lock"])
+@pytest.mark.parametrize("kind", ["pipe", "link", "folder"])
+def test_a_download_goes_through_nothing_foreign(
+    name: str, kind: str, server: Server, models: Path, tmp_path: Path
+) -> None:
+    models.mkdir()
+    partial = models / f".{NAME}.partial"
+    partial.mkdir()
+    other = tmp_path / "other"
+    other.write_bytes(b"mine")
+    path = partial / name
+    {"pipe": os.mkfifo, "link": lambda p: p.symlink_to(other), "folder": os.mkdir}[kind](path)
+    assert partial_progress(partial) is None
+    with pytest.raises(AwqEdgeError) as caught:
+        pull(server)
+    assert "\n" not in str(caught.value) and str(caught.value).endswith(".")
+    assert other.read_bytes() == b"mine"
+
+
+def test_a_download_is_not_kept_behind_a_link(server: Server, models: Path, tmp_path: Path) -> None:
+    models.mkdir()
+    (tmp_path / "elsewhere").mkdir()
+    (models / f".{NAME}.partial").symlink_to(tmp_path / "elsewhere")
+    with pytest.raises(AwqEdgeError, match="is a link"):
+        pull(server)
+    assert list((tmp_path / "elsewhere").iterdir()) == []
+
+
+@pytest.mark.parametrize("size", ["1e999", "-1", "null", "[]", "NaN", '"x"', "1e400"])
+def test_a_manifest_that_lies_is_begun_anew(size: str, server: Server, models: Path) -> None:
+    seen = Seen()
+    seen.stop_after = 2 * CHUNK
+    with pytest.raises(KeyboardInterrupt):
+        pull(server, seen)
+    (partial,) = partial_folders()
+    manifest = partial / "manifest"
+    first, _, rest = manifest.read_text().partition("\n")
+    told = json.loads(first)["size_bytes"]
+    lie = first.replace(f'"size_bytes": {told}', f'"size_bytes": {size}')
+    assert lie != first
+    manifest.write_text(f"{lie}\n{rest}")
+    partial_progress(partial)
+    assert pull(server).read_bytes() == CONTENT
+
+
 # ---- the commands --------------------------------------------------------------------------------
 
 

@@ -64,6 +64,25 @@ def test_a_server_is_known_while_it_runs(address: str) -> None:
     assert running_servers() == []
 
 
+@pytest.mark.parametrize(
+    "health",
+    [
+        {"loaded": 5, "memory_bytes": float("inf"), "tokens_per_second": float("nan")},
+        {"loaded": "a", "memory_bytes": 10**300, "tokens_per_second": -(10**300)},
+        {"loaded": [["a"]], "memory_bytes": [], "tokens_per_second": {}, "status": [1]},
+    ],
+)
+def test_a_server_that_says_strange_things_is_listed(
+    health: dict[str, object], address: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    for key in list(HEALTH):
+        monkeypatch.delitem(HEALTH, key)
+    for key, value in health.items():
+        monkeypatch.setitem(HEALTH, key, value)
+    with announced(address, ["a"]):
+        assert address in ps()
+
+
 def test_one_that_was_killed_is_forgotten(cache: Path) -> None:
     program = (
         "import os, signal\nfrom awq_edge.running_servers import announced\n"
@@ -83,7 +102,10 @@ def test_the_number_of_an_ended_process_may_be_another_s(cache: Path) -> None:
         assert running_servers() == []
 
 
-@pytest.mark.parametrize("content", [b"", b"{}", b"[]", b"\xff", b'{"pid": "x"}', b"[" * 10_000])
+NO_TABLES = (b"", b"{}", b"[]", b"\xff", b'{"pid": "x"}', b'{"pid": 1e999}', b"[" * 10_000)
+
+
+@pytest.mark.parametrize("content", NO_TABLES)
 def test_files_that_are_none(content: bytes, cache: Path) -> None:
     with announced("http://127.0.0.1:1", ["a"]):
         (cache / "servers/0.json").write_bytes(content)
