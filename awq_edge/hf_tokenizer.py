@@ -42,8 +42,6 @@ from awq_edge.tokenizer import Tokenizer
 
 # Classes that put BOS before a text unless told otherwise, if they wrap a SentencePiece model.
 _BOS_CLASSES = ("LlamaTokenizer", "LlamaTokenizerFast", "CodeLlamaTokenizer")
-# Classes that take add_prefix_space for their byte-level vocabulary.
-_BYTE_LEVEL_CLASSES = ("GPT2Tokenizer", "Qwen2Tokenizer", "GPTNeoXTokenizer", "CodeGenTokenizer")
 # What only transformers knows how to read, class by class.
 _FOR_TRANSFORMERS = ("vocab.json", "vocab.txt", "tekken.json")
 
@@ -175,8 +173,7 @@ def read_tokenizer(directory: Path, config: Mapping[str, Any]) -> StoredTokenize
             "so no text would end: name a token of the vocabulary, or add it with its id."
         )
     set_spaces(tokenizer, settings, class_name, converted=converted)
-    if class_name.removesuffix("Fast") in _BYTE_LEVEL_CLASSES:
-        _set_byte_level_prefix(tokenizer, settings.get("add_prefix_space"))
+    _set_byte_level_prefix(tokenizer, settings.get("add_prefix_space"), place)
     loaded = _load_with_ids(tokenizer, place)
     ids = ids_by_content(tokenizer)
 
@@ -284,12 +281,15 @@ def _quiet(transformers: Any) -> Iterator[None]:
 # ---- the JSON --------------------------------------------------------------------------------
 
 
-def _set_byte_level_prefix(tokenizer: Mapping[str, Any], wanted: Any) -> None:
-    if not isinstance(wanted, bool):
-        return
-    for step in steps_of(tokenizer, "pre_tokenizer"):
-        if step.get("type") == "ByteLevel":
-            step["add_prefix_space"] = wanted
+def _set_byte_level_prefix(tokenizer: dict[str, Any], wanted: Any, place: Path) -> None:
+    """Whether a text begins as if a blank stood before it, where settings contradict the JSON.
+
+    Some classes obey and cut texts by their own rules then, others keep those of the JSON; which
+    one counts follows from the model's type too, by a table that only transformers has.
+    """
+    steps = [s for s in steps_of(tokenizer, "pre_tokenizer") if s.get("type") == "ByteLevel"]
+    if isinstance(wanted, bool) and any(step.get("add_prefix_space") != wanted for step in steps):
+        tokenizer["pre_tokenizer"] = _from_transformers(place)["pre_tokenizer"]
 
 
 def _adds_bos(settings: Mapping[str, Any], is_put: bool, is_sentencepiece: bool) -> bool:

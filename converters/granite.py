@@ -38,9 +38,9 @@ def granite_stored(config: Config, a: Architecture, stem: str) -> Stored:
     return multiplied(
         a,
         stem,
-        embedding=config.number("embedding_multiplier"),
+        embedding=config.divisor("embedding_multiplier"),
         residual=config.number("residual_multiplier"),
-        logits=1.0 / config.number("logits_scaling"),
+        logits=1.0 / config.divisor("logits_scaling"),
     )
 
 

@@ -32,7 +32,7 @@ def _stored(config: Config, a: Architecture, stem: str) -> Stored:
     return multiplied(
         a,
         stem,
-        embedding=config.number("scale_emb"),
+        embedding=config.divisor("scale_emb"),
         residual=config.number("scale_depth") / math.sqrt(a.layers),
         logits=config.number("dim_model_base") / a.hidden_size,
     )

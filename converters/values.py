@@ -74,6 +74,15 @@ class Values:
             f"config.json should have a number {self._called(key)}; it has {shown(value)}."
         )
 
+    def divisor(self, key: str) -> float:
+        """A finite number that something is divided by, so not 0."""
+        value = self.number(key)
+        if value == 0:
+            raise CheckpointError(
+                f"config.json has 0 for {self._called(key)}, by which numbers are divided."
+            )
+        return value
+
     def number_or(self, key: str, default: float) -> float:
         """A finite number; null is the default too."""
         return default if self.get(key) is None else self.number(key)

@@ -46,6 +46,11 @@ _CHANGES: Mapping[str, tuple[float | bool, ...]] = {
 }
 
 
+def _shown(value: Any) -> str:
+    text = repr(value.tolist() if isinstance(value, np.ndarray) else value)
+    return text if len(text) <= 40 else f"{text[:40]} …"
+
+
 def _says_nothing(value: Any, neutral: tuple[float | bool, ...]) -> bool:
     values = value.tolist() if isinstance(value, np.ndarray) else [value]
     return all(isinstance(one, (int, float)) and one in neutral for one in values)
@@ -84,7 +89,7 @@ class Entries:
             if value is None or _says_nothing(value, _CHANGES[key]):
                 continue
             raise UnsupportedError(
-                f"{self.path} says {value!s:.40} for {self.architecture}.{key}, which is not "
+                f"{self.path} says {_shown(value)} for {self.architecture}.{key}, which is not "
                 "supported in this family."
             )
 

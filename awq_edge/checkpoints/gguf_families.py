@@ -45,7 +45,7 @@ class GgufFamily:
 
 def _llama(entries: Entries, holds: Holds) -> Configured:
     """Llama and what is Llama under another name: which biases there are tells them apart."""
-    if entries.get("expert_count"):
+    if entries.integer("expert_count", 0):
         raise UnsupportedError(
             f"{entries.path} holds a mixture of experts; such models are not supported."
         )
@@ -75,10 +75,10 @@ def _gemma(entries: Entries, holds: Holds) -> Configured:
 def _granite(entries: Entries, holds: Holds) -> Configured:
     return {
         **_biases(entries, holds),
-        "embedding_multiplier": entries.number("embedding_scale", 1.0),
+        "embedding_multiplier": entries.positive("embedding_scale", 1.0),
         "residual_multiplier": entries.number("residual_scale", 1.0),
         "attention_multiplier": entries.number("attention.scale"),
-        "logits_scaling": entries.number("logit_scale", 1.0),
+        "logits_scaling": entries.positive("logit_scale", 1.0),
     }
 
 
@@ -87,7 +87,7 @@ def _minicpm(entries: Entries, holds: Holds) -> Configured:
     width = entries.integer("embedding_length")
     return {
         "attention_bias": holds("blk.0.attn_q.bias"),
-        "scale_emb": entries.number("embedding_scale"),
+        "scale_emb": entries.positive("embedding_scale"),
         "scale_depth": _before(
             entries.positive("residual_scale"), lambda depth: depth / root, root
         ),

@@ -216,7 +216,7 @@ def _parsed(cursor: _Cursor) -> GgufFile:
         if not name.isprintable() or not name:
             raise CheckpointError(f"{path} has a tensor of the name {name[:64]!r}, which none has.")
         dimensions = cursor.number("I")
-        if dimensions > _MOST_DIMENSIONS:
+        if not 1 <= dimensions <= _MOST_DIMENSIONS:
             raise CheckpointError(
                 f"{path} is damaged: its tensor {name} has {dimensions} dimensions."
             )

@@ -296,6 +296,22 @@ SMALL = {**COMMON, "num_hidden_layers": 2}
 
 
 @pytest.mark.parametrize(
+    ("family", "key"),
+    [
+        ("granite", "embedding_multiplier"),
+        ("granite", "logits_scaling"),
+        ("minicpm", "scale_emb"),
+    ],
+)
+def test_nothing_is_divided_by_zero(family: str, key: str) -> None:
+    values = {**SMALL, "model_type": family, "tie_word_embeddings": True, key: 0.0}
+    converter = find(values)
+    a = converter.architecture(values)
+    with pytest.raises(CheckpointError, match=f"has 0 for {key}"):
+        converter.changes(values, a, "output_norm.weight")
+
+
+@pytest.mark.parametrize(
     ("changes", "words"),
     [
         (dict(model_type="no_such_family"), "known ones are .*gemma3, gemma3_text"),

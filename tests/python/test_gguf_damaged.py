@@ -127,6 +127,7 @@ def test_records_of_tensors(directory: Path, tmp_path: Path) -> None:
     changed(20, "I", 999, "blk.0.ffn_up.weight", "type 999", "does not know")
     changed(20, "I", 12, "no whole blocks of Q4_K")  # rows of 48
     changed(0, "I", 1 << 31, "dimensions")
+    changed(0, "I", 0, "has 0 dimensions")
     changed(4, "Q", 1 << 60, "truncated in the tensor")
     changed(12, "Q", 71, "blk.0.ffn_up.weight", "[71, 48]", "its header asks for [72, 48]")
     changed(24, "Q", 1 << 50, "truncated in the tensor blk.0.ffn_up.weight")
@@ -306,11 +307,23 @@ def test_sizes_and_numbers_that_no_decoder_has(
     refused(header(tmp_path / "m.gguf", "llama", entries), says, "m.gguf")
 
 
-@pytest.mark.parametrize("key", ["residual_scale", "logit_scale"])
+@pytest.mark.parametrize(
+    ("architecture", "key"),
+    [
+        ("minicpm", "embedding_scale"),
+        ("minicpm", "residual_scale"),
+        ("minicpm", "logit_scale"),
+        ("granite", "embedding_scale"),
+        ("granite", "logit_scale"),
+    ],
+)
 @pytest.mark.parametrize("value", [0.0, -1.0, float("inf"), float("nan")])
-def test_multipliers_that_no_model_has(key: str, value: float, tmp_path: Path) -> None:
+def test_multipliers_that_no_model_has(
+    architecture: str, key: str, value: float, tmp_path: Path
+) -> None:
     scales = {"embedding_scale": 12.0, "residual_scale": 0.2, "logit_scale": 0.1, key: value}
-    refused(header(tmp_path / "m.gguf", "minicpm", {**SIZES, **scales}), f"minicpm.{key}", "number")
+    path = header(tmp_path / "m.gguf", architecture, {**SIZES, "attention.scale": 0.1, **scales})
+    refused(path, f"{architecture}.{key}", "number")
 
 
 def test_tensors_without_numbers_announce_nothing(directory: Path, tmp_path: Path) -> None:
@@ -375,6 +388,21 @@ def test_tensors_that_the_decoder_has_not(name: str, directory: Path, tmp_path: 
         tensors[name] = np.ones(8, np.float32)
 
     refused(made(directory, tmp_path / "m.gguf", change), f"the tensor {name}", "not supported")
+
+
+@pytest.mark.parametrize("values", [[], [0, 2], [-1, -1]])
+def test_lists_in_the_place_of_numbers(values: list[int], directory: Path, tmp_path: Path) -> None:
+    """Also under keys that most files have not."""
+    path = tmp_path / "m.gguf"
+    content = whole(directory, path)
+    (count,) = struct.unpack_from("<Q", content, 16)
+    for key in ("expert_count", "rope.scaling.factor", "attention.key_length"):
+        name = f"llama.{key}".encode()
+        entry = struct.pack("<Q", len(name)) + name + struct.pack("<IIQ", 9, 5, len(values))
+        entry += struct.pack(f"<{len(values)}i", *values)
+        head = content[:16] + struct.pack("<Q", count + 1) + entry
+        path.write_bytes(head + content[24:])
+        refused(path, "m.gguf")
 
 
 def test_tensors_of_angles_are_left_out(directory: Path, tmp_path: Path) -> None:

@@ -373,3 +373,34 @@ def test_spaces_of_sentencepiece(settings: dict[str, Any], alone: bool, tmp_path
         # A blank behind a special token: SentencePiece puts a second one before the part.
         texts = tuple(text for text in texts if "> " not in text)
     compare(directory, texts)
+
+
+@pytest.mark.parametrize("wanted", [True, False])
+@pytest.mark.parametrize(
+    ("name", "class_name"),
+    [
+        ("novels-opt", "GPT2Tokenizer"),
+        ("novels-opt", None),
+        ("novels-falcon", "PreTrainedTokenizerFast"),
+        ("novels-falcon", "GPT2Tokenizer"),
+        ("novels-starcoder", "GPT2Tokenizer"),
+        ("novels-stablelm", "GPT2Tokenizer"),
+        ("novels-stablelm", "GPTNeoXTokenizer"),
+        ("novels-qwen3_moe", "Qwen2Tokenizer"),
+        ("novels-qwen3_moe", "PreTrainedTokenizerFast"),
+    ],
+)
+def test_a_blank_before_a_text(
+    name: str, class_name: str | None, wanted: bool, tmp_path: Path
+) -> None:
+    """Which class obeys follows from the model's type; and none puts a blank before each piece."""
+    source = checkpoints.assets("models", name)
+    directory = copy(source, tmp_path, add_prefix_space=wanted)
+    path = directory / "tokenizer_config.json"
+    settings = {**json.loads(path.read_text()), "tokenizer_class": class_name}
+    path.write_text(json.dumps({k: v for k, v in settings.items() if v is not None}))
+    config = json.loads((directory / "config.json").read_text())
+    stored = hf_tokenizer.read_tokenizer(directory, config)
+    right = transformers.AutoTokenizer.from_pretrained(directory)
+    for text in ("Hello, world! 12,345", *TEXTS):
+        assert stored.encode(text) == right(text, add_special_tokens=False)["input_ids"], text
