@@ -79,7 +79,7 @@ lint: setup lint-rules
 	$(BIN)/ruff format --check .
 	$(BIN)/mypy
 	$(BIN)/clang-format --dry-run --Werror $(CPP)
-	$(BIN)/codespell $$(git ls-files -- ':!$(MODEL)/*.json' ':!$(MODEL)/*.model' ':!$(MODEL)/*.safetensors' ':!$(CHAT_MODEL)/*.json' ':!$(CHAT_MODEL)/*.model' ':!$(CHAT_MODEL)/*.safetensors' ':!LICENSE' ':!benchmarks/calibration*' ':!tests' ':!*.xz')
+	$(BIN)/codespell $$(git ls-files -- ':!$(MODEL)/*.json' ':!$(MODEL)/*.model' ':!$(MODEL)/*.safetensors' ':!$(CHAT_MODEL)/*.json' ':!$(CHAT_MODEL)/*.model' ':!$(CHAT_MODEL)/*.safetensors' ':!examples/scenes-8m/*.json' ':!examples/scenes-8m/*.safetensors' ':!*.png' ':!LICENSE' ':!benchmarks/calibration*' ':!tests' ':!*.xz')
 
 lint-rules: setup
 	$(BIN)/python tests/checks/check_names.py --check
