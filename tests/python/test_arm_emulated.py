@@ -142,6 +142,14 @@ def test_every_form_of_a_decoder_gives_its_golden_logits(
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76", "max"])
+def test_every_form_of_a_vision_part_gives_its_golden_embeddings_and_logits(
+    emulator: str, build: Path, cpu: str
+) -> None:
+    result = _run(emulator, cpu, build / "tests/native/vision_test", "every_table")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
 def test_kernels_that_the_cpu_lacks_are_refused_with_a_sentence(emulator: str, build: Path) -> None:
     program = build / "tests/native/embed_in_c"
     allowed = _run(emulator, "cortex-a72", program, MODEL, 3, 1, 2, kernels="neon")

@@ -1,10 +1,11 @@
-// Files that were cut off or damaged on the way: every prefix of a small valid file, and every bit
-// of its header flipped. None may be read past its end or crash; a prefix must be refused.
-// Meaningful under the `dev` preset's sanitizers.
+// Files that were cut off or damaged on the way: every prefix of a small valid file, every bit of
+// its header flipped, and a bit of every byte in that of a file with a vision part. None may be
+// read past its end or crash; a prefix must be refused. Meaningful under the `dev` preset's
+// sanitizers.
 #include "native/failure/failure.h"
 #include "native/runtime/model.h"
 #include "tests/native/support/check.h"
-#include "tests/native/support/model_bytes.h"
+#include "tests/native/support/random_vision.h"
 
 namespace awqe::test {
 namespace {
@@ -43,6 +44,23 @@ TEST(no_flipped_bit_crashes_the_reader) {
         }
     }
     CHECK(refused > file.size());  // most of this file is its header
+}
+
+TEST(no_flipped_bit_of_a_vision_part_crashes_the_reader) {
+    const FileSpec spec = random_vision_model(vision_forms()[3]);
+    size_t weights = 0;
+    for (const TensorSpec& t : spec.tensors) weights += round_up(t.data.size(), 64);
+    const AlignedBytes file(spec.build());
+    const size_t header = file.size() - spec.tail - weights;
+    size_t refused = 0;
+    for (size_t i = 0; i < header; ++i) {
+        const auto bit = static_cast<uint8_t>(1u << i % 8);
+        file.data()[i] ^= bit;
+        if (!accepted(file.data(), file.size())) ++refused;
+        file.data()[i] ^= bit;
+    }
+    CHECK(refused > header / 2);
+    CHECK(accepted(file.data(), file.size()));
 }
 
 TEST(no_random_damage_crashes_the_reader) {

@@ -1,7 +1,8 @@
 // Differential fuzz target: any bytes as a model file that is opened, evaluated and sampled through
 // the C API, with every kernel table that this CPU can run, both caches, as a block and token by
-// token. Logits must be those of the reference, NaN for NaN, and the sampler must refuse exactly
-// those that are not finite; anything else aborts and says what. Built twice:
+// token; a file with a vision part encodes a picture too. All must be those of the reference, NaN
+// for NaN, and the sampler must refuse exactly those that are not finite; anything else aborts and
+// says what. Built twice:
 //   build/fuzz/tests/native/fuzz_evaluate build/fuzz/evaluate tests/data/fuzz/evaluate   libFuzzer
 //   fuzz_evaluate_files DIRECTORY CASES [SEED]                  plain, on every machine, by ctest
 //
@@ -30,6 +31,7 @@ namespace {
 
 constexpr uint64_t kMostBytes = 64u << 20;  // of a session; a larger one shows nothing more
 constexpr size_t kTokens = 8;
+constexpr uint32_t kMostPixels = 128;  // on a side of a picture
 
 struct Close {
     void operator()(awqe_model* model) const { awqe_model_close(model); }
@@ -154,13 +156,15 @@ std::vector<float> logits_of(const awqe_model* model, const Way& way) {
     return logits;
 }
 
-void compare(const std::vector<float>& logits, const std::vector<float>& expected, const Way& way) {
-    if (logits.size() != expected.size()) give_up(way.describe() + ": another number of logits");
-    for (size_t i = 0; i < logits.size(); ++i) {
-        if (std::isnan(logits[i]) && std::isnan(expected[i])) continue;
-        if (std::memcmp(&logits[i], &expected[i], sizeof(float)) == 0) continue;
-        give_up(way.describe() + ": logit " + std::to_string(i) + " is " +
-                std::to_string(logits[i]) + ", the reference gives " + std::to_string(expected[i]));
+// what: for example "logit".
+void compare(const std::vector<float>& numbers, const std::vector<float>& expected,
+             const std::string& way, const std::string& what) {
+    if (numbers.size() != expected.size()) give_up(way + ": another number of results");
+    for (size_t i = 0; i < numbers.size(); ++i) {
+        if (std::isnan(numbers[i]) && std::isnan(expected[i])) continue;
+        if (std::memcmp(&numbers[i], &expected[i], sizeof(float)) == 0) continue;
+        give_up(way + ": " + what + " " + std::to_string(i) + " is " + std::to_string(numbers[i]) +
+                ", the reference gives " + std::to_string(expected[i]));
     }
 }
 
@@ -171,9 +175,40 @@ void evaluate(const awqe_model* model) {
         for (size_t i = 0; awqe_kernels(i) != nullptr; ++i) {
             for (const size_t chunk : {size_t{1}, size_t{5}, kTokens}) {
                 const Way way = {awqe_kernels(i), kv_type, chunk};
-                compare(logits_of(model, way), expected, way);
+                compare(logits_of(model, way), expected, way.describe(), "logit");
             }
         }
+    }
+}
+
+// Embeddings of a picture: float [tokens, embedding_size]; nothing without a vision part, or if it
+// is too large.
+std::vector<float> embeddings_of(const awqe_model* model, const char* kernels, uint32_t threads) {
+    auto info = sized<awqe_vision_info>();
+    uint64_t scratch = 0;
+    if (awqe_vision_info_get(model, &info, nullptr) != AWQE_OK || info.image_size > kMostPixels ||
+        awqe_vision_memory(model, threads, &scratch, nullptr) != AWQE_OK || scratch > kMostBytes) {
+        return {};
+    }
+    std::vector<uint8_t> pixels(size_t{3} * info.image_size * info.image_size);
+    for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<uint8_t>(i * i >> 3);
+    std::vector<float> embeddings(size_t{info.tokens} * info.embedding_size);
+    setenv("AWQ_EDGE_KERNELS", kernels, 1);
+    awqe_error error;
+    if (awqe_vision_encode(model, pixels.data(), 1, threads, embeddings.data(), nullptr, nullptr,
+                           &error) != AWQE_OK) {
+        give_up(std::string(kernels) + ": " + error.message);
+    }
+    return embeddings;
+}
+
+void encode(const awqe_model* model) {
+    const std::vector<float> expected = embeddings_of(model, "reference", 1);
+    if (expected.empty()) return;
+    for (size_t i = 0; awqe_kernels(i) != nullptr; ++i) {
+        const std::string kernels = awqe_kernels(i);
+        compare(embeddings_of(model, kernels.c_str(), 1 + i % 2), expected, kernels,
+                "number of the embeddings");
     }
 }
 
@@ -193,6 +228,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (model == nullptr) return 0;
     awqe::test::read_descriptions(model.get());
     awqe::test::evaluate(model.get());
+    awqe::test::encode(model.get());
     return 0;
 }
 

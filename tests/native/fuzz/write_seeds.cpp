@@ -10,7 +10,7 @@
 #include <filesystem>
 #include <functional>
 
-#include "tests/native/support/random_model.h"
+#include "tests/native/support/random_vision.h"
 
 namespace awqe::test {
 namespace {
@@ -70,6 +70,19 @@ const Damage kDamages[] = {
      }},
 };
 
+// The same of a vision part.
+const Damage kVisionDamages[] = {
+    {"vision_nan_scale_of_patches",
+     [](FileSpec& f) { set_scale(f, "v.patch_embd.weight", 39, 1, 0x7e01); }},
+    {"vision_keys_beyond_fp16",
+     [](FileSpec& f) { set_float(f, "v.blk.0.attn_k.bias", 4, 70000.0f); }},
+    {"vision_infinite_position",
+     [](FileSpec& f) { set_float(f, "v.position_embd.weight", 77, INFINITY); }},
+    {"vision_squares_that_overflow",
+     [](FileSpec& f) { set_float(f, "v.blk.1.ffn_down.bias", 0, 1e20f); }},
+    {"vision_huge_pixels", [](FileSpec& f) { set_float(f, "v.pixel_values", 300, 3e38f); }},
+};
+
 // Sound models, for what damages find in operations that random_model() alone does not have.
 const char* const kForms[] = {
     "layer norms with biases",
@@ -106,6 +119,17 @@ int main(int argc, char** argv) {
         std::string name = form.name;
         for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
         written &= write(folder / "evaluate" / (name + ".awq.gguf"), random_model(form));
+    }
+    for (const VisionForm& form : vision_forms()) {
+        std::string name = form.name;
+        for (char& c : name) c = std::isalnum(static_cast<unsigned char>(c)) != 0 ? c : '_';
+        written &= write(folder / "evaluate" / ("vision_" + name + ".awq.gguf"),
+                         random_vision_model(form));
+    }
+    for (const Damage& damage : kVisionDamages) {
+        FileSpec file = random_vision_model(vision_forms()[3]);
+        damage.change(file);
+        written &= write(folder / "evaluate" / (std::string(damage.name) + ".awq.gguf"), file);
     }
     return written ? 0 : 1;
 }
