@@ -1,6 +1,7 @@
 // The C API as a caller sees it, on tests/data/tiny.awq.gguf: what is shown, what is refused, and
 // that no exception comes through any function, whichever allocation fails inside.
 #include <pthread.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -8,16 +9,15 @@
 #include <atomic>
 #include <cmath>
 #include <cstdint>
-#include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <filesystem>
-#include <iterator>
 #include <new>
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
 #include "tests/native/support/process.h"
+#include "tests/native/support/random_vision.h"
 
 namespace {
 
@@ -774,6 +774,27 @@ TEST(no_failing_allocation_comes_through) {
     CHECK(rate > 0);
     awqe_sampler_close(sampler);
     awqe_session_close(session);
+    awqe_model_close(model);
+
+    const Bytes bytes = random_vision_model().build();
+    const int file = memfd_create("vision.awq.gguf", MFD_CLOEXEC);
+    CHECK(write(file, bytes.data(), bytes.size()) == static_cast<ssize_t>(bytes.size()));
+    const std::string path = "/proc/self/fd/" + std::to_string(file);
+    CHECK(exhaust("awqe_model_open, with a vision part", [&](awqe_error* error) {
+              return awqe_model_open(path.c_str(), &model, error);
+          }) > for_model);
+    close(file);
+    auto info = of_this_version<awqe_vision_info>();
+    CHECK_EQUAL(
+        exhaust("awqe_vision_info_get",
+                [&](awqe_error* error) { return awqe_vision_info_get(model, &info, error); }),
+        0L);
+    const std::vector<uint8_t> pixels(size_t{3} * info.image_size * info.image_size, 99);
+    std::vector<float> embeddings(size_t{info.tokens} * info.embedding_size);
+    CHECK(exhaust("awqe_vision_encode", [&](awqe_error* error) {
+              return awqe_vision_encode(model, pixels.data(), 1, 3, embeddings.data(), nullptr,
+                                        nullptr, error);
+          }) > 0);
     awqe_model_close(model);
 }
 

@@ -11,6 +11,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <memory>
+#include <thread>
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
@@ -199,6 +200,29 @@ TEST(a_picture_does_not_depend_on_its_neighbour) {
             check_same_bits(alone.data(), together.data() + i * alone.size(), alone.size(),
                             form.name);
         }
+    }
+}
+
+TEST(several_encodings_at_once_give_what_each_gives_alone) {
+    const VisionForm form = vision_forms()[1];
+    const OwnedModel model = open_file(random_vision_model(form));
+    const std::vector<uint8_t> pixels = pictures_for(info_of(model));
+    const std::vector<float> expected = encode(model, pixels, "", 1);
+    constexpr size_t kCallers = 3;
+    std::vector<std::vector<float>> found(kCallers, std::vector<float>(expected.size()));
+    std::vector<awqe_status> statuses(kCallers);
+    std::vector<std::thread> callers;
+    for (size_t i = 0; i < kCallers; ++i) {
+        callers.emplace_back([&, i] {
+            statuses[i] = awqe_vision_encode(model.get(), pixels.data(), kPictures,
+                                             static_cast<uint32_t>(i + 1), found[i].data(), nullptr,
+                                             nullptr, nullptr);
+        });
+    }
+    for (std::thread& caller : callers) caller.join();
+    for (size_t i = 0; i < kCallers; ++i) {
+        CHECK_EQUAL(statuses[i], AWQE_OK);
+        check_same_bits(found[i].data(), expected.data(), expected.size(), form.name);
     }
 }
 
