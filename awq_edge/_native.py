@@ -561,6 +561,27 @@ class NativeSampler:
         _, library = _load()
         _call(library.awqe_sampler_seek, self.pointer, draw)
 
+    def draw(self, logits: Any, context: memoryview, added: Any = None) -> int:
+        """Draws the token that follows a text, from a caller's logits.
+
+        Args:
+            logits: float32 [vocabulary], C-contiguous.
+            context: uint32 [tokens], the text.
+            added: float32 [vocabulary], C-contiguous, or None: as for ``NativeSession.sample``.
+        """
+        ffi, library = _load()
+        row = ffi.from_buffer("float[]", logits)
+        tokens = ffi.from_buffer("uint32_t[]", context)
+        more = ffi.NULL if added is None else ffi.from_buffer("float[]", added)
+        if added is not None and len(more) != len(row):
+            raise errors.InvalidArgumentError("What is added has another size than the logits.")
+        token = ffi.new("uint32_t*")
+        _call(
+            library.awqe_sampler_draw,
+            *(self.pointer, row, len(row), tokens, len(tokens), more, token),
+        )
+        return int(token[0])
+
 
 class NativeSession:
     """One conversation, also after its model is closed.
@@ -646,18 +667,18 @@ class NativeSession:
         _, library = _load()
         _call(library.awqe_session_truncate, self.pointer, position)
 
-    def save(self, count: int) -> bytearray:
-        """The first ``count`` positions of the context, for ``restore``."""
+    def save(self, begin: int, end: int) -> bytearray:
+        """The positions from ``begin`` to before ``end`` of the context, for ``restore``."""
         ffi, library = _load()
         pointer, size = self.pointer, ffi.new("uint64_t*")
-        _call(library.awqe_session_saved_bytes, pointer, count, size)
+        _call(library.awqe_session_saved_bytes, pointer, begin, end, size)
         saved = bytearray(size[0])
         target = ffi.from_buffer(saved, require_writable=True)
-        _call(library.awqe_session_save, pointer, count, target, len(saved))
+        _call(library.awqe_session_save, pointer, begin, end, target, len(saved))
         return saved
 
     def restore(self, saved: bytes | bytearray | memoryview) -> None:
-        """Replaces the context by one that ``save`` gave."""
+        """Makes what ``save`` gave the context, or its continuation."""
         ffi, library = _load()
         source = ffi.from_buffer(saved)
         _call(library.awqe_session_restore, self.pointer, source, len(source))
@@ -707,12 +728,15 @@ class Reading:
         tokens: ids, each below the size of the vocabulary; None for embeddings.
         embeddings: float32 [rows, hidden], C-contiguous, in the place of tokens' embeddings.
         logits: float32 [tokens, vocabulary], C-contiguous, to fill; None fills nothing.
+        hidden: float32 [tokens, hidden], C-contiguous, to fill with what the output matrix reads
+            after each token; None fills nothing.
     """
 
     session: NativeSession
     tokens: Sequence[int] | memoryview | None
     embeddings: Any = None
     logits: Any = None
+    hidden: Any = None
 
 
 def evaluate_together(readings: Sequence[Reading], progress: Progress | None = None) -> None:
@@ -779,6 +803,13 @@ def _fill_input(entry: Any, reading: Reading, held: list[Any]) -> None:
         held.append(target)
         if len(target) < entry.count * reading.session.vocabulary_size:
             raise errors.InvalidArgumentError("The array for the logits is too small.")
+    if reading.hidden is not None:
+        if reading.logits is None:
+            entry.which = library.AWQE_LOGITS_NONE
+        entry.hidden = target = ffi.from_buffer("float[]", reading.hidden, require_writable=True)
+        held.append(target)
+        if len(target) < entry.count * reading.session.hidden_size:
+            raise errors.InvalidArgumentError("The array for the hidden states is too small.")
 
 
 def _token_array(tokens: Sequence[int] | memoryview) -> Any:

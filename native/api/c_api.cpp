@@ -271,26 +271,26 @@ awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe
     return awqe::guard(error, [&] { awqe::Used(session)->truncate(position); });
 }
 
-awqe_status awqe_session_saved_bytes(const awqe_session* session, uint32_t count, uint64_t* bytes,
-                                     awqe_error* error) {
+awqe_status awqe_session_saved_bytes(const awqe_session* session, uint32_t begin, uint32_t end,
+                                     uint64_t* bytes, awqe_error* error) {
     awqe::clear(bytes);
     return awqe::guard(error, [&] {
         awqe::required(bytes, "bytes");
-        *bytes = awqe::Used(session)->saved_bytes(count);
+        *bytes = awqe::Used(session)->saved_bytes(begin, end);
     });
 }
 
-awqe_status awqe_session_save(const awqe_session* session, uint32_t count, void* bytes, size_t size,
-                              awqe_error* error) {
+awqe_status awqe_session_save(const awqe_session* session, uint32_t begin, uint32_t end,
+                              void* bytes, size_t size, awqe_error* error) {
     return awqe::guard(error, [&] {
         const awqe::Used used(session);
-        const size_t needed = used->saved_bytes(count);
+        const size_t needed = used->saved_bytes(begin, end);
         if (size != needed) {
             awqe::fail(AWQE_INVALID_ARGUMENT, "size is %zu, the context needs %zu bytes", size,
                        needed);
         }
         if (bytes == nullptr) awqe::fail(AWQE_INVALID_ARGUMENT, "bytes is NULL");
-        used->save(count, static_cast<uint8_t*>(bytes));
+        used->save(begin, end, static_cast<uint8_t*>(bytes));
     });
 }
 
@@ -357,6 +357,20 @@ awqe_status awqe_session_sample_adjusted(const awqe_session* session, awqe_sampl
         awqe::require_vocabulary(count, used->vocabulary());
         *token = used->sample(awqe::required(sampler, "sampler").sampler,
                               &awqe::required(added, "added"));
+    });
+}
+
+awqe_status awqe_sampler_draw(awqe_sampler* sampler, const float* logits, size_t count,
+                              const uint32_t* context, size_t context_count, const float* added,
+                              uint32_t* token, awqe_error* error) {
+    awqe::clear(token);
+    return awqe::guard(error, [&] {
+        awqe::required(token, "token");
+        awqe_sampler& own = awqe::required(sampler, "sampler");
+        if (count == 0) awqe::fail(AWQE_INVALID_ARGUMENT, "count is 0: there are no logits");
+        if (context_count > 0) awqe::required(context, "context");
+        *token = own.sampler.sample(&awqe::required(logits, "logits"), count, context,
+                                    context_count, added);
     });
 }
 

@@ -36,7 +36,8 @@ awqe_status awqe_batch_evaluate(const awqe_batch_input* inputs, size_t input_cou
 awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count,
                                   uint32_t which, float* logits, awqe_progress progress, void* user,
                                   awqe_error* error) {
-    const awqe_batch_input input = {sizeof(input), which, session, tokens, NULL, count, logits};
+    const awqe_batch_input input = {sizeof(input), which, session, tokens,
+                                    NULL,          count, logits,  NULL};
     return awqe_batch_evaluate(&input, 1, progress, user, error);
 }
 
@@ -44,7 +45,8 @@ awqe_status awqe_session_evaluate_embeddings(awqe_session* session, const float*
                                              size_t count, uint32_t which, float* logits,
                                              awqe_progress progress, void* user,
                                              awqe_error* error) {
-    const awqe_batch_input input = {sizeof(input), which, session, NULL, embeddings, count, logits};
+    const awqe_batch_input input = {sizeof(input), which, session, NULL,
+                                    embeddings,    count, logits,  NULL};
     return awqe_batch_evaluate(&input, 1, progress, user, error);
 }
 

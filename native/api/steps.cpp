@@ -24,7 +24,7 @@ namespace awqe {
 namespace {
 
 Reading reading(const awqe_batch_input& input) {
-    return {input.tokens, input.embeddings, input.count, input.which, input.logits};
+    return {input.tokens, input.embeddings, input.count, input.which, input.logits, input.hidden};
 }
 
 void need_sound(const awqe_batch_input& input, const awqe_batch_input& first) {
@@ -37,6 +37,9 @@ void need_sound(const awqe_batch_input& input, const awqe_batch_input& first) {
     if (&input.session->session.backend() != &first.session->session.backend()) {
         fail(AWQE_INVALID_ARGUMENT,
              "its session has another model, or other kernels, than that of the first input");
+    }
+    if (input.hidden != nullptr && !input.session->session.backend().gives_hidden()) {
+        fail(AWQE_UNSUPPORTED, "hidden is not NULL: only sessions on the CPU give hidden states");
     }
     input.session->session.check(reading(input));
 }

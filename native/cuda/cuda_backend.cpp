@@ -61,27 +61,26 @@ class CudaBackend::CudaSequence final : public Sequence {
     unsigned char* cache() const { return cache_.as<unsigned char>(); }
 
     // The bytes are runtime/kv_cache.h's.
-    bool saved_all(size_t count) const override {
+    bool saved_all(size_t end) const override {
         const std::vector<uint32_t>& windows = architecture_.sliding_windows;
-        return std::all_of(windows.begin(), windows.end(), [&](uint32_t window) {
-            return first_saved_position(window, count) == 0;
-        });
+        return std::all_of(windows.begin(), windows.end(),
+                           [&](uint32_t window) { return first_saved_position(window, end) == 0; });
     }
-    size_t saved_bytes(size_t count) const override {
+    size_t saved_bytes(size_t begin, size_t end) const override {
         size_t total = 0;
-        visit_saved(count, [&](Address, size_t bytes) { total += bytes; });
+        visit_saved(begin, end, [&](Address, size_t bytes) { total += bytes; });
         return total;
     }
-    void save(size_t count, uint8_t* bytes) const override {
+    void save(size_t begin, size_t end, uint8_t* bytes) const override {
         const Device::Use use(*device_);
-        visit_saved(count, [&](Address address, size_t size) {
+        visit_saved(begin, end, [&](Address address, size_t size) {
             check(device_->driver().cuMemcpyDtoH_v2(bytes, address, size), "save a context");
             bytes += size;
         });
     }
-    void restore(size_t count, const uint8_t* bytes) override {
+    void restore(size_t begin, size_t end, const uint8_t* bytes) override {
         const Device::Use use(*device_);
-        visit_saved(count, [&](Address address, size_t size) {
+        visit_saved(begin, end, [&](Address address, size_t size) {
             check(device_->driver().cuMemcpyHtoD_v2(address, bytes, size), "take up a context");
             bytes += size;
         });
@@ -92,22 +91,23 @@ class CudaBackend::CudaSequence final : public Sequence {
   private:
     // Runs of positions of one head that lie in one chunk, in the order in which they are saved.
     template <class Visit>
-    void visit_saved(size_t count, const Visit& visit) const {
+    void visit_saved(size_t begin, size_t end, const Visit& visit) const {
         const size_t element = shape_.int8 != 0 ? 1 : 2;
         const size_t number_bytes = architecture_.head_size * element;
         for (size_t layer = 0; layer < architecture_.layers; ++layer) {
-            const size_t first = first_saved_position(architecture_.sliding_windows[layer], count);
+            const size_t first =
+                std::max(begin, first_saved_position(architecture_.sliding_windows[layer], end));
             for (size_t head = 0; head < architecture_.kv_heads; ++head) {
                 const auto rows = [&](long long offset, size_t bytes) {
-                    for (size_t at = first; at < count;) {
+                    for (size_t at = first; at < end;) {
                         const size_t chunk = at / kAttentionChunk;
-                        const size_t end = std::min(count, (chunk + 1) * kAttentionChunk);
+                        const size_t chunk_end = std::min(end, (chunk + 1) * kAttentionChunk);
                         const size_t row = head * kAttentionChunk + at % kAttentionChunk;
                         visit(cache_.address() + chunk * static_cast<size_t>(shape_.chunk_bytes) +
                                   layer * static_cast<size_t>(shape_.layer_bytes) +
                                   static_cast<size_t>(offset) + row * bytes,
-                              (end - at) * bytes);
-                        at = end;
+                              (chunk_end - at) * bytes);
+                        at = chunk_end;
                     }
                 };
                 rows(0, number_bytes);

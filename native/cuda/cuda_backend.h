@@ -23,6 +23,7 @@ class CudaBackend : public Backend {
     ~CudaBackend() override;
 
     const char* name() const override { return "cuda"; }
+    bool gives_hidden() const override { return false; }
     size_t block_rows() const override;
     size_t cache_bytes(const SequencePlan& plan) const override;
     size_t scratch_bytes(const SequencePlan& plan) const override;

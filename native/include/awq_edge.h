@@ -40,7 +40,7 @@ extern "C" {
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
 /// whoever loads the library.
-#define AWQE_ABI_VERSION 7
+#define AWQE_ABI_VERSION 8
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -239,25 +239,27 @@ awqe_status awqe_session_evaluate_embeddings(awqe_session* session, const float*
                                              size_t count, uint32_t which, float* logits,
                                              awqe_progress progress, void* user, awqe_error* error);
 
-/// Bytes of the first `count` positions of the context, saved: at least 1, at most
-/// awqe_session_position(), and fewer than those only from awqe_session_earliest() on.
-awqe_status awqe_session_saved_bytes(const awqe_session* session, uint32_t count, uint64_t* bytes,
-                                     awqe_error* error);
-/// Writes them to `bytes` [size], as many as awqe_session_saved_bytes() says. The whole context is
-/// saved with its logits, if it has them.
-awqe_status awqe_session_save(const awqe_session* session, uint32_t count, void* bytes, size_t size,
-                              awqe_error* error);
-/// Makes a saved context that of `session`: everything then goes on as if it had read the text
-/// itself, to the bit. What was saved with another model or type of cache is AWQE_INVALID_ARGUMENT,
-/// by another release AWQE_UNSUPPORTED, and damaged bytes are AWQE_FILE_INVALID: the context is
-/// then what it was.
+/// Bytes of the positions from `begin` to before `end` of the context, saved: at least one, at most
+/// awqe_session_position() is the end, and less than that only from awqe_session_earliest() on.
+awqe_status awqe_session_saved_bytes(const awqe_session* session, uint32_t begin, uint32_t end,
+                                     uint64_t* bytes, awqe_error* error);
+/// Writes them to `bytes` [size], as many as awqe_session_saved_bytes() says. What reaches to the
+/// end of the context is saved with its logits, if it has them.
+awqe_status awqe_session_save(const awqe_session* session, uint32_t begin, uint32_t end,
+                              void* bytes, size_t size, awqe_error* error);
+/// Makes what was saved from 0 on the context of `session`; what was saved from another position on
+/// is appended to a context that ends there, whose tokens must be those that it followed then.
+/// Everything then goes on as if the session had read the text itself, to the bit. What was saved
+/// with another model or type of cache, or behind another text, is AWQE_INVALID_ARGUMENT, by
+/// another release AWQE_UNSUPPORTED, and damaged bytes are AWQE_FILE_INVALID: the context is then
+/// what it was.
 awqe_status awqe_session_restore(awqe_session* session, const void* bytes, size_t size,
                                  awqe_error* error);
 
 // ---- batch: several sessions together -----------------------------------------------------------
 
 /// What one session reads in a call of awqe_batch_evaluate(): the arguments of
-/// awqe_session_evaluate(), or of awqe_session_evaluate_embeddings().
+/// awqe_session_evaluate(), or of awqe_session_evaluate_embeddings(), and what else is wanted.
 typedef struct awqe_batch_input {
     uint32_t struct_size;
     uint32_t which;  ///< An awqe_logits.
@@ -266,6 +268,9 @@ typedef struct awqe_batch_input {
     const float* embeddings;  ///< [count, hidden_size]; NULL for tokens.
     size_t count;
     float* logits;  ///< As in awqe_session_evaluate(); may be NULL.
+    /// float [count, hidden_size], to be filled: what the output matrix reads after each token, the
+    /// last layer's stream behind the final norm. NULL for none; AWQE_UNSUPPORTED on a GPU.
+    float* hidden;
 } awqe_batch_input;
 
 /// Evaluates `inputs` [input_count] together, each a different session of one model: the weights
@@ -354,6 +359,13 @@ awqe_status awqe_session_sample(const awqe_session* session, awqe_sampler* sampl
 awqe_status awqe_session_sample_adjusted(const awqe_session* session, awqe_sampler* sampler,
                                          const float* added, size_t count, uint32_t* token,
                                          awqe_error* error);
+/// Draws from a caller's `logits` [count] as awqe_session_sample_adjusted() does from the
+/// session's, `count` being the size of the vocabulary: after a guess was read with
+/// AWQE_LOGITS_ALL, what each of its rows would have been followed by. `context` [context_count]:
+/// the tokens so far. `added` [count] may be NULL.
+awqe_status awqe_sampler_draw(awqe_sampler* sampler, const float* logits, size_t count,
+                              const uint32_t* context, size_t context_count, const float* added,
+                              uint32_t* token, awqe_error* error);
 /// Copies the logits that awqe_session_sample() draws from to `logits` [count]; `count` is the size
 /// of the vocabulary.
 awqe_status awqe_session_logits(const awqe_session* session, float* logits, size_t count,

@@ -98,14 +98,6 @@ void attend_head(const Step& step, size_t layer, size_t t, size_t h) {
     }
 }
 
-// Keeps only the last `count` rows of the block.
-void keep_last(Step& step, size_t count) {
-    const size_t dropped = step.m - count;
-    step.rows += dropped;
-    step.first += dropped;
-    step.m = count;
-}
-
 }  // namespace
 
 // The stream takes up W_o attention(norm(stream)).
@@ -128,7 +120,7 @@ void attention(Step& step, const LayerWeights& w, size_t layer, size_t wanted) {
         step.team.share(step.m * heads, 1, [&](size_t begin, size_t end) {
             for (size_t i = begin; i < end; ++i) prepare_head(step, w, layer, i / heads, i % heads);
         });
-        keep_last(step, wanted);
+        step.keep_last(wanted);
         // Head by head, so that its keys and values stay in the cache of the core that reads them
         // for many rows of one prompt.
         step.team.share(step.m * heads, 1, [&](size_t begin, size_t end) {

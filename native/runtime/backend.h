@@ -43,13 +43,14 @@ class Sequence {
     // been: a layer with a sliding window forgets.
     virtual size_t earliest(size_t stored) const = 0;
 
-    // The keys and values that computing position `count` and those behind it needs, as bytes: the
-    // same ones from every backend, for every length of the context. saved_all() says whether they
-    // are those of all positions, so that the sequence can also go back.
-    virtual bool saved_all(size_t count) const = 0;
-    virtual size_t saved_bytes(size_t count) const = 0;
-    virtual void save(size_t count, uint8_t* bytes) const = 0;
-    virtual void restore(size_t count, const uint8_t* bytes) = 0;
+    // Of the keys and values that computing position `end` and those behind it needs, those from
+    // `begin` on, as bytes: the same ones from every backend, for every length of the context.
+    // saved_all() says whether they are those of all positions, so that the sequence can also go
+    // back.
+    virtual bool saved_all(size_t end) const = 0;
+    virtual size_t saved_bytes(size_t begin, size_t end) const = 0;
+    virtual void save(size_t begin, size_t end, uint8_t* bytes) const = 0;
+    virtual void restore(size_t begin, size_t end, const uint8_t* bytes) = 0;
 
   protected:
     Sequence() = default;
@@ -61,15 +62,17 @@ struct Row {
     uint32_t token;          // below the size of the vocabulary
     const float* embedding;  // float [hidden], in the place of the token's; or NULL
     float* logits;           // float [vocabulary], to be filled; or NULL
+    float* hidden;           // float [hidden], to be filled with what the head reads; or NULL
 };
 
 // Rows of one sequence come in ascending positions without a gap, the first of them right behind
-// what was computed or truncated to before; other rows may stand between them. Rows with logits
-// come last.
+// what was computed or truncated to before; other rows may stand between them. Rows that give
+// something come last, behind the others those with logits.
 struct Block {
     const Row* rows;
     size_t count;   // 1 ... block_rows()
-    size_t wanted;  // rows with logits
+    size_t wanted;  // rows with logits or hidden
+    size_t heads;   // rows with logits
 };
 
 class Backend {
@@ -82,6 +85,9 @@ class Backend {
 
     // The most rows of a block, at most kMostBlockRows.
     virtual size_t block_rows() const = 0;
+
+    // Whether rows may ask for hidden.
+    virtual bool gives_hidden() const = 0;
 
     // Bytes that a sequence takes, and those of working memory that sequences use in turn.
     virtual size_t cache_bytes(const SequencePlan& plan) const = 0;

@@ -21,14 +21,17 @@ size_t evaluate_block(Session* first) {
     if (part_count == 0) return 0;
 
     Row rows[kMostBlockRows];
-    Block block = {rows, 0, 0};
-    for (const bool wanted : {false, true}) {  // those with logits come last
+    Block block = {rows, 0, 0, 0};
+    for (const int gives : {0, 1, 2}) {  // nothing, hidden alone, logits
         for (size_t p = 0; p < part_count; ++p) {
             const Session& session = *parts[p].session;
             for (size_t i = 0; i < parts[p].count; ++i) {
-                if (session.wants_logits(i) != wanted) continue;
+                if ((session.wants_logits(i) ? 2 : session.wants_hidden() ? 1 : 0) != gives) {
+                    continue;
+                }
                 rows[block.count++] = session.row(i);
-                block.wanted += wanted ? 1 : 0;
+                block.wanted += gives > 0 ? 1 : 0;
+                block.heads += gives > 1 ? 1 : 0;
             }
         }
     }

@@ -110,6 +110,24 @@ void embed(const Step& step) {
     });
 }
 
+// What the head reads of each row that asks for it, before it is quantised.
+void hand_out_hidden(const Step& step) {
+    if (std::none_of(step.rows, step.rows + step.m, [](const Row& r) { return r.hidden; })) return;
+    const Norm& norm = step.model.output_norm();
+    const size_t hidden = step.a.hidden_size;
+    step.team.share(step.m, 1, [&](size_t begin, size_t end) {
+        for (size_t t = begin; t < end; ++t) {
+            float* const out = step.rows[t].hidden;
+            if (out == nullptr) continue;
+            if (norm.weight == nullptr) {
+                std::copy_n(step.residual(t), hidden, out);
+            } else {
+                normalise(step, norm, step.residual(t), hidden, out);
+            }
+        }
+    });
+}
+
 // The blocks of rows [first_block, end_block) of a matrix, as a matrix.
 Linear part_of(const Linear& linear, size_t first_block, size_t end_block) {
     const size_t first_row = first_block * kBlockRows;
@@ -203,7 +221,7 @@ void forward(const Model& model, const KernelTable& kernels, const Block& block,
     const size_t layers = model.layers().size();
     for (size_t layer = 0; layer < layers; ++layer) {
         const LayerWeights& w = model.layers()[layer];
-        // Behind the last layer's keys and values only the rows matter whose logits somebody wants.
+        // Behind the last layer's keys and values only the rows matter that give something.
         const size_t wanted = layer + 1 < layers ? step.m : block.wanted;
         attention(step, w, layer, wanted);
         if (wanted == 0) continue;
@@ -213,7 +231,11 @@ void forward(const Model& model, const KernelTable& kernels, const Block& block,
             feed_forward(step, w);
         }
     }
-    if (block.wanted > 0) head(step);
+    if (block.wanted == 0) return;
+    hand_out_hidden(step);
+    if (block.heads == 0) return;
+    step.keep_last(block.heads);
+    head(step);
 }
 
 }  // namespace awqe

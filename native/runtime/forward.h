@@ -49,10 +49,16 @@ class CachedSequence : public Sequence {
   public:
     CachedSequence(const Architecture& a, const KvPlan& plan) : cache(a, plan) {}
     size_t earliest(size_t stored) const override { return cache.earliest(stored); }
-    bool saved_all(size_t count) const override { return cache.saved_all(count); }
-    size_t saved_bytes(size_t count) const override { return cache.saved_bytes(count); }
-    void save(size_t count, uint8_t* bytes) const override { cache.save(count, bytes); }
-    void restore(size_t count, const uint8_t* bytes) override { cache.restore(count, bytes); }
+    bool saved_all(size_t end) const override { return cache.saved_all(end); }
+    size_t saved_bytes(size_t begin, size_t end) const override {
+        return cache.saved_bytes(begin, end);
+    }
+    void save(size_t begin, size_t end, uint8_t* bytes) const override {
+        cache.save(begin, end, bytes);
+    }
+    void restore(size_t begin, size_t end, const uint8_t* bytes) override {
+        cache.restore(begin, end, bytes);
+    }
 
     KvCache cache;
 };

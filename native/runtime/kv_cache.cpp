@@ -97,17 +97,17 @@ size_t KvCache::earliest(size_t stored) const {
 
 // Calls visit(memory, bytes) for each piece of memory that holds what is saved, in its order.
 template <class Visit>
-void KvCache::visit_saved(size_t count, const Visit& visit) const {
+void KvCache::visit_saved(size_t begin, size_t end, const Visit& visit) const {
     for (const Layer& l : layers_) {
-        const size_t first = first_saved_position(l.window, count);
+        const size_t first = std::max(begin, first_saved_position(l.window, end));
         for (size_t head = 0; head < heads_; ++head) {
             // Rows of `width` elements; in a ring the positions may come in two pieces.
             const auto rows = [&](auto* all, size_t width) {
-                const size_t begin = first % l.rows;
-                const size_t before_end = std::min(count - first, l.rows - begin);
+                const size_t row = first % l.rows;
+                const size_t before_end = std::min(end - first, l.rows - row);
                 auto* const own = all + head * l.rows * width;
-                visit(own + begin * width, before_end * width * sizeof(*all));
-                visit(own, (count - first - before_end) * width * sizeof(*all));
+                visit(own + row * width, before_end * width * sizeof(*all));
+                visit(own, (end - first - before_end) * width * sizeof(*all));
             };
             if (plan_.type == KvType::kF16) {
                 rows(l.half_keys, head_size_);
@@ -122,27 +122,27 @@ void KvCache::visit_saved(size_t count, const Visit& visit) const {
     }
 }
 
-bool KvCache::saved_all(size_t count) const {
+bool KvCache::saved_all(size_t end) const {
     return std::all_of(layers_.begin(), layers_.end(), [&](const Layer& layer) {
-        return first_saved_position(layer.window, count) == 0;
+        return first_saved_position(layer.window, end) == 0;
     });
 }
 
-size_t KvCache::saved_bytes(size_t count) const {
+size_t KvCache::saved_bytes(size_t begin, size_t end) const {
     size_t total = 0;
-    visit_saved(count, [&](const void*, size_t bytes) { total += bytes; });
+    visit_saved(begin, end, [&](const void*, size_t bytes) { total += bytes; });
     return total;
 }
 
-void KvCache::save(size_t count, uint8_t* bytes) const {
-    visit_saved(count, [&](const void* memory, size_t size) {
+void KvCache::save(size_t begin, size_t end, uint8_t* bytes) const {
+    visit_saved(begin, end, [&](const void* memory, size_t size) {
         std::memcpy(bytes, memory, size);
         bytes += size;
     });
 }
 
-void KvCache::restore(size_t count, const uint8_t* bytes) {
-    visit_saved(count, [&](void* memory, size_t size) {
+void KvCache::restore(size_t begin, size_t end, const uint8_t* bytes) {
+    visit_saved(begin, end, [&](void* memory, size_t size) {
         std::memcpy(memory, bytes, size);
         bytes += size;
     });

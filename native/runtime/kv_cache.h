@@ -62,13 +62,13 @@ class KvCache {
     // been: below it a window would reach what the ring has overwritten.
     size_t earliest(size_t stored) const;
 
-    // What computing from position `count` on needs, as Sequence has it: layer by layer, head by
-    // head, keys, values, then the scales of int8, each in position order; of a layer with a window
-    // the last window - 1 positions.
-    bool saved_all(size_t count) const;
-    size_t saved_bytes(size_t count) const;
-    void save(size_t count, uint8_t* bytes) const;
-    void restore(size_t count, const uint8_t* bytes);
+    // What computing from position `end` on needs of positions [begin, end), as Sequence has it:
+    // layer by layer, head by head, keys, values, then the scales of int8, each in position order;
+    // of a layer with a window those of the last window - 1 positions.
+    bool saved_all(size_t end) const;
+    size_t saved_bytes(size_t begin, size_t end) const;
+    void save(size_t begin, size_t end, uint8_t* bytes) const;
+    void restore(size_t begin, size_t end, const uint8_t* bytes);
 
   private:
     // One layer: [kv_heads, rows, head_size] of either type, scales [kv_heads, rows].
@@ -83,7 +83,7 @@ class KvCache {
         float* value_scales;
     };
     template <class Visit>
-    void visit_saved(size_t count, const Visit& visit) const;
+    void visit_saved(size_t begin, size_t end, const Visit& visit) const;
 
     static std::vector<Layer> take_layers(const Architecture& a, const KvPlan& plan, Arena& arena);
 

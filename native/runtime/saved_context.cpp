@@ -4,6 +4,9 @@
 //
 //     header | tokens u32 [count] | logits f32 [vocabulary], if there are any | keys and values
 //
+// They may be those of positions in the middle, which go behind the same text only: contexts that
+// begin alike can then share what they begin with.
+//
 // Little-endian. Bytes that were saved by another release, with another model or type of cache, or
 // that are damaged, are refused before anything is changed: a context is exact or it is not there.
 #include <algorithm>
@@ -22,14 +25,15 @@ struct Header {
     char release[32];        // whose arithmetic it is; filled up with NUL
     char model[64];          // awq_edge.sha256: hexadecimal digits
     uint64_t description;    // hash of the decoder's description
+    uint64_t before;         // hash of the tokens before `begin`
     uint32_t kv_type;        // as awqe_kv_type
+    uint32_t begin;          // the first position
     uint32_t count;          // positions
+    uint32_t has_logits;     // 0 or 1
     uint64_t content_bytes;  // behind the header
     uint64_t content_hash;   // of those
-    uint32_t has_logits;     // 0 or 1
-    uint32_t unused;         // 0
 };
-static_assert(sizeof(Header) == 144, "no padding");
+static_assert(sizeof(Header) == 152, "no padding");
 static_assert(sizeof(AWQE_VERSION) <= sizeof(Header::release));
 
 // Finds damage, not malice: 8 bytes at a time, each step a bijection of the state.
@@ -48,6 +52,10 @@ uint64_t hash_bytes(const uint8_t* bytes, size_t size, uint64_t hash = 0) {
     for (; at < size; ++at) last = last << 8 | bytes[at];
     mix(last);
     return hash;
+}
+
+uint64_t hash_tokens(const uint32_t* tokens, size_t count) {
+    return hash_bytes(reinterpret_cast<const uint8_t*>(tokens), count * sizeof(uint32_t));
 }
 
 template <class T>
@@ -93,38 +101,43 @@ Header header_of(const Model& model, KvType kv_type) {
 
 }  // namespace
 
-size_t Session::saved_bytes(size_t count) const {
-    if (count == 0 || count > position_) {
-        fail(AWQE_INVALID_ARGUMENT, "count is %zu, allowed are 1 to the %zu of the context", count,
+size_t Session::saved_bytes(size_t begin, size_t end) const {
+    if (end == 0 || end > position_) {
+        fail(AWQE_INVALID_ARGUMENT, "end is %zu, allowed are 1 to the %zu of the context", end,
              position());
     }
-    if (count < position_ && count < earliest()) {
-        fail(AWQE_INVALID_ARGUMENT,
-             "count is %zu, but the layers with a sliding window have kept what is needed from %zu "
-             "on: save that or more",
-             count, earliest());
+    if (begin >= end) {
+        fail(AWQE_INVALID_ARGUMENT, "begin is %zu, which is not before the end, %zu", begin, end);
     }
-    const size_t logits = saves_logits(count) ? model_.architecture().vocabulary_size : 0;
-    return sizeof(Header) + count * sizeof(uint32_t) + logits * sizeof(float) +
-           sequence_->saved_bytes(count);
+    if (end < position_ && end < earliest()) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "end is %zu, but the layers with a sliding window have kept what is needed from %zu "
+             "on: save up to that or further",
+             end, earliest());
+    }
+    const size_t logits = saves_logits(end) ? model_.architecture().vocabulary_size : 0;
+    return sizeof(Header) + (end - begin) * sizeof(uint32_t) + logits * sizeof(float) +
+           sequence_->saved_bytes(begin, end);
 }
 
-void Session::save(size_t count, uint8_t* bytes) const {
+void Session::save(size_t begin, size_t end, uint8_t* bytes) const {
     Header header = header_of(model_, plan_.kv_type);
-    header.count = static_cast<uint32_t>(count);
-    header.content_bytes = saved_bytes(count) - sizeof(Header);
-    header.has_logits = saves_logits(count) ? 1 : 0;
+    header.before = hash_tokens(arrays_.tokens, begin);
+    header.begin = static_cast<uint32_t>(begin);
+    header.count = static_cast<uint32_t>(end - begin);
+    header.content_bytes = saved_bytes(begin, end) - sizeof(Header);
+    header.has_logits = saves_logits(end) ? 1 : 0;
     uint8_t* const content = bytes + sizeof(Header);
-    uint8_t* end = content;
+    uint8_t* to = content;
     const auto append = [&](const void* from, size_t size) {
-        std::memcpy(end, from, size);
-        end += size;
+        std::memcpy(to, from, size);
+        to += size;
     };
-    append(arrays_.tokens, count * sizeof(uint32_t));
+    append(arrays_.tokens + begin, header.count * sizeof(uint32_t));
     if (header.has_logits != 0) {
         append(arrays_.logits, model_.architecture().vocabulary_size * sizeof(float));
     }
-    sequence_->save(count, end);
+    sequence_->save(begin, end, to);
     header.content_hash = hash_bytes(content, header.content_bytes);
     std::memcpy(bytes, &header, sizeof(Header));
 }
@@ -150,17 +163,23 @@ void Session::restore(const uint8_t* bytes, size_t size) {
              "the context was saved with another type of cache than this session's %s",
              own.kv_type == AWQE_KV_F16 ? "fp16" : "int8");
     }
-    if (header.count > plan_.positions) {
-        fail(AWQE_CONTEXT_FULL, "the saved context has %u tokens, this session has room for %zu",
-             header.count, plan_.positions);
+    const size_t begin = header.begin, end = begin + header.count;
+    if (end > plan_.positions) {
+        fail(AWQE_CONTEXT_FULL, "the saved context has %zu tokens, this session has room for %zu",
+             end, plan_.positions);
+    }
+    if ((begin > 0 && begin != position_) || header.before != hash_tokens(arrays_.tokens, begin)) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "these %u tokens were saved behind another text than the %zu tokens of this context",
+             header.count, position());
     }
     const size_t vocabulary = model_.architecture().vocabulary_size;
     const size_t token_bytes = header.count * sizeof(uint32_t);
     const size_t logits_bytes = header.has_logits != 0 ? vocabulary * sizeof(float) : 0;
     const uint8_t* const content = bytes + sizeof(Header);
-    if (header.count == 0 || header.has_logits > 1 || header.unused != 0 ||
+    if (header.count == 0 || header.has_logits > 1 ||
         header.content_bytes != size - sizeof(Header) ||
-        header.content_bytes != token_bytes + logits_bytes + sequence_->saved_bytes(header.count) ||
+        header.content_bytes != token_bytes + logits_bytes + sequence_->saved_bytes(begin, end) ||
         header.content_hash != hash_bytes(content, header.content_bytes)) {
         damaged();
     }
@@ -170,11 +189,12 @@ void Session::restore(const uint8_t* bytes, size_t size) {
         if (token >= vocabulary && token != kNoToken) damaged();
     }
     // From here on nothing fails.
-    std::memcpy(arrays_.tokens, content, token_bytes);
+    std::memcpy(arrays_.tokens + begin, content, token_bytes);
     std::memcpy(arrays_.logits, content + token_bytes, logits_bytes);
-    sequence_->restore(header.count, content + token_bytes + logits_bytes);
-    position_ = stored_ = header.count;
-    floor_ = sequence_->saved_all(header.count) ? 0 : header.count;
+    sequence_->restore(begin, end, content + token_bytes + logits_bytes);
+    stored_ = begin == 0 ? end : std::max(stored_.load(), end);
+    if (begin == 0 || !sequence_->saved_all(end)) floor_ = sequence_->saved_all(end) ? 0 : end;
+    position_ = end;
     has_logits_ = header.has_logits != 0;
 }
 

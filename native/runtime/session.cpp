@@ -104,6 +104,7 @@ Row Session::row(size_t index) const {
     if (wants_logits(index)) {
         row.logits = wants_all() ? reading_.logits + at * a.vocabulary_size : arrays_.logits;
     }
+    if (wants_hidden()) row.hidden = reading_.hidden + at * a.hidden_size;
     return row;
 }
 

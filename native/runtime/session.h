@@ -33,6 +33,7 @@ struct Reading {
     size_t count;
     uint32_t which;  // awqe_logits
     float* logits;   // as awqe_session_evaluate() has it; may be NULL
+    float* hidden;   // [count, hidden], or NULL
 };
 
 class Session {
@@ -61,9 +62,9 @@ class Session {
     // As awqe_session_reusable() says.
     size_t reusable(const uint32_t* tokens, size_t count) const;
 
-    // The first `count` positions as bytes, and back: see saved_context.cpp.
-    size_t saved_bytes(size_t count) const;
-    void save(size_t count, uint8_t* bytes) const;
+    // The positions [begin, end) as bytes, and back: see saved_context.cpp.
+    size_t saved_bytes(size_t begin, size_t end) const;
+    void save(size_t begin, size_t end, uint8_t* bytes) const;
     void restore(const uint8_t* bytes, size_t size);
 
     // Throws Failure for what can never be read; the caller has checked nothing.
@@ -76,6 +77,7 @@ class Session {
     size_t remaining() const { return reading_.count - done_; }
     // Of the row that is `index` from the next one on.
     bool wants_logits(size_t index) const;
+    bool wants_hidden() const { return reading_.hidden != nullptr; }
     Row row(size_t index) const;
     // Before and after the next `count` rows are computed.
     void prepare(size_t count);
@@ -92,7 +94,7 @@ class Session {
     };
 
     void require_logits() const;
-    bool saves_logits(size_t count) const { return has_logits_ && count == position_; }
+    bool saves_logits(size_t end) const { return has_logits_ && end == position_; }
 
     bool wants_all() const {
         return reading_.which == AWQE_LOGITS_ALL && reading_.logits != nullptr;

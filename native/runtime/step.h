@@ -20,6 +20,13 @@ struct Step : Working {  // m: the part of the block that is still computed, its
     const Row* rows;  // [m]
     size_t first;     // where they lie in the arrays
 
+    void keep_last(size_t count) {
+        const size_t dropped = m - count;
+        rows += dropped;
+        first += dropped;
+        m = count;
+    }
+
     KvCache& cache(size_t t) const { return static_cast<CachedSequence*>(rows[t].sequence)->cache; }
 
     float* residual(size_t t) const { return buffers.residual + (first + t) * a.hidden_size; }

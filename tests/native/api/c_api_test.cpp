@@ -290,6 +290,52 @@ TEST(a_forked_child_goes_on) {
 }
 #endif
 
+TEST(a_row_of_logits_draws_what_its_session_draws) {
+    Everything all;
+    auto info = of_this_version<awqe_model_info>();
+    CHECK_EQUAL(awqe_model_info_get(all.model, &info, nullptr), AWQE_OK);
+    awqe_sampling options = sampling();
+    options.temperature = 1;
+    options.repetition_penalty = 1.5f;
+    options.seed = 11;
+    awqe_sampler* sampler = nullptr;
+    CHECK_EQUAL(awqe_sampler_open(&options, &sampler, nullptr), AWQE_OK);
+    const std::vector<uint32_t> tokens = {3, 1, 4, 1, 5, 9, 2, 6};
+    const size_t vocabulary = info.vocabulary_size;
+    std::vector<float> rows(tokens.size() * vocabulary), added(vocabulary);
+    for (size_t i = 0; i < vocabulary; ++i)
+        added[i] = i % 3 == 0 ? -INFINITY : 0.25f * float(i % 7);
+    CHECK_EQUAL(awqe_session_evaluate(all.session, tokens.data(), tokens.size(), AWQE_LOGITS_ALL,
+                                      rows.data(), nullptr, nullptr, nullptr),
+                AWQE_OK);
+    for (size_t count = tokens.size(); count > 0; --count) {
+        // The session at each length, against the row of the one call.
+        CHECK_EQUAL(awqe_session_truncate(all.session, uint32_t(count - 1), nullptr), AWQE_OK);
+        CHECK_EQUAL(awqe_session_evaluate(all.session, tokens.data() + count - 1, 1,
+                                          AWQE_LOGITS_LAST, nullptr, nullptr, nullptr, nullptr),
+                    AWQE_OK);
+        const float* const row = rows.data() + (count - 1) * vocabulary;
+        for (uint64_t draw = 0; draw < 20; ++draw) {
+            uint32_t expected = 0, token = 1;
+            for (const float* const more :
+                 {static_cast<const float*>(nullptr), static_cast<const float*>(added.data())}) {
+                CHECK_EQUAL(awqe_sampler_seek(sampler, draw, nullptr), AWQE_OK);
+                CHECK_EQUAL(more == nullptr
+                                ? awqe_session_sample(all.session, sampler, &expected, nullptr)
+                                : awqe_session_sample_adjusted(all.session, sampler, more,
+                                                               vocabulary, &expected, nullptr),
+                            AWQE_OK);
+                CHECK_EQUAL(awqe_sampler_seek(sampler, draw, nullptr), AWQE_OK);
+                CHECK_EQUAL(awqe_sampler_draw(sampler, row, vocabulary, tokens.data(), count, more,
+                                              &token, nullptr),
+                            AWQE_OK);
+                CHECK_EQUAL(token, expected);
+            }
+        }
+    }
+    awqe_sampler_close(sampler);
+}
+
 TEST(null_objects_are_refused) {
     awqe_error error;
     const auto check_null = [&](awqe_status status, const char* name) {
@@ -347,6 +393,16 @@ TEST(null_objects_are_refused) {
     check_null(adjusted(all.session, all.sampler, row.data(), row.size(), nullptr), "token");
     CHECK_EQUAL(adjusted(all.session, all.sampler, row.data(), row.size() - 1, &token),
                 AWQE_INVALID_ARGUMENT);
+    const auto drawn_from = [&](awqe_sampler* drawing, const float* logits, size_t count,
+                                const uint32_t* context, size_t length, uint32_t* drawn) {
+        return awqe_sampler_draw(drawing, logits, count, context, length, nullptr, drawn, &error);
+    };
+    check_null(drawn_from(nullptr, row.data(), row.size(), nullptr, 0, &token), "sampler");
+    check_null(drawn_from(all.sampler, nullptr, row.size(), nullptr, 0, &token), "logits");
+    check_null(drawn_from(all.sampler, row.data(), row.size(), nullptr, 1, &token), "context");
+    check_null(drawn_from(all.sampler, row.data(), row.size(), nullptr, 0, nullptr), "token");
+    CHECK_EQUAL(drawn_from(all.sampler, row.data(), 0, nullptr, 0, &token), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(drawn_from(all.sampler, row.data(), row.size(), nullptr, 0, &token), AWQE_OK);
     check_null(awqe_session_logits(nullptr, row.data(), row.size(), &error), "session");
     check_null(awqe_session_logits(all.session, nullptr, row.size(), &error), "logits");
     CHECK_EQUAL(awqe_session_logits(all.session, row.data(), 0, &error), AWQE_INVALID_ARGUMENT);

@@ -79,6 +79,37 @@ std::vector<float> logits_alone(const OwnedModel& model, size_t text, awqe_kv_ty
     return logits;
 }
 
+// What the head reads after each token of a text that a session reads alone, token by token and
+// without any logits: [kContext, hidden].
+std::vector<float> hidden_alone(const OwnedModel& model, size_t text, awqe_kv_type kv_type) {
+    const OwnedSession session = open_session(model, "reference", 1, kv_type);
+    const std::vector<uint32_t> tokens = tokens_of(text, 0, kContext);
+    std::vector<float> hidden(kContext * kHidden);
+    for (size_t i = 0; i < kContext; ++i) {
+        awqe_batch_input input = {};
+        input.struct_size = sizeof(input);
+        input.session = session.get();
+        input.which = AWQE_LOGITS_NONE;
+        input.tokens = tokens.data() + i;
+        input.count = 1;
+        input.hidden = hidden.data() + i * kHidden;
+        awqe_error error;
+        need(awqe_batch_evaluate(&input, 1, nullptr, nullptr, &error), error);
+    }
+    return hidden;
+}
+
+const std::vector<std::vector<float>>& all_hidden(awqe_kv_type kv_type) {
+    static std::vector<std::vector<float>> all[2];
+    if (all[kv_type].empty()) {
+        const OwnedModel model = open_tiny();
+        for (size_t text = 0; text < kSessions; ++text) {
+            all[kv_type].push_back(hidden_alone(model, text, kv_type));
+        }
+    }
+    return all[kv_type];
+}
+
 // Every text alone, for one type of cache; the same for every table and thread count, as
 // golden_test.cpp shows.
 const std::vector<std::vector<float>>& all_alone(awqe_kv_type kv_type) {
@@ -97,27 +128,42 @@ struct Reader {
     OwnedSession session;
     size_t text = 0;
     size_t position = 0;
-    size_t count = 0;  // in this call
-    bool all = false;  // logits of every token
+    size_t count = 0;    // in this call
+    bool all = false;    // logits of every token
+    bool none = false;   // no logits
+    bool inner = false;  // what the head reads, too
     std::vector<uint32_t> tokens;
     std::vector<float> logits;
+    std::vector<float> hidden;
 };
 
 awqe_batch_input input_of(Reader& reader) {
     awqe_batch_input input = {};
     input.struct_size = sizeof(input);
-    input.which = reader.all ? AWQE_LOGITS_ALL : AWQE_LOGITS_LAST;
+    input.which = reader.none ? AWQE_LOGITS_NONE : reader.all ? AWQE_LOGITS_ALL : AWQE_LOGITS_LAST;
     input.session = reader.session.get();
     reader.tokens = tokens_of(reader.text, reader.position, reader.position + reader.count);
     input.tokens = reader.tokens.data();
     input.count = reader.count;
     reader.logits.assign((reader.all ? reader.count : 1) * kVocabulary, -1.0f);
     input.logits = reader.logits.data();
+    reader.hidden.assign(reader.inner ? reader.count * kHidden : 0, -1.0f);
+    input.hidden = reader.inner ? reader.hidden.data() : nullptr;
     return input;
 }
 
 void check_rows(const Reader& reader, awqe_kv_type kv_type, const std::string& what) {
     const std::vector<float>& expected = all_alone(kv_type)[reader.text];
+    const std::vector<float> inner(
+        all_hidden(kv_type)[reader.text].begin() + long(reader.position * kHidden),
+        all_hidden(kv_type)[reader.text].begin() +
+            long((reader.position + (reader.inner ? reader.count : 0)) * kHidden));
+    if (reader.hidden != inner) {
+        fail(__FILE__, __LINE__,
+             what + ": what the head reads of text " + std::to_string(reader.text) +
+                 " differs from position " + std::to_string(reader.position));
+    }
+    if (reader.none) return;
     const size_t rows = reader.all ? reader.count : 1;
     const float* const first =
         expected.data() + (reader.position + reader.count - rows) * kVocabulary;
@@ -153,6 +199,8 @@ void check_together(const char* kernels, uint32_t threads, awqe_kv_type kv_type,
             const size_t wish = reader.position == 0 ? 1 + below(random, 200) : 1;
             reader.count = std::min<size_t>(room, wish);
             reader.all = below(random, 6) == 0;
+            reader.none = below(random, 6) == 0;
+            reader.inner = below(random, 3) == 0;
             if (reader.count == 0) continue;
             inputs.push_back(input_of(reader));
             asked.push_back(&reader);

@@ -64,12 +64,12 @@ Logits read(const OwnedSession& session, size_t begin, size_t end) {
     return logits;
 }
 
-Bytes save(const OwnedSession& session, uint32_t count) {
+Bytes save(const OwnedSession& session, uint32_t end, uint32_t begin = 0) {
     awqe_error error;
     uint64_t size = 0;
-    need(awqe_session_saved_bytes(session.get(), count, &size, &error), error);
+    need(awqe_session_saved_bytes(session.get(), begin, end, &size, &error), error);
     Bytes bytes(size);
-    need(awqe_session_save(session.get(), count, bytes.data(), bytes.size(), &error), error);
+    need(awqe_session_save(session.get(), begin, end, bytes.data(), bytes.size(), &error), error);
     return bytes;
 }
 
@@ -138,6 +138,61 @@ TEST(the_logits_of_a_whole_context_come_with_it) {
     awqe_sampler_close(sampler);
 }
 
+TEST(parts_that_were_saved_follow_each_other_to_the_same_bits) {
+    for (const awqe_kv_type kv_type : {AWQE_KV_F16, AWQE_KV_INT8}) {
+        const OwnedSession original = open_session(kv_type);
+        std::vector<Bytes> parts;
+        uint32_t begin = 0;
+        // Each is saved as soon as it is there: later the ring of the window has moved on.
+        for (const uint32_t end : {1u, 20u, 36u, 40u, 128u, 256u, 300u}) {
+            read(original, begin, end);
+            parts.push_back(save(original, end, begin));
+            begin = end;
+        }
+        CHECK(save(original, 300).size() > parts.back().size());
+        const OwnedSession other = open_session(kv_type);
+        read(other, 5, 12);
+        awqe_error error;
+        for (const Bytes& part : parts) need(restore(other, part, &error), error);
+        CHECK_EQUAL(awqe_session_position(other.get()), 300u);
+        CHECK_EQUAL(awqe_session_earliest(other.get()), 300u);
+        CHECK(read(other, 300, 320) == read(original, 300, 320));
+        // Any beginning of the chain is a context too.
+        const OwnedSession half = open_session(kv_type), whole = open_session(kv_type);
+        for (size_t i = 0; i < 4; ++i) need(restore(half, parts[i], &error), error);
+        read(whole, 0, 40);
+        CHECK(read(half, 40, 60) == read(whole, 40, 60));
+        // Within the window nothing is forgotten, and one can go back.
+        const OwnedSession early = open_session(kv_type), again = open_session(kv_type);
+        for (size_t i = 0; i < 3; ++i) need(restore(early, parts[i], &error), error);
+        CHECK_EQUAL(awqe_session_earliest(early.get()), 0u);
+        need(awqe_session_truncate(early.get(), 7, &error), error);
+        read(again, 0, 7);
+        CHECK(read(early, 7, 30) == read(again, 7, 30));
+    }
+}
+
+TEST(a_part_goes_behind_the_text_that_it_was_saved_behind) {
+    const OwnedSession original = open_session(AWQE_KV_F16), other = open_session(AWQE_KV_F16);
+    read(original, 0, 30);
+    const Bytes part = save(original, 30, 20);
+    awqe_error error;
+    const auto refused = [&](uint32_t position) {
+        CHECK_EQUAL(restore(other, part, &error), AWQE_INVALID_ARGUMENT);
+        CHECK(std::strstr(error.message, "saved behind another text") != nullptr);
+        CHECK_EQUAL(awqe_session_position(other.get()), position);
+    };
+    refused(0);
+    read(other, 0, 19);
+    refused(19);
+    read(other, 18, 19);  // 20 tokens, of which the last is another
+    refused(20);
+    need(awqe_session_truncate(other.get(), 19, &error), error);
+    read(other, 19, 20);
+    need(restore(other, part, &error), error);
+    CHECK(read(other, 30, 40) == read(original, 30, 40));
+}
+
 TEST(every_damaged_byte_is_refused_and_changes_nothing) {
     const OwnedSession original = open_session(AWQE_KV_INT8), other = open_session(AWQE_KV_INT8);
     read(original, 0, 4);
@@ -158,7 +213,7 @@ TEST(every_damaged_byte_is_refused_and_changes_nothing) {
             refused(bytes);
         }
     }
-    for (size_t size : {size_t{0}, size_t{7}, size_t{143}, size_t{144}, sound.size() - 1}) {
+    for (size_t size : {size_t{0}, size_t{7}, size_t{151}, size_t{152}, sound.size() - 1}) {
         refused(Bytes(sound.begin(), sound.begin() + static_cast<long>(size)));
     }
     Bytes longer = sound;
@@ -191,16 +246,18 @@ TEST(what_does_not_fit_is_refused_in_words) {
     sentence(restore(original, Bytes(bytes.begin(), bytes.end() - 1), &error), AWQE_FILE_INVALID,
              "is damaged");
     uint64_t size = 7;
-    sentence(awqe_session_saved_bytes(original.get(), 101, &size, &error), AWQE_INVALID_ARGUMENT,
-             "count is 101, allowed are 1 to the 100");
+    sentence(awqe_session_saved_bytes(original.get(), 0, 101, &size, &error), AWQE_INVALID_ARGUMENT,
+             "end is 101, allowed are 1 to the 100");
     CHECK_EQUAL(size, uint64_t{0});
-    sentence(awqe_session_saved_bytes(original.get(), 0, &size, &error), AWQE_INVALID_ARGUMENT,
-             "count is 0");
+    sentence(awqe_session_saved_bytes(original.get(), 0, 0, &size, &error), AWQE_INVALID_ARGUMENT,
+             "end is 0");
+    sentence(awqe_session_saved_bytes(original.get(), 50, 50, &size, &error), AWQE_INVALID_ARGUMENT,
+             "begin is 50, which is not before the end");
     uint8_t one = 0;
-    sentence(awqe_session_save(original.get(), 100, &one, 1, &error), AWQE_INVALID_ARGUMENT,
+    sentence(awqe_session_save(original.get(), 0, 100, &one, 1, &error), AWQE_INVALID_ARGUMENT,
              "size is 1, the context needs");
     read(original, 100, 320);
-    sentence(awqe_session_saved_bytes(original.get(), 100, &size, &error), AWQE_INVALID_ARGUMENT,
+    sentence(awqe_session_saved_bytes(original.get(), 0, 100, &size, &error), AWQE_INVALID_ARGUMENT,
              "needed from 164 on");
     // What the ring still has can be saved.
     const OwnedSession restored = open_session(AWQE_KV_F16), whole = open_session(AWQE_KV_F16);
