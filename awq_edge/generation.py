@@ -21,6 +21,10 @@ from awq_edge.token_ids import integer, token_ids
 from awq_edge.tokenizer import IncrementalDecoder, StopStrings, Tokenizer
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
+    from awq_edge._native import NativeSampler
     from awq_edge.session import Session
 
 _MAY_BE_NONE = ("max_tokens", "seed")
@@ -99,6 +103,20 @@ class GenerationConfig:
         object.__setattr__(self, "stop", stops)
         StopStrings(stops)
 
+    def sampler(self, seed: int) -> NativeSampler:
+        """What draws like this, with the random numbers of a seed."""
+        from awq_edge._native import NativeSampler
+
+        return NativeSampler(
+            temperature=self.temperature,
+            top_k=self.top_k,
+            top_p=self.top_p,
+            min_p=self.min_p,
+            repetition_penalty=self.repetition_penalty,
+            repetition_window=self.repetition_window,
+            seed=seed,
+        )
+
 
 class Generation:
     """Text that is being generated: an iterator over its pieces, also for ``async for``.
@@ -111,7 +129,8 @@ class Generation:
         stop_reason: None while it runs; then "eos", "stop" (a stop string), "length" (max_tokens),
             "context" (no room left) or "closed".
         prefill_seconds: Time spent reading the prompt.
-        decode_steps: Tokens read after the prompt, one at a time.
+        decode_steps: Tokens of the text that were read after the prompt.
+        guesses: How it is guessed ahead, if it is.
         decode_seconds: Time spent on everything after the prompt, without the caller's own.
     """
 
@@ -124,6 +143,7 @@ class Generation:
         logprobs: int | None = None,
         constraint: Constraint | None = None,
         special_tokens: bool = False,
+        end_tokens: Sequence[int] = (),
     ) -> None:
         """Tokenizes the prompt and checks that it fits; computes nothing yet.
 
@@ -134,9 +154,8 @@ class Generation:
             logprobs: Fill ``logprobs``, each with so many of the likeliest tokens; None does not.
             constraint: What may be drawn next; None allows everything.
             special_tokens: Whether they are spelt out in the text.
+            end_tokens: What ends the text beside the model's own tokens for that.
         """
-        from awq_edge._native import NativeSampler
-
         model = session.model
         self.session = session
         self.config = config
@@ -149,6 +168,7 @@ class Generation:
         self.logprobs: list[TokenLogprob] = []
         self._top = logprobs
         self._special_tokens = special_tokens
+        self._ends = frozenset((*model.eos_token_ids, *end_tokens))
         self._adjustment = Adjustment.needed(
             model.info.vocabulary_size,
             presence_penalty=config.presence_penalty,
@@ -175,15 +195,7 @@ class Generation:
                 f"The prompt has {len(self.prompt_tokens)} tokens and the context "
                 f"{session.context_length}: shorten the prompt{more}."
             )
-        self._sampler = NativeSampler(
-            temperature=config.temperature,
-            top_k=config.top_k,
-            top_p=config.top_p,
-            min_p=config.min_p,
-            repetition_penalty=config.repetition_penalty,
-            repetition_window=config.repetition_window,
-            seed=self.seed,
-        )
+        self._sampler = config.sampler(self.seed)
         # Everything else follows from the prompt and the tokens drawn: a step that an interrupt
         # broke off is done again, to the same end.
         self._context = array("I", self.prompt_tokens)
@@ -191,6 +203,11 @@ class Generation:
         self._text = self._new_text()
         self._shown = 0  # characters that were given out
         self._begun = False
+        self._noted = 0  # tokens drawn that are in _context
+        shared = model.speculation
+        self.guesses = None if shared is None else shared.guesses(config, self.seed)
+        self._guess: Sequence[int] = ()  # what stands in the session behind the text, unchecked
+        self._rows: NDArray[np.float32] | None = None
 
     def __iter__(self) -> Generation:
         """The generation itself."""
@@ -204,10 +221,11 @@ class Generation:
             piece = self._piece()
             while not piece and self.stop_reason is None:
                 self._read()
-                self._draw()
+                self._draw_all()
                 piece = self._piece()
         finally:
             self.decode_seconds += time.perf_counter() - started
+            self._end_guesses()
         if not piece:
             raise StopIteration
         self._shown = self._text.length
@@ -222,6 +240,7 @@ class Generation:
         count = len(self.prompt_tokens) + len(self.tokens)
         if self.stop_reason is not None or count > self.session.context_length:
             return ()
+        self._note(count)
         if not self._begun:
             shared = self.session.reusable(self.prompt_tokens)
             self.session.truncate(shared)
@@ -231,14 +250,60 @@ class Generation:
             return self.prompt_tokens[shared:]
         return self._context[self._known(count) : count]
 
+    def ahead(self, unread: Sequence[int], texts: int = 1) -> Sequence[int]:
+        """What to read in the place of ``unread``: behind the last token, guesses of the next ones.
+
+        Args:
+            unread: What ``unread()`` gave, whole.
+            texts: How many texts are written together.
+
+        Returns:
+            Ids. With guesses, ``rows()`` must be filled with the logits after each of them.
+        """
+        self._guess = ()
+        if self.guesses is None or len(unread) != 1 or not self.tokens:
+            return unread
+        count = len(self.prompt_tokens) + len(self.tokens)
+        room = self.session.context_length - count
+        if self.config.max_tokens is not None:
+            room = min(room, self.config.max_tokens - len(self.tokens) - 1)
+        if room <= 0:
+            return unread
+        text = memoryview(self._context)[:count]
+        guess = self.guesses.next(text, len(self.tokens), room, texts)
+        size = self.session.model.info.vocabulary_size
+        if not guess or max(guess) >= size:
+            return unread
+        self._guess = guess
+        return [*unread, *guess]
+
+    def rows(self) -> NDArray[np.float32] | None:
+        """Where the logits after each token of ``ahead`` go: float32 [tokens, vocabulary], or None.
+
+        None where nothing was guessed.
+        """
+        import numpy as np
+
+        if not self._guess:
+            return None
+        count = len(self._guess) + 1
+        if self._rows is None or len(self._rows) < count:
+            self._rows = np.empty((count, self.session.model.info.vocabulary_size), np.float32)
+        return self._rows[:count]
+
     def step(self) -> str:
-        """Draws one token, where nothing is unread; the text that it completes, often empty."""
+        """Draws where nothing is unread: one token, and one more for each guess that was right.
+
+        Returns:
+            The text that they complete, often empty.
+        """
         self._begun = True
-        self._draw()
+        self._draw_all()
         if self.stop_reason is None:
             self._limit()
         piece = self._piece()
         self._shown = self._text.length
+        self._end_guesses()
         return piece
 
     def __aiter__(self) -> Generation:
@@ -266,6 +331,7 @@ class Generation:
         """Ends the text here."""
         if self.stop_reason is None:
             self.stop_reason = "closed"
+        self._end_guesses()
 
     def start(self, progress: Progress | None = None) -> None:
         """Reads the prompt; the first step does it otherwise. A second call does nothing.
@@ -304,30 +370,82 @@ class Generation:
     def _read(self) -> None:
         """Makes the session's context the text so far."""
         missing = self.unread()
-        if missing:
-            self.session.evaluate(missing)
-            self.decode_steps += len(missing)
+        if not missing:
+            return
+        ahead = self.ahead(missing)
+        rows = self.rows()
+        logits = {} if rows is None else {self.session: rows}
+        model = self.session.model
+        began = time.perf_counter()
+        model.evaluate_together([(self.session, ahead)], logits=logits)
+        if model.speculation is not None:
+            model.speculation.costs.learn(len(ahead), time.perf_counter() - began)
+        self.decode_steps += len(missing)
 
-    def _draw(self) -> None:
-        """Draws one token from the session's logits, or finds a reason to stop."""
+    def _draw_all(self) -> None:
+        """Draws a token and, as long as it was guessed, the next one."""
+        guess, rows, right = self._guess, self.rows(), 0
+        begun = len(self.tokens)
+        self._draw(None if rows is None else rows[0])
+        if not guess or rows is None or self.guesses is None:
+            return
+        while right < len(guess) and self.stop_reason is None and self.tokens[-1] == guess[right]:
+            right += 1
+            self._piece()  # a stop string ends the text here
+            if self.stop_reason is None:
+                self._draw(rows[right])
+        position = len(self.prompt_tokens) + begun + right
+        if position < self.session.position:
+            self.session.truncate(position)
+        self._guess = ()
+        self.decode_steps += right
+        self.guesses.checked(len(guess), right)
+
+    def _draw(self, row: NDArray[np.float32] | None) -> None:
+        """Draws one token, or finds a reason to stop.
+
+        Args:
+            row: float32 [vocabulary], what it is drawn from; None: the session's logits.
+        """
         self._limit()
         if self.stop_reason is not None:
             return
+        drawn = len(self.tokens)
         added = None if self._adjustment is None else self._adjustment.added(self.tokens)
-        token = self.session.sample(self._sampler, len(self.tokens), added)
-        if token in self.session.model.eos_token_ids:
+        if row is None:
+            token = self.session.sample(self._sampler, drawn, added)
+        else:
+            count = len(self.prompt_tokens) + drawn
+            self._note(count)
+            self._sampler.seek(drawn)
+            token = self._sampler.draw(row, memoryview(self._context)[:count], added)
+        if token in self._ends:
             self.stop_reason = "eos"
             return
         if self._top is not None:
-            del self.logprobs[len(self.tokens) :]
-            self.logprobs.append(token_logprob(self.session.last_logits(), token, self._top))
+            del self.logprobs[drawn:]
+            seen = self.session.last_logits() if row is None else row
+            self.logprobs.append(token_logprob(seen, token, self._top))
         self.tokens.append(token)
+
+    def _note(self, count: int) -> None:
+        """Makes the first ``count`` elements of ``_context`` the text."""
+        place = len(self.prompt_tokens)
+        for index in range(self._noted, count - place):
+            self._context[place + index] = self.tokens[index]
+        self._noted = max(self._noted, count - place)
+
+    def _end_guesses(self) -> None:
+        """Gives back what guessing has taken, once the text has ended."""
+        if self.guesses is not None and self.stop_reason is not None:
+            self.guesses.close()
 
     def _known(self, count: int) -> int:
         """How much of a text of ``count`` tokens the context holds, whose beginning it must be."""
-        if self.tokens:
-            self._context[count - 1] = self.tokens[-1]
-        read = self.session.reusable(memoryview(self._context)[:count])
+        text = memoryview(self._context)[:count]
+        read = self.session.reusable(text)
+        if self._guess and read < self.session.position and self._holds_guess(text):
+            self.session.truncate(read)  # an interrupt came before they were checked
         if read < self.session.position:
             raise InvalidArgumentError(
                 "Something else has taken over this session since the last piece of text "
@@ -335,6 +453,15 @@ class Generation:
                 "begins, or give each its own session (Model.session())."
             )
         return read
+
+    def _holds_guess(self, text: memoryview) -> bool:
+        """Whether the session holds the text, or its beginning, and guesses behind it."""
+        held = self.session.tokens
+        for end in range(len(held) - 1, len(held) - 1 - len(self._guess), -1):
+            guessed = list(held[end:])
+            if list(text[:end]) == list(held[:end]) and guessed == self._guess[: len(guessed)]:
+                return True
+        return False
 
     def _piece(self) -> str:
         """Text that is complete and was not given out yet."""

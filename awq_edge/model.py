@@ -38,10 +38,13 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
     from awq_edge._native import MemoryNeed, ModelInfo, NativeModel, TensorInfo, Value
+    from awq_edge.speculation import Speculation
 
 # A cache for the whole trained length can be larger than the model (4 GiB for Llama 3.2 1B):
 # a conversation of this length fits every board, and more is one argument away.
 DEFAULT_CONTEXT_LENGTH = 4096
+# Hidden states that are held at a time.
+_EMBEDDED_TOKENS = 128
 
 
 _models: weakref.WeakSet[Model] = weakref.WeakSet()
@@ -87,8 +90,10 @@ class Model:
         kv: str,
         device: str,
         check_memory: bool,
+        lookup: bool = False,
+        draft: Model | None = None,
     ) -> None:
-        """Takes over an open file; ``Model.open`` is the way to get a model."""
+        """Takes over an open file, and the draft; ``Model.open`` is the way to get a model."""
         self.path = path
         self._native: NativeModel | None = native
         self._threads = threads
@@ -103,6 +108,12 @@ class Model:
         _models.add(self)
         self._shared: Session | None = None
         self.info: ModelInfo = native.info()
+        self._draft = draft
+        self.speculation: Speculation | None = None
+        if lookup or draft is not None:
+            from awq_edge.speculation import Speculation
+
+            self.speculation = Speculation(lookup=lookup, draft=draft)
 
     @classmethod
     def open(
@@ -115,6 +126,8 @@ class Model:
         kv: str = "fp16",
         device: str = "auto",
         check_memory: bool = True,
+        lookup: bool = False,
+        draft: str | os.PathLike[str] | None = None,
     ) -> Model:
         """Opens a file that ``awq-edge convert`` wrote.
 
@@ -131,10 +144,16 @@ class Model:
             device: "cpu"; "cuda", an NVIDIA GPU; "auto": the GPU where there is one that holds the
                 model, otherwise the CPU. The logits are the same, bit for bit.
             check_memory: Refuse a session that the free memory cannot hold.
+            lookup: Guess that a text goes on as it did where it had the same words before, and read
+                guesses together with the last token. Texts are the same, sooner where they copy;
+                where it would lose, guessing rests.
+            draft: A packed file of a smaller model of the same tokens, whose guesses are read like
+                that.
 
         Raises:
             FileUnreadableError: There is no such file, or it cannot be read.
             FileInvalidError: It is damaged, or no model of ours.
+            InvalidArgumentError: The draft's tokens are others.
         """
         from awq_edge._native import NativeModel, device_number, kv_type_number
 
@@ -157,16 +176,30 @@ class Model:
             native = NativeModel(path)
         except FileInvalidError as error:
             raise FileInvalidError(f"{path} is no usable model file: {error}.") from error
-        return cls(
-            native,
-            path,
-            threads=threads,
-            prefill_threads=threads if prefill_threads is None else prefill_threads,
-            context_length=context_length,
-            kv=kv,
-            device=device,
-            check_memory=check_memory,
+        settings: dict[str, Any] = {
+            "threads": threads,
+            "prefill_threads": threads if prefill_threads is None else prefill_threads,
+            "kv": kv,
+            "device": device,
+            "check_memory": check_memory,
+        }
+        smaller = None
+        if draft is not None:
+            smaller = cls.open(draft, **settings)
+            if context_length is not None:
+                smaller._context_length = min(context_length, smaller.info.context_length)
+        model = cls(
+            native, path, context_length=context_length, lookup=lookup, draft=smaller, **settings
         )
+        if smaller is not None:
+            from awq_edge.guess_sources import check_same_tokens
+
+            try:
+                check_same_tokens(model, smaller)
+            except BaseException:
+                model.close()
+                raise
+        return model
 
     # ---- the file ----------------------------------------------------------------------------
 
@@ -230,6 +263,8 @@ class Model:
             session = reference()
             if session is not None:
                 session.close()
+        if self._draft is not None:
+            self._draft.close()
 
     def __enter__(self) -> Model:
         """The model itself."""
@@ -359,6 +394,8 @@ class Model:
         self,
         batch: Iterable[tuple[Session, Sequence[int]]],
         *,
+        logits: Mapping[Session, NDArray[np.float32]] | None = None,
+        hidden: Mapping[Session, NDArray[np.float32]] | None = None,
         progress: Progress | None = None,
     ) -> None:
         """Appends tokens to several sessions at once, for about the price of one.
@@ -370,6 +407,11 @@ class Model:
 
         Args:
             batch: Sessions of this model, each once, with the ids to append.
+            logits: float32 [tokens, vocabulary] of some of them, C-contiguous, to be filled with
+                the logits after each of their tokens.
+            hidden: float32 [tokens, hidden] likewise, for what the output matrix reads there: the
+                last layer's stream behind the final norm. Such a session gives logits only where
+                ``logits`` names it too.
             progress: Called with the tokens done and their number, of all sessions; may raise to
                 stop. What was read until then stays in each context.
 
@@ -385,7 +427,7 @@ class Model:
                     f"{self.path}: ask its own model."
                 )
         if readings:
-            Session.evaluate_together(readings, progress)
+            Session.evaluate_together(readings, logits or {}, hidden or {}, progress)
 
     @property
     def shared_session(self) -> Session:
@@ -445,6 +487,43 @@ class Model:
             messages, tools=tools, documents=documents, template=template, **(variables or {})
         )
         return self.generate(tokens, config, **settings)
+
+    def embed(
+        self, texts: Sequence[str], *, pooling: str = "mean", normalize: bool = True
+    ) -> NDArray[np.float32]:
+        """Embeddings of texts, for comparing what they mean by their products.
+
+        The model's own hidden states: one that was trained for embeddings is better at this than
+        one that was trained to write.
+
+        Args:
+            texts: Each no longer than the context.
+            pooling: "mean" of all tokens, or the "last" one's, which many embedding models expect.
+            normalize: Whether each has the length 1.
+
+        Returns:
+            float32 [texts, hidden]; a text has the same bits on every machine, whatever stands
+            beside it.
+        """
+        import numpy as np
+
+        from awq_edge.embedding import Pooling, check_pooling
+
+        check_pooling(pooling)
+        if isinstance(texts, str):
+            raise InvalidArgumentError("embed takes a list of texts: [text] for one.")
+        vectors = np.empty((len(texts), self.info.hidden_size), np.float32)
+        session = self.shared_session
+        for place, text in enumerate(texts):
+            tokens = self.tokenize(text)
+            if not tokens:
+                raise InvalidArgumentError(f"Text {place} is empty: it has no token to embed.")
+            pooled = Pooling(self.info.hidden_size, pooling)
+            session.truncate(0)
+            for begin in range(0, len(tokens), _EMBEDDED_TOKENS):
+                pooled.add(session.hidden(tokens[begin : begin + _EMBEDDED_TOKENS]))
+            vectors[place] = pooled.vector(normalize=normalize)
+        return vectors
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Logits after each token of a text.

@@ -48,6 +48,33 @@ def duration_text(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60:02d} min"
 
 
+def parse_duration(text: str) -> float:
+    """90s, 5m, 1h30m, or a plain number of seconds; infinite where it is negative.
+
+    Raises:
+        InvalidArgumentError: It is none of these.
+    """
+    match = re.fullmatch(
+        r"(?P<minus>-?)(?:(?P<s>\d+(?:\.\d+)?)|"
+        r"(?=\d)(?:(?P<hours>\d+)h)?(?:(?P<minutes>\d+)m)?(?:(?P<seconds>\d+(?:\.\d+)?)s)?)",
+        text.strip(),
+    )
+    if match is None:
+        raise InvalidArgumentError(
+            f"The duration {text!r:.40} is no time; write it as 90s, 5m, 1h30m or a number of "
+            "seconds, and -1 for ever."
+        )
+    if match["minus"]:
+        return float("inf")
+    if match["s"] is not None:
+        return float(match["s"])
+    return (
+        3600 * float(match["hours"] or 0)
+        + 60 * float(match["minutes"] or 0)
+        + float(match["seconds"] or 0)
+    )
+
+
 def parse_size(text: str) -> int:
     """600MB, 1.5GB, 700MiB or a plain number, in bytes.
 

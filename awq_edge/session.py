@@ -6,7 +6,7 @@ one thread at a time, and the library says so if two meet.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
@@ -185,12 +185,40 @@ class Session:
             )
         return result
 
-    def save(self, position: int | None = None) -> bytearray:
+    def hidden(self, tokens: Sequence[int]) -> NDArray[np.float32]:
+        """Appends tokens and gives what the output matrix reads after each.
+
+        That is the last layer's stream behind the final norm: what a text's embedding is made of.
+        Nothing can be drawn afterwards before another token is evaluated.
+
+        Returns:
+            float32 [tokens, hidden]; the same bits on every machine.
+
+        Raises:
+            FileInvalidError: A number is not finite, as in ``logits``.
+            UnsupportedError: The session computes on a GPU.
+        """
+        import numpy as np
+
+        tokens = self._ids(tokens)
+        result = np.empty((len(tokens), self.model.info.hidden_size), np.float32)
+        if len(tokens):
+            Session.evaluate_together([(self, tokens)], {}, {self: result}, None)
+        if not np.isfinite(result).all():
+            raise FileInvalidError(
+                "A hidden state is not finite: the model file is damaged, check it with awq-edge "
+                "inspect --verify."
+            )
+        return result
+
+    def save(self, position: int | None = None, *, begin: int = 0) -> bytearray:
         """The context as bytes, so that its text need not be read again.
 
         Args:
             position: How many tokens of it, at least 1; None is all of them, with the logits after
                 the last one. Below that not less than ``earliest``.
+            begin: From which of them on: what is saved can be restored behind the same tokens
+                before it.
 
         Returns:
             Bytes for ``restore`` of any session of this model file, also on another machine, by the
@@ -198,27 +226,39 @@ class Session:
         """
         held = self.position
         position = held if position is None else integer(position, "The position")
+        begin = integer(begin, "The beginning")
         if not 1 <= position <= held:
             raise InvalidArgumentError(
                 f"Position {position} cannot be saved: the context holds {held} tokens, and at "
                 "least one is needed."
             )
-        return self._native.save(position)
+        if not 0 <= begin < position:
+            raise InvalidArgumentError(
+                f"Position {begin} cannot begin what is saved up to {position}: use 0 to "
+                f"{position - 1}."
+            )
+        return self._native.save(begin, position)
 
     def restore(self, saved: bytes | bytearray | memoryview) -> None:
-        """Replaces the context by one that ``save`` gave; it goes on to the same bits.
+        """Takes up a context that ``save`` gave; it goes on to the same bits.
+
+        What was saved from 0 on replaces the context; what was saved from another position on
+        continues one that ends there.
 
         Raises:
             FileInvalidError: The bytes are damaged, or no saved context.
             UnsupportedError: Another release has saved them.
-            InvalidArgumentError: They belong to another model file or type of cache.
+            InvalidArgumentError: They belong to another model file, type of cache or text.
             ContextFullError: They hold more tokens than this session's context.
         """
         self._native.restore(saved)
 
     @staticmethod
     def evaluate_together(
-        batch: Sequence[tuple[Session, Sequence[int]]], progress: Progress | None
+        batch: Sequence[tuple[Session, Sequence[int]]],
+        logits: Mapping[Session, NDArray[np.float32]],
+        hidden: Mapping[Session, NDArray[np.float32]],
+        progress: Progress | None,
     ) -> None:
         """``Model.evaluate_together`` for sessions of one model."""
         from awq_edge import _native
@@ -227,7 +267,8 @@ class Session:
         for session, tokens in batch:
             ids = session._ids(tokens)
             session._require_room(len(ids))
-            readings.append(_native.Reading(session._native, ids))
+            rows, states = logits.get(session), hidden.get(session)
+            readings.append(_native.Reading(session._native, ids, logits=rows, hidden=states))
         _native.evaluate_together(readings, progress)
 
     def sample(

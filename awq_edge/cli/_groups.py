@@ -15,10 +15,37 @@ from typing import Annotated, Any, Optional
 
 import typer
 
+from awq_edge.cli._options import model_path
 from awq_edge.generation import GenerationConfig
 from awq_edge.model import Model
 
 _DEFAULTS = GenerationConfig()
+
+
+@dataclass(frozen=True)
+class Guessing:
+    """How texts are guessed ahead."""
+
+    lookup: Annotated[
+        bool,
+        typer.Option(
+            "--lookup",
+            help="Guess that a text goes on as it did before: the same text, sooner where it "
+            "copies.",
+        ),
+    ] = False
+    draft: Annotated[
+        Optional[Path],
+        typer.Option(
+            "--draft",
+            metavar="FILE",
+            parser=model_path,
+            help="A smaller model of the same tokens that guesses: the same text, sooner.",
+        ),
+    ] = None
+
+
+_NO_GUESSING = Guessing()
 
 
 @dataclass(frozen=True)
@@ -49,7 +76,13 @@ class Running:
         bool, typer.Option("--ignore-memory", help="Run even if the free memory looks too small.")
     ] = False
 
-    def open(self, file: Path, context: Optional[int] = None, kv: str = "fp16") -> Model:
+    def open(
+        self,
+        file: Path,
+        context: Optional[int] = None,
+        kv: str = "fp16",
+        guessing: Guessing = _NO_GUESSING,
+    ) -> Model:
         """Opens a file to run like this."""
         return Model.open(
             file,
@@ -59,6 +92,8 @@ class Running:
             kv=kv,
             device=self.device,
             check_memory=not self.ignore_memory,
+            lookup=guessing.lookup,
+            draft=guessing.draft,
         )
 
 

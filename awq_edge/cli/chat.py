@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Annotated, Optional, Union
 import typer
 
 from awq_edge.chat import prepare, templates
-from awq_edge.cli._groups import Running, Sampling, grouped
+from awq_edge.cli._groups import Guessing, Running, Sampling, grouped
+from awq_edge.cli._guesses_text import guesses_text
 from awq_edge.cli._options import Context, Kv, ModelFile, Quiet
 from awq_edge.cli._output import Output, is_live_terminal
 from awq_edge.cli._prompt_text import read_prompt_file
@@ -70,6 +71,7 @@ def chat(
         bool, typer.Option("--plain", help="Answers as the model writes them, not as Markdown.")
     ] = False,
     sampling: Sampling,
+    guessing: Guessing,
     running: Running,
     context: Context = None,
     kv: Kv = "fp16",
@@ -81,7 +83,7 @@ def chat(
     output = Output(quiet=quiet)
     first = None if prompt_file is None else read_prompt_file(prompt_file)
     prepare()  # loads beside the model
-    with running.open(file, context, kv) as model:
+    with running.open(file, context, kv, guessing) as model:
         if not templates(model.metadata):
             raise UnsupportedError(
                 f"{file} holds a model without a chat template: continue texts with 'awq-edge run'."
@@ -266,6 +268,7 @@ class _Dialogue:
             f"{len(last.tokens)} tokens at {rate:.1f} tokens/s after {read} new tokens of the "
             f"prompt ({last.reused_tokens} were there), {session.position} of "
             f"{session.context_length} tokens in the context; {session.kernels}"
+            f"{guesses_text(last)}"
         )
 
 

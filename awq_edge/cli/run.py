@@ -6,7 +6,8 @@ from typing import Annotated
 
 import typer
 
-from awq_edge.cli._groups import Running, Sampling, grouped
+from awq_edge.cli._groups import Guessing, Running, Sampling, grouped
+from awq_edge.cli._guesses_text import guesses_text
 from awq_edge.cli._options import Context, Json, Kv, ModelFile, Quiet
 from awq_edge.cli._output import Output
 from awq_edge.cli._prompt_text import read_standard_input
@@ -33,6 +34,7 @@ def run(
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
     ] = False,
+    guessing: Guessing,
     running: Running,
     context: Context = None,
     kv: Kv = "fp16",
@@ -43,7 +45,7 @@ def run(
     output = Output(as_json=as_json, quiet=quiet)
     text = read_standard_input() if prompt == "-" else prompt
     config = sampling.config(max_tokens)
-    with running.open(file, context, kv) as model:
+    with running.open(file, context, kv, guessing) as model:
         full_prompt = model.chat_tokens([{"role": "user", "content": text}]) if chat else text
         pieces = [] if not echo else [text]
         output.stream("".join(pieces))
@@ -95,11 +97,12 @@ def _summary(generation: Generation) -> str:
         f"{_rate(generation.decode_steps, generation.decode_seconds):.1f} tokens/s; "
         f"{ends.get(generation.stop_reason or '', 'stopped')}; kernels {session.kernels}, "
         f"threads {session.threads} (prompt {session.prefill_threads}), seed {generation.seed}"
+        f"{guesses_text(generation)}"
     )
 
 
 def _document(generation: Generation, text: str) -> dict[str, object]:
-    session = generation.session
+    session, guesses = generation.session, generation.guesses
     read = len(generation.prompt_tokens) - generation.reused_tokens
     return {
         "text": text,
@@ -114,4 +117,6 @@ def _document(generation: Generation, text: str) -> dict[str, object]:
         "prefill_threads": session.prefill_threads,
         "context_length": session.context_length,
         "kv": session.kv,
+        "guessed_tokens": guesses.guessed if guesses else 0,
+        "guessed_right": guesses.right if guesses else 0,
     }

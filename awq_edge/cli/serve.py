@@ -10,11 +10,11 @@ from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
-from awq_edge.cli._groups import Running, Sampling, grouped
+from awq_edge.cli._groups import Guessing, Running, Sampling, grouped
 from awq_edge.cli._options import Context, Kv, Quiet, listed, model_path
 from awq_edge.cli._output import Output
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError
-from awq_edge.quantities import parse_size
+from awq_edge.quantities import parse_duration, parse_size
 
 if TYPE_CHECKING:
     from awq_edge.serve.stored_contexts import StoredContexts
@@ -86,13 +86,35 @@ def serve(
         typer.Option("--cache-size", metavar="SIZE", help="For all of them; 0 keeps none."),
     ] = "1GB",
     *,
+    keep_alive: Annotated[
+        str,
+        typer.Option(
+            "--keep-alive",
+            metavar="TIME",
+            help="How long a model stays open that nobody asks, as 30m; -1 for ever.",
+        ),
+    ] = "-1",
+    pin: Annotated[
+        Optional[list[str]],
+        typer.Option("--pin", metavar="NAMES", help="Models that stay open whatever happens."),
+    ] = None,
+    pooling: Annotated[
+        str,
+        typer.Option(
+            "--pooling",
+            metavar="mean|last",
+            help="What an embedding is made of: all tokens of a text, or the last.",
+        ),
+    ] = "mean",
     sampling: Sampling,
+    guessing: Guessing,
     running: Running,
     context: Context = None,
     kv: Kv = "fp16",
     quiet: Quiet = False,
 ) -> None:
     """Answer clients of OpenAI's, Anthropic's and Ollama's interfaces with packed models."""
+    from awq_edge.embedding import check_pooling
     from awq_edge.running_servers import announced
     from awq_edge.serve.engine import Engine
     from awq_edge.serve.models import Models
@@ -101,6 +123,7 @@ def serve(
     from awq_edge.serve.start import serve as serve_until_stopped
 
     output = Output(quiet=quiet)
+    check_pooling(pooling)
     logging.basicConfig(
         stream=sys.stderr, format="%(levelname)s %(message)s", level=logging.WARNING
     )
@@ -122,11 +145,15 @@ def serve(
         models = Models(
             files,
             engine,
-            lambda path: running.open(path, context, kv),
+            lambda path: running.open(path, context, kv, guessing),
             None if memory is None else parse_size(memory),
+            keep_seconds=parse_duration(keep_alive),
+            pinned=listed(pin or ()),
         )
         try:
-            service = Service(engine, models, sampling.config(None), Limits(seconds=timeout))
+            service = Service(
+                engine, models, sampling.config(None), Limits(seconds=timeout), pooling
+            )
 
             stack = contextlib.ExitStack()
 
