@@ -1,9 +1,11 @@
 """Contexts on disk, so that nobody's prompt is read again after a restart or a power cut.
 
-One file for each context: what it begins with is here, what the library saved follows, with its own
-check of damage. A file appears whole or not at all, and its name is a hash of the model, of the
-kind of keys and values, and of all tokens: a file of another name, or whose content the library
-refuses, is left alone or removed, told of once, and costs a prompt that is read again.
+A context lies there in blocks, each a file behind the one that it continues, and what several
+contexts begin with is there once. What a file begins with is here, what the library saved follows,
+with its own check of damage. A file appears whole or not at all, and its name is a hash of the
+model, of the kind of keys and values, of what it continues and of its tokens: a file of another
+name, or whose content the library refuses, is left alone or removed, told of once, and costs a
+prompt that is read again from there on.
 
 Owns the files, their index and two threads, one that reads and one that writes; the engine's thread
 never waits for a disk. Contexts are exact, so what follows from one is what would have followed
@@ -22,6 +24,7 @@ import stat
 import struct
 import sys
 import threading
+import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -36,32 +39,63 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("awq_edge.serve")
 
-_MAGIC = b"AWQEKEPT"
-_HEAD = struct.Struct("<8sII")  # magic, length of the key, tokens
+_MAGIC = b"AWQEBLCK"
+_HEAD = struct.Struct("<8sIII")  # magic, length of the key, first position, tokens
 _SUFFIX = ".context"
+_NAME_DIGITS = 40
+_NOTHING = "0" * _NAME_DIGITS  # what a first block continues
 _MOST_TOKENS = 1 << 24
 _MOST_KEY_BYTES = 256
 # Reading so many tokens costs as little as a file.
 LEAST_STORED_TOKENS = 32
+# Short enough that conversations share what they begin with, long enough for few files.
+BLOCK_TOKENS = 128
 
 
 @dataclass(eq=False)
-class Entry:
+class Block:
     """One file.
 
     Attributes:
         path: Where it is.
         key: Model and kind of keys and values.
-        tokens: uint32 [tokens], of the context.
+        parent: The name of the block that it continues.
+        name: Its own.
+        begin: Its first position.
+        tokens: uint32 [tokens], from there on.
         size_bytes: Of the file.
-        used: Seconds since 1970; the file's own time, so that it survives a restart.
+        used: Seconds since 1970; the file's own time, so that it survives a restart. What it
+            continues was used no earlier.
     """
 
     path: Path
     key: str
+    parent: str
+    name: str
+    begin: int
     tokens: NDArray[np.uint32]
     size_bytes: int
     used: float
+
+    @property
+    def end(self) -> int:
+        """The position behind it."""
+        return self.begin + len(self.tokens)
+
+
+@dataclass(frozen=True)
+class Missing:
+    """What of a context is on no file.
+
+    Attributes:
+        key: Model and kind of keys and values.
+        before: Blocks that it continues.
+        spans: Its positions, block by block: the first and the one behind the last.
+    """
+
+    key: str
+    before: tuple[Block, ...]
+    spans: tuple[tuple[int, int], ...]
 
 
 class StoredContexts:
@@ -80,7 +114,8 @@ class StoredContexts:
         self.folder = folder
         self._most_bytes = most_bytes
         self._lock = threading.Lock()  # around the index: the writer changes it too
-        self._entries: list[Entry] = []
+        self._blocks: dict[str, Block] = {}  # by name
+        self._behind: dict[tuple[str, str], list[Block]] = {}  # by key and what they continue
         self._writing = False
         self._warned = False
         self.changed: Callable[[], None] = _nothing
@@ -102,59 +137,97 @@ class StoredContexts:
     @property
     def count(self) -> int:
         """Files."""
-        return len(self._entries)
+        return len(self._blocks)
 
     @property
     def total_bytes(self) -> int:
         """Of all files."""
         with self._lock:
-            return sum(entry.size_bytes for entry in self._entries)
+            return sum(block.size_bytes for block in self._blocks.values())
 
     @property
     def busy(self) -> bool:
-        """Whether a file is being written; the next one waits."""
+        """Whether files are being written; the next ones wait."""
         return self._writing
 
-    def longest(self, key: str, prompt: Sequence[int]) -> tuple[Entry | None, int]:
-        """The file that shares most with the beginning of a prompt, and how many tokens that is."""
+    def longest(self, key: str, prompt: Sequence[int]) -> tuple[list[Block], int]:
+        """The blocks that share most with the beginning of a prompt, and how many tokens that is.
+
+        All but the last are shared whole.
+        """
         import numpy as np
 
         wanted = np.asarray(prompt, np.uint32)
-        best, most = None, 0
+        chain: list[Block] = []
+        name, known = _NOTHING, 0
         with self._lock:
-            entries = [entry for entry in self._entries if entry.key == key]
-        for entry in entries:
-            shared = _shared(entry.tokens, wanted)
-            if shared > most:
-                best, most = entry, shared
-        return best, most
+            while True:
+                rest = wanted[known:]
+                best, most = None, 0
+                for block in self._behind.get((key, name), ()):
+                    shared = _shared(block.tokens, rest)
+                    whole = shared == len(block.tokens)
+                    if shared > most or (shared == most > 0 and whole):
+                        best, most = block, shared
+                if best is None:
+                    return chain, known
+                chain.append(best)
+                known += most
+                if most < len(best.tokens):
+                    return chain, known
+                name = best.name
 
-    def read(self, entry: Entry) -> Future[bytes | None]:
-        """Begins to read a file; gives what the library saved, None if it cannot be read."""
-        future = self._reader.submit(self._read, entry)
+    def read(self, chain: Sequence[Block]) -> Future[list[bytes]]:
+        """Begins to read blocks: what the library saved, as far as the files can be read."""
+        future = self._reader.submit(self._read, tuple(chain))
         future.add_done_callback(lambda _: self.changed())
         return future
 
-    def is_worth_writing(self, key: str, tokens: Sequence[int]) -> bool:
-        """Whether a context holds enough that no file has."""
-        if len(tokens) < LEAST_STORED_TOKENS:
-            return False
-        return len(tokens) - self.longest(key, tokens)[1] >= LEAST_STORED_TOKENS
+    def missing(self, key: str, tokens: Sequence[int], earliest: int) -> Missing | None:
+        """What of a context is worth writing; None where files hold about as much.
 
-    def write(self, key: str, tokens: Sequence[int], saved: bytes | bytearray) -> None:
-        """Begins to write a context; only while not ``busy``."""
+        Args:
+            key: Model and kind of keys and values.
+            tokens: Of the context.
+            earliest: The lowest position that it can still be saved up to.
+        """
+        if len(tokens) < LEAST_STORED_TOKENS:
+            return None
+        chain, known = self.longest(key, tokens)
+        if len(tokens) - known < LEAST_STORED_TOKENS:
+            return None
+        # What ends within a block is written again, with what follows.
+        before = [block for block in chain if block.end <= known and not block.end % BLOCK_TOKENS]
+        begin = before[-1].end if before else 0
+        ends = range(begin - begin % BLOCK_TOKENS + BLOCK_TOKENS, len(tokens), BLOCK_TOKENS)
+        spans = []
+        for end in [*(end for end in ends if end >= earliest), len(tokens)]:
+            spans.append((begin, end))
+            begin = end
+        return Missing(key, tuple(before), tuple(spans))
+
+    def write(
+        self, missing: Missing, tokens: Sequence[int], saved: Sequence[bytes | bytearray]
+    ) -> None:
+        """Begins to write blocks; only while not ``busy``.
+
+        Args:
+            missing: Which, as ``missing`` said.
+            tokens: Of the context.
+            saved: What the library saved of each.
+        """
         self._writing = True
 
         def done(_: object) -> None:
             self._writing = False
             self.changed()
 
-        self._writer.submit(self._write, key, tokens, saved).add_done_callback(done)
+        self._writer.submit(self._write, missing, tokens, saved).add_done_callback(done)
 
-    def refuse(self, entry: Entry, reason: str) -> None:
+    def refuse(self, block: Block, reason: str) -> None:
         """Removes a file whose content is damaged or of another release."""
-        self._warn(entry.path, reason)
-        self._drop(entry)
+        self._warn(block.path, reason)
+        self._drop(block)
 
     def close(self) -> None:
         """Ends the threads when they have done what they were given."""
@@ -180,96 +253,166 @@ class StoredContexts:
                 head = file.read(_HEAD.size)
                 if len(head) < _HEAD.size:
                     raise ValueError("it is cut off")
-                magic, key_bytes, count = _HEAD.unpack(head)
-                if magic != _MAGIC or key_bytes > _MOST_KEY_BYTES or count > _MOST_TOKENS:
+                magic, key_bytes, begin, count = _HEAD.unpack(head)
+                most = max(begin, count)
+                if magic != _MAGIC or key_bytes > _MOST_KEY_BYTES or not 0 < most < _MOST_TOKENS:
                     raise ValueError("it is not one of ours")
-                key = file.read(key_bytes)
+                key, parent = file.read(key_bytes), file.read(_NAME_DIGITS)
                 tokens = file.read(4 * count)
-                if len(tokens) < 4 * count or _name(key, tokens) != path.name:
+                if len(tokens) < 4 * count or _name(key, parent, begin, tokens) != path.stem:
                     raise ValueError("it is damaged")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
             self._warn(path, reason or "it cannot be read")
             return
-        ids = np.frombuffer(tokens, "<u4").astype(np.uint32)
-        entry = Entry(path, key.decode("ascii", "replace"), ids, found.st_size, found.st_mtime)
-        self._entries.append(entry)
+        self._add(
+            Block(
+                path,
+                key.decode("ascii", "replace"),
+                parent.decode("ascii", "replace"),
+                path.stem,
+                begin,
+                np.frombuffer(tokens, "<u4").astype(np.uint32),
+                found.st_size,
+                found.st_mtime,
+            )
+        )
 
-    def _read(self, entry: Entry) -> bytes | None:
-        try:
-            with _opened(entry.path) as file:
-                file.seek(_HEAD.size + len(entry.key) + 4 * len(entry.tokens))
-                saved = file.read()
-            os.utime(entry.path)
-        except OSError as error:
-            self._warn(entry.path, error.strerror or "it cannot be read")
-            self._drop(entry, remove=False)
-            return None
-        entry.used = entry.path.stat().st_mtime
-        self.read_count += 1
-        return saved
+    def _read(self, chain: Sequence[Block]) -> list[bytes]:
+        found: list[bytes] = []
+        for block in chain:
+            try:
+                with _opened(block.path) as file:
+                    file.seek(_HEAD.size + len(block.key) + _NAME_DIGITS + 4 * len(block.tokens))
+                    found.append(file.read())
+            except OSError as error:
+                self._warn(block.path, error.strerror or "it cannot be read")
+                self._drop(block, remove=False)
+                break
+            self.read_count += 1
+        self._touch(chain[: len(found)])
+        return found
 
-    def _write(self, key: str, tokens: Sequence[int], saved: bytes | bytearray) -> None:
+    def _write(
+        self, missing: Missing, tokens: Sequence[int], saved: Sequence[bytes | bytearray]
+    ) -> None:
         import numpy as np
 
         ids = array.array("I", tokens)
         if sys.byteorder == "big":
             ids.byteswap()
-        data, name = ids.tobytes(), key.encode("ascii")
-        path = self.folder / _name(name, data)
-        beside = self.folder / f".{secrets.token_hex(8)}{_SUFFIX}"
-        size = _HEAD.size + len(name) + len(data) + len(saved)
-        if size > self._most_bytes:
+        key = missing.key.encode("ascii")
+        parent = missing.before[-1].name if missing.before else _NOTHING
+        heads: list[tuple[str, str, bytes]] = []  # name, parent, what the file begins with
+        for begin, end in missing.spans:
+            data = ids[begin:end].tobytes()
+            name = _name(key, parent.encode("ascii"), begin, data)
+            head = _HEAD.pack(_MAGIC, len(key), begin, end - begin)
+            heads.append((name, parent, head + key + parent.encode("ascii") + data))
+            parent = name
+        sizes = [len(head) + len(content) for (_, _, head), content in zip(heads, saved)]
+        self._touch(missing.before)
+        if sum(sizes) + sum(block.size_bytes for block in missing.before) > self._most_bytes:
             return
-        self._make_room(size)
+        self._make_room(sum(sizes))
         try:
-            descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-            try:
-                with os.fdopen(descriptor, "wb") as file:
-                    file.write(_HEAD.pack(_MAGIC, len(name), len(tokens)) + name + data)
-                    file.write(saved)
-                    file.flush()
-                    os.fsync(file.fileno())
-                beside.replace(path)
-                _sync_folder(self.folder)
-            except BaseException:
-                with contextlib.suppress(OSError):
-                    beside.unlink()
-                raise
-            used = path.stat().st_mtime
+            for (name, _, head), content in zip(heads, saved):
+                self._write_file(self.folder / (name + _SUFFIX), head, content)
+            _sync_folder(self.folder)
         except OSError as error:
             if not self._warned:  # a full disk would say it again and again
                 self._warned = True
                 _log.warning("contexts cannot be kept in %s: %s", self.folder, error.strerror)
             return
-        entry = Entry(path, key, np.asarray(tokens, np.uint32), size, used)
+        now = time.time()
+        added = []
+        for (name, before, _), (begin, end), size in zip(heads, missing.spans, sizes):
+            path = self.folder / (name + _SUFFIX)
+            held = np.asarray(tokens[begin:end], np.uint32)
+            added.append(Block(path, missing.key, before, name, begin, held, size, now))
+        for block in added:
+            self._add(block)
+            self.written_count += 1
+        self._touch(added)
+        for block in added:
+            self._drop_beginnings(block)
+
+    def _write_file(self, path: Path, head: bytes, content: bytes | bytearray) -> None:
+        """Writes a file that appears whole or not at all."""
+        beside = self.folder / f".{secrets.token_hex(8)}{_SUFFIX}"
+        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        try:
+            with os.fdopen(descriptor, "wb") as file:
+                file.write(head)
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            beside.replace(path)
+        except BaseException:
+            with contextlib.suppress(OSError):
+                beside.unlink()
+            raise
+
+    def _add(self, block: Block) -> None:
         with self._lock:
-            old = [one for one in self._entries if one.key == key and _begins(entry, one)]
-            self._entries = [one for one in self._entries if one.path != path]
-            self._entries.append(entry)
-        self.written_count += 1
-        for one in old:  # the new file says all that they said
-            if one.path != path:
-                self._drop(one)
+            self._take_out(block.name)
+            self._blocks[block.name] = block
+            self._behind.setdefault((block.key, block.parent), []).append(block)
+
+    def _take_out(self, name: str) -> None:
+        """Out of the index; the caller holds the lock."""
+        block = self._blocks.pop(name, None)
+        if block is None:
+            return
+        place = (block.key, block.parent)
+        left = [one for one in self._behind[place] if one is not block]
+        if left:
+            self._behind[place] = left
+        else:
+            del self._behind[place]
+
+    def _touch(self, chain: Sequence[Block]) -> None:
+        """These blocks are used now, all at one time."""
+        now = time.time()
+        for block in chain:
+            with contextlib.suppress(OSError):
+                os.utime(block.path, (now, now))
+            block.used = now
+
+    def _drop_beginnings(self, block: Block) -> None:
+        """Drops what a block says too, unless something continues it."""
+        with self._lock:
+            old = [
+                one
+                for one in self._behind.get((block.key, block.parent), ())
+                if one is not block
+                and len(one.tokens) < len(block.tokens)
+                and _shared(one.tokens, block.tokens) == len(one.tokens)
+                and (one.key, one.name) not in self._behind
+            ]
+        for one in old:
+            self._drop(one)
 
     def _make_room(self, size: int) -> None:
         with self._lock:
-            total = size + sum(entry.size_bytes for entry in self._entries)
+            total = size + sum(block.size_bytes for block in self._blocks.values())
             going = []
-            for entry in sorted(self._entries, key=lambda entry: entry.used):
+            # Of those used at one time the last of a chain goes first, so that none is cut off.
+            for block in sorted(self._blocks.values(), key=lambda one: (one.used, -one.begin)):
                 if total <= self._most_bytes:
                     break
-                total -= entry.size_bytes
-                going.append(entry)
-        for entry in going:
-            self._drop(entry)
+                total -= block.size_bytes
+                going.append(block)
+        for block in going:
+            self._drop(block)
 
-    def _drop(self, entry: Entry, *, remove: bool = True) -> None:
+    def _drop(self, block: Block, *, remove: bool = True) -> None:
         with self._lock:
-            self._entries = [one for one in self._entries if one is not entry]
+            if self._blocks.get(block.name) is block:
+                self._take_out(block.name)
         if remove:
             with contextlib.suppress(OSError):
-                entry.path.unlink()
+                block.path.unlink()
 
     def _warn(self, path: Path, reason: str) -> None:
         _log.warning("the kept context %s is not used: %s", path.name, reason)
@@ -285,9 +428,9 @@ def _opened(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
-def _name(key: bytes, tokens: bytes) -> str:
-    digest = hashlib.sha256(len(key).to_bytes(4, "little") + key + tokens)
-    return digest.hexdigest()[:40] + _SUFFIX
+def _name(key: bytes, parent: bytes, begin: int, tokens: bytes) -> str:
+    head = struct.pack("<II", len(key), begin)
+    return hashlib.sha256(head + key + parent + tokens).hexdigest()[:_NAME_DIGITS]
 
 
 def _shared(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> int:
@@ -295,12 +438,6 @@ def _shared(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> int:
     count = min(len(one), len(other))
     different = (one[:count] != other[:count]).nonzero()[0]
     return int(different[0]) if len(different) else count
-
-
-def _begins(entry: Entry, other: Entry) -> bool:
-    """Whether a context goes on where another ends."""
-    count = len(other.tokens)
-    return len(entry.tokens) >= count and _shared(entry.tokens, other.tokens) == count
 
 
 def _sync_folder(folder: Path) -> None:

@@ -14,15 +14,26 @@ from test_serve_engine import Heard, asked, heard
 from awq_edge import GenerationConfig, Model
 from awq_edge.serve.engine import Engine
 from awq_edge.serve.prefix_breaks import PrefixBreaks
-from awq_edge.serve.stored_contexts import LEAST_STORED_TOKENS, StoredContexts
+from awq_edge.serve.stored_contexts import BLOCK_TOKENS, LEAST_STORED_TOKENS, StoredContexts
 from awq_edge.serve.texts import Text
 
+TINY = Path(__file__).parents[1] / "data" / "tiny.awq.gguf"
 LONG = "Once upon a time there was a girl who had a red ball and a blue box. " * 4
 
 
 def kept_engine(folder: Path, *, most_bytes: int = 1 << 30, parallel: int = 2) -> Engine:
     stored = StoredContexts(folder, most_bytes)
     return Engine(parallel=parallel, most_waiting=64, stored=stored)
+
+
+def block_files(folder: Path) -> dict[int, list[Path]]:
+    """The files by the position at which their blocks begin."""
+    stored = StoredContexts(folder, 1 << 40)
+    found: dict[int, list[Path]] = {}
+    for block in stored._blocks.values():
+        found.setdefault(block.begin, []).append(block.path)
+    stored.close()
+    return found
 
 
 def run(engine: Engine, text: Text) -> str:
@@ -35,7 +46,8 @@ def test_a_context_is_there_after_a_restart(stories: Model, tmp_path: Path) -> N
     engine = kept_engine(tmp_path)
     said = run(engine, first)
     engine.stop(5)
-    assert len(list(tmp_path.iterdir())) == 1
+    held = len(first.prompt) + len(heard(first).tokens()) - 1
+    assert sorted(block_files(tmp_path)) == list(range(0, held, BLOCK_TOKENS))
     assert all(path.stat().st_mode & 0o777 == 0o600 for path in tmp_path.iterdir())
     prompt = [*first.prompt, *heard(first).tokens(), *stories.tokenize(" But", add_bos=False)]
     with stories.session() as session:
@@ -50,15 +62,19 @@ def test_a_context_is_there_after_a_restart(stories: Model, tmp_path: Path) -> N
     engine.stop(5)
 
 
+@pytest.mark.parametrize("begin", [0, BLOCK_TOKENS, 2 * BLOCK_TOKENS])
 @pytest.mark.parametrize("damage", ["cut", "bit", "renamed", "foreign", "empty", "link", "half"])
 def test_what_is_damaged_is_not_used(
-    stories: Model, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
+    stories: Model, tmp_path: Path, damage: str, begin: int, caplog: pytest.LogCaptureFixture
 ) -> None:
+    """A damaged block costs what it holds and what follows; what comes before it serves."""
     folder = tmp_path / "cache"
     engine = kept_engine(folder)
-    said = run(engine, asked(stories, LONG))
+    prompt = (stories.tokenize(LONG) * 4)[: 2 * BLOCK_TOKENS + 50]
+    config = GenerationConfig(seed=3, max_tokens=24)
+    said = run(engine, Text(stories, "one", prompt, config, Heard()))
     engine.stop(5)
-    (path,) = folder.iterdir()
+    (path,) = block_files(folder)[begin]
     data = bytearray(path.read_bytes())
     if damage == "cut":
         path.write_bytes(data[:-100])
@@ -78,25 +94,42 @@ def test_what_is_damaged_is_not_used(
         path.rename(folder / ".1234.context")
     with caplog.at_level(logging.WARNING):
         engine = kept_engine(folder)
-        text = asked(stories, LONG)
+        text = Text(stories, "one", prompt, config, Heard())
         assert run(engine, text) == said
-        assert heard(text).end().reused_tokens == 0
+        assert heard(text).end().reused_tokens == begin
         engine.stop(5)
+    # It is there again, whole.
+    assert sorted(block_files(folder)) == [0, BLOCK_TOKENS, 2 * BLOCK_TOKENS]
+    again = kept_engine(folder)
+    text = Text(stories, "one", prompt, config, Heard())
+    assert run(again, text) == said
+    assert heard(text).end().reused_tokens == len(prompt) - 1
+    again.stop(5)
     assert ("is not used" in caplog.text) == (damage != "half")
 
 
 def test_the_oldest_go_when_there_is_no_room(stories: Model, tmp_path: Path) -> None:
     engine = kept_engine(tmp_path, parallel=8)
+    total = 0
     for i in range(3):
-        run(engine, asked(stories, f"Number {i}. " + LONG, max_tokens=4))
+        text = asked(stories, f"Number {i}. " + LONG, max_tokens=4)
+        run(engine, text)
+        deadline = time.monotonic() + 20
+        while engine.stored.total_bytes == total and time.monotonic() < deadline:  # type: ignore[union-attr]
+            time.sleep(0.01)
+        total = engine.stored.total_bytes  # type: ignore[union-attr]
     engine.stop(5)
-    sizes = [path.stat().st_size for path in tmp_path.iterdir()]
-    assert len(sizes) == 3
-    engine = kept_engine(tmp_path, most_bytes=max(sizes) * 2)
-    assert len(list(tmp_path.iterdir())) == 2
+    files = block_files(tmp_path)
+    assert len(files[0]) == 3
+    room = total * 2 // 3 + 10
+    newest = max(path.stat().st_mtime for path in files[0])
+    engine = kept_engine(tmp_path, most_bytes=room)
+    left = block_files(tmp_path)
+    assert len(left[0]) == 2
+    assert newest in [path.stat().st_mtime for path in left[0]]
     run(engine, asked(stories, "Something new. " + LONG, max_tokens=4))
     engine.stop(5)
-    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= max(sizes) * 2
+    assert sum(path.stat().st_size for path in tmp_path.iterdir()) <= room
     tiny = kept_engine(tmp_path / "tiny", most_bytes=10)
     run(tiny, asked(stories, LONG, max_tokens=4))
     tiny.stop(5)
@@ -108,14 +141,75 @@ def test_a_context_that_goes_on_replaces_its_file(stories: Model, tmp_path: Path
     first = asked(stories, LONG)
     run(engine, first)
     prompt = [*first.prompt, *heard(first).tokens(), *stories.tokenize(LONG, add_bos=False)]
-    run(engine, Text(stories, "c", prompt, first.config, Heard()))
+    more = Text(stories, "c", prompt, first.config, Heard())
+    run(engine, more)
     engine.stop(5)
-    assert len(list(tmp_path.iterdir())) == 1
+    held = len(more.prompt) + len(heard(more).tokens()) - 1
+    files = block_files(tmp_path)
+    assert sorted(files) == list(range(0, held, BLOCK_TOKENS))
+    assert all(len(paths) == 1 for paths in files.values())
+    count = len(files)
     short = asked(stories, "Hello", max_tokens=LEAST_STORED_TOKENS // 4)
     engine = kept_engine(tmp_path)
     run(engine, short)
     engine.stop(5)
-    assert len(list(tmp_path.iterdir())) == 1
+    assert len(list(tmp_path.iterdir())) == count
+
+
+def test_what_contexts_begin_with_is_there_once(stories: Model, tmp_path: Path) -> None:
+    """Five conversations behind one long instruction: its blocks are shared, also afterwards."""
+    instruction = (stories.tokenize(LONG) * 4)[: 2 * BLOCK_TOKENS]
+    engine = kept_engine(tmp_path, parallel=8)  # each keeps its session until it is written
+    prompts = [
+        [*instruction, *stories.tokenize(f"{name} said: " + LONG, add_bos=False)[:60]]
+        for name in ("Tom", "Lily", "Sam", "Ben", "Anna")
+    ]
+    config = GenerationConfig(seed=1, max_tokens=6)
+    said = []
+    for prompt in prompts:
+        said.append(run(engine, Text(stories, "c", prompt, config, Heard())))
+    engine.stop(5)
+    files = block_files(tmp_path)
+    assert [len(files[begin]) for begin in (0, BLOCK_TOKENS, 2 * BLOCK_TOKENS)] == [1, 1, 5]
+    whole = files[0][0].stat().st_size
+    total = sum(path.stat().st_size for path in tmp_path.iterdir())
+    assert total < 5 * whole  # apart, each has more than two such blocks
+    # A beginning stays for as long as something continues it.
+    stored = StoredContexts(tmp_path, total - 1)
+    assert stored.count == 6
+    assert [len(paths) for paths in block_files(tmp_path).values()].count(1) == 2
+    stored.close()
+    again = kept_engine(tmp_path, parallel=3)
+    texts = [Text(stories, "c", prompt, config, Heard()) for prompt in prompts]
+    assert [run(again, text) for text in texts] == said
+    reused = sorted(heard(text).end().reused_tokens for text in texts)
+    again.stop(5)
+    assert reused[0] >= 2 * BLOCK_TOKENS and reused[-1] == len(prompts[0]) - 1
+
+
+def test_windows_that_have_moved_on_are_kept_in_larger_blocks(tmp_path: Path) -> None:
+    """tiny has a layer with a window of 37: no block ends where its ring has lost something."""
+    tokens = [(i * i + 9 * i) % 203 for i in range(310)]
+    stored = StoredContexts(tmp_path, 1 << 30)
+    with Model.open(TINY, threads=1) as model, model.session() as session:
+        session.evaluate(tokens)
+        assert session.earliest > BLOCK_TOKENS
+        missing = stored.missing("key", tokens, session.earliest)
+        assert missing is not None
+        assert missing.spans == ((0, 256), (256, 310))
+        saved = [session.save(end, begin=begin) for begin, end in missing.spans]
+        stored.write(missing, tokens, saved)
+        while stored.busy:
+            time.sleep(0.01)
+        chain, shared = stored.longest("key", [*tokens[:300], 5, 6])
+        assert [block.end for block in chain] == [256, 310] and shared == 300
+        with model.session() as other:
+            for content in stored.read(chain).result():
+                other.restore(content)
+            assert other.tokens == tuple(tokens)
+            assert (other.logits([1, 2, 3]) == session.logits([1, 2, 3])).all()
+    assert stored.missing("key", tokens, 0) is None
+    stored.close()
 
 
 def test_a_cache_never_changes_a_text(stories: Model, tmp_path: Path) -> None:
