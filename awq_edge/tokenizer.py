@@ -136,6 +136,11 @@ class Tokenizer:
         """The text of token ids; bytes that form no character show as U+FFFD."""
         return library.decode(self._tokenizer, tokens, skip_special_tokens, _undecodable)
 
+    def token_id(self, text: str) -> int | None:
+        """The id of the token that is spelt like this in the vocabulary; None where none is."""
+        found = self._tokenizer.token_to_id(text)
+        return None if found is None else int(found)
+
     def token_text(self, token: int | None) -> str:
         """How one token is spelt in the vocabulary; empty for None and for unknown ids."""
         return "" if token is None else self._tokenizer.id_to_token(token) or ""

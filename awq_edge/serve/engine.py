@@ -24,7 +24,7 @@ from awq_edge.serve.counts import Counts
 from awq_edge.serve.fair_queue import FairQueue
 from awq_edge.serve.prefix_breaks import PrefixBreaks
 from awq_edge.serve.sessions import LEAST_COPIED_TOKENS, Sessions
-from awq_edge.serve.stored_contexts import LEAST_STORED_TOKENS, Entry, StoredContexts
+from awq_edge.serve.stored_contexts import LEAST_STORED_TOKENS, Block, StoredContexts
 from awq_edge.serve.texts import (
     BusyError,
     Ended,
@@ -37,6 +37,9 @@ from awq_edge.serve.texts import (
 )
 
 if TYPE_CHECKING:
+    import numpy as np
+    from numpy.typing import NDArray
+
     from awq_edge.generation import Generation
     from awq_edge.model import Model
     from awq_edge.session import Session
@@ -75,8 +78,8 @@ class _Live:
 class _Coming:
     """A context that is being read from the disk."""
 
-    entry: Entry
-    content: Future[bytes | None]
+    chain: Sequence[Block]
+    content: Future[list[bytes]]
 
 
 class Engine:
@@ -201,11 +204,13 @@ class Engine:
 
     def session_bytes(self, model: Model | None = None) -> int:
         """What the sessions of a model have allocated; None: of all models."""
-        return sum(
-            sessions.bytes
-            for sessions in list(self._sessions.values())
-            if model is None or sessions.model is model
-        )
+        total = 0
+        for sessions in list(self._sessions.values()):
+            if model is None or sessions.model is model:
+                speculation = sessions.model.speculation
+                draft = None if speculation is None else speculation.draft
+                total += sessions.bytes + (0 if draft is None else draft.bytes)
+        return total
 
     def _look_again(self) -> None:
         with self._condition:
@@ -305,7 +310,7 @@ class Engine:
     def _is_ready(self, text: Text) -> bool:
         """Whether reading now is best: not while another text reads the same beginning."""
         sessions = self._sessions.get(text.model)
-        if sessions is None or not sessions.used:
+        if sessions is None or not sessions.used or text.rows is not None:
             return True
         known: int | None = None
         for live in self._live:
@@ -328,11 +333,13 @@ class Engine:
             sessions = self._sessions[text.model] = Sessions(
                 text.model, self._parallel, lambda size_bytes: self.may_grow(size_bytes)
             )
-        entry = self._stored_entry(sessions, text)
-        session = sessions.take(text.prompt, copy=entry is None)
+        chain = self._stored_chain(sessions, text)
+        session = sessions.take(text.prompt, copy=not chain and text.rows is None)
         if session is None:
             return False
         try:
+            if text.rows is not None:
+                session.truncate(0)
             generation = Generation(
                 session,
                 text.prompt,
@@ -340,6 +347,7 @@ class Engine:
                 logprobs=text.logprobs,
                 constraint=text.constraint,
                 special_tokens=text.special_tokens,
+                end_tokens=text.end_tokens,
             )
         except BaseException:
             sessions.give_back(session)
@@ -347,35 +355,45 @@ class Engine:
         live = _Live(text, session, generation, time.monotonic())
         self.counts.waited_seconds += live.begun - text.submitted
         self._live.append(live)
-        if entry is None or self.stored is None:
+        if not chain or self.stored is None:
             self._begin_reading(live)
         else:
-            live.coming = _Coming(entry, self.stored.read(entry))
+            live.coming = _Coming(chain, self.stored.read(chain))
         return True
 
-    def _stored_entry(self, sessions: Sessions, text: Text) -> Entry | None:
-        """The file that has more of a prompt than any session, if there is one."""
-        if self.stored is None:
-            return None
-        entry, shared = self.stored.longest(context_key(text.model), text.prompt)
+    def _stored_chain(self, sessions: Sessions, text: Text) -> Sequence[Block]:
+        """The files that have more of a prompt than any session, if there are some."""
+        if self.stored is None or text.rows is not None:
+            return ()
+        chain, shared = self.stored.longest(context_key(text.model), text.prompt)
         if shared < LEAST_STORED_TOKENS:
-            return None
-        return entry if shared >= sessions.shared(text.prompt) + LEAST_STORED_TOKENS else None
+            return ()
+        return chain if shared >= sessions.shared(text.prompt) + LEAST_STORED_TOKENS else ()
 
     def _begin_reading(self, live: _Live) -> None:
         """Sees what of the prompt is there, the disk's part included."""
         coming, live.coming = live.coming, None
         if coming is not None and self.stored is not None:
-            saved = coming.content.result()
-            try:
-                if saved is not None:
-                    live.session.restore(saved)
-            except AwqEdgeError as error:
-                self.stored.refuse(coming.entry, str(error))
+            self._restore(live, coming.chain, coming.content.result())
         live.unread = live.generation.unread()
         self.breaks.see(live.text.client, live.text.prompt)
         self.counts.prompt_tokens += len(live.generation.prompt_tokens)
         self.counts.reused_tokens += live.generation.reused_tokens
+
+    def _restore(self, live: _Live, chain: Sequence[Block], saved: Sequence[bytes]) -> None:
+        """Takes up blocks as far as they are sound."""
+        for block, content in zip(chain, saved):
+            try:
+                live.session.restore(content)
+            except AwqEdgeError as error:
+                if self.stored is not None:
+                    self.stored.refuse(block, str(error))
+                return
+        if saved and live.session.reusable(live.text.prompt) < chain[len(saved) - 1].begin:
+            # Only a part of the last block is wanted, and a layer with a sliding window cannot go
+            # back into it: what comes before is worth more.
+            for content in saved[:-1]:
+                live.session.restore(content)
 
     def _keep(self) -> None:
         """Writes the context of a text that has ended to the disk, one at a time."""
@@ -385,9 +403,11 @@ class Engine:
             sessions = self._sessions.get(session.model)
             if sessions is None or session not in sessions.idle:
                 continue  # it has another text by now
-            key, tokens = context_key(session.model), session.tokens
-            if stored.is_worth_writing(key, tokens):
-                stored.write(key, tokens, session.save())
+            tokens = session.tokens
+            missing = stored.missing(context_key(session.model), tokens, session.earliest)
+            if missing is not None:
+                saved = [session.save(end, begin=begin) for begin, end in missing.spans]
+                stored.write(missing, tokens, saved)
 
     def _keep_all(self) -> None:
         """Writes what is not written yet, before the engine ends."""
@@ -430,12 +450,18 @@ class Engine:
         """What each text reads in this step: its last token, or a part of its prompt."""
         writing = [live for live in lives if live.prompt_read is not None and live.unread]
         reading = [live for live in lives if live.prompt_read is None and live.unread]
-        parts = [(live, live.unread) for live in writing]
+        # Guesses have no place beside prompts, which fill the step.
+        parts = [
+            (live, live.unread if reading else live.generation.ahead(live.unread, len(writing)))
+            for live in writing
+        ]
         rows = self._prompt_rows(len(writing))
         # The shortest first: what it does not need is the others'.
         reading.sort(key=lambda live: len(live.unread))
         for place, live in enumerate(reading):
             share = max(1, rows // (len(reading) - place))
+            if live.text.rows is not None:
+                share = min(share, live.text.rows.most_rows)
             part = live.unread[:share]
             rows = max(0, rows - len(part))
             parts.append((live, part))
@@ -449,24 +475,42 @@ class Engine:
         return max(_LEAST_ROWS, min(BLOCK_ROWS - writing, int(seconds / self._row_seconds)))
 
     def _evaluate(self, model: Model, parts: Sequence[tuple[_Live, Sequence[int]]]) -> None:
+        logits: dict[Session, NDArray[np.float32]] = {}
+        hidden: dict[Session, NDArray[np.float32]] = {}
+        for live, part in parts:
+            reader = live.text.rows if live.prompt_read is None else None
+            if reader is not None:
+                (hidden if reader.gives_hidden else logits)[live.session] = reader.target(len(part))
+            elif live.prompt_read is not None:
+                guessed = live.generation.rows()
+                if guessed is not None:
+                    logits[live.session] = guessed
         began = time.perf_counter()
-        model.evaluate_together([(live.session, part) for live, part in parts])
+        model.evaluate_together(
+            [(live.session, part) for live, part in parts], logits=logits, hidden=hidden
+        )
         seconds = time.perf_counter() - began
         rows = 0
         for live, part in parts:
             live.unread = live.unread[len(part) :]
             if live.prompt_read is None:
                 rows += len(part)
+                if live.text.rows is not None:
+                    filled = hidden if live.text.rows.gives_hidden else logits
+                    live.text.rows.take(filled[live.session])
         self.counts.steps += 1
         self.counts.step_seconds += seconds
         self.counts.read_tokens += rows
         if rows == 0:
+            if model.speculation is not None:
+                model.speculation.costs.learn(sum(len(part) for _, part in parts), seconds)
             self._write_seconds = _smoothed(self._write_seconds, seconds)
         elif rows >= _LEAST_ROWS:
             self._row_seconds = _smoothed(self._row_seconds, seconds / rows)
 
     def _draw(self, live: _Live) -> None:
         generation, first = live.generation, live.prompt_read is None
+        before = len(generation.tokens)
         try:
             text = generation.step()
             if generation.stop_reason is None:
@@ -479,7 +523,7 @@ class Engine:
             live.prompt_read = now
             self.counts.first_token_seconds += now - live.text.submitted
             self.counts.first_tokens += 1
-        self.counts.drew(1)
+        self.counts.drew(max(1, len(generation.tokens) - before))
         if text or (generation.stop_reason and live.told < len(generation.tokens)):
             drawn = tuple(generation.tokens[live.told :])
             logprobs = tuple(generation.logprobs[live.told :])
@@ -511,7 +555,8 @@ class Engine:
         self._live.remove(live)
         self._changed = True  # somebody who waits may have its place
         self._sessions[live.text.model].give_back(live.session)
-        if not live.session.closed:
+        live.generation.close()
+        if not live.session.closed and live.text.rows is None:
             self._unsaved.append(live.session)
         self.counts.ended(reason)
 

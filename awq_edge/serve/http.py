@@ -29,7 +29,6 @@ _BODY_SECONDS = 30.0
 # Of what is longer than the limit, in limits.
 _MOST_DISCARDED = 8
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
-NO_EMBEDDINGS = "Embeddings are not supported: the runtime gives logits, not hidden states."
 
 
 class Table(Response):
@@ -100,6 +99,13 @@ class Paths:
         self, request: Request, answer: Answer, writing: Awaitable[dict[str, Any]]
     ) -> Response:
         """The answer as one object, unless the client leaves before."""
+        try:
+            return await self.unless_left(request, writing)
+        finally:
+            answer.close()
+
+    async def unless_left(self, request: Request, writing: Awaitable[dict[str, Any]]) -> Response:
+        """An object that takes time, unless the client leaves before; then it is cancelled."""
         writer = asyncio.ensure_future(writing)
         left = asyncio.ensure_future(_left(request))
         try:
@@ -110,7 +116,6 @@ class Paths:
         except Exception as error:
             return failed(request, error)
         finally:
-            answer.close()
             for task in (writer, left):
                 task.cancel()
                 with contextlib.suppress(asyncio.CancelledError, Exception):

@@ -26,6 +26,7 @@ def _lines(service: Service) -> Iterator[str]:
         "prefix_breaks", "Prompts whose client changed their beginning.", engine.breaks.count
     )
     yield from _counter("tokens", "Tokens drawn.", counts.tokens)
+    yield from _speculation(service)
     yield from _counter("steps", "Evaluations of all sessions together.", counts.steps)
     yield from _counter("step_seconds", "Their time.", counts.step_seconds)
     yield from _counter("queue_seconds", "Time of all texts in the queue.", counts.waited_seconds)
@@ -60,6 +61,25 @@ def _lines(service: Service) -> Iterator[str]:
     for served in service.models.all:
         name = served.name.replace("\\", "\\\\").replace('"', '\\"').replace("\n", "\\n")
         yield f'{_PREFIX}model_loaded{{model="{name}"}} {int(served.model is not None)}\n'
+
+
+def _speculation(service: Service) -> Iterator[str]:
+    """What guessing ahead gave, of the models that are open."""
+    models = [served.model for served in service.models.all]
+    shared = [model.speculation for model in models if model is not None and model.speculation]
+    if not shared:
+        return
+    yield from _counter(
+        "tokens_guessed", "Tokens that were guessed.", sum(one.guessed for one in shared)
+    )
+    yield from _counter(
+        "tokens_guessed_right", "Of them, those that came true.", sum(one.right for one in shared)
+    )
+    yield from _counter(
+        "guessing_rests",
+        "How often guessing was switched off because it would lose.",
+        sum(one.rests for one in shared),
+    )
 
 
 def _head(name: str, text: str, kind: str) -> Iterator[str]:

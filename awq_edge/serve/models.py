@@ -7,6 +7,7 @@ them. Its methods may wait, and are called on threads where that is allowed.
 from __future__ import annotations
 
 import contextlib
+import math
 import threading
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -18,10 +19,13 @@ from awq_edge.model import Model
 from awq_edge.quantities import size_text
 from awq_edge.serve.engine import Engine
 from awq_edge.serve.faults import RequestError
+from awq_edge.serve.idle_watch import IdleWatch
 from awq_edge.serve.texts import BusyError
 
 _SUFFIXES = (".awq.gguf", ".gguf")
 _RETRY_SECONDS = 10
+# Before a model is looked at again that should go and cannot yet.
+_AGAIN_SECONDS = 0.05
 
 
 @dataclass(eq=False)
@@ -37,6 +41,8 @@ class Served:
         created: The file's time, in seconds since 1970.
         size_bytes: Of the file.
         digest: Of its tensors, as the file says it.
+        pinned: Whether it stays open whatever happens.
+        keep_seconds: How long it stays open unused; infinite for ever.
     """
 
     name: str
@@ -47,6 +53,15 @@ class Served:
     model: Model | None = None
     users: int = 0
     last_used: float = 0.0
+    pinned: bool = False
+    keep_seconds: float = math.inf
+
+    @property
+    def expires_in(self) -> float:
+        """Seconds until it is dropped if nobody asks; infinite for never."""
+        if self.pinned:
+            return math.inf
+        return self.last_used + self.keep_seconds - time.monotonic()
 
     @property
     def memory_bytes(self) -> int:
@@ -63,6 +78,9 @@ class Models:
         engine: Engine,
         open_model: Callable[[Path], Model],
         memory_bytes: int | None = None,
+        *,
+        keep_seconds: float = math.inf,
+        pinned: Sequence[str] = (),
     ) -> None:
         """Checks that the files can be opened; the first one stays open.
 
@@ -71,9 +89,11 @@ class Models:
             engine: Whose sessions a model must give back before it is closed.
             open_model: How a file is opened.
             memory_bytes: What the open ones may take together; None does not limit them.
+            keep_seconds: How long one stays open that nobody asks; infinite for ever.
+            pinned: Names of those that are opened now and stay open.
 
         Raises:
-            AwqEdgeError: One cannot be opened, or two have one name.
+            AwqEdgeError: One cannot be opened, two have one name, or a pinned one is none of them.
         """
         self._engine = engine
         self._open = open_model
@@ -94,10 +114,22 @@ class Models:
                     f"{path}. Rename one."
                 )
             self._served[served.name] = served
-            if len(self._served) == 1 or memory_bytes is None:
-                served.model = model
+            served.pinned, served.keep_seconds = served.name in pinned, keep_seconds
+            if len(self._served) == 1 or memory_bytes is None or served.pinned:
+                served.model, served.last_used = model, time.monotonic()
             else:
                 model.close()
+        for name in pinned:
+            if name not in self._served:
+                raise InvalidArgumentError(
+                    f"--pin {name}: it is none of {', '.join(self._served)}."
+                )
+        if memory_bytes is not None and self._taken() > memory_bytes and pinned:
+            raise InvalidArgumentError(
+                f"The pinned models need {size_text(self._taken())}, and this server gives its "
+                f"models {size_text(memory_bytes)}: start it with more --memory or pin fewer."
+            )
+        self._watch = IdleWatch(self._drop_idle)
 
     @property
     def names(self) -> list[str]:
@@ -153,6 +185,13 @@ class Models:
         with self._lock:
             served.users -= 1
             served.last_used = time.monotonic()
+        self._watch.look()
+
+    def keep(self, served: Served, seconds: float) -> None:
+        """Says how long a model stays open unused, from its last use on."""
+        with self._lock:
+            served.keep_seconds = seconds
+        self._watch.look()
 
     @contextlib.contextmanager
     def used(self, served: Served) -> Iterator[Model]:
@@ -169,6 +208,7 @@ class Models:
 
     def close(self) -> None:
         """Closes everything."""
+        self._watch.close()
         with self._lock:
             for served in self._served.values():
                 if served.model is not None:
@@ -185,19 +225,32 @@ class Models:
                 status=503,
             )
         while need + self._taken() > self._budget:
-            idle = [one for one in self._served.values() if one.model is not None and not one.users]
+            idle = [one for one in self._served.values() if not one.users and not one.pinned]
             idle.sort(key=lambda one: one.last_used)
-            for one in idle:
-                assert one.model is not None
-                if self._engine.forget(one.model):
-                    one.model.close()
-                    one.model = None
-                    break
-            else:
+            if not any(self._drop(one) for one in idle):
                 raise BusyError(
                     "The memory is taken by models that are being used. Try again later.",
                     _RETRY_SECONDS,
                 )
+
+    def _drop(self, served: Served) -> bool:
+        """Closes a model that nobody uses; False where it is closed, or the engine has texts."""
+        if served.model is None or not self._engine.forget(served.model):
+            return False
+        served.model.close()
+        served.model = None
+        return True
+
+    def _drop_idle(self) -> float | None:
+        """Drops models whose time has come; the seconds until the next one's, None for never."""
+        with self._lock:
+            unused = [one for one in self._served.values() if one.model and not one.users]
+            for one in unused:
+                if one.expires_in <= 0:
+                    self._drop(one)
+            left = [max(one.expires_in, _AGAIN_SECONDS) for one in unused if one.model is not None]
+        soonest = min(left, default=math.inf)
+        return None if math.isinf(soonest) else soonest
 
     def _taken(self) -> int:
         """What the open ones have, each with one session at least."""

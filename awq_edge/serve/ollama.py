@@ -8,6 +8,7 @@ calls as objects, ``keep_alive`` as a number or a text.
 from __future__ import annotations
 
 import datetime
+import math
 import time
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import replace
@@ -15,11 +16,13 @@ from typing import Any
 
 from awq_edge import __version__
 from awq_edge.chat import templates
+from awq_edge.errors import InvalidArgumentError
 from awq_edge.generation import GenerationConfig
 from awq_edge.limited_json import parse_json
 from awq_edge.model import Model
-from awq_edge.quantities import count_text
+from awq_edge.quantities import count_text, parse_duration
 from awq_edge.serve.answers import Answer, Delta
+from awq_edge.serve.faults import RequestError
 from awq_edge.serve.fields import Fields
 from awq_edge.serve.messages import read_messages, read_tools
 from awq_edge.serve.models import Served
@@ -27,6 +30,7 @@ from awq_edge.serve.settings import MOST_TOKENS, read_settings
 from awq_edge.serve.wanted import Wanted
 
 _NANOSECONDS = 1_000_000_000
+_MOST_SECONDS = 1e9  # of a time that is told
 
 
 def read_chat(body: Fields, defaults: GenerationConfig) -> Wanted:
@@ -48,8 +52,7 @@ def read_chat(body: Fields, defaults: GenerationConfig) -> Wanted:
 
 def read_generate(body: Fields, defaults: GenerationConfig, has_template: bool) -> Wanted:
     """What a request to ``/api/generate`` asks for; a prompt is a message, unless it is ``raw``."""
-    if body.text("suffix"):
-        raise body.wrong("suffix", "is not supported: this server continues texts.")
+    suffix = body.text("suffix") or ""
     prompt = body.text("prompt") or ""
     wanted = Wanted(
         model=body.text("model") or "",
@@ -58,8 +61,8 @@ def read_generate(body: Fields, defaults: GenerationConfig, has_template: bool) 
         variables=_thinking(body),
         stream=body.boolean("stream", True),
     )
-    if body.boolean("raw") or not has_template:
-        return replace(wanted, prompts=[prompt])
+    if suffix or body.boolean("raw") or not has_template:
+        return replace(wanted, prompts=[prompt], suffix=suffix)
     messages = [{"role": "user", "content": prompt}]
     system = body.text("system")
     if system:
@@ -70,6 +73,20 @@ def read_generate(body: Fields, defaults: GenerationConfig, has_template: bool) 
 def only_loads(body: Fields, name: str) -> bool:
     """Whether a request has nothing to say, which loads the model and no more."""
     return not body.value(name)
+
+
+def read_keep_alive(body: Fields) -> float | None:
+    """``keep_alive``: how long the model stays open, in seconds; None where nothing is said."""
+    value = body.value("keep_alive")
+    if value is None or value == "":
+        return None
+    if isinstance(value, str):
+        try:
+            return parse_duration(value)
+        except InvalidArgumentError as error:
+            raise RequestError(str(error), param="keep_alive") from error
+    seconds = body.number("keep_alive", -math.inf, math.inf)
+    return math.inf if seconds is None or seconds < 0 else seconds
 
 
 def _settings(body: Fields, defaults: GenerationConfig) -> GenerationConfig:
@@ -192,7 +209,11 @@ def loaded(model: str, *, chat: bool) -> dict[str, Any]:
 
 def now() -> str:
     """The time in RFC 3339."""
-    return datetime.datetime.now(datetime.timezone.utc).isoformat().replace("+00:00", "Z")
+    return _rfc3339(datetime.datetime.now(datetime.timezone.utc))
+
+
+def _rfc3339(when: datetime.datetime) -> str:
+    return when.isoformat().replace("+00:00", "Z")
 
 
 def version_table() -> dict[str, Any]:
@@ -216,9 +237,14 @@ def tag_table(served: Served) -> dict[str, Any]:
 def running_table(served: Served) -> dict[str, Any]:
     """One model of ``/api/ps``."""
     context = 0 if served.model is None else served.model.context_length
+    seconds = served.expires_in
+    expires = "9999-12-31T23:59:59Z"
+    if seconds < _MOST_SECONDS:
+        now = datetime.datetime.now(datetime.timezone.utc)
+        expires = _rfc3339(now + datetime.timedelta(seconds=seconds))
     return {
         **tag_table(served),
-        "expires_at": "9999-12-31T23:59:59Z",
+        "expires_at": expires,
         "size_vram": 0,
         "context_length": context,
     }

@@ -3,23 +3,23 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator
+from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
 from awq_edge.chat import templates
-from awq_edge.serve import ollama
+from awq_edge.serve import embeddings, ollama
 from awq_edge.serve.answers import Answer
-from awq_edge.serve.faults import Fault, fault_of, ollama_error
+from awq_edge.serve.faults import fault_of, ollama_error
+from awq_edge.serve.fields import Fields
 from awq_edge.serve.http import (
-    NO_EMBEDDINGS,
     Paths,
     Stream,
     Table,
     client_of,
     failed,
-    fault_response,
     json_bytes,
 )
 
@@ -33,7 +33,7 @@ class OllamaPaths(Paths):
             Route("/api/chat", self.chat, methods=["POST"]),
             Route("/api/generate", self.generate, methods=["POST"]),
             Route("/api/embed", self.embed, methods=["POST"]),
-            Route("/api/embeddings", self.embed, methods=["POST"]),
+            Route("/api/embeddings", self.embeddings, methods=["POST"]),
             Route("/api/show", self.show, methods=["POST"]),
             Route("/api/tags", self.tags),
             Route("/api/ps", self.ps),
@@ -45,6 +45,7 @@ class OllamaPaths(Paths):
         try:
             body = await self.body(request)
             name = body.text("model") or ""
+            self._keep(name, body)
             if ollama.only_loads(body, "messages"):
                 await self.load(name)
                 return Table(ollama.loaded(name, chat=True))
@@ -60,6 +61,7 @@ class OllamaPaths(Paths):
         try:
             body = await self.body(request)
             name = body.text("model") or ""
+            self._keep(name, body)
             model = await self.load(name)
             if ollama.only_loads(body, "prompt"):
                 return Table(ollama.loaded(name, chat=False))
@@ -94,6 +96,12 @@ class OllamaPaths(Paths):
         """Answers ``/api/version``."""
         return Table(ollama.version_table())
 
+    def _keep(self, name: str, body: Fields) -> None:
+        """Does what ``keep_alive`` says, if it says something."""
+        seconds = ollama.read_keep_alive(body)
+        if seconds is not None:
+            self.service.models.keep(self.service.models.find(name), seconds)
+
     async def _answered(
         self, request: Request, answer: Answer, writer: ollama.OllamaWriter, *, stream: bool
     ) -> Response:
@@ -111,4 +119,34 @@ class OllamaPaths(Paths):
 
     async def embed(self, request: Request) -> Response:
         """Answers ``/api/embed``."""
-        return fault_response(request, Fault(501, NO_EMBEDDINGS))
+        try:
+            body = await self.body(request)
+            name = body.text("model") or ""
+            self._keep(name, body)
+            if ollama.only_loads(body, "input"):
+                await self.load(name)
+                return Table({"model": name, "embeddings": []})
+            wanted = embeddings.read_ollama(body, "input")
+        except Exception as error:
+            return failed(request, error)
+
+        async def table() -> dict[str, Any]:
+            found = await embeddings.embed(self.service, wanted, client_of(request))
+            return embeddings.ollama_table(found, wanted)
+
+        return await self.unless_left(request, table())
+
+    async def embeddings(self, request: Request) -> Response:
+        """Answers ``/api/embeddings``, for one text."""
+        try:
+            body = await self.body(request)
+            self._keep(body.text("model") or "", body)
+            wanted = embeddings.read_ollama(body, "prompt")
+        except Exception as error:
+            return failed(request, error)
+
+        async def table() -> dict[str, Any]:
+            found = await embeddings.embed(self.service, wanted, client_of(request))
+            return {"embedding": found.vectors[0].tolist()}
+
+        return await self.unless_left(request, table())

@@ -8,7 +8,7 @@ from collections.abc import AsyncIterator
 from typing import Any
 
 from awq_edge.generation import GenerationConfig
-from awq_edge.serve.answers import Answer, Delta
+from awq_edge.serve.answers import Answer
 from awq_edge.serve.fields import Fields
 from awq_edge.serve.openai_chat import (
     MOST_LOGPROBS,
@@ -17,6 +17,7 @@ from awq_edge.serve.openai_chat import (
     usage_table,
 )
 from awq_edge.serve.openai_logprobs import CompletionLogprobs, TokenBytes
+from awq_edge.serve.row_readers import PromptScores
 from awq_edge.serve.settings import read_settings
 from awq_edge.serve.wanted import Prompt, Wanted
 
@@ -30,21 +31,24 @@ def read_request(body: Fields, defaults: GenerationConfig) -> Wanted:
     Raises:
         RequestError: A field has the wrong type or value, or asks for what is not there.
     """
-    if body.text("suffix"):
-        raise body.wrong("suffix", "is not supported: this server continues texts.")
+    suffix = body.text("suffix") or ""
+    prompts = read_prompts(body)
+    if suffix and not all(isinstance(prompt, str) for prompt in prompts):
+        raise body.wrong("suffix", "is not supported together with token ids as the prompt.")
     logprobs = body.integer("logprobs", 0, MOST_LOGPROBS)
-    if logprobs is not None and body.boolean("echo"):
-        raise body.wrong("echo", "is not supported together with logprobs.")
+    if suffix and logprobs is not None and body.boolean("echo"):
+        raise body.wrong("suffix", "is not supported together with echo and logprobs.")
     return Wanted(
         model=body.text("model") or "",
         config=read_settings(body, defaults, _MAX_TOKENS),
-        prompts=read_prompts(body),
+        prompts=prompts,
         choices=body.integer("n", 1, 1 << 16) or 1,
         logprobs=logprobs,
         schema=read_response_format(body),
         stream=body.boolean("stream"),
         usage_chunk=read_usage_chunk(body),
         echo=body.boolean("echo"),
+        suffix=suffix,
     )
 
 
@@ -90,11 +94,20 @@ class CompletionWriter:
 
     async def chunks(self) -> AsyncIterator[dict[str, Any]]:
         """The objects of a stream, without what ends it."""
-        for choice in range(len(self._answer.texts) if self._echoed else 0):
-            yield self._chunk(Delta(choice), self._echoed[choice // self._choices])
+        echoing = set(range(len(self._answer.texts))) if self._echoed else set()
+        for choice in sorted(echoing):
+            if not self._is_scored(choice):
+                echoing.remove(choice)
+                yield self._chunk(choice, self._echoed[choice // self._choices], None, None)
         async for delta in self._answer:
+            choice = delta.choice
+            if choice in echoing:  # its prompt is read, so its scores are known
+                echoing.remove(choice)
+                text = self._echoed[choice // self._choices]
+                yield self._chunk(choice, text, self._prompt_table(choice), None)
             if delta.content or delta.logprobs or delta.finish:
-                yield self._chunk(delta, delta.content)
+                table = self._logprobs[choice].table(delta.logprobs) if delta.logprobs else None
+                yield self._chunk(choice, delta.content, table, delta.finish)
         if self._with_usage:
             yield {**self._head, "choices": [], "usage": usage_table(self._answer.usage)}
 
@@ -110,7 +123,12 @@ class CompletionWriter:
         choices = []
         for choice, text in enumerate(texts):
             before = self._echoed[choice // self._choices] if self._echoed else ""
-            table = self._logprobs[choice].table(entries[choice]) if entries[choice] else None
+            table = self._prompt_table(choice) if self._is_scored(choice) else None
+            if entries[choice]:
+                drawn = self._logprobs[choice].table(entries[choice])
+                table = (
+                    drawn if table is None else {name: table[name] + drawn[name] for name in drawn}
+                )
             choices.append(
                 {
                     "index": choice,
@@ -121,19 +139,25 @@ class CompletionWriter:
             )
         return {**self._head, "choices": choices, "usage": usage_table(self._answer.usage)}
 
+    def _is_scored(self, choice: int) -> bool:
+        return isinstance(self._answer.texts[choice].rows, PromptScores)
+
+    def _prompt_table(self, choice: int) -> dict[str, Any]:
+        """The log-probabilities of a prompt that was read."""
+        text = self._answer.texts[choice]
+        assert isinstance(text.rows, PromptScores)
+        bos = text.model.tokenizer.bos_token_id
+        return self._logprobs[choice].prompt_table(text.prompt, text.rows.entries, bos)
+
     def _echo(self, prompt: Prompt) -> str:
         if isinstance(prompt, str):
             return prompt
         return self._answer.texts[0].model.detokenize(prompt)
 
-    def _chunk(self, delta: Delta, text: str) -> dict[str, Any]:
-        table = self._logprobs[delta.choice].table(delta.logprobs) if delta.logprobs else None
-        entry = {
-            "index": delta.choice,
-            "text": text,
-            "logprobs": table,
-            "finish_reason": delta.finish,
-        }
+    def _chunk(
+        self, choice: int, text: str, table: dict[str, Any] | None, finish: str | None
+    ) -> dict[str, Any]:
+        entry = {"index": choice, "text": text, "logprobs": table, "finish_reason": finish}
         chunk = {**self._head, "choices": [entry]}
         if self._with_usage:
             chunk["usage"] = None

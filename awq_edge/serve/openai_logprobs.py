@@ -41,6 +41,28 @@ class CompletionLogprobs:
         self._token_bytes = token_bytes
         self._offset = offset
 
+    def prompt_table(
+        self, prompt: Sequence[int], entries: Sequence[TokenLogprob], hidden: int | None
+    ) -> dict[str, Any]:
+        """The lists for a prompt, whose first token follows nothing and has no probability.
+
+        Args:
+            prompt: Its ids.
+            entries: Of all but the first.
+            hidden: A token that the text does not show, BOS; or None.
+        """
+        first = self._token_bytes(prompt[0]).decode("utf-8", "replace")
+        table: dict[str, Any] = {
+            "tokens": [first],
+            "token_logprobs": [None],
+            "top_logprobs": [None],
+            "text_offset": [self._offset],
+        }
+        self._offset += 0 if prompt[0] == hidden else len(first)
+        for name, values in self.table(entries).items():
+            table[name] += values
+        return table
+
     def table(self, entries: Sequence[TokenLogprob]) -> dict[str, Any]:
         """The lists for the next tokens."""
         table: dict[str, Any] = {

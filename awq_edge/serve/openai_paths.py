@@ -9,19 +9,17 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from awq_edge.serve import openai_chat, openai_completions, openai_responses
+from awq_edge.serve import embeddings, openai_chat, openai_completions, openai_responses
 from awq_edge.serve.answers import Answer
 from awq_edge.serve.event_streams import named_events
-from awq_edge.serve.faults import Fault, RequestError, fault_of, openai_error
+from awq_edge.serve.faults import RequestError, fault_of, openai_error
 from awq_edge.serve.grammar import token_table
 from awq_edge.serve.http import (
-    NO_EMBEDDINGS,
     Paths,
     Stream,
     Table,
     client_of,
     failed,
-    fault_response,
     json_bytes,
     pinged,
 )
@@ -87,7 +85,16 @@ class OpenAIPaths(Paths):
 
     async def embeddings(self, request: Request) -> Response:
         """Answers ``/v1/embeddings``."""
-        return fault_response(request, Fault(501, NO_EMBEDDINGS, code="unsupported"))
+        try:
+            wanted = embeddings.read_openai(await self.body(request))
+        except Exception as error:
+            return failed(request, error)
+
+        async def table() -> dict[str, Any]:
+            found = await embeddings.embed(self.service, wanted, client_of(request))
+            return embeddings.openai_table(found, wanted)
+
+        return await self.unless_left(request, table())
 
     async def models(self, request: Request) -> Response:
         """Answers ``/v1/models``."""

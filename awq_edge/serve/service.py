@@ -13,7 +13,8 @@ import time
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from awq_edge.errors import ContextFullError
+from awq_edge.errors import ContextFullError, UnsupportedError
+from awq_edge.fill_in_middle import fill_prompt
 from awq_edge.generation import GenerationConfig
 from awq_edge.model import Model
 from awq_edge.serve.answer_form import AnswerForm
@@ -22,6 +23,7 @@ from awq_edge.serve.chat_prompts import chat_prompt_text
 from awq_edge.serve.engine import Engine
 from awq_edge.serve.faults import RequestError
 from awq_edge.serve.models import Models, Served
+from awq_edge.serve.row_readers import PromptScores
 from awq_edge.serve.texts import Event, Text
 from awq_edge.serve.wanted import Prompt, Wanted
 from awq_edge.token_ids import token_ids
@@ -45,6 +47,15 @@ class Limits:
 
 
 @dataclass(frozen=True)
+class _Prompt:
+    """Ids, their text as far as it is known, and what ends the answer besides."""
+
+    ids: list[int]
+    text: str = ""
+    end_tokens: Sequence[int] = ()
+
+
+@dataclass(frozen=True)
 class _Prepared:
     texts: list[Text]
     readers: list[TextReader]
@@ -55,7 +66,12 @@ class Service:
     """Models, an engine and the limits."""
 
     def __init__(
-        self, engine: Engine, models: Models, defaults: GenerationConfig, limits: Limits
+        self,
+        engine: Engine,
+        models: Models,
+        defaults: GenerationConfig,
+        limits: Limits,
+        pooling: str = "mean",
     ) -> None:
         """Takes what was started.
 
@@ -64,11 +80,13 @@ class Service:
             models: What may be asked.
             defaults: How to draw where a request does not say.
             limits: Of a request.
+            pooling: Of embeddings.
         """
         self.engine = engine
         self.models = models
         self.defaults = defaults
         self.limits = limits
+        self.pooling = pooling
         self.started = time.monotonic()
 
     async def answer(self, wanted: Wanted, client: str) -> Answer:
@@ -106,7 +124,7 @@ class Service:
 
         def count(served: Served) -> int:
             with self.models.used(served) as model:
-                return len(self._prompts(model, wanted)[0][1])
+                return len(self._prompts(model, wanted)[0].ids)
 
         return await asyncio.to_thread(count, self.models.find(wanted.model))
 
@@ -124,34 +142,50 @@ class Service:
         deadline = time.monotonic() + self.limits.seconds
         form = AnswerForm(model, wanted)
         texts, readers = [], []
-        for prompt, ids in prompts:
-            _check_room(model, ids)
+        scored = wanted.echo and wanted.logprobs is not None
+        for prompt in prompts:
+            _check_room(model, prompt.ids)
             for choice in range(wanted.choices):
                 texts.append(
                     Text(
                         model,
                         client,
-                        ids,
+                        prompt.ids,
                         replace(wanted.config, seed=(seed + choice) % _SEEDS),
                         _unheard,
                         logprobs=wanted.logprobs,
                         constraint=form.constraint(),
                         special_tokens=form.special_tokens,
+                        end_tokens=prompt.end_tokens,
                         deadline=deadline,
+                        rows=PromptScores(model, prompt.ids, wanted.logprobs or 0)
+                        if scored
+                        else None,
                     )
                 )
-                readers.append(form.reader(prompt))
+                readers.append(form.reader(prompt.text))
         return _Prepared(texts, readers, len(prompts))
 
-    def _prompts(self, model: Model, wanted: Wanted) -> list[tuple[str, list[int]]]:
-        """Each prompt's text, as far as it is known, and its ids."""
-        if wanted.messages is None:
-            return [("", _prompt_ids(model, prompt)) for prompt in wanted.prompts]
-        text = chat_prompt_text(model, wanted)
-        return [(text, model.tokenizer.encode(text, add_bos=False))]
+    def _prompts(self, model: Model, wanted: Wanted) -> list[_Prompt]:
+        if wanted.messages is not None:
+            text = chat_prompt_text(model, wanted)
+            return [_Prompt(model.tokenizer.encode(text, add_bos=False), text)]
+        if not wanted.suffix:
+            return [_Prompt(prompt_ids(model, prompt)) for prompt in wanted.prompts]
+        found = []
+        for prompt in wanted.prompts:
+            if not isinstance(prompt, str):
+                raise RequestError("A suffix needs a text as the prompt.", param="suffix")
+            try:
+                ids, ends = fill_prompt(model.tokenizer, prompt, wanted.suffix)
+            except UnsupportedError as error:
+                raise RequestError(str(error), param="suffix") from error
+            found.append(_Prompt(ids, end_tokens=ends))
+        return found
 
 
-def _prompt_ids(model: Model, prompt: Prompt) -> list[int]:
+def prompt_ids(model: Model, prompt: Prompt) -> list[int]:
+    """The ids of a text, or ids that are the model's."""
     if isinstance(prompt, str):
         return model.tokenize(prompt)
     return token_ids(prompt, model.info.vocabulary_size)

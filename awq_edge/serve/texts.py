@@ -16,6 +16,7 @@ from awq_edge.generation import GenerationConfig
 if TYPE_CHECKING:
     from awq_edge.adjustment import Constraint, TokenLogprob
     from awq_edge.model import Model
+    from awq_edge.serve.row_readers import RowReader
 
 
 class BusyError(AwqEdgeError):
@@ -104,7 +105,9 @@ class Text:
         logprobs: How many likeliest tokens to give with each; None gives none.
         constraint: What may be drawn.
         special_tokens: Whether they are spelt out in the text.
+        end_tokens: What ends it beside the model's own tokens for that.
         deadline: Of ``time.monotonic()``; None is none.
+        rows: What is made of every row of the prompt; None: only what follows it counts.
         submitted: Of ``time.monotonic()``.
     """
 
@@ -116,6 +119,8 @@ class Text:
     logprobs: int | None = None
     constraint: Constraint | None = None
     special_tokens: bool = False
+    end_tokens: Sequence[int] = ()
     deadline: float | None = None
+    rows: RowReader | None = None
     submitted: float = field(default_factory=time.monotonic)
     cancelled: bool = False

@@ -29,6 +29,7 @@ class Wanted:
         stream: Whether to answer piece by piece.
         usage_chunk: Whether a stream ends with its tokens, in OpenAI's interfaces.
         echo: Whether a text begins with its prompt.
+        suffix: What follows the text in the end: it fills the gap before.
     """
 
     model: str
@@ -44,3 +45,4 @@ class Wanted:
     stream: bool = False
     usage_chunk: bool = False
     echo: bool = False
+    suffix: str = ""

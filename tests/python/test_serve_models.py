@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 import shutil
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ from test_serve_engine import asked, heard
 
 from awq_edge import Model
 from awq_edge.errors import InvalidArgumentError
+from awq_edge.quantities import parse_duration
 from awq_edge.serve.engine import Engine
 from awq_edge.serve.faults import RequestError
 from awq_edge.serve.models import Models
@@ -103,3 +106,82 @@ def test_a_model_that_never_fits_is_refused(files: list[Path], engine: Engine) -
     with pytest.raises(RequestError, match="--memory"):
         models.use(models.all[1])
     models.close()
+
+
+def wait_for(condition: Callable[[], bool]) -> None:
+    deadline = time.monotonic() + 20
+    while not condition() and time.monotonic() < deadline:
+        time.sleep(0.01)
+    assert condition()
+
+
+def test_what_nobody_asks_is_closed_after_a_while(files: list[Path], engine: Engine) -> None:
+    models = Models(files, engine, opened, keep_seconds=0.3, pinned=["two"])
+    assert loaded(models) == ["one", "two", "three"]
+    first, second, third = models.all
+    with models.used(first) as model:
+        wait_for(lambda: loaded(models) == ["one", "two"])  # it is being used, and one is pinned
+        time.sleep(0.4)
+        text = asked(model, "Once upon a time")
+        engine.submit([text])
+        said = heard(text).text()
+        assert loaded(models) == ["one", "two"]
+    wait_for(lambda: loaded(models) == ["two"])
+    with models.used(first) as model:  # and comes back when it is asked for
+        again = asked(model, "Once upon a time")
+        engine.submit([again])
+        assert heard(again).text() == said
+    models.keep(first, math.inf)
+    models.keep(third, 0.0)
+    with models.used(third):
+        assert loaded(models) == ["one", "two", "three"]
+    wait_for(lambda: loaded(models) == ["one", "two"])
+    time.sleep(0.5)
+    assert loaded(models) == ["one", "two"]
+    assert second.expires_in == math.inf
+    models.close()
+
+
+def test_nothing_wakes_where_nothing_expires(files: list[Path], engine: Engine) -> None:
+    models = Models(files, engine, opened, pinned=["one"])
+    waits = []
+    condition = models._watch._condition
+    wait = condition.wait
+
+    def noted(timeout: float | None = None) -> bool:
+        waits.append(timeout)
+        return wait(timeout)
+
+    condition.wait = noted  # type: ignore[method-assign]
+    with models.used(models.all[1]):
+        pass
+    time.sleep(0.2)
+    models.close()
+    assert waits and set(waits) == {None}
+
+
+def test_pinned_models_stay_within_the_memory_or_are_refused(
+    files: list[Path], engine: Engine
+) -> None:
+    models = Models(files, engine, opened, need(files[0]) * 5 // 2, pinned=["two"])
+    assert loaded(models) == ["one", "two"]
+    with models.used(models.all[2]):
+        assert loaded(models) == ["two", "three"]
+        with pytest.raises(BusyError, match="memory"):
+            models.use(models.all[0])
+    models.close()
+    with pytest.raises(InvalidArgumentError, match="pinned models need"):
+        Models(files, engine, opened, need(files[0]) * 3 // 2, pinned=["one", "two"])
+    with pytest.raises(InvalidArgumentError, match="none of one, two, three"):
+        Models(files, engine, opened, pinned=["four"])
+
+
+def test_durations_are_read_as_people_write_them() -> None:
+    for text, seconds in [
+        *(("90", 90), ("1.5", 1.5), ("90s", 90), ("5m", 300), ("1h30m", 5400), ("2h", 7200)),
+        *(("1h2m3s", 3723), ("0", 0), ("-1", math.inf), ("-5m", math.inf)),
+    ]:
+        assert parse_duration(text) == seconds
+    for text in ("", "m", "5 parrots", "5m1h", "1e3", "--1", "h5", "nan"):
+        with pytest.raises(InvalidArgumentError, match="is no time"):
+            parse_duration(text)

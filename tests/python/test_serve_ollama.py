@@ -114,4 +114,6 @@ def test_errors_are_texts(client: object, server: Server) -> None:
     assert set(body) == {"error"}
     assert server.ask("/api/nothing")[0] == 404
     assert server.ask("/api/version")[1]["version"]
-    assert server.ask("/api/embed", {"input": "x"})[0] == 501
+    for wrong in ("soon", "5 parrots", [], True):
+        status, body, _ = server.ask("/api/chat", {"messages": SAY, "keep_alive": wrong})
+        assert (status == 400 and "keep_alive" in str(body)) or "duration" in str(body)

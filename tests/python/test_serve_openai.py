@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 import time
 from pathlib import Path
 
@@ -250,9 +252,83 @@ def test_texts_and_ids(server: Server) -> None:
     ids = server.ask("/tokenize", {"content": "Good morning"})[1]["tokens"]
     assert server.ask("/detokenize", {"tokens": ids})[1]["content"] == "Good morning"
     assert server.ask("/detokenize", {"tokens": [10**6]})[0] == 400
-    status, body, _ = server.ask("/v1/embeddings", {"input": "x"})
-    assert status == 501
-    assert "hidden states" in body["error"]["message"]
+
+
+def test_an_echo_says_how_likely_the_prompt_was(client: object, chat_file: Path) -> None:
+    import numpy as np
+
+    from awq_edge import Model
+
+    prompts = ["It was a dark night", "The garden"]
+    settings = dict(model="m", prompt=prompts, temperature=0.0, echo=True, logprobs=2, n=2)
+    whole = client.completions.create(**settings, max_tokens=3)
+    only = client.completions.create(**settings, max_tokens=0)
+    with Model.open(chat_file, threads=1) as model:
+        for choice, short in zip(whole.choices, only.choices):
+            prompt = prompts[choice.index // 2]
+            ids = model.tokenize(prompt)
+            drawn = model.generate(prompt, temperature=0.0, max_tokens=3)
+            assert choice.text == prompt + drawn.text()
+            assert short.text == prompt
+            logits = model.logits([*ids, *drawn.tokens]).astype(np.float64)
+            logits -= np.log(np.exp(logits).sum(axis=1, keepdims=True))
+            expected = [row[token] for row, token in zip(logits, [*ids, *drawn.tokens][1:])]
+            table = choice.logprobs
+            assert table.token_logprobs[0] is None and table.top_logprobs[0] is None
+            assert np.allclose(table.token_logprobs[1:], expected, atol=1e-4)
+            assert len(table.tokens) == len(table.text_offset) == len(ids) + len(drawn.tokens)
+            assert all(len(top) <= 2 for top in table.top_logprobs[1:])
+            assert table.text_offset == sorted(table.text_offset)
+            assert short.logprobs.tokens == table.tokens[: len(ids)]
+            assert short.logprobs.token_logprobs == table.token_logprobs[: len(ids)]
+    streams: dict[int, list[object]] = {i: [] for i in range(4)}
+    texts = dict.fromkeys(range(4), "")
+    for chunk in client.completions.create(**settings, max_tokens=3, stream=True):
+        choice = chunk.choices[0]
+        texts[choice.index] += choice.text
+        if choice.logprobs:
+            streams[choice.index] += choice.logprobs.token_logprobs
+    for choice in whole.choices:
+        assert texts[choice.index] == choice.text
+        assert streams[choice.index] == choice.logprobs.token_logprobs
+
+
+def test_a_gap_is_filled_by_models_that_were_trained_for_it(
+    server: Server, assets: Path, tmp_path: Path
+) -> None:
+    from awq_edge import Model
+    from awq_edge.fill_in_middle import fill_prompt
+
+    body = {"prompt": "def f(x):\n    return ", "suffix": "\n", "max_tokens": 8, "temperature": 0}
+    status, answer, _ = server.ask("/v1/completions", body)
+    assert status == 400
+    assert answer["error"]["param"] == "suffix" and "no markers" in answer["error"]["message"]
+    assert server.ask("/v1/completions", {**body, "prompt": [1, 2]})[0] == 400
+    path = tmp_path / "starcoder.awq.gguf"
+    subprocess.run(
+        [
+            *(sys.executable, "-m", "awq_edge.cli.main", "convert"),
+            *(assets / "models/novels-starcoder", "--method", "rtn", "--quiet", "-o", path),
+        ],
+        check=True,
+        timeout=300,
+    )
+    started = Server(path, "--cache-size", "0")
+    try:
+        filled = started.ask("/v1/completions", body)[1]
+        other = started.ask("/v1/completions", {**body, "suffix": " + 1\n"})[1]
+        ollama = {**body, "options": {"temperature": 0, "num_predict": 8}, "stream": False}
+        generated = started.ask("/api/generate", ollama)[1]
+    finally:
+        started.stop()
+    with Model.open(path, threads=1) as model:
+        for found, suffix in ((filled, "\n"), (other, " + 1\n")):
+            ids, ends = fill_prompt(model.tokenizer, body["prompt"], suffix)
+            assert ends
+            expected = model.generate(ids, temperature=0, max_tokens=8).text()
+            assert found["usage"]["prompt_tokens"] == len(ids)
+            assert found["choices"][0]["text"] == expected
+        assert generated["response"] == filled["choices"][0]["text"]
 
 
 def test_health_and_metrics(server: Server) -> None:

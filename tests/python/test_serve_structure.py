@@ -191,7 +191,7 @@ def test_answers_are_always_valid(chat_file: Any) -> None:
 
     engine = Engine(parallel=8, most_waiting=1000)
     random_ = random.Random(16)
-    schemas = [random_schema(random_) for _ in range(60)]
+    schemas = [random_schema(random_) for _ in range(300)]
     with Model.open(chat_file, threads=1, context_length=512) as model:
         prompt = model.chat_tokens([{"role": "user", "content": "Good morning!"}])
         texts = []
