@@ -1,16 +1,19 @@
 """Many clients at once against ``awq-edge serve``: is each text what it is alone, and how fast.
 
-Starts a server, lets clients stream chats from it, some of which leave in the middle, and compares
-every whole text with ``Model.generate`` by ``==``. Prints requests, tokens per second of all
-together, the time to the first token, and the server's memory before and after.
+Starts a server, lets clients stream chats from it, some of which leave in the middle and some of
+which read slowly, and compares every whole text with ``Model.generate`` by ``==``. Prints requests,
+tokens per second of all together, the time to the first token, and the server's memory after a
+tenth of the requests and in the end. With ``--minutes`` the clients go on for at least so long.
 
-    python benchmarks/serve_load.py chat.awq.gguf --clients 50 --requests 10000
+    python benchmarks/serve_load.py chat.awq.gguf --clients 50 --requests 10000 --minutes 10
+    python benchmarks/serve_load.py chat.awq.gguf --requests 500 -- --lookup --cache-size 0
 """
 
 from __future__ import annotations
 
 import argparse
 import http.client
+import itertools
 import json
 import random
 import re
@@ -31,16 +34,22 @@ SAYINGS = (
     "I am going to the sea with my sister, and we shall not be back before night. " * 6,
     "Will you be so kind as to bring the carriage to the door?",
 )
-LEAVING = 0.1  # of all clients, in the middle of a text
+LEAVING = 0.1  # of all requests, in the middle of a text
+SLOW = 0.05  # of all requests, whose reader waits at each piece
+SLOW_SECONDS = 0.05
 
 
 class Load:
     """What clients share: the plan, the figures and what went wrong."""
 
-    def __init__(self, address: tuple[str, int], requests: int, max_tokens: int) -> None:
-        """Has asked nothing yet."""
+    def __init__(
+        self, address: tuple[str, int], requests: int, max_tokens: int, until: float = 0.0
+    ) -> None:
+        """Has asked nothing yet; of ``time.monotonic()``, goes on until a time at least."""
         self.address, self.max_tokens = address, max_tokens
-        self._plan = iter(range(requests))
+        self._requests, self._until = requests, until
+        self._plan = itertools.count()
+        self.memory: int | None = None  # after a tenth of the requests
         self._lock = threading.Lock()
         self.texts: dict[int, str] = {}
         self.first_token_seconds: list[float] = []
@@ -63,15 +72,18 @@ class Load:
         random_ = random.Random(seed)
         while True:
             with self._lock:
-                number = next(self._plan, None)
-            if number is None:
+                number = next(self._plan)
+            if number >= self._requests and time.monotonic() >= self._until:
                 return
+            if number == self._requests // 10:
+                self.memory = int(str(_health(self.address)["memory_bytes"]))
             try:
-                self._ask(number, leaves=random_.random() < LEAVING)
+                kind = random_.random()
+                self._ask(number, leaves=kind < LEAVING, slow=kind > 1 - SLOW)
             except OSError as error:
                 self.faults.append(f"request {number}: {error}")
 
-    def _ask(self, number: int, *, leaves: bool) -> None:
+    def _ask(self, number: int, *, leaves: bool, slow: bool) -> None:
         while True:
             connection = http.client.HTTPConnection(*self.address, timeout=600)
             began = time.perf_counter()
@@ -84,6 +96,8 @@ class Load:
             time.sleep(float(response.headers["Retry-After"]))
         text, first = "", None
         for event in _events(response):
+            if slow:
+                time.sleep(SLOW_SECONDS)
             choices = event["choices"]
             if choices and choices[0]["delta"].get("content"):
                 first = first or time.perf_counter() - began
@@ -139,11 +153,14 @@ def main() -> int:
     parser.add_argument("--requests", type=int, default=500)
     parser.add_argument("--max-tokens", type=int, default=40)
     parser.add_argument("--parallel", type=int, default=8)
+    parser.add_argument("--minutes", type=float, default=0.0)
+    parser.add_argument("options", nargs="*", help="for the server, behind --")
     asked = parser.parse_args()
-    process, address = _started([str(asked.file), "--parallel", str(asked.parallel)])
+    options = [str(asked.file), "--parallel", str(asked.parallel), *asked.options]
+    process, address = _started(options)
     try:
-        load = Load(address, asked.requests, asked.max_tokens)
-        before = _health(address)["memory_bytes"]
+        until = time.monotonic() + 60 * asked.minutes
+        load = Load(address, asked.requests, asked.max_tokens, until)
         began = time.perf_counter()
         clients = [threading.Thread(target=load.client, args=[i]) for i in range(asked.clients)]
         for client in clients:
@@ -170,7 +187,8 @@ def main() -> int:
     print(f"{len(load.texts)} texts, {load.left} left, {load.refused} times 429, {seconds:.1f} s")
     print(f"{load.tokens / seconds:.1f} tokens/s together")
     print(f"first token: median {statistics.median(first):.3f} s, last {first[-1]:.3f} s")
-    print(f"memory of its own: {before} bytes, then {after['memory_bytes']}; live {after['live']}")
+    print(f"memory of its own: {load.memory} bytes, then {after['memory_bytes']}")
+    print(f"live in the end: {after['live']}")
     print(f"{different} texts differ from those alone; {len(load.faults)} faults")
     for fault in load.faults[:5]:
         print(fault)
