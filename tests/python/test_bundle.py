@@ -21,6 +21,7 @@ from conftest import Command
 from awq_edge.device import bundle as bundle_module
 from awq_edge.device.bundle import Bundle, collect, requirements, write
 from awq_edge.device.packages import fetch
+from awq_edge.device.project import runtime_requirements
 from awq_edge.device.wheel import wheel_name
 from awq_edge.errors import BuildError, FileUnreadableError, InvalidArgumentError
 from awq_edge.profiles import load_profile
@@ -79,6 +80,24 @@ def test_markers_are_those_of_the_board_not_of_this_machine(index: Path, tmp_pat
     assert _names(old) == ["extra_part", "for_arm", "for_old_pythons", "top", "with_more"]
     pc = fetch(["top; python_version >= '3'"], "x86_64", "3.12", tmp_path / "c")
     assert _names(pc) == ["extra_part", "for_pcs", "top", "with_more"]
+
+
+@pytest.mark.parametrize(("python", "newest"), [("3.9", "0.23.1"), ("3.10", "0.28.0")])
+def test_typer_needs_the_same_click_on_every_python(python: str, newest: str) -> None:
+    """Later ones say ``click>=8.2.1; python_version >= "3.10"``, which pip reads for this machine.
+
+    There is no such click for 3.9, and pip searches for minutes among releases of everything else.
+    """
+    from packaging.requirements import Requirement
+
+    found = [Requirement(text) for text in runtime_requirements(["serve"])]
+    (typer,) = [
+        one
+        for one in found
+        if one.name == "typer" and one.marker and one.marker.evaluate({"python_version": python})
+    ]
+    assert typer.specifier.contains(newest)
+    assert typer.specifier.contains("0.23.2") == (python != "3.9")
 
 
 def test_wheels_for_the_boards_cpu_and_c_library_are_taken(index: Path, tmp_path: Path) -> None:
