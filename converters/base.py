@@ -144,6 +144,8 @@ class Converter:
     stored: Callable[[Config, Architecture, str], Stored] = _no_changes
     # What the family calls the keys that Config reads for all, those in front first.
     keys: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
+    # Keys that other families read, and whose values this one's class takes no notice of.
+    unread: frozenset[str] = frozenset()
     # Names, ours to theirs, that a configuration decides about; find() puts them into ``names``.
     names_of: Callable[[Config], Mapping[str, str]] = lambda _: {}
     ropes: Callable[[Config], LayerRopes] = _one_rope  # the layers' rotary embeddings
@@ -152,7 +154,8 @@ class Converter:
 
     def config(self, values: Mapping[str, Any]) -> Config:
         """A config.json of the family."""
-        return Config(values, self.defaults, self.keys)
+        read = {key: value for key, value in values.items() if key not in self.unread}
+        return Config(read, self.defaults, self.keys)
 
     def architecture(self, config: Mapping[str, Any]) -> Architecture:
         """The decoder that a config.json describes."""

@@ -64,4 +64,13 @@ def _stored(config: Config, a: Architecture, stem: str) -> Stored:
     return fused_by_kv_head(a, stem) or Stored()
 
 
-CONVERTER = Converter("gpt_neox", _NAMES, _architecture, _DEFAULTS, _stored, keys=_KEYS)
+CONVERTER = Converter(
+    "gpt_neox",
+    _NAMES,
+    _architecture,
+    _DEFAULTS,
+    _stored,
+    keys=_KEYS,
+    # Files of transformers 4 hold them too; of the two spellings the family's own counts alone.
+    unread=frozenset(("partial_rotary_factor", "rope_theta")),
+)

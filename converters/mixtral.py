@@ -14,6 +14,7 @@ _DEFAULTS = {
     "num_key_value_heads": 8,
     "max_position_embeddings": 131072,
     "rms_norm_eps": 1e-5,
+    "rope_theta": 1e6,
     "sliding_window": None,
     "num_experts_per_tok": 2,
     "num_local_experts": 8,

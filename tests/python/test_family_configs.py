@@ -11,7 +11,8 @@ import pytest
 
 pytest.importorskip("torch")
 
-from awq_edge.converters import find
+from awq_edge.converters import find, known_model_types
+from awq_edge.converters.text_part import WRAPPERS
 
 from awq_edge.errors import AwqEdgeError, CheckpointError, UnsupportedError
 
@@ -288,6 +289,63 @@ def test_olmo3_has_one_base_in_older_files() -> None:
     assert a.local_rope_scaling is None and a.rope_scaling is not None
     plain = find(values).architecture({**values, "rope_scaling": None})
     assert plain.rope_tables == (0,) * 5  # one table serves both
+
+
+# The class of BLOOM has a toy's sizes; and what sees images is read by its text part's converter.
+NO_DEFAULTS = {"bloom", *WRAPPERS}
+
+
+def all_that_is_read(values: dict[str, Any]) -> Any:
+    converter = find(values)
+    try:
+        a = converter.architecture(values)
+    except UnsupportedError as error:  # a form of a family that is not read
+        return str(error)
+    factors = [
+        converter.changes(values, a, f"blk.0.{stem}.weight").factor
+        for stem in ("attn_q", "attn_output")
+    ]
+    return a, converter.names, factors
+
+
+@pytest.mark.parametrize("family", [f for f in known_model_types() if f not in NO_DEFAULTS])
+def test_one_key_less_is_the_class_s_value(family: str) -> None:
+    """Of a whole config.json of every family that transformers has a class for."""
+    transformers = pytest.importorskip("transformers")
+
+    def of_the_whole(values: dict[str, Any]) -> dict[str, Any]:
+        keys = {key: value for key, value in values.items() if key != "model_type"}
+        return {**transformers.AutoConfig.for_model(family, **keys).to_dict(), "model_type": family}
+
+    try:
+        whole = of_the_whole({})
+    except ValueError:
+        pytest.skip("a family that ran code of its own")
+    assert all_that_is_read({"model_type": family}) == all_that_is_read(whole)
+    for key in whole:
+        if key == "model_type":
+            continue
+        less = {name: value for name, value in whole.items() if name != key}
+        assert all_that_is_read(less) == all_that_is_read(of_the_whole(less)), key
+
+
+@pytest.mark.parametrize("key", ["rotary_emb_base", "rotary_pct"])
+def test_gpt_neox_reads_its_own_spelling_alone(key: str) -> None:
+    """Files of transformers 4 have both."""
+    transformers = pytest.importorskip("transformers")
+    values: dict[str, Any] = {
+        "model_type": "gpt_neox",
+        "rotary_emb_base": 500,
+        "rope_theta": 500.0,
+        "rotary_pct": 0.5,
+        "partial_rotary_factor": 0.5,
+    }
+    for less in (values, {name: value for name, value in values.items() if name != key}):
+        keys = {name: value for name, value in less.items() if name != "model_type"}
+        table = transformers.AutoConfig.for_model("gpt_neox", **keys).rope_parameters
+        a = find(less).architecture(less)
+        rotated = (a.rotary_size or a.head_size) / a.head_size
+        assert (a.rope_theta, rotated) == (table["rope_theta"], table["partial_rotary_factor"])
 
 
 # ---- refusals ------------------------------------------------------------------------------------
