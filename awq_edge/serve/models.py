@@ -26,6 +26,8 @@ _SUFFIXES = (".awq.gguf", ".gguf")
 _RETRY_SECONDS = 10
 # Before a model is looked at again that should go and cannot yet.
 _AGAIN_SECONDS = 0.05
+# Thirty years: no clock is set so far ahead.
+_FOR_EVER_SECONDS = 1e9
 
 
 @dataclass(eq=False)
@@ -250,7 +252,7 @@ class Models:
                     self._drop(one)
             left = [max(one.expires_in, _AGAIN_SECONDS) for one in unused if one.model is not None]
         soonest = min(left, default=math.inf)
-        return None if math.isinf(soonest) else soonest
+        return None if soonest > _FOR_EVER_SECONDS else soonest
 
     def _taken(self) -> int:
         """What the open ones have, each with one session at least."""

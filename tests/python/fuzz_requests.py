@@ -15,6 +15,7 @@ Prints how many answers had which status, and every request that was answered wr
 from __future__ import annotations
 
 import argparse
+import copy
 import http.client
 import json
 import random
@@ -188,7 +189,7 @@ def damaged(random_: random.Random, value: Any, depth: int = 0) -> Any:
         changed = list(value)
         changed[place] = damaged(random_, value[place], depth + 1)
         return changed * random_.choice([1, 1, 1, 2])
-    return random_.choice(ODD)
+    return copy.deepcopy(random_.choice(ODD))  # what is changed later is the body's own
 
 
 def _shorten(body: dict[str, Any], short: dict[str, Any]) -> None:
@@ -229,7 +230,8 @@ def request(random_: random.Random, word: str) -> tuple[str, bytes]:
             name = random_.choice(list(other))
             body[name] = filled(random_.choice(other[name]), word)
         else:
-            body[random_.choice(["", "x" * 300, "constructor", "model"])] = random_.choice(ODD)
+            name = random_.choice(["", "x" * 300, "constructor", "model"])
+            body[name] = copy.deepcopy(random_.choice(ODD))
     _shorten(body, SHORT.get(path, {}))
     data = json.dumps(body).encode()
     if random_.random() < 0.08:
@@ -333,6 +335,8 @@ def fuzz(server: Server, bodies: int, seed: int, clients: int) -> Fuzzing:
         thread.start()
     for thread in threads:
         thread.join()
+    if sum(fuzzing.statuses.values()) + len(fuzzing.faults) < bodies:
+        fuzzing.faults.append("not all bodies were sent")
     if "Traceback" in server.log:
         fuzzing.faults.append("the log: " + server.log[-3000:])
     if server.ask("/health")[1].get("status") != "ok":

@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 import itertools
+import json
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 import pytest
+from conftest import Command
+from serving import Server
 from test_serve_engine import Heard, heard
 
 from awq_edge import GenerationConfig, Model
@@ -285,3 +288,38 @@ def test_what_loses_rests() -> None:
         assert share < 1.02, (right, row_seconds, share)
         assert rests > 1
         assert asked < 100
+
+
+# ---- the commands --------------------------------------------------------------------------------
+
+
+def test_run_says_what_came_true(command: Command, stories_path: Path, chat_file: Path) -> None:
+    arguments = ("run", stories_path, "-p", COPYING, "-n", "50", "--temperature", "0", "--json")
+    plain = json.loads(command(*arguments).out)
+    for options in (["--lookup"], ["--draft", stories_path], ["--lookup", "--draft", stories_path]):
+        result = command(*arguments, *options)
+        found = json.loads(result.out)
+        assert found["text"] == plain["text"]
+        assert found["guessed_right"] <= found["guessed_tokens"]
+        told = command(*arguments[:-1], *options).err
+        assert "guessed tokens were right" in told
+    assert plain["guessed_tokens"] == 0
+    command(*arguments, "--draft", chat_file).assert_one_sentence("its tokens are others")
+    command(*arguments, "--draft", "no-such-file").assert_one_sentence("no-such-file")
+
+
+def test_serve_counts_guesses(stories_path: Path) -> None:
+    server = Server(stories_path, "--lookup", "--draft", stories_path, "--cache-size", "0")
+    plain = Server(stories_path, "--cache-size", "0")
+    try:
+        for seed in range(4):
+            body = {"prompt": COPYING, "max_tokens": 60, "temperature": 0.5, "seed": seed}
+            found = server.ask("/v1/completions", body)[1]["choices"]
+            assert found == plain.ask("/v1/completions", body)[1]["choices"]
+        guessed = server.metric("tokens_guessed_total")
+        assert 0 <= server.metric("tokens_guessed_right_total") <= guessed
+        assert guessed + server.metric("guessing_rests_total") > 0
+        assert "tokens_guessed" not in plain.ask("/metrics")[1]
+    finally:
+        server.stop()
+        plain.stop()
