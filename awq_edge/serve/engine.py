@@ -556,7 +556,8 @@ class Engine:
         self._changed = True  # somebody who waits may have its place
         self._sessions[live.text.model].give_back(live.session)
         live.generation.close()
-        if not live.session.closed and live.text.rows is None:
+        keeps = self.stored is not None and live.text.rows is None
+        if keeps and not live.session.closed:
             self._unsaved.append(live.session)
         self.counts.ended(reason)
 

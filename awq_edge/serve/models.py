@@ -7,6 +7,7 @@ them. Its methods may wait, and are called on threads where that is allowed.
 from __future__ import annotations
 
 import contextlib
+import gc
 import math
 import threading
 import time
@@ -241,6 +242,8 @@ class Models:
             return False
         served.model.close()
         served.model = None
+        # A vocabulary takes tens of megabytes, and its tables refer to themselves.
+        gc.collect()
         return True
 
     def _drop_idle(self) -> float | None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import shutil
 import time
+import weakref
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -17,6 +18,7 @@ from awq_edge.quantities import parse_duration
 from awq_edge.serve.engine import Engine
 from awq_edge.serve.faults import RequestError
 from awq_edge.serve.models import Models
+from awq_edge.serve.stored_contexts import StoredContexts
 from awq_edge.serve.texts import BusyError
 
 
@@ -185,3 +187,24 @@ def test_durations_are_read_as_people_write_them() -> None:
     for text in ("", "m", "5 parrots", "5m1h", "1e3", "--1", "h5", "nan"):
         with pytest.raises(InvalidArgumentError, match="is no time"):
             parse_duration(text)
+
+
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_closed_model_is_gone(files: list[Path], tmp_path: Path, stored: bool) -> None:
+    """Nothing of the engine's holds on to one: opening and closing for ever takes no memory."""
+    kept = StoredContexts(tmp_path / "kept", 1 << 30) if stored else None
+    engine = Engine(parallel=2, most_waiting=8, stored=kept)
+    models = Models(files[:1], engine, opened, keep_seconds=0.0)
+    gone = []
+    for _ in range(3):
+        with models.used(models.all[0]) as model:
+            gone.append(weakref.ref(model))
+            text = asked(model, "Once upon a time there was a girl. " * 8)
+            engine.submit([text])
+            heard(text).end()
+        del model, text
+        wait_for(lambda: not loaded(models))
+
+    wait_for(lambda: not any(one() for one in gone))
+    models.close()
+    engine.stop(5)
