@@ -1,0 +1,153 @@
+"""How a model's pictures are made the squares that its tower reads.
+
+Owns the record that a model file carries as ``awq_edge.vision.preprocessing``, and which of its
+ways a picture goes. Refuses the arithmetic: ``resize.py``, ``crops.py`` and ``tilings.py`` have it.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+
+from awq_edge.errors import FileInvalidError, InvalidArgumentError
+from awq_edge.vision import crops, tilings
+from awq_edge.vision.resize import FILTERS, Pixels, resized
+from awq_edge.vision.tilings import Tiled
+
+METADATA_KEY = "awq_edge.vision.preprocessing"
+# crop: the shorter side fits, and the middle is kept; squash: both sides fit; pad: the longer side
+# fits, on a square of one colour; rows_and_columns and any_resolution: tilings.
+WAYS = ("crop", "squash", "pad", "rows_and_columns", "any_resolution")
+# How many tiles a picture may become: one, or what the family's rules say.
+DETAILS = ("low", "high")
+MAX_SIDE = 16384
+
+
+@dataclasses.dataclass(frozen=True)
+class Preprocessing:
+    """What a family does with a picture.
+
+    Attributes:
+        way: One of ``WAYS``.
+        side: Of the squares that the tower reads, in pixels.
+        filter: Which one resizes.
+        shortest_edge: Of the picture that is cropped.
+        background: Colour behind what is padded, RGB.
+        longest_edge: Of the picture that is cut into rows and columns.
+        split: Whether it is cut at all.
+        sizes: Heights and widths that any resolution may take.
+    """
+
+    way: str
+    side: int
+    filter: str = "bicubic"
+    shortest_edge: int = 0
+    background: tuple[int, int, int] = (0, 0, 0)
+    longest_edge: int = 0
+    split: bool = True
+    sizes: tuple[tuple[int, int], ...] = ()
+
+    def __post_init__(self) -> None:
+        """Refuses what cannot be."""
+        if self.way not in WAYS or self.filter not in FILTERS:
+            raise InvalidArgumentError(
+                f"Pictures are prepared by {self.way!r} and {self.filter!r}; known are "
+                f"{', '.join(WAYS)} and {', '.join(FILTERS)}."
+            )
+        sizes = [size for pair in self.sizes for size in pair]
+        wanted = {
+            "crop": [self.shortest_edge],
+            "rows_and_columns": [self.longest_edge],
+            "any_resolution": sizes or [0],
+        }
+        for number in (self.side, *wanted.get(self.way, ())):
+            if not 1 <= number <= MAX_SIDE:
+                raise InvalidArgumentError(
+                    f"Pictures of {number} pixels on a side are asked for; 1 to {MAX_SIDE} are "
+                    "possible."
+                )
+        if self.way == "any_resolution" and any(size % self.side for size in sizes):
+            raise InvalidArgumentError(
+                f"A picture of one of the sizes {list(self.sizes)} is no whole number of tiles of "
+                f"{self.side} pixels."
+            )
+
+    def tiles(self, rgb: Pixels, detail: str = "high") -> Tiled:
+        """What the tower reads of a picture.
+
+        Args:
+            rgb: uint8 [H, W, 3].
+            detail: "low": one tile; "high": as many as the family's rules say.
+        """
+        if detail not in DETAILS:
+            raise InvalidArgumentError(f"The detail {detail!r} is none of {', '.join(DETAILS)}.")
+        split = self.split and detail == "high"
+        if self.way == "rows_and_columns":
+            return tilings.split_rows_and_columns(
+                rgb, self.side, self.longest_edge, self.filter, split=split
+            )
+        if self.way == "any_resolution" and split:
+            return tilings.any_resolution(rgb, self.side, self.sizes, self.filter)
+        return Tiled(self._square(rgb)[None], size=(rgb.shape[0], rgb.shape[1]))
+
+    def _square(self, rgb: Pixels) -> Pixels:
+        if self.way == "crop":
+            fitted = crops.shortest_edge(rgb, self.shortest_edge, self.filter)
+            return crops.centre_crop(fitted, self.side, self.side)
+        if self.way == "pad":
+            rgb = crops.padded_to_square(rgb, self.background)
+        return resized(rgb, self.side, self.side, self.filter)
+
+    def to_json(self) -> str:
+        """The record as a model file carries it; what holds its default is left out."""
+        values = {
+            field.name: getattr(self, field.name)
+            for field in dataclasses.fields(self)
+            if getattr(self, field.name) != field.default
+        }
+        return json.dumps(values, sort_keys=True)
+
+    @classmethod
+    def from_json(cls, text: object) -> Preprocessing:
+        """Reads what :meth:`to_json` wrote.
+
+        Raises:
+            FileInvalidError: It is no such record.
+        """
+        try:
+            if not isinstance(text, str):
+                raise TypeError(f"it is {type(text).__name__}")
+            return cls(**_typed(json.loads(text)))
+        except (ValueError, TypeError, RecursionError, InvalidArgumentError) as error:
+            raise FileInvalidError(
+                f"The file's entry {METADATA_KEY} cannot be used ({str(error).rstrip('.')}): "
+                "convert the model again with this release."
+            ) from error
+
+
+def _typed(values: object) -> dict[str, object]:
+    """A record's values as the class has them.
+
+    Raises:
+        TypeError: One is of another type.
+    """
+    if not isinstance(values, dict):
+        raise TypeError("it is no table")
+    kinds = {"way": str, "filter": str, "split": bool, "background": list, "sizes": list}
+    for name, value in values.items():
+        if type(value) is not kinds.get(name, int):
+            raise TypeError(f"{name} is {value!r}")
+    typed = dict(values)
+    if "background" in typed:
+        typed["background"] = _integers(typed["background"], 3)
+    if "sizes" in typed:
+        typed["sizes"] = tuple(_integers(pair, 2) for pair in typed["sizes"])
+    return typed
+
+
+def _integers(values: object, count: int) -> tuple[int, ...]:
+    if not isinstance(values, list) or len(values) != count:
+        raise TypeError(f"{values!r} are not {count} numbers")
+    if any(type(value) is not int for value in values):
+        raise TypeError(f"{values!r} are not whole numbers")
+    return tuple(values)
