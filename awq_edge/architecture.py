@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import dataclasses
 from collections.abc import Container, Mapping
-from typing import Any, Union
+from typing import Any, ClassVar, Union
 
 import numpy as np
 import numpy.typing as npt
@@ -133,6 +133,10 @@ class Architecture:
         shared_router: Whether a router of its own weighs the shared expert, or nothing does.
     """
 
+    # What the record of a tower for pictures has otherwise (``vision/architecture.py``).
+    activations: ClassVar[tuple[str, ...]] = ACTIVATIONS
+    causal: ClassVar[bool] = True  # whether a position sees none behind it
+
     layers: int
     hidden_size: int
     vocabulary_size: int
@@ -229,9 +233,9 @@ class Architecture:
             raise UnsupportedError(
                 f"A matrix of the model has {widest} columns; at most {MAX_COLUMNS} are supported."
             )
-        if self.activation not in ACTIVATIONS:
+        if self.activation not in self.activations:
             raise UnsupportedError(
-                f"The activation {self.activation!r} is none of {', '.join(ACTIVATIONS)}."
+                f"The activation {self.activation!r} is none of {', '.join(self.activations)}."
             )
         if not 0 <= self.rotary_size <= self.head_size or self.rotary_size % 2:
             raise UnsupportedError(

@@ -6,8 +6,8 @@ earlier turns have in common with the next prompt, so only what is new is read.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
-from typing import TYPE_CHECKING
+from collections.abc import Iterator, Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from awq_edge.chat import templates
 from awq_edge.errors import AwqEdgeError, ContextFullError, InvalidArgumentError
@@ -15,13 +15,14 @@ from awq_edge.generation import GenerationConfig
 from awq_edge.reasoning import Piece, ReasoningSplitter, reasoning_markers
 
 if TYPE_CHECKING:
-    from awq_edge.generation import Generation
+    from awq_edge.generation import Generation, Prompt
     from awq_edge.model import Model
+    from awq_edge.vision.reader import PictureReader, PreparedPicture
 
 # What an answer may take before the oldest turns go: a paragraph, on short contexts a quarter.
 _ANSWER_TOKENS = 256
 
-Message = Mapping[str, str]
+Message = Mapping[str, Any]
 
 
 class Conversation:
@@ -30,7 +31,8 @@ class Conversation:
     Attributes:
         system: What the model is told before the first turn; empty: nothing.
         turns: ``{"role": "user" or "assistant", "content": …}``, oldest first; an answer that the
-            model has thought about has that as ``"reasoning_content"``.
+            model has thought about has that as ``"reasoning_content"``. A question with pictures
+            has parts as its content.
         dropped: How many messages no longer fitted into the context.
         last: The generation of the last answer, for its figures; None before the first.
     """
@@ -57,12 +59,14 @@ class Conversation:
         self._drop_oldest = drop_oldest
         self._markers = reasoning_markers(templates(model.metadata).get("default", ""))
         self.system = system
-        self.turns: list[dict[str, str]] = []
+        self.turns: list[dict[str, Any]] = []
         self.dropped = 0
         self.last: Generation | None = None
 
-    def ask(self, text: str) -> Iterator[Piece]:
+    def ask(self, text: str, pictures: Sequence[PreparedPicture] = ()) -> Iterator[Piece]:
         """Says something, and gives the answer piece by piece, reasoning before it told apart.
+
+        Pictures that :meth:`Model.pictures` has prepared stand in front of the text.
 
         An answer that is stopped, by Ctrl-C too, stays as far as it came; one without a piece takes
         its question back.
@@ -71,11 +75,13 @@ class Conversation:
             ContextFullError: There is no room: for this text at all, or without leaving turns out.
             UnsupportedError: The model has no chat template.
         """
-        self.turns.append({"role": "user", "content": text})
+        shown: list[dict[str, Any]] = [{"type": "image", "image": one} for one in pictures]
+        content = [*shown, {"type": "text", "text": text}] if shown else text
+        self.turns.append({"role": "user", "content": content})
         said = {False: "", True: ""}
         try:
-            prompt, tokens = self._fitting_prompt()
-            self.last = self._model.generate(tokens, self._config)
+            prompt, whole = self._fitting_prompt()
+            self.last = self._model.generate(whole, self._config)
             splitter = ReasoningSplitter(self._markers, prompt)
             for part in self.last:
                 for piece in splitter.add(part):
@@ -100,12 +106,13 @@ class Conversation:
             AwqEdgeError: As :meth:`ask`, also in the middle of the answer; the old exchange stays.
         """
         turns, dropped = list(self.turns), self.dropped
+        pictures = self.last_pictures()
         said = self.undo()
         if said is None:
             raise InvalidArgumentError("There is nothing to ask again.")
         begun = failed = False
         try:
-            for piece in self.ask(said):
+            for piece in self.ask(said, pictures):
                 begun = True
                 yield piece
         except AwqEdgeError:
@@ -120,42 +127,75 @@ class Conversation:
         while self.turns:
             turn = self.turns.pop()
             if turn["role"] == "user":
-                return turn["content"]
+                return _text_of(turn)
         return None
+
+    @property
+    def pictures(self) -> PictureReader:
+        """What prepares pictures for :meth:`ask`."""
+        return self._model.pictures
+
+    def last_pictures(self) -> list[PreparedPicture]:
+        """Those of the last question."""
+        for turn in reversed(self.turns):
+            if turn["role"] == "user":
+                parts = turn["content"] if isinstance(turn["content"], list) else []
+                return [part["image"] for part in parts if part["type"] == "image"]
+        return []
 
     def reset(self) -> None:
         """Forgets all turns; the system text stays."""
         self.turns.clear()
         self.dropped = 0
 
-    def _messages(self, turns: list[dict[str, str]]) -> list[dict[str, str]]:
+    def _messages(self, turns: list[dict[str, Any]]) -> list[dict[str, Any]]:
         first = [{"role": "system", "content": self.system}] if self.system else []
         return first + turns
 
-    def _fitting_prompt(self) -> tuple[str, list[int]]:
-        """The prompt and its ids; leaves the oldest turns out until there is room for an answer."""
+    def _prompt(self, turns: list[dict[str, Any]]) -> tuple[str, Prompt, int]:
+        """The text of a prompt, what a session reads of it, and how many tokens that is."""
+        messages = self._messages(turns)
+        if self._model.sees_pictures:
+            text, whole = self._model.picture_chat(messages)
+            return text, whole, len(whole.tokens)
+        text = self._model.chat_prompt(messages)
+        ids = self._model.tokenizer.encode(text, add_bos=False)
+        return text, ids, len(ids)
+
+    def _fitting_prompt(self) -> tuple[str, Prompt]:
+        """The prompt; leaves the oldest turns out until there is room for an answer.
+
+        A turn goes with its pictures, and none is cut.
+        """
         context = self._model.context_length
         room = context - min(_ANSWER_TOKENS, context // 4)
         turns, first = self.turns, 0
         while True:
-            text = self._model.chat_prompt(self._messages(turns[first:]))
-            prompt = self._model.tokenizer.encode(text, add_bos=False)
+            text, prompt, count = self._prompt(turns[first:])
             alone = first == len(turns) - 1
-            if len(prompt) <= room or (alone and len(prompt) < context):
+            if count <= room or (alone and count < context):
                 del turns[:first]
                 self.dropped += first
                 return text, prompt
             if alone:
                 raise ContextFullError(
-                    f"The text takes {len(prompt)} tokens, and the context has {context}: use a "
+                    f"The text takes {count} tokens, and the context has {context}: use a "
                     "longer --context, or say less at once."
                 )
             if not self._drop_oldest:
                 raise ContextFullError(
-                    f"The conversation takes {len(prompt)} of the context's {context} tokens, and "
+                    f"The conversation takes {count} of the context's {context} tokens, and "
                     "an answer needs room: /reset begins anew, /undo goes back."
                 )
             # A question goes with its answer, so that the rest still begins with a question.
             first += 1
             while turns[first]["role"] != "user":
                 first += 1
+
+
+def _text_of(turn: Message) -> str:
+    """What was said in a turn, its pictures left out."""
+    content = turn["content"]
+    if isinstance(content, str):
+        return content
+    return "".join(part["text"] for part in content if part["type"] == "text")

@@ -12,6 +12,8 @@ import torch
 
 from awq_edge.architecture import Architecture
 from awq_edge.checkpoints import Checkpoint, DecoderTensors, open_checkpoint
+from awq_edge.checkpoints.vision_tensors import VisionTensors
+from awq_edge.converters.vision_part import TEXT_ALONE, vision_part
 from awq_edge.stages import layer_tensor_names, tensor_names
 
 _ROWS = 8192  # of a matrix, read at once where only some are wanted
@@ -61,6 +63,25 @@ class FloatModel:
         """Every tensor of one layer, by its name without ``blk.N.``."""
         names = layer_tensor_names(self.architecture, index)
         return {name: self(f"blk.{index}.{name}", device) for name in names}
+
+
+def open_vision_part(model: FloatModel) -> tuple[VisionTensors | None, str]:
+    """The tower of a float model, if it has one that a file can hold.
+
+    Returns:
+        The tower, and else why a model that has one is converted without it; empty: it has none.
+
+    Raises:
+        AwqEdgeError: Something is wrong with it.
+    """
+    checkpoint = model.checkpoint.vision
+    if checkpoint is None:
+        return None, ""
+    why = TEXT_ALONE.get(str(checkpoint.config.get("model_type")), "")
+    part = vision_part(checkpoint.config, model.architecture.hidden_size)
+    if part is None or part.refused:
+        return None, why if part is None else part.refused
+    return VisionTensors(checkpoint, part), ""
 
 
 def open_float_model(model: str) -> FloatModel:

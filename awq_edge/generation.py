@@ -26,10 +26,11 @@ if TYPE_CHECKING:
 
     from awq_edge._native import NativeSampler
     from awq_edge.session import Session
+    from awq_edge.vision.picture_prompt import PicturePrompt
 
 _MAY_BE_NONE = ("max_tokens", "seed")
 
-Prompt = Union[str, Sequence[int]]
+Prompt = Union[str, Sequence[int], "PicturePrompt"]
 Progress = Callable[[int, int], None]
 
 
@@ -149,7 +150,7 @@ class Generation:
 
         Args:
             session: Whose context the text becomes.
-            prompt: Text, or token ids.
+            prompt: Text, token ids, or both with pictures.
             config: How to draw and when to stop.
             logprobs: Fill ``logprobs``, each with so many of the likeliest tokens; None does not.
             constraint: What may be drawn next; None allows everything.
@@ -160,9 +161,10 @@ class Generation:
         self.session = session
         self.config = config
         self.seed = _drawn_seed() if config.seed is None else config.seed
+        self._pictures = prompt if hasattr(prompt, "spans") else None
+        ids: Sequence[int] = prompt.tokens if hasattr(prompt, "spans") else prompt
         self.prompt_tokens = token_ids(
-            model.tokenize(prompt) if isinstance(prompt, str) else prompt,
-            model.info.vocabulary_size,
+            model.tokenize(ids) if isinstance(ids, str) else ids, model.info.vocabulary_size
         )
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
@@ -198,14 +200,17 @@ class Generation:
         self._sampler = config.sampler(self.seed)
         # Everything else follows from the prompt and the tokens drawn: a step that an interrupt
         # broke off is done again, to the same end.
-        self._context = array("I", self.prompt_tokens)
+        held = self.prompt_tokens if self._pictures is None else self._pictures.held
+        self._context = array("I", held)
         self._context.frombytes(bytes(room * self._context.itemsize))
         self._text = self._new_text()
         self._shown = 0  # characters that were given out
         self._begun = False
         self._noted = 0  # tokens drawn that are in _context
         shared = model.speculation
-        self.guesses = None if shared is None else shared.guesses(config, self.seed)
+        # What guesses would go by is ids, and a picture's rows have none.
+        guessed = shared is not None and self._pictures is None
+        self.guesses = shared.guesses(config, self.seed) if shared and guessed else None
         self._guess: Sequence[int] = ()  # what stands in the session behind the text, unchecked
         self._rows: NDArray[np.float32] | None = None
 
@@ -242,7 +247,7 @@ class Generation:
             return ()
         self._note(count)
         if not self._begun:
-            shared = self.session.reusable(self.prompt_tokens)
+            shared = self._reusable(count)
             self.session.truncate(shared)
             if self._reused is None:  # not what an interrupted start has read
                 self._reused = shared
@@ -344,7 +349,10 @@ class Generation:
         started = time.perf_counter()
         try:
             missing = self.unread()
-            if missing:
+            if missing and self._pictures is not None:
+                begin = len(self.prompt_tokens) - len(missing)
+                self._pictures.read(self.session, begin, progress)
+            elif missing:
                 self.session.evaluate(missing, progress=progress)
             self._begun = True
         finally:
@@ -443,7 +451,7 @@ class Generation:
     def _known(self, count: int) -> int:
         """How much of a text of ``count`` tokens the context holds, whose beginning it must be."""
         text = memoryview(self._context)[:count]
-        read = self.session.reusable(text)
+        read = self._reusable(count)
         if self._guess and read < self.session.position and self._holds_guess(text):
             self.session.truncate(read)  # an interrupt came before they were checked
         if read < self.session.position:
@@ -462,6 +470,13 @@ class Generation:
             if list(text[:end]) == list(held[:end]) and guessed == self._guess[: len(guessed)]:
                 return True
         return False
+
+    def _reusable(self, count: int) -> int:
+        """How much of the first ``count`` tokens the session need not read again."""
+        context = memoryview(self._context)[:count]
+        if self._pictures is None:
+            return self.session.reusable(context)
+        return self._pictures.reusable(self.session, context)
 
     def _piece(self) -> str:
         """Text that is complete and was not given out yet."""

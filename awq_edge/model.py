@@ -39,6 +39,9 @@ if TYPE_CHECKING:
 
     from awq_edge._native import MemoryNeed, ModelInfo, NativeModel, TensorInfo, Value
     from awq_edge.speculation import Speculation
+    from awq_edge.vision.decoding import Source
+    from awq_edge.vision.picture_prompt import PicturePrompt
+    from awq_edge.vision.reader import PictureReader
 
 # A cache for the whole trained length can be larger than the model (4 GiB for Llama 3.2 1B):
 # a conversation of this length fits every board, and more is one argument away.
@@ -351,6 +354,87 @@ class Model:
         """
         return self.tokenizer.encode(self.chat_prompt(messages, **settings), add_bos=False)
 
+    # ---- pictures ----------------------------------------------------------------------------
+
+    @property
+    def sees_pictures(self) -> bool:
+        """Whether the file has a vision part."""
+        return "awq_edge.vision.layers" in self.metadata
+
+    @functools.cached_property
+    def pictures(self) -> PictureReader:
+        """Reads and encodes pictures, each once.
+
+        Raises:
+            UnsupportedError: The file has no vision part.
+        """
+        from awq_edge.vision.reader import PictureReader
+
+        return PictureReader(self)
+
+    def picture_prompt(
+        self, prompt: Prompt, images: Sequence[Source], detail: str = "high"
+    ) -> PicturePrompt:
+        """A text with pictures; encodes none.
+
+        Args:
+            prompt: A text; or ids, with a placeholder's id for every row of the pictures.
+            images: The pictures, as for :meth:`generate`.
+            detail: The same.
+
+        Raises:
+            UnsupportedError: The file has no vision part.
+            InvalidArgumentError: The text has places for other numbers of pictures.
+        """
+        from awq_edge.vision.picture_prompt import PicturePrompt
+        from awq_edge.vision.prompt import Marked
+
+        reader = self.pictures
+        pictures = [reader.prepare(image, detail) for image in images]
+        if not isinstance(prompt, str):
+            return PicturePrompt(reader, list(prompt), pictures)  # type: ignore[arg-type]  # ids
+        marked, placeholder = Marked.new(reader.rules), reader.rules.placeholder
+        if not pictures:
+            prompt = marked.hidden(prompt)
+        elif placeholder not in prompt:
+            prompt = f"{placeholder}\n" * len(pictures) + prompt
+        return PicturePrompt.of_text(reader, self.tokenizer, prompt, marked, pictures, add_bos=None)
+
+    def picture_chat(
+        self,
+        messages: Sequence[Mapping[str, Any]],
+        images: Sequence[Source] = (),
+        *,
+        detail: str = "high",
+        **settings: Any,
+    ) -> tuple[str, PicturePrompt]:
+        """The prompt for a conversation with pictures; encodes none.
+
+        Args:
+            messages: As for :meth:`chat`.
+            images: The same.
+            detail: The same.
+            **settings: Other arguments of :meth:`chat_prompt`.
+
+        Returns:
+            Its text, with one placeholder for each picture; and the prompt.
+        """
+        from awq_edge.chat import templates
+        from awq_edge.vision.messages import reads_parts, taken_apart
+        from awq_edge.vision.picture_prompt import PicturePrompt
+        from awq_edge.vision.prompt import Marked
+
+        reader = self.pictures
+        marked = Marked.new(reader.rules)
+        in_parts = any(reads_parts(text) for text in templates(self.metadata).values())
+        plain, found = taken_apart(messages, images, marked, in_parts=in_parts)
+        pictures = [reader.prepare(image, detail) for image in found]
+        text = self.chat_prompt(plain, **settings)
+        prompt = PicturePrompt.of_text(
+            reader, self.tokenizer, text, marked, pictures, add_bos=False
+        )
+        return text, prompt
+
     # ---- computing ---------------------------------------------------------------------------
 
     def session(
@@ -441,19 +525,27 @@ class Model:
         self,
         prompt: Prompt,
         config: GenerationConfig | None = None,
+        *,
+        images: Sequence[Source] = (),
+        detail: str = "high",
         **settings: Any,
     ) -> Generation:
         """Continues a prompt.
 
         Args:
-            prompt: Text, or token ids.
+            prompt: Text, token ids, or a prompt with pictures.
             config: How to draw and when to stop; None is ``GenerationConfig()``.
+            images: Pictures: paths, bytes of files, pictures of Pillow's or arrays. Each takes the
+                place of a placeholder in the text; without any they stand in front of it.
+            detail: "low" makes one tile of a picture, "high" as many as the model was trained on.
             **settings: Fields of ``GenerationConfig`` to change for this call.
 
         Returns:
             An iterator over pieces of text. The prompt is read at its first step. What an earlier
             call left in the cache is used again as far as the prompts agree.
         """
+        if images or (isinstance(prompt, str) and self.sees_pictures):
+            prompt = self.picture_prompt(prompt, images, detail)
         return self.shared_session.generate(prompt, config, **settings)
 
     def chat(
@@ -465,28 +557,40 @@ class Model:
         documents: Sequence[Mapping[str, Any]] | None = None,
         template: str | None = None,
         variables: Mapping[str, object] | None = None,
+        images: Sequence[Source] = (),
+        detail: str = "high",
         **settings: Any,
     ) -> Generation:
         """Answers the last message of a conversation.
 
         Args:
-            messages: ``{"role": …, "content": …}``, oldest first; see :meth:`chat_prompt`.
+            messages: ``{"role": …, "content": …}``, oldest first; see :meth:`chat_prompt`. A
+                content may be a list of ``{"type": "text", "text": …}`` and ``{"type": "image",
+                "image": …}``.
             config: How to draw and when to stop; None is ``GenerationConfig()``.
             tools: What the model may call, as JSON schemas; calls come in the answer's text, in the
                 model's own format.
             documents: What the model may read, ``{"title": …, "text": …}``.
             template: The name of one of several templates.
             variables: What else the template may ask for, as ``{"enable_thinking": False}``.
+            images: Pictures for parts without one of their own; where there is no such part, they
+                stand in front of the user's last message.
+            detail: As for :meth:`generate`.
             **settings: Fields of ``GenerationConfig`` to change for this call.
 
         Returns:
             An iterator over pieces of the answer, also for ``async for``. Of a conversation that
             goes on, only what is new is read.
         """
-        tokens = self.chat_tokens(
-            messages, tools=tools, documents=documents, template=template, **(variables or {})
-        )
-        return self.generate(tokens, config, **settings)
+        others = {"tools": tools, "documents": documents, "template": template}
+        prompt: Prompt
+        if not (self.sees_pictures or images or holds_pictures(messages)):
+            prompt = self.chat_tokens(messages, **others, **(variables or {}))
+        else:
+            prompt = self.picture_chat(
+                messages, images, detail=detail, **others, **(variables or {})
+            )[1]
+        return self.generate(prompt, config, **settings)
 
     def embed(
         self, texts: Sequence[str], *, pooling: str = "mean", normalize: bool = True
@@ -537,6 +641,16 @@ class Model:
         session = self.shared_session
         session.truncate(0)
         return session.logits(tokens)
+
+
+def holds_pictures(messages: Sequence[Mapping[str, Any]]) -> bool:
+    """Whether a message has a part that is a picture."""
+    return any(
+        isinstance(part, Mapping) and part.get("type") == "image"
+        for message in messages
+        if isinstance(message, Mapping) and isinstance(message.get("content"), (list, tuple))
+        for part in message["content"]
+    )
 
 
 def _require_memory(need: MemoryNeed, context_length: int) -> None:

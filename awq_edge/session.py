@@ -54,6 +54,9 @@ class Session:
             kv_type=kv,
             device=device,
         )
+        # What pictures are, by where their rows begin. The library knows where rows stand; an entry
+        # is made before its rows are read, so that none is ever older than they are.
+        self._pictures: dict[int, object] = {}
         self.kernels = self._native.kernels
         self.threads = self._native.threads
         self.prefill_threads = self._native.prefill_threads
@@ -137,7 +140,12 @@ class Session:
         self._append(self._ids(tokens), None, progress)
 
     def evaluate_embeddings(
-        self, embeddings: NDArray[np.float32], *, progress: Progress | None = None
+        self,
+        embeddings: NDArray[np.float32],
+        *,
+        progress: Progress | None = None,
+        key: object = None,
+        begin: int | None = None,
     ) -> None:
         """Appends what is no token of the vocabulary, for example the rows of a picture.
 
@@ -147,6 +155,8 @@ class Session:
             embeddings: float32 [rows, hidden]: what tokens would have at the entrance of the first
                 layer.
             progress: As for ``evaluate``.
+            key: Stands for what they are: ``picture_at`` then gives it.
+            begin: Where the first row of what ``key`` stands for is; None: here.
         """
         import numpy as np
 
@@ -159,8 +169,16 @@ class Session:
                 f"The embeddings have the shape {list(rows.shape)}: use [rows, {hidden}]."
             )
         self._require_room(len(rows))
+        held = self.position
+        self._pictures = {at: known for at, known in self._pictures.items() if at < held}
+        if key is not None:
+            self._pictures[held if begin is None else begin] = key
         if len(rows):
             _native.evaluate_together([_native.Reading(self._native, None, rows)], progress)
+
+    def picture_at(self, position: int) -> object:
+        """The key of what was read at a position in the place of tokens; None: it is not known."""
+        return self._pictures.get(position)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens and gives the logits after each: float32 [tokens, vocabulary].
@@ -251,6 +269,7 @@ class Session:
             InvalidArgumentError: They belong to another model file, type of cache or text.
             ContextFullError: They hold more tokens than this session's context.
         """
+        self._pictures = {}  # of another context; one that is restored knows its own no more
         self._native.restore(saved)
 
     @staticmethod

@@ -189,12 +189,18 @@ def capped(x: torch.Tensor, cap: float) -> torch.Tensor:
 
 def activate(architecture: Architecture, x: torch.Tensor) -> torch.Tensor:
     """The activation of the feed-forward."""
-    if architecture.activation == "silu":
+    return activated(architecture.activation, x)
+
+
+def activated(name: str, x: torch.Tensor) -> torch.Tensor:
+    """An activation by the word that records have for it."""
+    if name == "silu":
         return F.silu(x)
-    if architecture.activation == "relu":
+    if name == "relu":
         return F.relu(x)
-    approximate = "tanh" if architecture.activation == "gelu_tanh" else "none"
-    return F.gelu(x, approximate=approximate)
+    if name == "quick_gelu":
+        return x * torch.sigmoid(1.702 * x)
+    return F.gelu(x, approximate="tanh" if name == "gelu_tanh" else "none")
 
 
 def rotate(x: torch.Tensor, positions: Positions, table: int = 0) -> torch.Tensor:
@@ -453,7 +459,7 @@ class Layer:
         """
         a, slopes = self.architecture, self._positions.slopes
         if not window and slopes is None and not a.score_cap:
-            return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+            return F.scaled_dot_product_attention(queries, keys, values, is_causal=a.causal)
         numbers = torch.arange(queries.shape[2], device=queries.device)
         distance = numbers[:, None] - numbers
         visible = distance >= 0
@@ -483,6 +489,7 @@ def logits(
     tokens: torch.Tensor,
     activation_group_size: ActivationGroups = None,
     kv_fp16: bool = False,
+    pictures: tuple[torch.Tensor, torch.Tensor] | None = None,
 ) -> torch.Tensor:
     """Logits of every position, float32 [b, t, vocabulary]; one layer's weights at a time.
 
@@ -493,6 +500,8 @@ def logits(
         activation_group_size: Round the input of every matrix to int8 per token and group of this
             many, or of the number given for the matrix's name; None keeps floats.
         kv_fp16: Round keys and values to fp16.
+        pictures: Where rows of pictures stand instead of tokens', bool [b, t], and these rows in
+            order, float32 [n, hidden].
     """
 
     def multiply_by(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Linear:
@@ -509,7 +518,10 @@ def logits(
         return linear
 
     a = architecture
-    hidden = embedded(a, weights, weights("token_embd.weight")[tokens].float())
+    rows = weights("token_embd.weight")[tokens].float()
+    if pictures is not None:
+        rows[pictures[0]] = pictures[1]
+    hidden = embedded(a, weights, rows)
     positions = Positions.of(a, tokens.shape[1], weights, hidden.device)
     for number in range(a.layers):
         prefix = f"blk.{number}."

@@ -1,7 +1,7 @@
 """The decoder within a model of more than text, read as if it stood alone.
 
 Owns which types are such, where the configuration of their text part stands, and what is in front
-of its tensors' names. Everything else in them, towers for images above all, is left out.
+of its tensors' names. Refuses everything else in them: ``vision_part.py`` knows towers.
 """
 
 from __future__ import annotations
@@ -16,12 +16,22 @@ from .values import Values, shown
 # Types of such models, and what their text part may be; the first if it does not say.
 _TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
     "gemma3": ("gemma3_text",),
+    "idefics3": ("llama",),
+    "llava": ("llama", "mistral", "qwen2", "phi"),
     "mistral3": ("mistral", "ministral", "ministral3"),
+    "smolvlm": ("llama",),
 }
+# What their classes take for a head that config.json does not mention.
+_TIED = {"gemma3": True, "mistral3": True}
 WRAPPERS = tuple(_TEXT_TYPES)
 
 # In front of the names, as files have them and as newer classes do; the head may stand outside.
-_PREFIXES = ("language_model.model.", "model.language_model.model.", "model.language_model.")
+_PREFIXES = (
+    "language_model.model.",
+    "model.language_model.model.",
+    "model.language_model.",
+    "model.text_model.",
+)
 _HEADS = ("lm_head.", "language_model.lm_head.", "model.language_model.lm_head.")
 
 # What is said of the whole and counts for the text.
@@ -62,8 +72,10 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"{shown(text['model_type'])}; known are {', '.join(types)}."
         )
     text.update({key: config[key] for key in _OF_THE_WHOLE if key in config})
-    # The head belongs to the whole, whose class ties it unless told otherwise.
-    text["tie_word_embeddings"] = config.get("tie_word_embeddings", True)
+    # The head belongs to the whole. Where its class does not tie it, files may say so of the text
+    # alone; a head that is stored with numbers of its own counts in any case.
+    default = _TIED.get(config["model_type"], text.get("tie_word_embeddings", False))
+    text["tie_word_embeddings"] = config.get("tie_word_embeddings", default)
     return text
 
 

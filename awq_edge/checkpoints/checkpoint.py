@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from awq_edge.checkpoints.gguf_file import is_gguf
 from awq_edge.checkpoints.json_files import read_json
 from awq_edge.checkpoints.resolver import find_tensors, foreign_weights, gguf_instead
 from awq_edge.checkpoints.stored_tensor import StoredTensor
-from awq_edge.converters import text_part
+from awq_edge.converters import text_part, vision_part
 from awq_edge.errors import CheckpointError
 from awq_edge.outputs.place import checkpoint_files
 
@@ -42,10 +42,13 @@ class Checkpoint:
         config: Its config.json.
         configured_by: What says the shapes of its tensors.
         caution: What a user should know of its weights, in one sentence.
+        vision: The tower and the connector of a model that sees pictures, with the configuration of
+            the whole; None: there are none.
     """
 
     configured_by = "config.json"
     caution: str | None = None
+    vision: Checkpoint | None = None
 
     def __init__(
         self, directory: Path, config: dict[str, Any], tensors: dict[str, StoredTensor]
@@ -138,6 +141,10 @@ class Checkpoint:
                 found.append(self._sorted[at][len(prefix) :])
                 at += 1
         return found
+
+    def names(self) -> list[str]:
+        """The names of all tensors, in order, as the files have them."""
+        return list(self._sorted)
 
     def ending(self, suffix: str) -> list[str]:
         """The names of all tensors that end so, in order, as the files have them."""
@@ -233,14 +240,21 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
             f"checkpoint instead{', or import this one with --from-awq' if importable else ''}."
         )
     tensors = find_tensors(directory)
-    if text_part.is_wrapper(config):
-        config = text_part.text_config(config)
-        tensors = {
-            inner: tensor
-            for name, tensor in tensors.items()
-            if (inner := text_part.text_tensor(name)) is not None
-        }
-    return Checkpoint(directory, config, tensors)
+    if not text_part.is_wrapper(config):
+        return Checkpoint(directory, config, tensors)
+    text = Checkpoint(
+        directory, text_part.text_config(config), _part(tensors, text_part.text_tensor)
+    )
+    text.vision = Checkpoint(directory, config, _part(tensors, vision_part.vision_tensor))
+    return text
+
+
+def _part(
+    tensors: dict[str, StoredTensor], inner_name: Callable[[str], str | None]
+) -> dict[str, StoredTensor]:
+    """Those tensors that a part of a model calls something, by what it calls them."""
+    named = ((inner_name(name), tensor) for name, tensor in tensors.items())
+    return {inner: tensor for inner, tensor in named if inner is not None}
 
 
 def _open_gguf(path: Path, quantised: bool) -> Checkpoint:

@@ -34,11 +34,13 @@ from awq_edge.reasoning import Piece
 
 if TYPE_CHECKING:
     from awq_edge.cli._markdown import AnswerOnTerminal
+    from awq_edge.vision.reader import PreparedPicture
 
 _HELP = """\
 /system TEXT   what the model is told first; alone: shows it    /reset   begin anew
 /undo          take the last exchange back                      /retry   another answer
 /save FILE     keep the conversation                            /load FILE
+/image PATH    shows a picture with the next question
 /stats         speed of the last answer, room in the context    /help    this
 /exit          leave, as Ctrl-D does; Ctrl-C stops an answer
 //TEXT         says /TEXT to the model"""
@@ -109,6 +111,7 @@ class _Dialogue:
         self._name = name
         self._markdown = markdown
         self._told_of_dropping = False
+        self._pictures: list[PreparedPicture] = []  # for the next question
         self._person = sys.stdin.isatty()
 
     def run(self, first: Optional[str]) -> None:
@@ -125,7 +128,8 @@ class _Dialogue:
                     if not self._command(text):
                         return
                 else:
-                    self._answer(self._conversation.ask(text.removeprefix("/")))
+                    pictures, self._pictures = self._pictures, []
+                    self._answer(self._conversation.ask(text.removeprefix("/"), pictures))
             except AwqEdgeError as error:
                 # In a pipe nobody could answer: the error ends the command.
                 if not self._person:
@@ -208,6 +212,7 @@ class _Dialogue:
             self._output.status(f"system: {talk.system or 'nothing'}")
         elif word == "/reset":
             talk.reset()
+            self._pictures.clear()
             self._told_of_dropping = False
             self._output.status("A new conversation.")
         elif word == "/undo":
@@ -218,6 +223,8 @@ class _Dialogue:
                 self._answer(talk.retry())
             else:
                 self._output.status("There is nothing to ask again.")
+        elif word == "/image":
+            self._show(rest)
         elif word in ("/save", "/load"):
             if not rest:
                 raise InvalidArgumentError(f"{word} needs the name of a file.")
@@ -228,7 +235,18 @@ class _Dialogue:
             raise InvalidArgumentError(f"There is no command {word}; /help tells those there are.")
         return True
 
+    def _show(self, path: str) -> None:
+        if not path:
+            raise InvalidArgumentError("/image needs the name of a file.")
+        picture = self._conversation.pictures.prepare(Path(path).expanduser())
+        self._pictures.append(picture)
+        height, width = picture.tiled.size
+        notices = " ".join(picture.notices)
+        self._output.status(f"{path}, {width}x{height}: shown with the next question. {notices}")
+
     def _save(self, path: Path) -> None:
+        if any(not isinstance(turn["content"], str) for turn in self._conversation.turns):
+            raise UnsupportedError("A conversation with pictures cannot be saved.")
         document = {"system": self._conversation.system, "turns": self._conversation.turns}
         check_new(path, "{path} exists already: take another name.")
         write_whole(path, json.dumps(document, ensure_ascii=False, indent=1).encode())

@@ -28,6 +28,8 @@ _OF_CALIBRATION = {
         "group_size",
         "size",
         "calibration",
+        "calibration_images",
+        "vision_bits",
         "samples",
         "sequence_length",
         "seed",
@@ -73,6 +75,9 @@ def convert(
     embedding_bits: Annotated[
         int, typer.Option(help="Bits of the embedding; a tied head takes the larger of the two.")
     ] = 8,
+    vision_bits: Annotated[
+        int, typer.Option(help="Bits of a tower for pictures and of its connector.")
+    ] = 8,
     size: Annotated[
         Optional[str],
         typer.Option(
@@ -85,6 +90,13 @@ def convert(
         Optional[Path],
         typer.Option(
             help="Text to calibrate on; by default texts of eight kinds, from prose to code."
+        ),
+    ] = None,
+    calibration_images: Annotated[
+        Optional[Path],
+        typer.Option(
+            metavar="DIR",
+            help="Pictures to calibrate a tower on; by default 32 that are drawn for everybody.",
         ),
     ] = None,
     samples: Annotated[int, typer.Option(min=1, help="Calibration blocks.")] = 160,
@@ -170,6 +182,8 @@ def convert(
         group_size=group_size if group_size is not None else (64 if bits == 2 else 128),
         head_bits=head_bits,
         embedding_bits=embedding_bits,
+        vision_bits=vision_bits,
+        calibration_images=calibration_images,
         size=parse_size(size) if size is not None else None,
         calibration=calibration,
         samples=samples,
@@ -284,6 +298,7 @@ def _print_report(out: Output, report: "Report", seconds: float) -> None:
             "file": f"{report.path}, {size_text(report.file_bytes)}",
             "bits per weight": f"{report.linear_bits_per_weight:.2f} in the decoder's matrices, "
             f"{report.file_bits_per_weight:.2f} over the whole file",
+            **({"for pictures": size_text(report.vision_bytes)} if report.vision_bytes else {}),
             "time": duration_text(seconds),
         },
         "Written",
@@ -369,6 +384,7 @@ def _document(report: "Report", seconds: float, boards: list[dict[str, Any]]) ->
             "file": report.file_bits_per_weight,
         },
         "decode_bytes": report.decode_bytes,
+        "vision_bytes": report.vision_bytes,
         "seconds": seconds,
         "layers": [dataclasses.asdict(layer) for layer in report.layers],
         "texts": report.texts,

@@ -13,7 +13,7 @@ from awq_edge.model import Model
 from awq_edge.quantities import count_text, size_text
 
 if TYPE_CHECKING:
-    from awq_edge._native import TensorInfo, Value
+    from awq_edge._native import TensorInfo, Value, VisionInfo
 
 # Longer values (a tokenizer, a template) would push everything else off the screen.
 _MAX_VALUE_CHARACTERS = 64
@@ -34,6 +34,7 @@ def inspect(
     with Model.open(file, context_length=context) as model:
         checksum = _verify(model, output) if verify else None
         info, need = model.info, model.memory()
+        vision = model.native.vision() if model.sees_pictures else None
         layer_bits, all_bits = (
             _bits_per_weight(t for t in model.tensors if t.name.startswith("blk.")),
             _bits_per_weight(model.tensors),
@@ -45,6 +46,7 @@ def inspect(
                 "bits per weight": f"{layer_bits:.2f} in the layers, {all_bits:.2f} in all",
                 "read per token": size_text(info.decode_bytes),
                 "trained context": f"{info.context_length} tokens",
+                **({} if vision is None else {"pictures": _pictures(vision)}),
                 "memory": (
                     f"{size_text(need.total_bytes)} for {model.context_length} tokens: weights "
                     f"{size_text(need.weight_bytes)}, keys and values "
@@ -71,6 +73,7 @@ def inspect(
                 "file": str(file),
                 "name": model.name,
                 "info": vars(info),
+                **({} if vision is None else {"vision": _vision_document(vision)}),
                 "bits_per_weight": {"layers": layer_bits, "all": all_bits},
                 "memory": {"context_length": model.context_length, **vars(need)},
                 "metadata": model.metadata,
@@ -78,6 +81,19 @@ def inspect(
                 **({"sha256": checksum} if checksum is not None else {}),
             }
         )
+
+
+def _pictures(vision: "VisionInfo") -> str:
+    return (
+        f"{vision.image_size}x{vision.image_size} pixels in patches of {vision.patch_size}, "
+        f"{vision.tokens} tokens each; a tower of {vision.layers} layers and {vision.hidden_size} "
+        f"wide, {size_text(vision.weight_bytes)}"
+    )
+
+
+def _vision_document(vision: "VisionInfo") -> dict[str, object]:
+    """Numbers alone: a vector of floats is nothing to look at."""
+    return {name: value for name, value in vars(vision).items() if name != "newline"}
 
 
 def _verify(model: Model, output: Output) -> str:

@@ -2,7 +2,8 @@
 
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
-from typing import Annotated
+from pathlib import Path
+from typing import Annotated, Optional
 
 import typer
 
@@ -34,6 +35,22 @@ def run(
     chat: Annotated[
         bool, typer.Option("--chat", help="Put the prompt into the model's chat template.")
     ] = False,
+    images: Annotated[
+        Optional[list[Path]],
+        typer.Option(
+            "--image",
+            metavar="PATH",
+            help="A picture; several take the places of placeholders in turn, or stand in front.",
+        ),
+    ] = None,
+    detail: Annotated[
+        str,
+        typer.Option(
+            "--image-detail",
+            metavar="low|high",
+            help="low: one tile of a picture; high: as many as the model was trained on.",
+        ),
+    ] = "high",
     guessing: Guessing,
     running: Running,
     context: Context = None,
@@ -46,10 +63,15 @@ def run(
     text = read_standard_input() if prompt == "-" else prompt
     config = sampling.config(max_tokens)
     with running.open(file, context, kv, guessing) as model:
-        full_prompt = model.chat_tokens([{"role": "user", "content": text}]) if chat else text
+        pictures = [model.pictures.prepare(path, detail) for path in images or ()]
+        for notice in (notice for picture in pictures for notice in picture.notices):
+            output.status(notice)
         pieces = [] if not echo else [text]
         output.stream("".join(pieces))
-        generation = model.generate(full_prompt, config)
+        if chat:
+            generation = model.chat([{"role": "user", "content": text}], config, images=pictures)
+        else:
+            generation = model.generate(text, config, images=pictures)
         try:
             _prefill(generation, output)
             for piece in generation:

@@ -23,7 +23,9 @@ class Options:
     head_bits: int = 8
     embedding_bits: int = 8
     size: int | None = None  # bytes of the whole file; then no width above counts
+    vision_bits: int = 8  # of the tower's and the connector's matrices
     calibration: Path | None = None  # None: the texts that ship with the package
+    calibration_images: Path | None = None  # a folder; None: those that are drawn for everybody
     samples: int = 160
     sequence_length: int = 512
     seed: int = 0
@@ -33,7 +35,7 @@ class Options:
     def __post_init__(self) -> None:
         """Refuses values that can never work."""
         method = methods.named(self.method)
-        for name in ("head_bits", "embedding_bits"):
+        for name in ("head_bits", "embedding_bits", "vision_bits"):
             if getattr(self, name) not in layouts.BITS:
                 raise InvalidArgumentError(
                     f"{name.replace('_', ' ')} is {getattr(self, name)}; it must be "

@@ -251,11 +251,16 @@ class Packer:
             self._unsettled.append(self._writers.submit(self._write, name, copied))
 
     def _write(self, name: str, quantised: grouped.Quantised) -> None:
-        n, k = quantised.codes.shape
-        with self._work.matrix_file(name) as file:
-            layout = layouts.Layout(n, k, quantised.bits, quantised.group_size)
-            file.write(layouts.header(layout))
-            file.write(_packed_blocks(quantised))
+        write_matrix(self._work, name, quantised)
+
+
+def write_matrix(work: WorkDirectory, name: str, quantised: grouped.Quantised) -> None:
+    """Packs a whole matrix into a file of the work directory."""
+    n, k = quantised.codes.shape
+    with work.matrix_file(name) as file:
+        layout = layouts.Layout(n, k, quantised.bits, quantised.group_size)
+        file.write(layouts.header(layout))
+        file.write(_packed_blocks(quantised))
 
 
 def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:

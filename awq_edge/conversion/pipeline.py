@@ -17,6 +17,7 @@ import torch
 from awq_edge import __version__
 from awq_edge.architecture import Architecture, MetadataValue
 from awq_edge.calibration import distributed, shipped, text
+from awq_edge.checkpoints.vision_tensors import VisionTensors
 from awq_edge.conversion import held_out, widths
 from awq_edge.conversion.checks import (
     check_disk,
@@ -27,17 +28,19 @@ from awq_edge.conversion.checks import (
 )
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.report import Events, Report
+from awq_edge.conversion.tower import TowerWalk, calibration_tiles, tiles_digest
 from awq_edge.conversion.trial import check_runs
 from awq_edge.conversion.walk import Walk
 from awq_edge.conversion.work_directory import WorkDirectory, read_manifest
 from awq_edge.errors import CheckpointError
-from awq_edge.float_model import FloatModel, open_float_model
+from awq_edge.float_model import FloatModel, open_float_model, open_vision_part
 from awq_edge.hf_tokenizer import StoredTokenizer, tokenizer_of
 from awq_edge.interchange.export import Export
 from awq_edge.interchange.scaled_weights import ScaledWeights
 from awq_edge.outputs.place import Place, sync_directory
 from awq_edge.outputs.workplace import remove_left
 from awq_edge.quantize import methods
+from awq_edge.vision import preprocessing, prompt
 
 
 def convert(
@@ -75,6 +78,9 @@ def convert(
     tokenizer = tokenizer_of(source.checkpoint)
     if source.checkpoint.caution is not None:
         events.message(source.checkpoint.caution)
+    vision, without = open_vision_part(source)
+    if without:
+        events.message(f"The file will read text alone: {without}.")
     if export is not None:
         entries = {} if tokenizer is None else tokenizer.to_metadata()
         bits = None if options.mixed else int(options.bits)
@@ -85,7 +91,11 @@ def convert(
     blocks, digest = calibration.blocks, calibration.digest
     check_disk(output, source.architecture, options, blocks, export)
     plain = _metadata(source, tokenizer, options, digest)
-    key = _key(source, options, digest)
+    tiles = None
+    if vision is not None:
+        tiles = calibration_tiles(vision.processor.preprocessing, options)
+        plain.update(_vision_metadata(vision, tokenizer, options, tiles))
+    key = _key(source, options, digest, None if tiles is None else tiles_digest(tiles))
     left = read_manifest(output)
     if not force and (left is None or left.key != key):
         place = Place(output)  # what is there is another conversion's
@@ -118,9 +128,12 @@ def convert(
             else:
                 chosen = widths.choose(source, options, blocks, device, plain, events)
                 with torch.inference_mode():
+                    if vision is not None:
+                        TowerWalk(vision, options, device, work, events).run(tiles)
                     Walk(source, options, chosen, device, work, events, processes).run(blocks)
                 metadata = {**plain, **widths.metadata(chosen)}
-                work.write_model(metadata, work.tensors(source), check_runs, work.packed_sizes)
+                names = source.tensor_names() + ([] if vision is None else vision.tensor_names())
+                work.write_model(metadata, work.tensors(names), check_runs, work.packed_sizes)
             report = _report(output, source.architecture, work)
             if work.has_model:
                 errors = held_out.divergences(
@@ -186,9 +199,13 @@ def _calibration(
     return found
 
 
-def _key(source: FloatModel, options: Options, digest: str | None) -> str:
+def _key(source: FloatModel, options: Options, digest: str | None, images: str | None) -> str:
     """Changes with anything that changes a tensor."""
-    settings = {**dataclasses.asdict(options), "calibration": digest}
+    settings = {
+        **dataclasses.asdict(options),
+        "calibration": digest,
+        "calibration_images": images,
+    }
     identity = [__version__, torch.__version__, source.checkpoint.identity(), settings]
     return hashlib.sha256(json.dumps(identity).encode()).hexdigest()
 
@@ -207,6 +224,26 @@ def _metadata(
         metadata["awq_edge.quantization.calibration_sha256"] = digest
     if tokenizer is not None:
         metadata.update(tokenizer.to_metadata())
+    return metadata
+
+
+def _vision_metadata(
+    vision: VisionTensors,
+    tokenizer: StoredTokenizer | None,
+    options: Options,
+    tiles: torch.Tensor | None,
+) -> dict[str, MetadataValue]:
+    """What the file says of its tower."""
+    metadata: dict[str, MetadataValue] = {
+        **vision.architecture.to_metadata(),
+        "awq_edge.vision.family": vision.part.family,
+        preprocessing.METADATA_KEY: vision.processor.preprocessing.to_json(),
+        prompt.METADATA_KEY: vision.prompt(None if tokenizer is None else tokenizer.json),
+        "awq_edge.quantization.vision_bits": options.vision_bits,
+        "awq_edge.quantization.vision_group_size": options.group_size,
+    }
+    if tiles is not None:
+        metadata["awq_edge.quantization.calibration_images_sha256"] = tiles_digest(tiles)
     return metadata
 
 
@@ -231,4 +268,5 @@ def _report(output: Path, architecture: Architecture, work: WorkDirectory) -> Re
         file_bits_per_weight=8 * size / (linears + tables * (1 if architecture.tied_head else 2)),
         decode_bytes=linear_bytes - idle_bytes + head_bytes,
         layers=work.layers,
+        vision_bytes=work.numbers.get("v.", 0) + work.numbers.get("mm.", 0),
     )

@@ -32,7 +32,6 @@ from awq_edge.errors import (
     FileInvalidError,
     UnsupportedError,
 )
-from awq_edge.float_model import FloatModel
 from awq_edge.outputs.place import Identity, sync, sync_directory, write_error
 from awq_edge.outputs.workplace import Workplace, is_ours, opened, resumable_path
 from awq_edge.quantize.scales import Choice
@@ -334,12 +333,12 @@ class WorkDirectory:
         """Bytes of the packed matrices by how their names begin; * stands for a layer's number."""
         return {
             prefix: sum(path.stat().st_size for path in self._place.path.glob(f"{prefix}*.packed"))
-            for prefix in ("blk.", "token_embd", "output", "blk.*.expert.")
+            for prefix in ("blk.", "token_embd", "output", "blk.*.expert.", "v.", "mm.")
         }
 
-    def tensors(self, source: FloatModel) -> Iterator[tuple[str, model_file.TensorSource]]:
-        """Every tensor of the model file, in file order: as a token meets them."""
-        for name in source.tensor_names():
+    def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, model_file.TensorSource]]:
+        """Every tensor of the model file, for their names in file order."""
+        for name in names:
             packed = self._place.path / f"{name}.packed"
             yield name, packed if packed.exists() else self._load(f"{name}.npy")
 

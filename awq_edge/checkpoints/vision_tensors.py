@@ -1,0 +1,145 @@
+"""The tower and the connector of a checkpoint, by our names.
+
+Owns that every tensor of them is there, that none is too many, and which files say how pictures are
+prepared. Refuses to know a family: ``awq_edge.converters`` does.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from awq_edge.checkpoints.checkpoint import Checkpoint
+from awq_edge.checkpoints.json_files import read_json
+from awq_edge.converters.preprocessor import processor
+from awq_edge.converters.vision_part import VisionPart
+from awq_edge.errors import CheckpointError
+from awq_edge.vision.normalisation import pixel_values
+
+_PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
+_SHOWN = 3  # names in an error text
+
+
+class VisionTensors:
+    """A tower's tensors, read one at a time; calling it makes it a WeightSource.
+
+    Attributes:
+        checkpoint: The tensors of the tower and the connector alone.
+        part: What config.json says of them.
+        architecture: The record.
+        processor: What becomes of a picture.
+    """
+
+    def __init__(self, checkpoint: Checkpoint, part: VisionPart) -> None:
+        """Checks that the checkpoint holds what its configuration says, and nothing else.
+
+        Raises:
+            CheckpointError: A tensor is missing, has another shape or is too many; or no file says
+                how pictures are prepared.
+            UnsupportedError: Pictures are prepared in a way that is not ours.
+        """
+        self.checkpoint = checkpoint
+        self.part = part
+        self.architecture = part.architecture
+        wanted = {}
+        for name in self.tensor_names():
+            if name != "v.pixel_values":
+                wanted[part.stored_name(name)] = self._stored_shape(name)
+        missing = [name for name in wanted if name not in checkpoint]
+        if missing:
+            raise CheckpointError(
+                f"The checkpoint {checkpoint.directory} has no {_some(missing)} of its "
+                f"{part.family} tower and connector: download it again, or merge it with its tower."
+            )
+        for name, shape in wanted.items():
+            checkpoint.check(name, shape)
+        spare = [
+            name for name in checkpoint.names() if name not in wanted and not part.is_unused(name)
+        ]
+        if spare:
+            raise CheckpointError(
+                f"The checkpoint {checkpoint.directory} holds {_some(spare)}, which the "
+                f"{part.family} tower of its config.json does not have; one of the two is wrong."
+            )
+        where, settings = _processor_settings(checkpoint.directory)
+        side = self.architecture.image_size
+        self.processor = processor(settings, part.family, side, where=str(where))
+
+    def tensor_names(self) -> list[str]:
+        """Our names, in file order."""
+        return self.architecture.tensor_names()
+
+    def shape(self, name: str) -> tuple[int, ...]:
+        """The shape of one of our tensors."""
+        return self.architecture.tensor_shape(name)
+
+    def __call__(self, name: str, device: torch.device | None = None) -> torch.Tensor:
+        """Reads a tensor by our name, float32."""
+        if name == "v.pixel_values":
+            made = self.processor
+            values = pixel_values(made.mean, made.deviation, made.factor)
+            return torch.from_numpy(values.reshape(-1)).to(device)
+        stored = self.part.stored_name(name)
+        values = self.checkpoint.tensor(stored, self._stored_shape(name), device)
+        if name == "v.position_embd.weight" and self.part.positions is not None:
+            values = values[torch.from_numpy(self.part.positions).to(values.device)]
+        if name == "mm.0.weight" and self.part.transposed:
+            values = values.T.contiguous()
+        if name == "mm.norm.weight":
+            values = values + self.part.norm_offset
+        return values.reshape(self.shape(name))
+
+    def prompt(self, tokenizer_json: str | None) -> str:
+        """The entry of a model file that says where pictures stand in a text.
+
+        Raises:
+            CheckpointError: The tokenizer has no such token.
+        """
+        entry: dict[str, Any] = {"token": self.part.placeholder, "layout": self.part.layout}
+        if tokenizer_json is not None:
+            tokens = json.loads(tokenizer_json).get("added_tokens", [])
+            spelt = [token for token in tokens if token.get("id") == self.part.placeholder]
+            if not spelt:
+                raise CheckpointError(
+                    f"The tokenizer of {self.checkpoint.directory} has no added token "
+                    f"{self.part.placeholder}, which stands for pictures by config.json."
+                )
+            entry["placeholder"] = spelt[0]["content"]
+        return json.dumps(entry, sort_keys=True)
+
+    def _stored_shape(self, name: str) -> tuple[int, ...]:
+        a = self.architecture
+        if name == "v.patch_embd.weight":
+            return (a.hidden_size, 3, a.patch_size, a.patch_size)
+        if name == "v.position_embd.weight":
+            return (a.positions, a.hidden_size)
+        shape = self.shape(name)
+        return shape[::-1] if name == "mm.0.weight" and self.part.transposed else shape
+
+
+def _some(names: list[str]) -> str:
+    first = ", ".join(names[:_SHOWN])
+    return first if len(names) <= _SHOWN else f"{first} and {len(names) - _SHOWN} more"
+
+
+def _processor_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
+    """The file that says how pictures are prepared, and its table; the older one counts more."""
+    found: dict[str, Any] = {}
+    where = None
+    for name in (_PROCESSOR, _PREPROCESSOR):
+        path = directory / name
+        if not path.exists():
+            continue
+        table = read_json(path)
+        if name == _PROCESSOR:
+            table = table.get("image_processor")
+        if isinstance(table, dict) and table:
+            found, where = {**found, **table}, path
+    if where is None:
+        raise CheckpointError(
+            f"{directory} holds no {_PREPROCESSOR}, which says how pictures are prepared."
+        )
+    return where, found

@@ -1,0 +1,259 @@
+"""The record of a tower for pictures and of what connects it to the decoder.
+
+Owns the fields, their names in a model file (``native/format/FORMAT.md``), the names and shapes of
+the tensors, and that a tower's layers are layers of the one decoder: with LayerNorm, one matrix up
+and one down, and no causal mask. Knows no model family.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from typing import ClassVar
+
+from awq_edge.architecture import ACTIVATIONS, Architecture, MetadataValue
+from awq_edge.errors import InvalidArgumentError, UnsupportedError
+
+_PREFIX = "awq_edge.vision."
+_MOST_POSITIONS = 65536
+_MOST_COLUMNS = 1 << 20
+
+# Our names of a layer's tensors to those of the file; the others are the same.
+_IN_FILE = {"attn_norm": "ln1", "ffn_norm": "ln2", "attn_output": "attn_out"}
+
+
+@dataclasses.dataclass(frozen=True)
+class Tower(Architecture):
+    """The layers of a tower, as a decoder that sees every position."""
+
+    activations: ClassVar[tuple[str, ...]] = (*ACTIVATIONS, "quick_gelu")
+    causal: ClassVar[bool] = False
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionArchitecture:
+    """One tower and its connector, described by data.
+
+    Behind the last layer: the class token goes, a norm, the mean of ``pool`` x ``pool`` patches,
+    ``regroup`` x ``regroup`` of these one after the other as one row, a norm, the connector.
+
+    Attributes:
+        layers: How many are computed.
+        hidden_size: Width of the stream.
+        heads: Of attention.
+        head_size: Width of a head.
+        feed_forward_size: Width between the matrices of the feed-forward.
+        image_size: Side of the square picture that is read, in pixels.
+        patch_size: Side of a patch; what is left over at the right and at the bottom is not read.
+        norm_epsilon: Of every norm of the tower.
+        activation: Of the feed-forward.
+        decoder_size: Width of the decoder's stream.
+        class_token: Whether a token that is no patch stands first.
+        patch_bias: Whether patches have a bias.
+        pre_norm: Whether the stream begins with a norm.
+        post_norm: Whether it ends with one.
+        pool: Side of the squares of patches that are averaged.
+        regroup: Side of the squares of these that become one row.
+        connector_norm: none, layer or rms.
+        connector_norm_epsilon: Of it.
+        connector: linear: one matrix; mlp: two, with an activation between.
+        connector_size: Width between the two.
+        connector_activation: Between the two.
+        connector_bias: Whether they have biases.
+        newline: Whether the file holds the vector that ends rows of tiles.
+    """
+
+    layers: int
+    hidden_size: int
+    heads: int
+    head_size: int
+    feed_forward_size: int
+    image_size: int
+    patch_size: int
+    norm_epsilon: float
+    activation: str
+    decoder_size: int
+    class_token: bool = False
+    patch_bias: bool = True
+    pre_norm: bool = False
+    post_norm: bool = False
+    pool: int = 1
+    regroup: int = 1
+    connector_norm: str = "none"
+    connector_norm_epsilon: float = 0.0
+    connector: str = "linear"
+    connector_size: int = 0
+    connector_activation: str = "gelu"
+    connector_bias: bool = True
+    newline: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what no file can hold."""
+        for name in ("image_size", "patch_size", "pool", "regroup", "decoder_size"):
+            if getattr(self, name) < 1:
+                raise InvalidArgumentError(
+                    f"The tower's {name} is {getattr(self, name)}; it must be positive."
+                )
+        if self.image_size < self.patch_size or self.image_size > 16384:
+            raise UnsupportedError(
+                f"The tower reads pictures of {self.image_size} pixels in patches of "
+                f"{self.patch_size}; 1 patch to 16384 pixels are supported."
+            )
+        if self.positions > _MOST_POSITIONS:
+            raise UnsupportedError(
+                f"The tower has {self.positions} positions; at most {_MOST_POSITIONS} are "
+                "supported."
+            )
+        if self.grid % self.pool or self.regroup > self.grid // self.pool:
+            raise UnsupportedError(
+                f"The tower's {self.grid} patches on a side do not divide into squares of "
+                f"{self.pool} and {self.regroup}."
+            )
+        if max(3 * self.patch_size**2, self.connector_input) > _MOST_COLUMNS:
+            raise UnsupportedError(
+                "The tower's patches, or what the connector reads, are too wide."
+            )
+        self.tower()  # has limits of its own
+
+    def tower(self) -> Tower:
+        """The layers."""
+        return Tower(
+            layers=self.layers,
+            hidden_size=self.hidden_size,
+            vocabulary_size=1,  # no tokens: patches come in their place
+            context_length=self.positions,
+            heads=self.heads,
+            kv_heads=self.heads,
+            head_size=self.head_size,
+            feed_forward_size=self.feed_forward_size,
+            norm_epsilon=self.norm_epsilon,
+            rope_theta=10000.0,  # of no meaning where positions are learned
+            activation=self.activation,
+            tied_head=True,
+            qkv_bias=True,
+            output_bias=True,
+            feed_forward_bias=True,
+            norm="layer",
+            norm_bias=True,
+            position="learned",
+            feed_forward="plain",
+        )
+
+    @property
+    def grid(self) -> int:
+        """Patches on a side."""
+        return self.image_size // self.patch_size
+
+    @property
+    def positions(self) -> int:
+        """Rows that the layers read of one picture."""
+        return self.grid**2 + self.class_token
+
+    @property
+    def tokens(self) -> int:
+        """Rows that the decoder reads of one picture."""
+        return int(-(-(self.grid // self.pool) // self.regroup)) ** 2
+
+    @property
+    def connector_input(self) -> int:
+        """Width of the rows that the connector reads."""
+        return self.hidden_size * self.regroup**2
+
+    def to_metadata(self) -> dict[str, MetadataValue]:
+        """The entries of a model file; those that hold the default are left out."""
+        a = self
+        entries: dict[str, MetadataValue] = {
+            name: getattr(a, name)
+            for name in (
+                "layers",
+                "hidden_size",
+                "heads",
+                "head_size",
+                "feed_forward_size",
+                "image_size",
+                "patch_size",
+                "norm_epsilon",
+                "activation",
+                "connector",
+            )
+        }
+        for name, default in (
+            ("class_token", False),
+            ("pre_norm", False),
+            ("post_norm", False),
+            ("pool", 1),
+            ("regroup", 1),
+            ("connector_norm", "none"),
+            ("connector_norm_epsilon", 0.0),
+            ("connector_size", 0),
+        ):
+            if getattr(a, name) != default:
+                entries[name] = getattr(a, name)
+        if a.connector == "mlp" and a.connector_activation != "gelu":
+            entries["connector_activation"] = a.connector_activation
+        return {f"{_PREFIX}{name}": value for name, value in entries.items()}
+
+    def tensor_names(self) -> list[str]:
+        """Every tensor of the tower and the connector, in file order: as a picture meets them."""
+        a = self
+        names = ["v.pixel_values", "v.patch_embd.weight"]
+        names += ["v.patch_embd.bias"] if a.patch_bias else []
+        names += ["v.class_embd"] if a.class_token else []
+        names.append("v.position_embd.weight")
+        names += ["v.pre_ln.weight", "v.pre_ln.bias"] if a.pre_norm else []
+        for layer in range(a.layers):
+            names += [in_file(layer, name) for name in self.layer_tensor_names()]
+        names += ["v.post_ln.weight", "v.post_ln.bias"] if a.post_norm else []
+        names += ["mm.norm.weight"] if a.connector_norm != "none" else []
+        names += ["mm.norm.bias"] if a.connector_norm == "layer" else []
+        for matrix in self.connector_matrices():
+            names += [f"{matrix}.weight"] + ([f"{matrix}.bias"] if a.connector_bias else [])
+        return names + (["mm.image_newline"] if a.newline else [])
+
+    def layer_tensor_names(self) -> list[str]:
+        """The tensors of a layer, by the decoder's names."""
+        from awq_edge.stages import layer_tensor_names
+
+        return layer_tensor_names(self.tower(), 0)
+
+    def connector_matrices(self) -> list[str]:
+        """The connector's."""
+        return ["mm.0", "mm.2"] if self.connector == "mlp" else ["mm.0"]
+
+    def tensor_shape(self, name: str) -> tuple[int, ...]:
+        """The shape of a tensor; what has two dimensions is packed."""
+        from awq_edge.stages import tensor_shape
+
+        a = self
+        if name.startswith("v.blk."):
+            return tensor_shape(self.tower(), by_decoder(name))
+        first = a.connector_size if a.connector == "mlp" else a.decoder_size
+        matrices = {
+            "v.patch_embd": (a.hidden_size, 3 * a.patch_size**2),
+            "mm.0": (first, a.connector_input),
+            "mm.2": (a.decoder_size, a.connector_size),
+        }
+        stem, _, kind = name.rpartition(".")
+        if stem in matrices:
+            return matrices[stem] if kind == "weight" else matrices[stem][:1]
+        vectors = {
+            "v.pixel_values": 3 * 256,
+            "v.position_embd.weight": a.positions * a.hidden_size,
+            "mm.norm.weight": a.connector_input,
+            "mm.norm.bias": a.connector_input,
+            "mm.image_newline": a.decoder_size,
+        }
+        return (vectors.get(name, a.hidden_size),)
+
+
+def in_file(layer: int, name: str) -> str:
+    """What a model file calls a layer's tensor that the decoder calls ``attn_norm.weight``."""
+    stem, _, kind = name.rpartition(".")
+    return f"v.blk.{layer}.{_IN_FILE.get(stem, stem)}.{kind}"
+
+
+def by_decoder(name: str) -> str:
+    """The opposite of :func:`in_file`, without the layer."""
+    stem, _, kind = name.rpartition(".")
+    stem = stem.rpartition(".")[2]
+    ours = {theirs: ours for ours, theirs in _IN_FILE.items()}
+    return f"{ours.get(stem, stem)}.{kind}"

@@ -1,0 +1,176 @@
+"""How a checkpoint prepares pictures: its preprocessor_config.json in words of ours.
+
+Owns the spellings of sizes and filters that processors of transformers have had. Refuses
+processors whose pictures would differ from what the model was trained on.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Mapping
+from typing import Any
+
+from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.vision.preprocessing import Preprocessing
+
+from .values import Values, shown
+
+_FILTERS = {1: "lanczos", 2: "bilinear", 3: "bicubic"}
+_CLIP_MEAN = [0.48145466, 0.4578275, 0.40821073]
+_CLIP_STD = [0.26862954, 0.26130258, 0.27577711]
+_HALF = [0.5, 0.5, 0.5]
+# What processors' classes take for keys that are absent; the word behind "ImageProcessor" varies.
+_CLIP = {
+    "size": {"shortest_edge": 224},
+    "resample": 3,
+    "do_center_crop": True,
+    "image_mean": _CLIP_MEAN,
+    "image_std": _CLIP_STD,
+}
+_SIGLIP = {
+    "size": {"height": 224, "width": 224},
+    "resample": 3,
+    "do_center_crop": False,
+    "image_mean": _HALF,
+    "image_std": _HALF,
+}
+_IDEFICS = {
+    "size": {"longest_edge": 4 * 364},
+    "max_image_size": {"longest_edge": 364},
+    "resample": 1,
+    "image_mean": _HALF,
+    "image_std": _HALF,
+}
+_CLASSES: Mapping[str, Mapping[str, Any]] = {
+    "CLIP": _CLIP,
+    "Llava": {**_CLIP, "do_pad": False},
+    "Siglip": _SIGLIP,
+    "Gemma3": {**_SIGLIP, "resample": 2},
+    "Idefics3": _IDEFICS,
+    "SmolVLM": _IDEFICS,
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Processor:
+    """What becomes of a picture, and of its bytes.
+
+    Attributes:
+        preprocessing: Which squares are made of it.
+        mean: Of the three channels.
+        deviation: The same.
+        factor: What bytes are multiplied by first.
+    """
+
+    preprocessing: Preprocessing
+    mean: tuple[float, ...]
+    deviation: tuple[float, ...]
+    factor: float
+
+
+def processor(settings: Mapping[str, Any], family: str, side: int, *, where: str) -> Processor:
+    """What a preprocessor_config.json says.
+
+    Args:
+        settings: Its table.
+        family: Of the model, ``VisionPart.family``.
+        side: Of the squares that the tower reads.
+        where: The checkpoint, for errors.
+
+    Raises:
+        UnsupportedError: The processor is unknown, or prepares pictures in a way that is not ours.
+        CheckpointError: It contradicts the tower.
+    """
+    kind = _kind(settings)
+    values = Values(settings, _CLASSES[kind])
+    number = values.get("resample")
+    if number not in _FILTERS:
+        raise UnsupportedError(
+            f"{where} resizes pictures by the filter {shown(number)}; 1 (Lanczos), 2 (bilinear) "
+            "and 3 (bicubic) are supported."
+        )
+    if not values.flag("do_resize", True):
+        raise UnsupportedError(
+            f"{where} does not resize its pictures, which then have no size that a tower reads."
+        )
+    chosen = _FILTERS[number]
+    idefics = kind in ("Idefics3", "SmolVLM")
+    made = _tiles(values, chosen, where) if idefics else _square(values, chosen, kind, where)
+    if made.side != side:
+        raise CheckpointError(
+            f"{where} makes pictures of {made.side} pixels on a side, and its tower reads {side}."
+        )
+    normal = values.flag("do_normalize", True)
+    mean = _channels(values, "image_mean", where) if normal else (0.0, 0.0, 0.0)
+    deviation = _channels(values, "image_std", where) if normal else (1.0, 1.0, 1.0)
+    if not all(deviation):
+        raise CheckpointError(f"{where} divides pictures by a deviation of 0.")
+    factor = values.number("rescale_factor", 1 / 255) if values.flag("do_rescale", True) else 1.0
+    return Processor(made, mean, deviation, factor)
+
+
+def _kind(settings: Mapping[str, Any]) -> str:
+    name = settings.get("image_processor_type", settings.get("feature_extractor_type"))
+    text = name if isinstance(name, str) else ""
+    for word in ("ImageProcessor", "FeatureExtractor"):
+        text = text.partition(word)[0]
+    if text not in _CLASSES:
+        raise UnsupportedError(
+            f"The pictures of this model are prepared by {shown(name)}; the processors of "
+            f"{', '.join(_CLASSES)} are supported."
+        )
+    return text
+
+
+def _square(values: Values, chosen: str, kind: str, where: str) -> Preprocessing:
+    size = _size(values, "size", where)
+    if values.flag("do_pad") and kind == "Llava":
+        mean = _channels(values, "image_mean", where)
+        background = tuple(int(value * 255) for value in mean)
+        side = size.get("shortest_edge", size.get("height", 0))
+        return Preprocessing("pad", side, chosen, background=background)  # type: ignore[arg-type]  # three
+    if "shortest_edge" in size:
+        if not values.flag("do_center_crop"):
+            raise UnsupportedError(
+                f"{where} makes pictures that are no squares (size has shortest_edge, and nothing "
+                "is cropped); a tower here reads squares."
+            )
+        crop = _size(values, "crop_size", where) or {"height": size["shortest_edge"]}
+        side = crop.get("height", crop.get("shortest_edge", 0))
+        if crop.get("width", side) != side:
+            raise UnsupportedError(f"{where} crops pictures to no square: {shown(crop)}.")
+        return Preprocessing("crop", side, chosen, shortest_edge=size["shortest_edge"])
+    height, width = size.get("height", 0), size.get("width", 0)
+    crop = _size(values, "crop_size", where) if values.flag("do_center_crop") else {}
+    if height != width or any(edge != height for edge in crop.values()):
+        raise UnsupportedError(f"{where} makes pictures that are no squares: {shown(size)}.")
+    return Preprocessing("squash", height, chosen)
+
+
+def _tiles(values: Values, chosen: str, where: str) -> Preprocessing:
+    longest = _size(values, "size", where).get("longest_edge", 0)
+    side = _size(values, "max_image_size", where).get("longest_edge", 0)
+    split = values.flag("do_image_splitting", True)
+    return Preprocessing("rows_and_columns", side, chosen, longest_edge=longest, split=split)
+
+
+def _size(values: Values, key: str, where: str) -> dict[str, int]:
+    """A table of lengths; older files have one number for the shorter side, or for both."""
+    value = values.get(key)
+    if value is None:
+        return {}
+    if type(value) is int:
+        value = {"shortest_edge": value} if key == "size" else {"height": value, "width": value}
+    if not isinstance(value, dict) or any(
+        type(edge) is not int and edge is not None for edge in value.values()
+    ):
+        raise CheckpointError(f"{where} has {shown(value)} for {key}, which is no size.")
+    return {name: edge for name, edge in value.items() if edge is not None}
+
+
+def _channels(values: Values, key: str, where: str) -> tuple[float, ...]:
+    value = values.get(key)
+    if not isinstance(value, list) or len(value) != 3:
+        raise CheckpointError(f"{where} has {shown(value)} for {key}; three numbers are needed.")
+    one = [Values({key: number}, {}).number(key) for number in value]
+    return tuple(one)

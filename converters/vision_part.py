@@ -1,0 +1,335 @@
+"""The tower and the connector within a model that sees pictures.
+
+Owns, for each type of such models: how its config.json fills the record of ``vision/architecture``,
+how its tensors are called, and where its pictures stand in a text. Refuses mathematics and weights.
+What is decoded is ``text_part.py``'s; how a picture is prepared, ``preprocessor.py``'s.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.vision.architecture import VisionArchitecture
+
+from .values import Values, shown
+
+_ACTIVATIONS: Mapping[str, str] = {
+    "quick_gelu": "quick_gelu",
+    "gelu": "gelu",
+    **dict.fromkeys(("gelu_pytorch_tanh", "gelu_new", "gelu_fast", "gelu_accurate"), "gelu_tanh"),
+    "silu": "silu",
+    "relu": "relu",
+}
+# What the classes of towers take for keys that are absent.
+_CLIP = {
+    "hidden_size": 768,
+    "intermediate_size": 3072,
+    "num_hidden_layers": 12,
+    "num_attention_heads": 12,
+    "image_size": 224,
+    "patch_size": 32,
+    "hidden_act": "quick_gelu",
+    "layer_norm_eps": 1e-5,
+}
+_SIGLIP = {**_CLIP, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_IDEFICS = {**_SIGLIP, "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
+
+# In front of the names of each part, the longest first.
+_TOWERS = (
+    "model.vision_tower.vision_model.",
+    "vision_tower.vision_model.",
+    "model.vision_tower.",
+    "vision_tower.",
+    "model.vision_model.",
+    "vision_model.",
+)
+_PROJECTORS = (
+    "model.multi_modal_projector.",
+    "multi_modal_projector.",
+    "model.connector.",
+    "connector.",
+)
+_NEWLINES = ("model.image_newline", "image_newline")
+# Of many towers' checkpoints, and of no use to a decoder: pooling heads, tables that count.
+_UNUSED = ("tower.head.", "tower.embeddings.position_ids")
+
+_LAYER_NAMES = {
+    "ln1": "layer_norm1",
+    "attn_q": "self_attn.q_proj",
+    "attn_k": "self_attn.k_proj",
+    "attn_v": "self_attn.v_proj",
+    "attn_out": "self_attn.out_proj",
+    "ln2": "layer_norm2",
+    "ffn_up": "mlp.fc1",
+    "ffn_down": "mlp.fc2",
+}
+_TOWER_NAMES = {
+    "v.patch_embd": "tower.embeddings.patch_embedding",
+    "v.position_embd": "tower.embeddings.position_embedding",
+    "v.pre_ln": "tower.pre_layrnorm",  # so they spell it
+    "v.post_ln": "tower.post_layernorm",
+}
+_CLASS = "tower.embeddings.class_embedding"
+
+
+@dataclasses.dataclass(frozen=True)
+class VisionPart:
+    """What a config.json says of a tower.
+
+    Attributes:
+        family: Which one, for reports and for what is done to prompts.
+        architecture: The record.
+        connector: Our names of the connector's tensors to theirs.
+        placeholder: Id of the token that stands for a row of a picture.
+        layout: What stands around a picture's rows, as ``vision/prompt.py`` knows it.
+        positions: Which row of the position table each patch has; None: its own.
+        transposed: Whether the connector's matrix is stored by columns.
+        norm_offset: What is added to the weight of the connector's norm.
+        refused: Why no file can hold it; empty: one can.
+    """
+
+    family: str
+    architecture: VisionArchitecture
+    connector: Mapping[str, str]
+    placeholder: int
+    layout: str
+    positions: npt.NDArray[np.int64] | None = None
+    transposed: bool = False
+    norm_offset: float = 0.0
+    refused: str = ""
+
+    def stored_name(self, name: str) -> str:
+        """What a checkpoint calls one of our tensors, its prefix made ours."""
+        if name == "v.class_embd":
+            return _CLASS
+        if name == "mm.image_newline":
+            return "newline"
+        stem, _, kind = name.rpartition(".")
+        if name in self.connector:
+            return f"projector.{self.connector[name]}"
+        if stem in self.connector:
+            return f"projector.{self.connector[stem]}.{kind}"
+        if stem in _TOWER_NAMES:
+            return f"{_TOWER_NAMES[stem]}.{kind}"
+        _, _, layer, matrix = stem.split(".")
+        return f"tower.encoder.layers.{layer}.{_LAYER_NAMES[matrix]}.{kind}"
+
+    def is_unused(self, stored: str) -> bool:
+        """Whether a checkpoint may hold a tensor that no file takes."""
+        if stored.startswith(_UNUSED):
+            return True
+        if stored.startswith("tower.post_layernorm."):
+            return not self.architecture.post_norm
+        parts = stored.split(".")
+        behind = parts[:3] == ["tower", "encoder", "layers"] and parts[3].isdigit()
+        return behind and int(parts[3]) >= self.architecture.layers
+
+
+def vision_tensor(name: str) -> str | None:
+    """A tensor's name with its prefix made ours; None if it is of another part."""
+    for ours, prefixes in (("tower.", _TOWERS), ("projector.", _PROJECTORS)):
+        for prefix in prefixes:
+            if name.startswith(prefix):
+                return ours + name[len(prefix) :]
+    return "newline" if name in _NEWLINES else None
+
+
+def vision_part(config: Mapping[str, Any], decoder_size: int) -> VisionPart | None:
+    """The tower of a model; None for a type without one that is known.
+
+    Args:
+        config: config.json of the whole.
+        decoder_size: Width of its decoder.
+
+    Raises:
+        UnsupportedError: It is of a form that is not computed here.
+        CheckpointError: config.json contradicts itself.
+    """
+    model_type = config.get("model_type")
+    reader = _READERS.get(model_type) if isinstance(model_type, str) else None
+    return None if reader is None else reader(Values(config, {}), decoder_size)
+
+
+def _llava(config: Values, decoder_size: int) -> VisionPart:
+    """LLaVA 1.5: all patches of one layer, through one matrix or two."""
+    tower = config.table("vision_config")
+    kind = tower.get("model_type", "clip_vision_model")
+    if kind not in ("clip_vision_model", "siglip_vision_model"):
+        raise UnsupportedError(
+            f"The tower of this model is a {shown(kind)}; clip_vision_model and "
+            "siglip_vision_model are supported."
+        )
+    clip = kind == "clip_vision_model"
+    values = Values(tower.values, _CLIP if clip else _SIGLIP)
+    strategy = config.get("vision_feature_select_strategy", "default")
+    if strategy != ("default" if clip else "full"):
+        raise UnsupportedError(
+            f"The model takes patches by the strategy {shown(strategy)}; the tower is a {kind}, of "
+            f"which {'default' if clip else 'full'} is supported."
+        )
+    bias = config.flag("multimodal_projector_bias", True)
+    return VisionPart(
+        "llava",
+        VisionArchitecture(
+            **_tower(values, _layers(config, values)),
+            decoder_size=decoder_size,
+            class_token=clip,
+            patch_bias=not clip,
+            pre_norm=clip,
+            connector="mlp",
+            connector_size=decoder_size,
+            connector_activation=_activation(config.get("projector_hidden_act", "gelu")),
+            connector_bias=bias,
+        ),
+        {"mm.0": "linear_1", "mm.2": "linear_2"},
+        _placeholder(config, 32000),
+        "plain",
+    )
+
+
+def _layers(config: Values, tower: Values) -> int:
+    """How many layers are computed for the hidden states that the connector reads."""
+    layers = tower.integer("num_hidden_layers")
+    chosen = config.get("vision_feature_layer", -2)
+    if isinstance(chosen, list):
+        raise UnsupportedError(
+            "The connector of this model reads several layers of its tower side by side "
+            "(vision_feature_layer is a list); one is supported."
+        )
+    chosen = config.integer("vision_feature_layer", -2)
+    computed = chosen if chosen >= 0 else layers + 1 + chosen
+    if not 1 <= computed <= layers:
+        raise CheckpointError(
+            f"config.json has {chosen} for vision_feature_layer, and the tower {layers} layers."
+        )
+    return computed
+
+
+def _idefics(family: str, placeholder: int) -> Callable[[Values, int], VisionPart]:
+    """SmolVLM and Idefics3: tiles, regrouped, through one matrix without bias."""
+
+    def read(config: Values, decoder_size: int) -> VisionPart:
+        tower = Values(config.table("vision_config").values, _IDEFICS)
+        architecture = VisionArchitecture(
+            **_tower(tower, tower.integer("num_hidden_layers")),
+            decoder_size=decoder_size,
+            post_norm=True,
+            regroup=config.integer("scale_factor", 2),
+            connector="linear",
+            connector_bias=False,
+        )
+        if architecture.grid % architecture.regroup:
+            raise UnsupportedError(
+                f"The tower's {architecture.grid} patches on a side are no multiple of the "
+                f"scale_factor {architecture.regroup}."
+            )
+        return VisionPart(
+            family,
+            architecture,
+            {"mm.0": "modality_projection.proj"},
+            _placeholder(config, placeholder),
+            "rows_and_columns",
+            positions=bucketed_positions(architecture.grid),
+        )
+
+    return read
+
+
+def bucketed_positions(side: int) -> npt.NDArray[np.int64]:
+    """Which row of a table of ``side`` x ``side`` each patch of a whole tile has, int64 [patches].
+
+    Idefics finds it by fractions, in float32: how many boundaries k / side a patch's place i / side
+    reaches. With some sides that is not the patch's own row.
+    """
+    boundaries = np.arange(1, side, dtype=np.float32) * np.float32(1 / side)
+    places = np.arange(side, dtype=np.float32) * np.float32(1.0 / side)
+    places = np.minimum(places, np.float32(1.0 - 1e-6))
+    rows = np.searchsorted(boundaries, places, side="right")
+    return (rows[:, None] * side + rows[None, :]).reshape(-1)
+
+
+def _gemma3(config: Values, decoder_size: int) -> VisionPart:
+    """Gemma 3: means of patches, a norm, one matrix."""
+    tower = Values(config.table("vision_config").values, _SIGLIP)
+    fields = _tower(tower, tower.integer("num_hidden_layers"))
+    grid = fields["image_size"] // max(fields["patch_size"], 1)
+    side = round(max(config.integer("mm_tokens_per_image", 256), 0) ** 0.5)
+    if side < 1 or grid % side:
+        raise UnsupportedError(
+            f"The tower's {grid} patches on a side are no multiple of the {side} tokens of a "
+            "picture."
+        )
+    return VisionPart(
+        "gemma3",
+        VisionArchitecture(
+            **fields,
+            decoder_size=decoder_size,
+            post_norm=True,
+            pool=grid // side,
+            connector_norm="rms",
+            connector_norm_epsilon=fields["norm_epsilon"],
+            connector="linear",
+            connector_bias=False,
+        ),
+        {"mm.0.weight": "mm_input_projection_weight", "mm.norm": "mm_soft_emb_norm"},
+        _placeholder(config, 262144),
+        "plain",
+        transposed=True,
+        norm_offset=1.0,
+        refused="its decoder looks at a picture in both directions, which is not computed yet",
+    )
+
+
+def _tower(values: Values, layers: int) -> dict[str, Any]:
+    """The fields that towers name alike."""
+    heads, width = values.integer("num_attention_heads"), values.integer("hidden_size")
+    channels = values.integer("num_channels", 3)
+    if heads < 1 or width % heads or channels != 3:
+        raise UnsupportedError(
+            f"The tower has {heads} heads for a width of {width} and {channels} channels; the "
+            "width must be a multiple of the heads, and the channels 3."
+        )
+    return {
+        "layers": layers,
+        "hidden_size": width,
+        "heads": heads,
+        "head_size": width // heads,
+        "feed_forward_size": values.integer("intermediate_size"),
+        "image_size": values.integer("image_size"),
+        "patch_size": values.integer("patch_size"),
+        "norm_epsilon": values.number("layer_norm_eps"),
+        "activation": _activation(values.get("hidden_act")),
+    }
+
+
+def _activation(name: Any) -> str:
+    if not isinstance(name, str) or name not in _ACTIVATIONS:
+        raise UnsupportedError(
+            f"The tower's activation {shown(name)} is not supported; {', '.join(_ACTIVATIONS)} are."
+        )
+    return _ACTIVATIONS[name]
+
+
+def _placeholder(config: Values, default: int) -> int:
+    for key in ("image_token_id", "image_token_index"):
+        if config.get(key) is not None:
+            return config.integer(key)
+    return default
+
+
+_READERS: Mapping[str, Callable[[Values, int], VisionPart]] = {
+    "llava": _llava,
+    "smolvlm": _idefics("smolvlm", 128257),
+    "idefics3": _idefics("idefics3", 128257),
+    "gemma3": _gemma3,
+}
+# Types with a tower that is not computed, which convert as the text that they hold.
+TEXT_ALONE: Mapping[str, str] = {
+    "mistral3": "its tower turns patches by their rows and columns, which is not computed yet",
+}

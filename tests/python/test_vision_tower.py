@@ -1,0 +1,190 @@
+"""The float tower, its connector and whole models with pictures, against transformers."""
+
+import json
+
+import numpy as np
+import pytest
+import torch
+from awq_edge.converters.vision_part import bucketed_positions, vision_part
+from safetensors.torch import load_file, save_file
+from vision_models import PLACEHOLDER, ROWS, TOWER, make, pictures, save
+
+from awq_edge import torch_decoder, torch_tower
+from awq_edge.checkpoints import open_checkpoint
+from awq_edge.checkpoints.vision_tensors import VisionTensors
+from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.float_model import open_float_model, open_vision_part
+
+BOUND = 1e-4  # the largest difference over the largest magnitude
+
+
+@pytest.fixture(params=ROWS)
+def opened(request, tmp_path):
+    model = save(request.param, tmp_path)
+    source = open_float_model(str(tmp_path))
+    checkpoint = source.checkpoint.vision
+    part = vision_part(checkpoint.config, source.architecture.hidden_size)
+    return request.param, model, source, VisionTensors(checkpoint, part)
+
+
+def normalised(vision, pixels):
+    """What transformers' model reads, float32 [b, 3, s, s], by the processor's own arithmetic."""
+    mean, std = (
+        torch.tensor(values)[:, None, None]
+        for values in (vision.processor.mean, vision.processor.deviation)
+    )
+    return (pixels.permute(0, 3, 1, 2).double() / 255 - mean) / std
+
+
+def difference(ours, theirs):
+    assert ours.shape == theirs.shape
+    return float((ours - theirs).abs().max() / theirs.abs().max())
+
+
+def features(name, model, read):
+    """What transformers' model gives its decoder of pictures, [b, tokens, H]."""
+    inner = model.model
+    if name in ("smolvlm", "idefics3"):
+        given = inner.get_image_features(read[None].float())
+    else:
+        given = inner.get_image_features(pixel_values=read.float())
+    given = getattr(given, "pooler_output", given)
+    return torch.stack(list(given)).reshape(len(read), -1, given[0].shape[-1])
+
+
+def test_pictures_become_the_rows_that_transformers_makes_of_them(opened):
+    name, model, _, vision = opened
+    pixels = pictures(2)
+    ours = torch_tower.encoded(vision.architecture, vision, pixels)
+    assert ours.shape[1] == vision.architecture.tokens
+    with torch.no_grad():
+        assert difference(ours, features(name, model, normalised(vision, pixels))) < BOUND
+
+
+def test_every_hidden_state_is_that_of_transformers(opened):
+    name, model, _, vision = opened
+    a, pixels = vision.architecture, pictures(1, seed=3)
+    inner = model.model
+    tower = inner.vision_model if name in ("smolvlm", "idefics3") else inner.vision_tower
+    with torch.no_grad():
+        theirs = tower(
+            pixel_values=normalised(vision, pixels).float(), output_hidden_states=True
+        ).hidden_states
+    stream = torch_tower.embedded(
+        a, vision, torch_tower.patches(a, vision("v.pixel_values"), pixels)
+    )
+    for number in range(a.layers):
+        assert difference(stream, theirs[number]) < BOUND
+        weights = torch_tower.layer_weights(a, vision, number)
+        stream = torch_tower.layer(a, number, weights).run(stream)
+
+
+def test_a_text_with_a_picture_has_the_logits_of_transformers(opened):
+    name, model, source, vision = opened
+    if name == "gemma3":
+        pytest.skip("its decoder looks at pictures in both directions: refused below")
+    pixels = pictures(1, seed=5)
+    count = vision.architecture.tokens
+    tokens = torch.tensor([[5, 9, *[PLACEHOLDER] * count, 17, 4, 33]])
+    rows = torch_tower.encoded(vision.architecture, vision, pixels)[0]
+    ours = torch_decoder.logits(
+        source, source.architecture, tokens, pictures=(tokens == PLACEHOLDER, rows)
+    )
+    read = normalised(vision, pixels).float()
+    read = read[None] if name in ("smolvlm", "idefics3") else read
+    with torch.no_grad():
+        theirs = model(input_ids=tokens, pixel_values=read).logits
+    assert difference(ours, theirs) < BOUND
+
+
+def test_another_picture_gives_other_rows(opened):
+    vision = opened[3]
+    first, second = (
+        torch_tower.encoded(vision.architecture, vision, pictures(1, seed=seed)) for seed in (1, 2)
+    )
+    assert difference(first, second) > 0.01
+
+
+@pytest.mark.parametrize("side", [4, 10, 14, 16, 24, 26, 27, 28, 32, 70])
+def test_positions_of_a_whole_tile_are_those_of_transformers(side):
+    from transformers.models.smolvlm.configuration_smolvlm import SmolVLMVisionConfig
+    from transformers.models.smolvlm.modeling_smolvlm import SmolVLMVisionEmbeddings
+
+    config = SmolVLMVisionConfig(
+        hidden_size=1, image_size=side * 2, patch_size=2, num_attention_heads=1
+    )
+    embeddings = SmolVLMVisionEmbeddings(config)
+    with torch.no_grad():
+        embeddings.patch_embedding.weight.zero_()
+        embeddings.patch_embedding.bias.zero_()
+        embeddings.position_embedding.weight[:, 0] = torch.arange(side * side)
+        mask = torch.ones(1, side, side, dtype=torch.bool)
+        found = embeddings(torch.zeros(1, 3, side * 2, side * 2), mask)[0, :, 0]
+    np.testing.assert_array_equal(bucketed_positions(side), found.long().numpy())
+
+
+def changed(directory, change):
+    path = directory / "model.safetensors"
+    tensors = load_file(path)
+    change(tensors)
+    save_file(tensors, path, metadata={"format": "pt"})
+
+
+def test_a_tower_of_which_a_tensor_is_missing_is_refused_by_its_name(tmp_path):
+    save("llava", tmp_path)
+    changed(tmp_path, lambda tensors: tensors.pop("vision_tower.encoder.layers.1.mlp.fc1.weight"))
+    with pytest.raises(CheckpointError, match=r"tower.encoder.layers.1.mlp.fc1.weight"):
+        open_vision_part(open_float_model(str(tmp_path)))
+
+
+def test_a_connector_of_which_a_tensor_is_too_many_is_refused_by_its_name(tmp_path):
+    save("llava", tmp_path)
+    extra = {"multi_modal_projector.linear_3.weight": torch.zeros(2, 2)}
+    changed(tmp_path, lambda tensors: tensors.update(extra))
+    with pytest.raises(CheckpointError, match=r"projector.linear_3.weight"):
+        open_vision_part(open_float_model(str(tmp_path)))
+
+
+def test_layers_behind_the_one_that_is_read_may_be_there_or_not(tmp_path):
+    save("llava", tmp_path)
+
+    def cut(tensors):
+        for name in [name for name in tensors if ".layers.2." in name and "vision" in name]:
+            del tensors[name]
+
+    whole = open_vision_part(open_float_model(str(tmp_path)))[0]
+    before = torch_tower.encoded(whole.architecture, whole, pictures(1))
+    changed(tmp_path, cut)
+    part = open_vision_part(open_float_model(str(tmp_path)))[0]
+    assert part.architecture.layers == TOWER["num_hidden_layers"] - 1
+    assert torch.equal(torch_tower.encoded(part.architecture, part, pictures(1)), before)
+
+
+def test_gemma_3_is_opened_as_the_text_it_holds_and_says_why(tmp_path):
+    save("gemma3", tmp_path)
+    vision, why = open_vision_part(open_float_model(str(tmp_path)))
+    assert vision is None
+    assert "both directions" in why
+
+
+@pytest.mark.parametrize(
+    ("keys", "words"),
+    [
+        ({"vision_feature_layer": [-2, -1]}, "vision_feature_layer is a list"),
+        ({"vision_feature_select_strategy": "full"}, "strategy"),
+        ({"vision_feature_layer": -9}, "3 layers"),
+    ],
+)
+def test_forms_that_are_not_computed_are_refused(tmp_path, keys, words):
+    save("llava", tmp_path)
+    path = tmp_path / "config.json"
+    path.write_text(json.dumps({**json.loads(path.read_text()), **keys}))
+    with pytest.raises((CheckpointError, UnsupportedError), match=words):
+        open_vision_part(open_float_model(str(tmp_path)))
+
+
+def test_without_a_word_on_how_pictures_are_prepared_nothing_is_guessed(tmp_path):
+    make("llava").save_pretrained(tmp_path)
+    with pytest.raises(CheckpointError, match=r"preprocessor_config\.json"):
+        open_vision_part(open_float_model(str(tmp_path)))
+    assert open_checkpoint(str(tmp_path)).vision is not None

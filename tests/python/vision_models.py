@@ -1,0 +1,146 @@
+"""Small random models that see pictures, of each family, made by transformers' own classes."""
+
+import json
+
+import torch
+import transformers as tf
+
+TEXT = dict(
+    hidden_size=64,
+    intermediate_size=96,
+    num_hidden_layers=2,
+    num_attention_heads=4,
+    num_key_value_heads=2,
+    head_dim=16,
+    vocab_size=128,
+    max_position_embeddings=256,
+)
+# Odd: a width that is no multiple of 32, three heads, a picture of which two pixels are cut off.
+TOWER = dict(
+    hidden_size=48,
+    intermediate_size=88,
+    num_hidden_layers=3,
+    num_attention_heads=3,
+    image_size=26,
+    patch_size=6,
+)
+PLACEHOLDER = 100
+_CLIP = dict(image_processor_type="CLIPImageProcessor", size={"shortest_edge": 26}, crop_size=26)
+_SIGLIP = dict(image_processor_type="SiglipImageProcessor", size={"height": 26, "width": 26})
+_TILES = dict(
+    image_processor_type="SmolVLMImageProcessor",
+    size={"longest_edge": 52},
+    max_image_size={"longest_edge": 26},
+)
+
+
+def _llava(**keys):
+    return tf.LlavaForConditionalGeneration(
+        tf.LlavaConfig(text_config=tf.LlamaConfig(**TEXT), image_token_id=PLACEHOLDER, **keys)
+    )
+
+
+def _smolvlm(model, config):
+    text = tf.LlamaConfig(**TEXT, pad_token_id=0)
+    return model(
+        config(vision_config=TOWER, text_config=text, image_token_id=PLACEHOLDER, scale_factor=2)
+    )
+
+
+def _gemma3():
+    text = tf.Gemma3TextConfig(**TEXT)
+    tower = tf.SiglipVisionConfig(**TOWER, vision_use_head=False)
+    return tf.Gemma3ForConditionalGeneration(
+        tf.Gemma3Config(
+            vision_config=tower,
+            text_config=text,
+            image_token_id=PLACEHOLDER,
+            mm_tokens_per_image=4,
+        )
+    )
+
+
+# Of each row: how the model is made, and its preprocessor_config.json.
+ROWS = {
+    "llava": (lambda: _llava(vision_config=tf.CLIPVisionConfig(**TOWER)), _CLIP),
+    "llava_last_layer": (
+        lambda: _llava(vision_config=tf.CLIPVisionConfig(**TOWER), vision_feature_layer=-1),
+        _CLIP,
+    ),
+    "llava_siglip": (
+        lambda: _llava(
+            vision_config=tf.SiglipVisionConfig(**TOWER, vision_use_head=True),
+            vision_feature_select_strategy="full",
+            multimodal_projector_bias=False,
+        ),
+        _SIGLIP,
+    ),
+    "smolvlm": (
+        lambda: _smolvlm(tf.SmolVLMForConditionalGeneration, tf.SmolVLMConfig),
+        _TILES,
+    ),
+    "idefics3": (
+        lambda: _smolvlm(tf.Idefics3ForConditionalGeneration, tf.Idefics3Config),
+        _TILES,
+    ),
+    "gemma3": (_gemma3, {**_SIGLIP, "image_processor_type": "Gemma3ImageProcessor"}),
+}
+
+
+def make(row, seed=0):
+    """The model of a row with weights that all matter: norms far from one, biases far from zero."""
+    torch.manual_seed(seed)
+    model = ROWS[row][0]().eval()
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if parameter.dim() > 1:
+                parameter.normal_(0, 0.08 if "embed" not in name else 0.5)
+            else:
+                parameter.normal_(0, 0.3)
+                if "norm" in name and name.endswith("weight"):
+                    parameter.add_(1.0)
+    return model
+
+
+def save(row, directory, seed=0):
+    """Saves a row's model as a checkpoint with its processor's settings; gives the model."""
+    model = make(row, seed)
+    model.save_pretrained(directory)
+    settings = json.dumps(ROWS[row][1])
+    (directory / "preprocessor_config.json").write_text(settings, encoding="utf-8")
+    return model
+
+
+def pictures(count, side=26, seed=0):
+    """uint8 [count, side, side, 3]."""
+    generator = torch.Generator().manual_seed(seed)
+    shape = (count, side, side, 3)
+    return torch.randint(0, 256, shape, generator=generator, dtype=torch.uint8)
+
+
+WORDS = "what colour is the thing red green blue ? yes no user assistant".split()
+TEMPLATE = (
+    "{% for m in messages %}{{ '<u>' if m.role == 'user' else '<a>' }}"
+    "{% if m.content is string %}{{ m.content }}{% else %}{% for part in m.content %}"
+    "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% endif %}"
+    "{{ '</s>' if m.role == 'assistant' }}{% endfor %}{{ '<a>' if add_generation_prompt }}"
+)
+
+
+def save_tokenizer(directory, template=TEMPLATE):
+    """A tokenizer of some words whose placeholder is ``PLACEHOLDER``, and a chat template."""
+    from tokenizers import AddedToken, Tokenizer, models, pre_tokenizers
+
+    special = ["<unk>", "<s>", "</s>", "<u>", "<a>"]
+    pieces = [*special, *WORDS, *"<>image"]
+    pieces += [f"word{number}" for number in range(PLACEHOLDER - len(pieces))]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, "<image>"])}
+    tokenizer = Tokenizer(
+        models.WordPiece(vocabulary, unk_token="<unk>", continuing_subword_prefix="")
+    )
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    tokenizer.add_special_tokens([AddedToken(one, special=True) for one in [*special, "<image>"]])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
+    settings = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "TokenizersBackend"}
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
