@@ -13,7 +13,7 @@ from array import array
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from numbers import Real
-from typing import TYPE_CHECKING, Union
+from typing import TYPE_CHECKING, Union, cast
 
 from awq_edge.adjustment import Adjustment, Constraint, TokenLogprob, token_logprob
 from awq_edge.errors import ContextFullError, InvalidArgumentError
@@ -161,11 +161,15 @@ class Generation:
         self.session = session
         self.config = config
         self.seed = _drawn_seed() if config.seed is None else config.seed
-        self._pictures = prompt if hasattr(prompt, "spans") else None
-        ids: Sequence[int] = prompt.tokens if hasattr(prompt, "spans") else prompt
-        self.prompt_tokens = token_ids(
-            model.tokenize(ids) if isinstance(ids, str) else ids, model.info.vocabulary_size
-        )
+        self._pictures: PicturePrompt | None = None
+        if isinstance(prompt, str):
+            ids: Sequence[int] = model.tokenize(prompt)
+        elif hasattr(prompt, "spans"):  # its class is not loaded for text alone
+            self._pictures = cast("PicturePrompt", prompt)
+            ids = self._pictures.tokens
+        else:
+            ids = cast("Sequence[int]", prompt)
+        self.prompt_tokens = token_ids(ids, model.info.vocabulary_size)
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []
         self._top = logprobs

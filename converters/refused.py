@@ -29,6 +29,14 @@ _CONVOLUTIONS = "most of its layers are short gated convolutions instead of atte
 _BOTH = "it has an encoder beside its decoder, and the decoder here has none to attend to"
 _ENCODER = "it is an encoder, which generates no text"
 _LATENT = "its keys and values are compressed together (latent attention)"
+_TURNED = (
+    "its tower turns patches by their rows and columns, and its decoder counts positions in three "
+    "numbers, which is not computed yet"
+)
+_CROSSED = (
+    "its decoder attends to pictures through layers of their own (gated cross-attention), which is "
+    "not computed yet"
+)
 _LATER = "no converter for it has been written yet"
 
 
@@ -64,6 +72,34 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "nomic_bert|eurobert",
         _ENCODER,
     ),
+    ("qwen[23]_vl.*|qwen2_5_vl.*|qwen2_5_omni.*", _TURNED),
+    ("flamingo|open_flamingo|idefics|mllama", _CROSSED),
+    (
+        "idefics2",
+        "a resampler with queries of its own stands between its tower and its decoder, which is "
+        "not computed here",
+    ),
+    (
+        "llava_next.*|llava_onevision|vipllava|bakllava",
+        "its pictures are cut by a list of sizes and their rows end in a learned vector, which is "
+        "not written yet; LLaVA 1.5 (type llava) is supported",
+    ),
+    ("llava_llama|vila.*|nvila.*", _own_code("a LLaVA 1.5 of the type llava")),
+    (
+        "moondream.*",
+        "its tower reads crops that overlap, and a picture is seen in both directions by its "
+        "decoder",
+    ),
+    (
+        "minicpmv.*|minicpm_?v.*|minicpmo",
+        "its tower reads slices of any size, and a resampler stands behind it",
+    ),
+    (
+        "internvl.*",
+        "its tower scales each branch by a vector, and no converter is written yet",
+    ),
+    ("paligemma", "its decoder sees a picture and the text before its answer in both directions"),
+    ("nanovlm", _own_code("HuggingFaceTB/SmolVLM-256M-Instruct (type smolvlm)")),
     ("deepseek_v[23].*|minicpm3|kimi_k2.*|longcat.*", _LATENT),
     ("phi3small", _own_code("Phi-3-mini (type phi3), whose attention is not sparse by blocks,")),
     (

@@ -251,7 +251,7 @@ def bucketed_positions(side: int) -> npt.NDArray[np.int64]:
     places = np.arange(side, dtype=np.float32) * np.float32(1.0 / side)
     places = np.minimum(places, np.float32(1.0 - 1e-6))
     rows = np.searchsorted(boundaries, places, side="right")
-    return (rows[:, None] * side + rows[None, :]).reshape(-1)
+    return np.asarray((rows[:, None] * side + rows[None, :]).reshape(-1), dtype=np.int64)
 
 
 def _gemma3(config: Values, decoder_size: int) -> VisionPart:

@@ -74,7 +74,7 @@ def _slope(
     turn = draw.uniform(0, 2 * np.pi)
     along = (np.cos(turn) * (x - 0.5) + np.sin(turn) * (y - 0.5) + 0.75) / 1.5
     first, last = _colour(draw), _colour(draw)
-    return first + np.clip(along, 0, 1)[:, :, None] * (last - first)
+    return np.asarray(first + np.clip(along, 0, 1)[:, :, None] * (last - first))
 
 
 def _paint_shape(

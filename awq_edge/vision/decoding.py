@@ -252,7 +252,8 @@ def _rgb_of(
         return pixels
     alpha = pixels[:, :, 3:].astype(np.uint32)
     behind = np.array(background, dtype=np.uint32) * (255 - alpha)
-    return ((pixels[:, :, :3] * alpha + behind + 127) // 255).astype(np.uint8)
+    mixed = (pixels[:, :, :3] * alpha + behind + 127) // 255
+    return np.asarray(mixed, dtype=np.uint8)
 
 
 def upright(rgb: npt.NDArray[np.uint8], orientation: object) -> npt.NDArray[np.uint8]:

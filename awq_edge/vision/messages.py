@@ -43,7 +43,7 @@ def taken_apart(
     waiting = [part for _, parts in parted for part in parts if _waits(part)]
     given = list(images)
     if given and not waiting:
-        _last_of_user(parted)[0:0] = [{"type": "image"} for _ in given]
+        _last_of_user(parted)[:0] = [{"type": "image"} for _ in given]
     elif len(given) != len(waiting):
         raise InvalidArgumentError(
             f"The messages have {len(waiting)} places for pictures, and {len(given)} pictures are "
@@ -101,7 +101,7 @@ def _last_of_user(
     parted: Sequence[tuple[Mapping[str, Any], list[dict[str, Any]]]],
 ) -> list[dict[str, Any]]:
     for message, parts in reversed(parted):
-        if message.get("role") == "user":
+        if isinstance(message, Mapping) and message.get("role") == "user":
             return parts
     raise InvalidArgumentError("Pictures are given, and no message of the user's to show them in.")
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+from typing import Any
 
 from awq_edge.errors import FileInvalidError, InvalidArgumentError
 from awq_edge.vision import crops, tilings
@@ -125,7 +126,7 @@ class Preprocessing:
             ) from error
 
 
-def _typed(values: object) -> dict[str, object]:
+def _typed(values: object) -> dict[str, Any]:
     """A record's values as the class has them.
 
     Raises:
