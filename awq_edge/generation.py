@@ -168,7 +168,7 @@ class Generation:
             self._pictures = cast("PicturePrompt", prompt)
             ids = self._pictures.tokens
         else:
-            ids = cast("Sequence[int]", prompt)
+            ids = prompt
         self.prompt_tokens = token_ids(ids, model.info.vocabulary_size)
         self.tokens: list[int] = []
         self.logprobs: list[TokenLogprob] = []

@@ -17,6 +17,7 @@ from awq_edge.checkpoints.json_files import read_json
 from awq_edge.converters.preprocessor import processor
 from awq_edge.converters.vision_part import VisionPart
 from awq_edge.errors import CheckpointError
+from awq_edge.vision.architecture import VisionArchitecture
 from awq_edge.vision.normalisation import pixel_values
 
 _PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
@@ -43,7 +44,7 @@ class VisionTensors:
         """
         self.checkpoint = checkpoint
         self.part = part
-        self.architecture = part.architecture
+        self.architecture: VisionArchitecture = part.architecture
         wanted = {}
         for name in self.tensor_names():
             if name != "v.pixel_values":
@@ -80,8 +81,8 @@ class VisionTensors:
         """Reads a tensor by our name, float32."""
         if name == "v.pixel_values":
             made = self.processor
-            values = pixel_values(made.mean, made.deviation, made.factor)
-            return torch.from_numpy(values.reshape(-1)).to(device)
+            table = pixel_values(made.mean, made.deviation, made.factor)
+            return torch.from_numpy(table.reshape(-1)).to(device)
         stored = self.part.stored_name(name)
         values = self.checkpoint.tensor(stored, self._stored_shape(name), device)
         if name == "v.position_embd.weight" and self.part.positions is not None:
@@ -133,7 +134,7 @@ def _processor_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
         path = directory / name
         if not path.exists():
             continue
-        table = read_json(path)
+        table: Any = read_json(path)
         if name == _PROCESSOR:
             table = table.get("image_processor")
         if isinstance(table, dict) and table:

@@ -233,4 +233,5 @@ class TowerWalk:
     def _batches(self, stream: torch.Tensor) -> list[torch.Tensor]:
         a = self._architecture
         widest = max(a.feed_forward_size, a.heads * a.positions)  # scores of every pair
-        return list(stream.split(max(1, _BATCH_FLOATS // (a.positions * widest))))
+        size = max(1, _BATCH_FLOATS // (a.positions * widest))
+        return [stream[first : first + size] for first in range(0, len(stream), size)]

@@ -231,7 +231,7 @@ def _rgb(image: Any, where: str, background: tuple[int, int, int]) -> npt.NDArra
     )
 
 
-def _of_16_bits(image: Any, where: str, background: tuple[int, int, int]) -> Any:
+def _of_16_bits(image: Any, where: str, background: tuple[int, int, int]) -> npt.NDArray[np.uint8]:
     """The high byte of each grey value; Pillow would cut at 255 and show a white picture."""
     values = np.asarray(image).astype(np.int64)
     if values.min() < 0 or values.max() > 0xFFFF:

@@ -78,7 +78,11 @@ def _waits(part: Mapping[str, Any]) -> bool:
 
 
 def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
-    content = message.get("content") if isinstance(message, Mapping) else None
+    if not isinstance(message, Mapping):
+        raise InvalidArgumentError(
+            f"A message is a table with 'role' and 'content', not {message!r:.80}."
+        )
+    content = message.get("content")
     if content is None:
         return []
     if isinstance(content, str):
@@ -101,7 +105,7 @@ def _last_of_user(
     parted: Sequence[tuple[Mapping[str, Any], list[dict[str, Any]]]],
 ) -> list[dict[str, Any]]:
     for message, parts in reversed(parted):
-        if isinstance(message, Mapping) and message.get("role") == "user":
+        if message.get("role") == "user":
             return parts
     raise InvalidArgumentError("Pictures are given, and no message of the user's to show them in.")
 
