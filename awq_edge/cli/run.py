@@ -3,7 +3,7 @@
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
 from pathlib import Path
-from typing import Annotated, Optional
+from typing import TYPE_CHECKING, Annotated, Optional
 
 import typer
 
@@ -13,6 +13,9 @@ from awq_edge.cli._options import Context, Json, Kv, ModelFile, Quiet
 from awq_edge.cli._output import Output
 from awq_edge.cli._prompt_text import read_standard_input
 from awq_edge.generation import Generation
+
+if TYPE_CHECKING:
+    from awq_edge.vision.reader import PictureReader, PreparedPicture
 
 # Shorter prompts are read before anybody could look at a bar.
 _PROGRESS_FROM_TOKENS = 256
@@ -73,6 +76,8 @@ def run(
         else:
             generation = model.generate(text, config, images=pictures)
         try:
+            for picture in pictures:
+                _look(model.pictures, picture, output)
             _prefill(generation, output)
             for piece in generation:
                 pieces.append(piece)
@@ -81,6 +86,19 @@ def run(
             output.stream("\n")
         output.status(_summary(generation))
         output.json(_document(generation, "".join(pieces)))
+
+
+def _look(reader: "PictureReader", picture: "PreparedPicture", output: Output) -> None:
+    """Encodes a picture, with a bar: a board takes seconds for each of its tiles."""
+    with output.progress("Looking at the picture", 1.0) as bar:
+        seen = 0.0
+
+        def report(done: int, total: int) -> None:
+            nonlocal seen
+            bar.advance(done / total - seen)
+            seen = done / total
+
+        reader.encoded(picture, report)
 
 
 def _prefill(generation: Generation, output: Output) -> None:

@@ -134,7 +134,7 @@ def convert(
                 metadata = {**plain, **widths.metadata(chosen)}
                 names = source.tensor_names() + ([] if vision is None else vision.tensor_names())
                 work.write_model(metadata, work.tensors(names), check_runs, work.packed_sizes)
-            report = _report(output, source.architecture, work)
+            report = _report(output, source.architecture, work, vision)
             if work.has_model:
                 errors = held_out.divergences(
                     source, work.model, calibration.held_out, device, events
@@ -247,11 +247,14 @@ def _vision_metadata(
     return metadata
 
 
-def _report(output: Path, architecture: Architecture, work: WorkDirectory) -> Report:
+def _report(
+    output: Path, architecture: Architecture, work: WorkDirectory, vision: VisionTensors | None
+) -> Report:
     if not work.has_model:  # the first of several processes alone knows the rest
         return Report(output, architecture, 0, 0.0, 0.0, 0, [])
     tables = architecture.vocabulary_size * architecture.hidden_size
     linears = architecture.linear_parameters()
+    seeing = 0 if vision is None else vision.architecture.linear_parameters()
     size = work.model.stat().st_size
     linear_bytes, embedding_bytes = work.numbers["blk."], work.numbers["token_embd"]
     head_bytes = embedding_bytes if architecture.tied_head else work.numbers["output"]
@@ -265,7 +268,9 @@ def _report(output: Path, architecture: Architecture, work: WorkDirectory) -> Re
         architecture=architecture,
         file_bytes=size,
         linear_bits_per_weight=8 * linear_bytes / linears,
-        file_bits_per_weight=8 * size / (linears + tables * (1 if architecture.tied_head else 2)),
+        file_bits_per_weight=8
+        * size
+        / (linears + seeing + tables * (1 if architecture.tied_head else 2)),
         decode_bytes=linear_bytes - idle_bytes + head_bytes,
         layers=work.layers,
         vision_bytes=work.numbers.get("v.", 0) + work.numbers.get("mm.", 0),

@@ -215,6 +215,11 @@ class VisionArchitecture:
 
         return layer_tensor_names(self.tower(), 0)
 
+    def linear_parameters(self) -> int:
+        """Weights of all matrices."""
+        shapes = [self.tensor_shape(name) for name in self.tensor_names()]
+        return sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
+
     def connector_matrices(self) -> list[str]:
         """The connector's."""
         return ["mm.0", "mm.2"] if self.connector == "mlp" else ["mm.0"]

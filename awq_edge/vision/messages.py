@@ -104,9 +104,9 @@ def _parts(message: Mapping[str, Any]) -> list[dict[str, Any]]:
 def _last_of_user(
     parted: Sequence[tuple[Mapping[str, Any], list[dict[str, Any]]]],
 ) -> list[dict[str, Any]]:
-    for message, parts in reversed(parted):
-        if message.get("role") == "user":
-            return parts
+    for number in reversed(range(len(parted))):
+        if parted[number][0].get("role") == "user":
+            return parted[number][1]
     raise InvalidArgumentError("Pictures are given, and no message of the user's to show them in.")
 
 

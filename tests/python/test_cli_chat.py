@@ -111,6 +111,7 @@ class Thinker:
     """Stands in for a model that thinks aloud: what it says is given, and may end in an error."""
 
     context_length = 64
+    sees_pictures = False
     metadata: ClassVar = {"tokenizer.chat_template": "<think>"}
 
     def __init__(self, *answers: list[object]) -> None:

@@ -1,0 +1,312 @@
+"""Pictures in use: prompts, chats, the cache, what is refused, and the command line."""
+
+import io
+import json
+import re
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from vision_models import PLACEHOLDER, pictures, save, save_tokenizer
+
+from awq_edge import Model, conversion, torch_decoder, torch_tower
+from awq_edge.conversation import Conversation
+from awq_edge.errors import (
+    ContextFullError,
+    FileInvalidError,
+    InvalidArgumentError,
+    UnsupportedError,
+)
+from awq_edge.float_model import open_float_model, open_vision_part
+from awq_edge.generation import GenerationConfig
+from awq_edge.model_file import PackedFile, read_dequantised
+from awq_edge.stages import tensor_names
+
+GREEDY = GenerationConfig(max_tokens=6, temperature=0.0)
+QUESTION = [{"role": "user", "content": "what colour ?"}]
+
+
+@pytest.fixture(scope="module", params=["llava", "llava_siglip"])
+def converted(request, tmp_path_factory):
+    """A checkpoint and its file; text_alone is a file without a vision part."""
+    directory = tmp_path_factory.mktemp(request.param)
+    save(request.param, directory)
+    save_tokenizer(directory)
+    path = directory / "model.awq.gguf"
+    options = conversion.Options(method="rtn", bits=8, group_size=32)
+    conversion.convert(str(directory), path, options)
+    return directory, path
+
+
+@pytest.fixture
+def model(converted):
+    with Model.open(converted[1], context_length=128) as opened:
+        yield opened
+
+
+def picture(seed=0, side=40):
+    return pictures(1, side, seed)[0].numpy()
+
+
+def png(pixels):
+    file = io.BytesIO()
+    Image.fromarray(pixels).save(file, "PNG")
+    return file.getvalue()
+
+
+def last_logits(model, prompt):
+    """Behind a prompt that a session reads anew."""
+    with model.session() as session:
+        session.generate(prompt, GREEDY).start()
+        return session.last_logits()
+
+
+def test_the_tower_of_the_runtime_gives_what_the_float_tower_gives(converted, model):
+    directory, path = converted
+    vision = open_vision_part(open_float_model(str(directory)))[0]
+    prepared = model.pictures.prepare(picture())
+    found = model.pictures.encoded(prepared)
+    expected = torch_tower.encoded(
+        vision.architecture,
+        lambda name: torch.from_numpy(PackedFile(path).floats(name)),
+        torch.from_numpy(prepared.tiled.tiles),
+    )[0].numpy()
+    assert found.shape == expected.shape == (model.pictures.rows, 64)
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.02
+
+
+def test_a_question_about_a_picture_has_the_logits_of_the_float_decoder(converted, model):
+    prompt = model.picture_chat(QUESTION, [picture()])[1]
+    (span,) = prompt.spans
+    held = read_dequantised(converted[1])
+
+    def weights(name):
+        return torch.from_numpy(held.tensors[name])
+
+    assert set(tensor_names(held.architecture)) < set(held.tensors)
+    tokens = torch.tensor([prompt.tokens])
+    rows = torch.from_numpy(model.pictures.encoded(span.picture).copy())
+    expected = torch_decoder.logits(
+        weights, held.architecture, tokens, pictures=(tokens == PLACEHOLDER, rows)
+    )[0, -1].numpy()
+    found = last_logits(model, prompt)
+    assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.03
+
+
+@pytest.mark.parametrize("kind", ["path", "text", "bytes", "pillow", "array", "prepared"])
+def test_a_picture_is_the_same_in_every_form(kind, model, tmp_path):
+    pixels = picture()
+    path = tmp_path / "picture.png"
+    path.write_bytes(png(pixels))
+    forms = {
+        "path": path,
+        "text": str(path),
+        "bytes": png(pixels),
+        "pillow": Image.fromarray(pixels),
+        "array": pixels,
+        "prepared": model.pictures.prepare(pixels),
+    }
+    one = model.picture_chat(QUESTION, [forms[kind]])[1]
+    other = model.picture_chat(QUESTION, [pixels])[1]
+    assert one.spans[0].key == other.spans[0].key
+    np.testing.assert_array_equal(last_logits(model, one), last_logits(model, other))
+
+
+def test_the_second_question_about_a_picture_costs_no_encoding(model):
+    first = model.chat(QUESTION, GREEDY, images=[picture()])
+    answer = first.text()
+    assert model.pictures.encodings == 1
+    assert first.reused_tokens == 0
+    messages = [
+        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what colour ?"}]},
+        {"role": "assistant", "content": answer},
+        {"role": "user", "content": "yes ?"},
+    ]
+    second = model.chat(messages, GREEDY, images=[picture()])
+    second.text()
+    assert model.pictures.encodings == 1
+    assert second.reused_tokens > model.pictures.rows  # its rows were not read again either
+    alone = model.picture_chat(messages, [picture()])[1]
+    with model.session() as anew:
+        expected = anew.generate(alone, GREEDY)
+        expected.text()
+    assert second.tokens == expected.tokens
+    assert model.pictures.encodings == 1
+
+
+def test_a_new_picture_is_never_taken_for_the_old_one(model):
+    one, other = picture(1), picture(2)
+    answers = {}
+    for name, images in (("one", [one]), ("other", [other]), ("one again", [one])):
+        prompt = model.picture_chat(QUESTION, images)[1]
+        model.shared_session.generate(prompt, GREEDY).start()
+        answers[name] = model.shared_session.last_logits()
+    assert not np.array_equal(answers["one"], answers["other"])
+    np.testing.assert_array_equal(answers["one"], answers["one again"])
+    np.testing.assert_array_equal(
+        answers["other"], last_logits(model, model.picture_chat(QUESTION, [other])[1])
+    )
+    assert model.pictures.encodings == 2
+
+
+def test_the_same_prompt_again_reads_one_token(model):
+    prompt = model.picture_chat(QUESTION, [picture()])[1]
+    first = model.generate(prompt, GREEDY)
+    first.text()
+    again = model.generate(prompt, GREEDY)
+    again.text()
+    assert again.tokens == first.tokens
+    assert again.reused_tokens == len(prompt.tokens) - 1
+
+
+def test_two_pictures_keep_their_order_and_both_are_seen(model):
+    one, other = picture(1), picture(2)
+    found = [
+        last_logits(model, model.picture_chat(QUESTION, images)[1])
+        for images in ([one, other], [other, one], [one, one])
+    ]
+    assert not np.array_equal(found[0], found[1])
+    assert not np.array_equal(found[0], found[2])
+    assert not np.array_equal(found[1], found[2])
+
+
+def test_a_picture_without_content_works(model):
+    blank = np.zeros((26, 26, 3), np.uint8)
+    assert np.isfinite(last_logits(model, model.picture_chat(QUESTION, [blank])[1])).all()
+
+
+def test_text_alone_is_read_as_ever(model):
+    found = model.generate("what colour ?", GREEDY)
+    found.text()
+    assert found.prompt_tokens == model.tokenize("what colour ?")
+    assert model.pictures.encodings == 0
+
+
+def test_what_a_user_types_stays_text(model):
+    for generation in (
+        model.chat([{"role": "user", "content": "what is <image> ?"}], GREEDY),
+        model.generate("what is <image> ?", GREEDY),
+    ):
+        assert PLACEHOLDER not in generation.prompt_tokens
+    both = model.chat(
+        [{"role": "user", "content": "what is <image> ?"}], GREEDY, images=[picture()]
+    )
+    assert both.prompt_tokens.count(PLACEHOLDER) == model.pictures.rows
+
+
+def test_a_prompt_says_where_its_pictures_stand(model):
+    named = model.generate("red <image> blue", GREEDY, images=[picture()])
+    at = named.prompt_tokens.index(PLACEHOLDER)
+    assert 0 < at < len(named.prompt_tokens) - model.pictures.rows
+    front = model.generate("red blue", GREEDY, images=[picture()])
+    assert front.prompt_tokens[: model.pictures.rows] == [PLACEHOLDER] * model.pictures.rows
+
+
+@pytest.mark.parametrize(("text", "count"), [("<image> red <image>", 1), ("<image>", 2)])
+def test_more_or_fewer_places_than_pictures_are_refused(model, text, count):
+    with pytest.raises(InvalidArgumentError, match=rf"{text.count('<')} places.*{count} pictures"):
+        model.generate(text, GREEDY, images=[picture()] * count)
+
+
+def test_ids_with_too_few_places_are_refused(model):
+    with pytest.raises(InvalidArgumentError, match=r"3 places.*1 pictures have"):
+        model.generate([1, *[PLACEHOLDER] * 3, 5], GREEDY, images=[picture()])
+
+
+def test_a_prompt_that_does_not_fit_is_refused_before_anything_is_encoded(model):
+    with pytest.raises(ContextFullError, match=r"has \d+ tokens and the context 128"):
+        model.chat(QUESTION, GREEDY, images=[picture(seed) for seed in range(9)])
+    assert model.pictures.encodings == 0
+
+
+def test_an_interrupted_picture_is_read_again(model):
+    prompt = model.picture_chat(QUESTION, [picture()])[1]
+    expected = last_logits(model, prompt)
+    with model.session() as session:
+        generation = session.generate(prompt, GREEDY)
+        (span,) = prompt.spans
+        for stopped_at in (span.begin, span.begin + 5):  # in front of the picture, and within it
+            session.truncate(0)
+            session.evaluate(prompt.tokens[: span.begin])
+            part = model.pictures.encoded(span.picture)[: stopped_at - span.begin]
+            if len(part):
+                session.evaluate_embeddings(part, key=span.key)
+            assert prompt.reusable(session, prompt.held) == span.begin
+        generation.start()
+        np.testing.assert_array_equal(session.last_logits(), expected)
+
+
+def test_a_conversation_remembers_its_pictures(model):
+    talk = Conversation(model, config=GREEDY)
+    for _ in talk.ask("what colour ?", [talk.pictures.prepare(picture())]):
+        pass
+    if not talk.turns:  # the model had nothing to say: the question was taken back
+        pytest.skip("a random model that ends at once")
+    for _ in talk.ask("yes ?"):
+        pass
+    assert talk.last.prompt_tokens.count(PLACEHOLDER) == model.pictures.rows
+    for _ in talk.retry():
+        pass
+    assert model.pictures.encodings == 1
+
+
+def test_a_file_of_text_alone_refuses_pictures_in_a_sentence(stories_path):
+    with Model.open(stories_path) as model:
+        assert not model.sees_pictures
+        with pytest.raises(UnsupportedError, match="has no vision part"):
+            model.generate("a", images=[picture()])
+        with pytest.raises(UnsupportedError, match="has no vision part"):
+            model.chat([{"role": "user", "content": [{"type": "image", "image": picture()}]}])
+
+
+def test_a_file_that_does_not_say_how_pictures_are_prepared_is_refused(model, monkeypatch):
+    entries = {**model.metadata, "awq_edge.vision.preprocessing": "{}"}
+    monkeypatch.setitem(model.__dict__, "metadata", entries)
+    with pytest.raises(FileInvalidError, match=r"awq_edge\.vision\.preprocessing"):
+        model.chat(QUESTION, images=[picture()])
+
+
+def test_run_takes_pictures(command, converted, tmp_path):
+    paths = [tmp_path / "one.png", tmp_path / "two.png"]
+    for seed, path in enumerate(paths):
+        path.write_bytes(png(picture(seed)))
+    common = ("run", converted[1], "-p", "what colour ?", "-n", 4, "--temperature", 0, "--json")
+    shown = ("--image", paths[0], "--image", paths[1], "--context", 128)
+    found = command(*common, "--chat", *shown)
+    assert found.status == 0, found.err
+    alone = command(*common, "--chat")
+    with Model.open(converted[1]) as model:
+        rows = 2 * model.pictures.rows
+    counts = [json.loads(one.out)["prompt_tokens"] for one in (found, alone)]
+    assert counts[0] == counts[1] + rows
+
+
+def test_run_names_what_is_wrong_with_a_picture(command, converted, tmp_path):
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(png(picture())[:60])
+    for path, words in ((broken, "no readable image"), (tmp_path / "none.png", "No such file")):
+        found = command("run", converted[1], "-p", "a", "--image", path)
+        assert found.status != 0
+        assert words in found.err
+        assert "Traceback" not in found.err
+
+
+def test_chat_shows_a_picture_with_the_next_question(command, converted, tmp_path):
+    path = tmp_path / "one.png"
+    path.write_bytes(png(picture()))
+    said = f"/image {path}\nwhat colour ?\n/stats\n/save {tmp_path / 'talk'}\n"
+    settings = ("-n", 4, "--temperature", 0, "--context", 128)
+    found = command("chat", converted[1], *settings, stdin=said.encode())
+    assert "40x40: shown with the next question" in found.err
+    read = re.search(r"after (\d+) new tokens", found.err)
+    with Model.open(converted[1]) as model:
+        assert int(read[1]) > model.pictures.rows
+    assert "cannot be saved" in found.err or "0 messages" in found.err
+
+
+def test_inspect_shows_the_vision_part(command, converted):
+    found = command("inspect", converted[1])
+    assert "26x26 pixels in patches of 6, 16 tokens each" in found.out
+    document = json.loads(command("inspect", converted[1], "--json").out)
+    assert document["vision"]["image_size"] == 26
