@@ -211,10 +211,9 @@ class Generation:
         self._shown = 0  # characters that were given out
         self._begun = False
         self._noted = 0  # tokens drawn that are in _context
-        shared = model.speculation
-        # What guesses would go by is ids, and a picture's rows have none.
-        guessed = shared is not None and self._pictures is None
-        self.guesses = shared.guesses(config, self.seed) if shared and guessed else None
+        # Guesses go by ids, and a picture's rows have none.
+        shared = model.speculation if self._pictures is None else None
+        self.guesses = None if shared is None else shared.guesses(config, self.seed)
         self._guess: Sequence[int] = ()  # what stands in the session behind the text, unchecked
         self._rows: NDArray[np.float32] | None = None
 
