@@ -154,9 +154,10 @@ def main() -> int:
     parser.add_argument("--max-tokens", type=int, default=40)
     parser.add_argument("--parallel", type=int, default=8)
     parser.add_argument("--minutes", type=float, default=0.0)
-    parser.add_argument("options", nargs="*", help="for the server, behind --")
-    asked = parser.parse_args()
-    options = [str(asked.file), "--parallel", str(asked.parallel), *asked.options]
+    given = sys.argv[1:]
+    end = given.index("--") if "--" in given else len(given)
+    asked = parser.parse_args(given[:end])  # what follows -- is the server's
+    options = [str(asked.file), "--parallel", str(asked.parallel), *given[end + 1 :]]
     process, address = _started(options)
     try:
         until = time.monotonic() + 60 * asked.minutes
