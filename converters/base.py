@@ -146,6 +146,8 @@ class Converter:
     keys: Mapping[str, tuple[str, ...]] = dataclasses.field(default_factory=dict)
     # Keys that other families read, and whose values this one's class takes no notice of.
     unread: frozenset[str] = frozenset()
+    # Parts of their names by what the class itself calls them; a file of a state dict has those.
+    other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # Names, ours to theirs, that a configuration decides about; find() puts them into ``names``.
     names_of: Callable[[Config], Mapping[str, str]] = lambda _: {}
     ropes: Callable[[Config], LayerRopes] = _one_rope  # the layers' rotary embeddings

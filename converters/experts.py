@@ -27,6 +27,8 @@ MIXTRAL_NAMES: Mapping[str, str] = {
     "blk.N.expert.E.ffn_up": "model.layers.N.block_sparse_moe.experts.E.w3",
     "blk.N.expert.E.ffn_down": "model.layers.N.block_sparse_moe.experts.E.w2",
 }
+# What the classes call the block themselves.
+MIXTRAL_OTHER_NAMES: Mapping[str, str] = {".block_sparse_moe.": ".mlp."}
 
 
 def without_feed_forward(names: Mapping[str, str]) -> dict[str, str]:

@@ -71,6 +71,7 @@ CONVERTER = Converter(
     _DEFAULTS,
     _stored,
     keys=_KEYS,
+    other_names={"embed_out.": "lm_head."},
     # Files of transformers 4 hold them too; of the two spellings the family's own counts alone.
     unread=frozenset(("partial_rotary_factor", "rope_theta")),
 )

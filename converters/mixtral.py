@@ -5,7 +5,13 @@ from __future__ import annotations
 from awq_edge.architecture import Architecture
 
 from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter
-from .experts import MIXTRAL_NAMES, in_one_tensor, router_rows, without_feed_forward
+from .experts import (
+    MIXTRAL_NAMES,
+    MIXTRAL_OTHER_NAMES,
+    in_one_tensor,
+    router_rows,
+    without_feed_forward,
+)
 
 _DEFAULTS = {
     **SHARED_DEFAULTS,
@@ -39,4 +45,5 @@ CONVERTER = Converter(
     _DEFAULTS,
     router_rows,
     stacked=in_one_tensor,
+    other_names=MIXTRAL_OTHER_NAMES,
 )

@@ -7,7 +7,13 @@ import dataclasses
 from awq_edge.architecture import Architecture
 
 from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter
-from .experts import MIXTRAL_NAMES, in_one_tensor, router_rows, without_feed_forward
+from .experts import (
+    MIXTRAL_NAMES,
+    MIXTRAL_OTHER_NAMES,
+    in_one_tensor,
+    router_rows,
+    without_feed_forward,
+)
 from .rotary import LayerRopes, rope_table
 from .values import Values
 
@@ -61,4 +67,5 @@ CONVERTER = Converter(
     router_rows,
     ropes=_ropes,
     stacked=in_one_tensor,
+    other_names={".block_sparse_moe.gate.": ".mlp.router.", **MIXTRAL_OTHER_NAMES},
 )

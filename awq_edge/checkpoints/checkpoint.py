@@ -11,7 +11,7 @@ from __future__ import annotations
 
 import bisect
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -58,6 +58,7 @@ class Checkpoint:
         self.config = config
         self._tensors = tensors
         self._sorted = sorted(tensors)
+        self._others: Mapping[str, str] = {}
 
     @property
     def name(self) -> str:
@@ -162,10 +163,16 @@ class Checkpoint:
         stats = [(path.name, path.stat()) for path in sorted(paths) if path.exists()]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
 
+    def also_called(self, others: Mapping[str, str]) -> None:
+        """Parts of names by what may stand in their place; a tensor of the first name counts."""
+        self._others = others
+
     def _found(self, name: str) -> StoredTensor | None:
-        entry = self._tensors.get(name)
-        bare = _without_base(name)
-        return self._tensors.get(bare) if entry is None and bare is not None else entry
+        spelt = [name, *(name.replace(k, o) for k, o in self._others.items() if k in name)]
+        for one in (spelling for full in spelt for spelling in (full, _without_base(full))):
+            if one is not None and one in self._tensors:
+                return self._tensors[one]
+        return None
 
     def _computable(self, name: str) -> StoredTensor:
         entry = self._found(name)

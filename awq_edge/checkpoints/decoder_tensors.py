@@ -45,6 +45,7 @@ class DecoderTensors:
         """
         self.checkpoint = checkpoint
         self._converter: Converter = find(checkpoint.config)
+        checkpoint.also_called(self._converter.other_names)
         self._names: dict[str, str] = {}  # where they are not the converter's
         self.architecture: Architecture = self._converter.architecture(checkpoint.config)
         self.architecture = self._with_its_head(self.architecture, is_integer)

@@ -323,6 +323,16 @@ def test_old_stablelms(kind: str, keys: dict[str, Any], tmp_path: Path) -> None:
     assert torch.equal(logits(target), logits(source))
 
 
+def test_gpt_neox_by_the_names_of_its_state_dict(tmp_path: Path) -> None:
+    """The class calls the head otherwise than it writes it."""
+    model = random_model("gpt_neox")
+    model.config.save_pretrained(tmp_path)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    assert "lm_head.weight" in tensors
+    save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    assert difference(model, tmp_path, 28) < 1e-4
+
+
 def test_old_gpt_neox(tmp_path: Path) -> None:
     source = save(random_model("gpt_neox"), tmp_path / "new")
     keys = {"rope_parameters": None, "rotary_pct": 0.25, "rotary_emb_base": 10000}

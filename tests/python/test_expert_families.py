@@ -11,6 +11,7 @@ transformers = pytest.importorskip("transformers")
 
 import checkpoints  # noqa: E402  (after the checks that torch and transformers are there)
 import expert_models  # noqa: E402
+import safetensors.torch  # noqa: E402
 
 from awq_edge import torch_decoder  # noqa: E402
 from awq_edge.errors import CheckpointError, InvalidArgumentError, UnsupportedError  # noqa: E402
@@ -44,6 +45,19 @@ def test_stacked_experts_are_the_same(name: str, tmp_path: Path) -> None:
     stacked = open_float_model(str(expert_models.save_stacked(model, tmp_path / "stacked")))
     for tensor in apart.tensor_names():
         assert torch.equal(apart(tensor), stacked(tensor)), tensor
+
+
+@pytest.mark.parametrize("name", ["mixtral", "phimoe", "olmoe"])
+def test_names_of_a_state_dict(name: str, tmp_path: Path) -> None:
+    """As the class has them in memory, which is not what it writes."""
+    model = expert_models.random_model(name)
+    model.config.save_pretrained(tmp_path)
+    tensors = {name: tensor.contiguous() for name, tensor in model.state_dict().items()}
+    safetensors.torch.save_file(tensors, tmp_path / "model.safetensors", {"format": "pt"})
+    tokens = torch.randint(0, 64, (2, TOKENS), generator=torch.Generator().manual_seed(1))
+    with torch.no_grad():
+        theirs = model(tokens).logits
+    assert difference(ours(open_float_model(str(tmp_path)), tokens), theirs) < 1e-4
 
 
 def test_a_trained_model_equals_transformers() -> None:
