@@ -125,54 +125,11 @@ class CudaBackend::CudaSequence final : public Sequence {
     Buffer cache_;
 };
 
-namespace {
-
-struct Missing {
-    bool used;
-    const char* name;
-};
-
-// The first operation of the model that no kernel here has, or NULL.
-const char* what_is_missing(const Model& model) {
-    const Architecture& a = model.architecture();
-    const Missing all[] = {
-        {a.activation != Activation::kSilu, "activation but silu"},
-        {!a.gated, "feed-forwards without a gate"},
-        {a.norm != NormKind::kRms, "layer norms"},
-        {a.norm_places != NormPlaces::kBefore, "norms behind a branch"},
-        {!a.final_norm, "decoders without a final norm"},
-        {a.embedding_norm, "norm of the embedding"},
-        {a.parallel, "parallel branches"},
-        {a.position != PositionKind::kRotary, "positions but rotary ones"},
-        {a.rope_table_count() > 1, "rotary tables of single layers"},
-        {a.qk_norm != QkNorm::kNone && a.qk_norm != QkNorm::kHead,
-         "query and key norms with weights of several heads"},
-        {a.qkv_clamp != 0, "limits of queries, keys and values"},
-        {a.score_cap != 0, "cap of scores"},
-        {a.logit_cap != 0, "cap of logits"},
-        {model.head().bias != nullptr, "bias of the head"},
-        {a.experts != 0, "mixtures of experts"},
-    };
-    for (const Missing& missing : all) {
-        if (missing.used) return missing.name;
-    }
-    return nullptr;
-}
-
-}  // namespace
-
 CudaBackend::CudaBackend(const Model& model)
     : model_(model), device_(Device::shared()), process_(getpid()) {
-    if (const char* const lacks = what_is_missing(model)) {
-        fail(AWQE_UNSUPPORTED, "the GPU has no %s so far; use the CPU for this model", lacks);
-    }
-    for (const Tensor& tensor : model.file().tensors()) {
-        if (tensor.packed && (tensor.matrix.bits == 5 || tensor.matrix.bits == 6)) {
-            fail(AWQE_UNSUPPORTED,
-                 "the GPU multiplies matrices of 2, 3, 4 and 8 bits so far, and the model has one "
-                 "of %u; use the CPU for it",
-                 tensor.matrix.bits);
-        }
+    if (model.architecture().experts != 0) {
+        fail(AWQE_UNSUPPORTED,
+             "the GPU has no mixtures of experts so far; use the CPU for this model");
     }
     const Device::Use use(*device_);
     weights_ = std::make_unique<Weights>(device_, model);

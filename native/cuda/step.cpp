@@ -16,6 +16,16 @@ using awqe_cuda::kUnitChunks;
 using awqe_cuda::Partials;
 using awqe_cuda::Products;
 
+// How kernels/quantize.cuh's norm_stream() has a row take up a branch.
+constexpr int kNormInPlace = 0;
+constexpr int kAddNormed = 1;
+constexpr int kNormSum = 2;
+
+static_assert(static_cast<int>(Activation::kSilu) == awqe_cuda::kSilu &&
+              static_cast<int>(Activation::kGelu) == awqe_cuda::kGelu &&
+              static_cast<int>(Activation::kGeluTanh) == awqe_cuda::kGeluTanh &&
+              static_cast<int>(Activation::kRelu) == awqe_cuda::kRelu);
+
 constexpr size_t kUnitInputs = kChunk * kUnitChunks;
 constexpr size_t kFewRows = 8;          // of kernels/rows.cuh
 constexpr size_t kSlicedRows = 16;      // up to here slices of few rows read less than a tile
@@ -23,8 +33,12 @@ constexpr size_t kPromptRows = 16;      // fewer rows of a run are attended chun
 constexpr size_t kMaxPromptHead = 128;  // of kernels/attention_prompt.cuh
 constexpr size_t kPartialBytes = size_t{64} << 20;
 constexpr unsigned kThreads = 256;
-constexpr unsigned kNormThreads = 512;
 constexpr unsigned kGemmThreads = 512;
+
+// Threads for a norm of `width` numbers: four numbers each, as many as pay.
+unsigned norm_threads(size_t width, unsigned most) {
+    return std::clamp(static_cast<unsigned>((width + 127) / 128 * 32), 64u, most);
+}
 
 unsigned divided(size_t value, size_t by) { return static_cast<unsigned>((value + by - 1) / by); }
 
@@ -84,6 +98,7 @@ struct Step::Arrays {
     float* key;
     float* value;
     float* attended;
+    float* branch;  // what a branch gives, where the stream does not take it up at once
     float* gate;
     float* up;
     float* cosines;
@@ -115,10 +130,11 @@ struct Step::Arrays {
         take(key, m * a.key_size());
         take(value, m * a.key_size());
         take(attended, m * a.query_size());
+        take(branch, a.parallel || a.norm_places != NormPlaces::kBefore ? m * a.hidden_size : 0);
         take(gate, m * a.feed_forward_size);
         take(up, m * a.feed_forward_size);
-        take(cosines, m * (a.head_size / 2));
-        take(sines, m * (a.head_size / 2));
+        take(cosines, m * a.rope_table_count() * (a.head_size / 2));
+        take(sines, m * a.rope_table_count() * (a.head_size / 2));
         take(logits, std::min(m, kSlicedRows) * a.vocabulary_size);
         take(codes, m * widest);
         take(side, m * (widest / 32));
@@ -182,15 +198,47 @@ Activations activations(signed char* codes, int2* side, size_t k, int group_size
 
 }  // namespace
 
-void Step::normed(const float* x, const float* weight, size_t m, int group_size, Activations* out) {
+// The norm of rows of the stream, or where there is none the rows as they are, quantised.
+void Step::read_stream(const float* x, const NormWeights& norm, size_t m, int group_size,
+                       Activations* out) {
     *out = activations(arrays_->codes, arrays_->side, a_.hidden_size, group_size);
     const Launcher launch(*device_, stream_);
-    launch((*kernels_)(m == 1 ? "norm_one" : "norm_many"), {static_cast<unsigned>(m)},
-           m == 1 ? 2 * kNormThreads : kNormThreads, round_up(a_.hidden_size, 16) * sizeof(float),
-           x, weight, a_.norm_epsilon, *out);
+    const unsigned rows = static_cast<unsigned>(m);
+    if (norm.weight == nullptr) {
+        launch((*kernels_)(m == 1 ? "quantize_one" : "quantize_many"),
+               {divided(static_cast<size_t>(out->group_stride), 8), rows}, kThreads, 0, x, *out);
+        return;
+    }
+    const std::string kernel = std::string(norm.layer ? "layer_" : "") + "norm_";
+    launch((*kernels_)(kernel + (m == 1 ? "one" : "many")), {rows},
+           norm_threads(a_.hidden_size, m == 1 ? 1024 : 512),
+           round_up(a_.hidden_size, 16) * sizeof(float), x, norm, *out);
+}
+
+// Norms of whole rows [m, width], in floats.
+void Step::norm_rows(float* stream, const float* branch, const NormWeights& norm, size_t m,
+                     size_t width, int how) {
+    const Launcher launch(*device_, stream_);
+    launch((*kernels_)(norm.layer ? "layer_norm_floats" : "norm_floats"),
+           {static_cast<unsigned>(m)}, norm_threads(width, 512),
+           round_up(width, 16) * sizeof(float), stream, branch, norm, static_cast<int>(width), how);
 }
 
 // ---- products -----------------------------------------------------------------------------------
+
+// One row times matrices of one width; `epilogue`: "_store", "_add" or "_gate", `blocks`: of rows,
+// in all of them.
+void Step::multiply_row(const char* epilogue, const Products& products, const Activations& x,
+                        size_t blocks) {
+    const Launcher launch(*device_, stream_);
+    const Matrix& w = products.matrix[0];
+    const bool gates = std::string(epilogue) == "_gate";
+    const int stride = terms_stride(w);
+    const unsigned share = std::min(warps_per_block(w, blocks), gates ? 4u : 8u);
+    launch((*kernels_)("gemv", w, epilogue), {divided(blocks, 8 / share)}, kThreads,
+           8 / share * static_cast<size_t>(stride) * 8, products, x, static_cast<int>(share),
+           stride);
+}
 
 // out = W x (+ out where `add`), for matrices with one input; one launch for those of one width.
 void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, const Activations& x,
@@ -234,11 +282,7 @@ void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, cons
             }
             continue;
         }
-        const unsigned share = warps_per_block(together.matrix[0], blocks);
-        const int stride = terms_stride(together.matrix[0]);
-        launch((*kernels_)("gemv", together.matrix[0], add ? "_add" : "_store"),
-               {divided(blocks, 8 / share)}, kThreads, 8 / share * static_cast<size_t>(stride) * 8,
-               together, x, static_cast<int>(share), stride);
+        multiply_row(add ? "_add" : "_store", together, x, blocks);
     }
 }
 
@@ -246,14 +290,22 @@ void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, cons
 
 namespace {
 
-Heads heads_of(const Architecture& a, size_t layer) {
+Heads heads_of(const Architecture& a, const Weights& weights, size_t layer) {
+    const LayerAddresses& w = weights.layers()[layer];
     Heads heads = {};
     heads.heads = static_cast<int>(a.heads);
     heads.kv_heads = static_cast<int>(a.kv_heads);
     heads.head_size = static_cast<int>(a.head_size);
     heads.window = static_cast<int>(a.sliding_windows[layer]);
-    heads.qk_norm = a.qk_norm != QkNorm::kNone;
-    heads.epsilon = a.norm_epsilon;
+    if (a.qk_norm == QkNorm::kHead || a.qk_norm == QkNorm::kHeads) {
+        heads.query_norm = w.query_norm;
+        heads.key_norm = w.key_norm;
+        heads.norm_stride = a.qk_norm == QkNorm::kHeads ? heads.head_size : 0;
+    }
+    heads.limit = a.qkv_clamp;
+    heads.score_cap = a.score_cap;
+    heads.slopes = weights.alibi_slopes();
+    heads.angle_stride = static_cast<int>(a.rope_table_count() * (a.head_size / 2));
     return heads;
 }
 
@@ -275,7 +327,7 @@ size_t prompt_shared(const Architecture& a, size_t outputs) {
 void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks) {
     const Launcher launch(*device_, stream_);
     Arrays& at = *arrays_;
-    const Heads heads = heads_of(a_, static_cast<size_t>(layer));
+    const Heads heads = heads_of(a_, weights_, static_cast<size_t>(layer));
     const Matrix& output = weights_.layers()[static_cast<size_t>(layer)].attention_output;
     const Activations out = activations(at.codes, at.side, a_.query_size(), output.group_size);
     const unsigned pieces = static_cast<unsigned>(out.code_stride / kChunk);
@@ -295,11 +347,14 @@ void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned ch
     while (n % 2 == 0 && (whole(n / 2) || !whole(n)) && a_.heads / n * chunks * m < enough) n /= 2;
     const bool merges = !floats && n <= 64 && whole(n) &&
                         3 * size_t{chunks} <= round_up(a_.head_size, 16) + kAttentionChunk;
+    const bool changed = heads.score_cap != 0 || heads.slopes != nullptr;
     const std::string head = cache_.int8           ? "s8_any"
+                             : changed             ? "f16_any"
                              : a_.head_size == 64  ? "f16_d64"
                              : a_.head_size == 128 ? "f16_d128"
                                                    : "f16_any";
-    const std::string kernel = (m == 1 ? "attention_one_" : "attention_many_") + head;
+    const std::string suffix = changed ? "_changed" : "";
+    const std::string kernel = (m == 1 ? "attention_one_" : "attention_many_") + head + suffix;
     // Rows of different sequences: nothing but a row's own position is new.
     const int early = runs.size() == m;
     for (size_t i = 0; i < runs.size();) {
@@ -307,7 +362,7 @@ void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned ch
         if (prompt(run)) {
             const bool small = a_.head_size <= 64;
             const size_t at_row = run.first * size_t{a_.query_size()};
-            launch((*kernels_)(small ? "attention_prompt_d64" : "attention_prompt_d128"),
+            launch((*kernels_)((small ? "attention_prompt_d64" : "attention_prompt_d128") + suffix),
                    {divided(run.count * (a_.heads / a_.kv_heads), 64), a_.kv_heads}, kThreads,
                    prompt_shared(a_, small ? 64 : 128),
                    static_cast<const Row*>(at.rows + run.first), static_cast<int>(run.count), heads,
@@ -351,64 +406,124 @@ void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned ch
 
 // ---- the pass -----------------------------------------------------------------------------------
 
-void Step::enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wanted>* wanted,
-                   unsigned chunks) {
+// The stream's beginning: embeddings with their positions, and the angles for all layers.
+void Step::begin(size_t m) {
     const Driver& d = device_->driver();
     const Launcher launch(*device_, stream_);
     Arrays& at = *arrays_;
     const unsigned rows = static_cast<unsigned>(m);
+    const int hidden = static_cast<int>(a_.hidden_size);
     check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.rows), at.staged_rows.as<Row>(),
                                  m * sizeof(Row), stream_),
           "read the tokens");
     launch((*kernels_)("embed"), {rows}, kThreads, 0, static_cast<const Row*>(at.rows),
-           weights_.embedding(), weights_.inverse_frequencies(), static_cast<int>(a_.head_size / 2),
-           at.residual, at.cosines, at.sines);
+           weights_.embedding(), weights_.inverse_frequencies(),
+           static_cast<int>(a_.rope_table_count() * (a_.head_size / 2)), at.residual, at.cosines,
+           at.sines);
     for (size_t t = 0; embeddings_ != nullptr && t < m; ++t) {
         if (embeddings_[t] == nullptr) continue;
         check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.residual + t * a_.hidden_size),
                                      embeddings_[t], a_.hidden_size * sizeof(float), stream_),
               "read the embeddings");
     }
-    const unsigned prepared = divided(a_.heads + 2 * a_.kv_heads, 4);
-    Activations x;
-    for (size_t layer = 0; layer < weights_.layers().size(); ++layer) {
-        const LayerAddresses& w = weights_.layers()[layer];
-        normed(at.residual, w.attention_norm, m, w.query.group_size, &x);
-        multiply({{&w.query, at.query}, {&w.key, at.key}, {&w.value, at.value}}, x, m, false);
-        launch((*kernels_)("prepare"), {prepared, rows}, 128, 0, static_cast<const Row*>(at.rows),
-               heads_of(a_, layer), at.query, static_cast<const float*>(at.key),
-               static_cast<const float*>(at.value), w.query_norm, w.key_norm,
-               static_cast<const float*>(at.cosines), static_cast<const float*>(at.sines), cache_,
-               static_cast<int>(layer));
-        attend(m, runs, static_cast<int>(layer), chunks);
-        x = activations(at.codes, at.side, a_.query_size(), w.attention_output.group_size);
-        multiply({{&w.attention_output, at.residual}}, x, m, true);
-
-        normed(at.residual, w.feed_forward_norm, m, w.gate.group_size, &x);
-        const Activations gated =
-            activations(at.codes, at.side, a_.feed_forward_size, w.down.group_size);
-        if (m == 1 && w.gate.bits == w.up.bits) {
-            Products pair = {};
-            pair.matrix[0] = w.gate;
-            pair.matrix[1] = w.up;
-            pair.out[0] = at.gate;
-            pair.count = 2;
-            const size_t blocks = 2 * divided(static_cast<size_t>(w.gate.rows), 4);
-            const unsigned share = std::min(warps_per_block(w.gate, blocks), 4u);
-            const int stride = terms_stride(w.gate);
-            launch((*kernels_)("gemv", w.gate, "_gate"), {divided(blocks, 8 / share)}, kThreads,
-                   8 / share * static_cast<size_t>(stride) * 8, pair, x, static_cast<int>(share),
-                   stride);
-            launch((*kernels_)("quantize_one"), {divided(gated.group_stride, 8)}, kThreads, 0,
-                   static_cast<const float*>(at.gate), gated);
-        } else {
-            multiply({{&w.gate, at.gate}, {&w.up, at.up}}, x, m, false);
-            launch((*kernels_)(m == 1 ? "gate_one" : "gate_many"),
-                   {divided(gated.group_stride, 8), rows}, kThreads, 0,
-                   static_cast<const float*>(at.gate), static_cast<const float*>(at.up), gated);
-        }
-        multiply({{&w.down, at.residual}}, gated, m, true);
+    if (weights_.learned_positions() != nullptr) {
+        launch((*kernels_)("add_positions"), {rows}, kThreads, 0, static_cast<const Row*>(at.rows),
+               weights_.learned_positions(), hidden, at.residual);
     }
+    if (weights_.embedding_norm().weight != nullptr) {
+        norm_rows(at.residual, nullptr, weights_.embedding_norm(), m, a_.hidden_size, kNormInPlace);
+    }
+}
+
+// What a branch ends with: the stream takes up W x + bias, by Architecture::norm_places.
+void Step::add_to_stream(const Matrix& w, const NormWeights& post_norm, const Activations& x,
+                         size_t m) {
+    Arrays& at = *arrays_;
+    if (post_norm.weight == nullptr) {
+        multiply({{&w, at.residual}}, x, m, true);
+        return;
+    }
+    multiply({{&w, at.branch}}, x, m, false);
+    norm_rows(at.residual, at.branch, post_norm, m, a_.hidden_size,
+              a_.norm_places == NormPlaces::kStream ? kNormSum : kAddNormed);
+}
+
+void Step::attention(size_t m, const std::vector<Run>& runs, size_t layer, unsigned chunks) {
+    const Launcher launch(*device_, stream_);
+    Arrays& at = *arrays_;
+    const LayerAddresses& w = weights_.layers()[layer];
+    Activations x;
+    read_stream(at.residual, w.attention_norm, m, w.query.group_size, &x);
+    multiply({{&w.query, at.query}, {&w.key, at.key}, {&w.value, at.value}}, x, m, false);
+    if (a_.qk_norm == QkNorm::kWidth) {
+        norm_rows(at.query, nullptr, w.query_norm, m, a_.query_size(), kNormInPlace);
+        norm_rows(at.key, nullptr, w.key_norm, m, a_.key_size(), kNormInPlace);
+    }
+    const size_t table = a_.rope_tables.empty() ? 0 : a_.rope_tables[layer];
+    const size_t angles = table * (a_.head_size / 2);
+    launch((*kernels_)("prepare"),
+           {divided(a_.heads + 2 * a_.kv_heads, 4), static_cast<unsigned>(m)}, 128, 0,
+           static_cast<const Row*>(at.rows), heads_of(a_, weights_, layer), at.query,
+           static_cast<const float*>(at.key), static_cast<const float*>(at.value),
+           static_cast<const float*>(at.cosines + angles),
+           static_cast<const float*>(at.sines + angles), cache_, static_cast<int>(layer));
+    attend(m, runs, static_cast<int>(layer), chunks);
+    x = activations(at.codes, at.side, a_.query_size(), w.attention_output.group_size);
+    if (a_.parallel) {
+        multiply({{&w.attention_output, at.branch}}, x, m, false);
+    } else {
+        add_to_stream(w.attention_output, w.attention_post_norm, x, m);
+    }
+}
+
+void Step::feed_forward(size_t m, size_t layer) {
+    const Launcher launch(*device_, stream_);
+    Arrays& at = *arrays_;
+    const LayerAddresses& w = weights_.layers()[layer];
+    const unsigned rows = static_cast<unsigned>(m);
+    const int activation = static_cast<int>(a_.activation);
+    const int width = static_cast<int>(a_.feed_forward_size);
+    Activations x;
+    read_stream(at.residual, w.feed_forward_norm, m, w.up.group_size, &x);
+    const Activations activated =
+        activations(at.codes, at.side, a_.feed_forward_size, w.down.group_size);
+    const Grid groups = {divided(static_cast<size_t>(activated.group_stride), 8), rows};
+    if (a_.gated && m == 1 && w.gate.bits == w.up.bits) {
+        Products pair = {};
+        pair.matrix[0] = w.gate;
+        pair.matrix[1] = w.up;
+        pair.out[0] = at.gate;
+        pair.count = 2;
+        pair.activation = activation;
+        multiply_row("_gate", pair, x, 2 * divided(static_cast<size_t>(w.gate.rows), 4));
+        launch((*kernels_)("quantize_one"), groups, kThreads, 0, static_cast<const float*>(at.gate),
+               activated);
+    } else {
+        const float* factor = w.activation_scales;
+        if (a_.gated) {
+            multiply({{&w.gate, at.gate}, {&w.up, at.up}}, x, m, false);
+            factor = at.up;
+        } else {
+            multiply({{&w.up, at.gate}}, x, m, false);
+        }
+        launch((*kernels_)(m == 1 ? "activate_one" : "activate_many"), groups, kThreads, 0,
+               static_cast<const float*>(at.gate), factor, a_.gated ? width : 0, activation,
+               activated);
+    }
+    if (a_.parallel) {
+        // The norm above has read the stream without what attention gave.
+        const size_t count = m * a_.hidden_size;
+        launch((*kernels_)("add"), {divided(count, kThreads)}, kThreads, 0, at.residual,
+               static_cast<const float*>(at.branch), static_cast<int>(count));
+    }
+    add_to_stream(w.down, w.feed_forward_post_norm, activated, m);
+}
+
+void Step::head(size_t m, const std::vector<Wanted>* wanted) {
+    const Driver& d = device_->driver();
+    const Launcher launch(*device_, stream_);
+    Arrays& at = *arrays_;
+    Activations x;
     const size_t count = wanted == nullptr ? m : wanted->size();
     const float* last = at.residual;
     if (wanted != nullptr && count > 0) {
@@ -426,8 +541,14 @@ void Step::enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wan
     const size_t bytes = a_.vocabulary_size * sizeof(float);
     for (size_t done = 0; done < count; done += kSlicedRows) {
         const size_t some = std::min(kSlicedRows, count - done);
-        normed(last + done * a_.hidden_size, weights_.output_norm(), some, head.group_size, &x);
+        read_stream(last + done * a_.hidden_size, weights_.output_norm(), some, head.group_size,
+                    &x);
         multiply({{&head, at.logits}}, x, some, false);
+        if (a_.logit_cap != 0) {
+            const size_t numbers = some * a_.vocabulary_size;
+            launch((*kernels_)("cap"), {divided(numbers, kThreads)}, kThreads, 0, at.logits,
+                   static_cast<int>(numbers), a_.logit_cap);
+        }
         const Address from = reinterpret_cast<Address>(at.logits);
         if (wanted == nullptr) {
             check(d.cuMemcpyDtoHAsync_v2(at.staged_logits.as<float>(), from, some * bytes, stream_),
@@ -440,6 +561,16 @@ void Step::enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wan
                   "hand out the logits");
         }
     }
+}
+
+void Step::enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wanted>* wanted,
+                   unsigned chunks) {
+    begin(m);
+    for (size_t layer = 0; layer < weights_.layers().size(); ++layer) {
+        attention(m, runs, layer, chunks);
+        feed_forward(m, layer);
+    }
+    head(m, wanted);
 }
 
 void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,

@@ -53,9 +53,20 @@ class Step {
     void enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wanted>* wanted,
                  unsigned chunks);
     void attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks);
-    void normed(const float* x, const float* weight, size_t m, int group_size, Activations* out);
+    void begin(size_t m);
+    void read_stream(const float* x, const NormWeights& norm, size_t m, int group_size,
+                     Activations* out);
+    void norm_rows(float* stream, const float* branch, const NormWeights& norm, size_t m,
+                   size_t width, int how);
+    void multiply_row(const char* epilogue, const awqe_cuda::Products& products,
+                      const Activations& x, size_t blocks);
     void multiply(std::vector<std::pair<const Matrix*, float*>> products, const Activations& x,
                   size_t m, bool add);
+    void add_to_stream(const Matrix& w, const NormWeights& post_norm, const Activations& x,
+                       size_t m);
+    void attention(size_t m, const std::vector<Run>& runs, size_t layer, unsigned chunks);
+    void feed_forward(size_t m, size_t layer);
+    void head(size_t m, const std::vector<Wanted>* wanted);
     GraphExec recorded(size_t m, const std::vector<Run>& runs, unsigned chunks);
     void forget_graphs();
     unsigned chunks_of(const Row& row, uint32_t window) const;

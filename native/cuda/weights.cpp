@@ -38,7 +38,17 @@ class Placement {
         m.bias = vector(bias, w.rows);
         return m;
     }
-    Matrix linear(const Linear& linear) { return matrix(linear.weight, linear.bias); }
+    Matrix linear(const Linear& linear) {
+        return linear.weight.rows == 0 ? Matrix{} : matrix(linear.weight, linear.bias);
+    }
+    NormWeights norm(const Architecture& a, const Norm& from, size_t size) {
+        NormWeights norm = {};
+        norm.weight = vector(from.weight, size);
+        norm.bias = vector(from.bias, size);
+        norm.epsilon = a.norm_epsilon;
+        norm.layer = a.norm == NormKind::kLayer;
+        return norm;
+    }
 
   private:
     Address place(const void* from, size_t bytes) {
@@ -56,19 +66,47 @@ class Placement {
 };
 
 LayerAddresses place_layer(Placement& at, const Architecture& a, const LayerWeights& w) {
+    const bool shared = a.qk_norm == QkNorm::kHead;
     LayerAddresses layer = {};
-    layer.attention_norm = at.vector(w.attention_norm.weight, a.hidden_size);
+    layer.attention_norm = at.norm(a, w.attention_norm, a.hidden_size);
     layer.query = at.linear(w.query);
     layer.key = at.linear(w.key);
     layer.value = at.linear(w.value);
-    layer.query_norm = at.vector(w.query_norm.weight, a.head_size);
-    layer.key_norm = at.vector(w.key_norm.weight, a.head_size);
+    layer.query_norm = at.norm(a, w.query_norm, shared ? a.head_size : a.query_size());
+    layer.key_norm = at.norm(a, w.key_norm, shared ? a.head_size : a.key_size());
     layer.attention_output = at.linear(w.attention_output);
-    layer.feed_forward_norm = at.vector(w.feed_forward_norm.weight, a.hidden_size);
+    layer.attention_post_norm = at.norm(a, w.attention_post_norm, a.hidden_size);
+    layer.feed_forward_norm = at.norm(a, w.feed_forward_norm, a.hidden_size);
     layer.gate = at.linear(w.feed_forward.gate);
     layer.up = at.linear(w.feed_forward.up);
     layer.down = at.linear(w.feed_forward.down);
+    layer.activation_scales = at.vector(w.feed_forward.activation_scales, a.feed_forward_size);
+    layer.feed_forward_post_norm = at.norm(a, w.feed_forward_post_norm, a.hidden_size);
     return layer;
+}
+
+// What belongs to no layer, apart from its matrices.
+struct RestAddresses {
+    NormWeights embedding_norm;
+    const float* learned_positions;
+    NormWeights output_norm;
+    const float* inverse_frequencies;
+    const float* alibi_slopes;
+    const float* tied_bias;  // of the head where it shares the embedding's matrix
+};
+
+RestAddresses place_rest(Placement& at, const Model& model) {
+    const Architecture& a = model.architecture();
+    RestAddresses rest = {};
+    rest.embedding_norm = at.norm(a, model.embedding_norm(), a.hidden_size);
+    rest.learned_positions =
+        at.vector(model.learned_positions(), size_t{a.context_length} * a.hidden_size);
+    rest.output_norm = at.norm(a, model.output_norm(), a.hidden_size);
+    rest.inverse_frequencies =
+        at.vector(model.inverse_frequencies(), size_t{a.rope_table_count()} * (a.head_size / 2));
+    rest.alibi_slopes = at.vector(model.alibi_slopes(), a.heads);
+    if (a.tied_head) rest.tied_bias = at.vector(model.head().bias, a.vocabulary_size);
+    return rest;
 }
 
 }  // namespace
@@ -82,6 +120,7 @@ uint64_t Weights::bytes(const Model& model) {
         total += count.used();
     }
     Placement rest(nullptr, 0);
+    place_rest(rest, model);
     rest.matrix(model.embedding(), nullptr);
     if (!a.tied_head) rest.linear(model.head());
     return total + rest.used();
@@ -109,12 +148,16 @@ Weights::Weights(std::shared_ptr<const Device> device, const Model& model) {
     for (size_t i = 0; i < layers_.size(); ++i) {
         filled([&](Placement& at) { layers_[i] = place_layer(at, a, model.layers()[i]); });
     }
-    filled([&](Placement& at) {
-        output_norm_ = at.vector(model.output_norm().weight, a.hidden_size);
-        inverse_frequencies_ = at.vector(model.inverse_frequencies(), a.head_size / 2);
-    });
+    RestAddresses rest = {};
+    filled([&](Placement& at) { rest = place_rest(at, model); });
+    embedding_norm_ = rest.embedding_norm;
+    learned_positions_ = rest.learned_positions;
+    output_norm_ = rest.output_norm;
+    inverse_frequencies_ = rest.inverse_frequencies;
+    alibi_slopes_ = rest.alibi_slopes;
     if (a.tied_head) {
         head_ = embedding_;
+        head_.bias = rest.tied_bias;
     } else {
         filled([&](Placement& at) { head_ = at.linear(model.head()); });
     }

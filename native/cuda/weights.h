@@ -14,20 +14,24 @@
 namespace awqe::cuda {
 
 using awqe_cuda::Matrix;
+using awqe_cuda::NormWeights;
 
 // Device addresses of runtime/model.h's LayerWeights.
 struct LayerAddresses {
-    const float* attention_norm;
+    NormWeights attention_norm;
     Matrix query;
     Matrix key;
     Matrix value;
-    const float* query_norm;  // or NULL
-    const float* key_norm;    // or NULL
+    NormWeights query_norm;
+    NormWeights key_norm;
     Matrix attention_output;
-    const float* feed_forward_norm;
-    Matrix gate;
+    NormWeights attention_post_norm;
+    NormWeights feed_forward_norm;
+    Matrix gate;  // no rows if there is none
     Matrix up;
     Matrix down;
+    const float* activation_scales;  // or NULL
+    NormWeights feed_forward_post_norm;
 };
 
 class Weights {
@@ -41,17 +45,23 @@ class Weights {
 
     const Matrix& embedding() const { return embedding_; }
     const std::vector<LayerAddresses>& layers() const { return layers_; }
-    const float* output_norm() const { return output_norm_; }
+    const NormWeights& embedding_norm() const { return embedding_norm_; }
+    const float* learned_positions() const { return learned_positions_; }  // or NULL
+    const NormWeights& output_norm() const { return output_norm_; }
     const Matrix& head() const { return head_; }
-    const float* inverse_frequencies() const { return inverse_frequencies_; }
+    const float* inverse_frequencies() const { return inverse_frequencies_; }  // of all tables
+    const float* alibi_slopes() const { return alibi_slopes_; }                // or NULL
 
   private:
     std::vector<Buffer> buffers_;
     Matrix embedding_;
     std::vector<LayerAddresses> layers_;
-    const float* output_norm_;
+    NormWeights embedding_norm_;
+    const float* learned_positions_;
+    NormWeights output_norm_;
     Matrix head_;
     const float* inverse_frequencies_;
+    const float* alibi_slopes_;
 };
 
 }  // namespace awqe::cuda

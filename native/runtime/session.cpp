@@ -41,13 +41,29 @@ size_t Session::own_bytes(const Model& model, const SequencePlan& plan) {
     return Arrays(model, plan, Arena()).bytes;
 }
 
+Session::Place Session::place_of(const OpenModel& model, const SequencePlan& plan, uint32_t device,
+                                 const char* kernels) {
+    try {
+        Backend& backend = model.backend(device, kernels);
+        return {backend, backend.open(plan)};
+    } catch (const Failure& failure) {
+        // A GPU that holds the model may have no room for another context.
+        if (device != AWQE_DEVICE_AUTO || failure.status() != AWQE_OUT_OF_MEMORY) throw;
+    }
+    Backend& cpu = model.backend(AWQE_DEVICE_CPU, kernels);
+    return {cpu, cpu.open(plan)};
+}
+
 Session::Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan, uint32_t device,
                  const char* kernels)
+    : Session(model, plan, place_of(*model, plan, device, kernels)) {}
+
+Session::Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan, Place place)
     : open_model_(std::move(model)),
       model_(open_model_->model()),
       plan_(plan),
-      backend_(open_model_->backend(device, kernels)),
-      sequence_(backend_.open(plan)),
+      backend_(place.backend),
+      sequence_(std::move(place.sequence)),
       pages_(own_bytes(model_, plan), PageSize::kSmall),
       arrays_(model_, plan, Arena(pages_)) {}
 

@@ -93,6 +93,15 @@ class Session {
         size_t bytes;
     };
 
+    // Where the session computes: a backend, and its place there.
+    struct Place {
+        Backend& backend;
+        std::unique_ptr<Sequence> sequence;
+    };
+    static Place place_of(const OpenModel& model, const SequencePlan& plan, uint32_t device,
+                          const char* kernels);
+    Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan, Place place);
+
     void require_logits() const;
     bool saves_logits(size_t end) const { return has_logits_ && end == position_; }
 

@@ -20,10 +20,11 @@ struct Seen {
     }
 };
 
-__device__ __forceinline__ void copy_async16(void* to, const void* from) {
-    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(
-                     unsigned(__cvta_generic_to_shared(to))),
-                 "l"(from));
+// A score as the model changes it: first its cap, then what it falls with the distance.
+__device__ __forceinline__ float changed_score(const Heads& a, int head, float score,
+                                               int distance) {
+    if (a.score_cap != 0.0f) score = soft_cap(score, a.score_cap);
+    return a.slopes == nullptr ? score : fma(-a.slopes[head], float(distance), score);
 }
 
 // Dot of sixteen lanes by four neighbouring threads, a quarter of the lanes each; all of them get
@@ -113,13 +114,13 @@ __device__ __forceinline__ float merged_number(const Partials& partials, long lo
 // `arrivals`: unsigned [rows, heads / n], zero, or NULL. Given, the last CTA of a row and its heads
 // merges all their chunks and quantises them, which saves a kernel; needs whole groups per n heads.
 // kHead: the head's size, or 0 for any. A kernel runs for some microseconds, in which fetching its
-// own instructions counts: known sizes make a third of them.
-template <bool kUnits, int kHead, bool kInt8>
+// own instructions counts: known sizes make a third of them. kChanged: scores have a cap or slopes.
+template <bool kUnits, int kHead, bool kInt8, bool kChanged>
 __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, const float* query,
                                               const CacheShape& cache, int layer,
                                               const Partials& partials, unsigned* arrivals,
                                               const Activations& out, int n, bool early) {
-    extern __shared__ __align__(16) unsigned char shared_memory[];
+    AWQE_DYNAMIC_SHARED(unsigned char, shared_memory);
     __shared__ bool shared_last;
     let_next_kernel_start();
     if (!early) wait_for_kernel_before();
@@ -203,7 +204,8 @@ __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, c
     }
     for (int i = threadIdx.x; i < count * (d16 - d); i += kAttentionThreads)
         keys[i / (d16 - d) * key_stride + d + i % (d16 - d)] = 0;
-    asm volatile("cp.async.wait_all;" ::: "memory");
+    commit_copies();
+    wait_for_copies<0>();
     __syncthreads();
 
     const float root = __fdiv_rn(1.0f, __fsqrt_rn(float(d)));
@@ -212,7 +214,12 @@ __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, c
         const int visible = min(p, count - 1);  // all threads of a warp go through the shuffles
         const float dot =
             dot_by_four(queries + i / kAttentionChunk * d16, keys + visible * key_stride, d16);
-        if ((threadIdx.x & 3) == 0 && p < count) scores[i] = dot * key_scales[p] * root;
+        if ((threadIdx.x & 3) == 0 && p < count) {
+            const float score = dot * key_scales[p] * root;
+            scores[i] = kChanged ? changed_score(a, first_head + i / kAttentionChunk, score,
+                                                 row.position - begin - p)
+                                 : score;
+        }
     }
     __syncthreads();
 
@@ -258,11 +265,7 @@ __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, c
     __syncthreads();
     if (threadIdx.x == 0) {
         unsigned* const counter = arrivals + t * gridDim.y + blockIdx.y;
-        unsigned before;  // releases what this CTA wrote, and acquires what the others did
-        asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
-                     : "=r"(before)
-                     : "l"(counter)
-                     : "memory");
+        const unsigned before = count_arrival(counter);
         shared_last = before + 1 == unsigned(chunks);
         if (shared_last) *counter = 0;
     }
@@ -289,7 +292,7 @@ __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, c
 // 128 threads per 128 numbers; shared memory: per head that these touch, [3, chunks] floats.
 __device__ __forceinline__ float merged_value(const Row* rows, const Heads& a,
                                               const Partials& partials, int width) {
-    extern __shared__ __align__(16) float shared_factors[];
+    AWQE_DYNAMIC_SHARED(float, shared_factors);
     let_next_kernel_start();
     wait_for_kernel_before();
     const int t = blockIdx.y;

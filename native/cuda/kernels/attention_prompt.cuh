@@ -86,11 +86,11 @@ __device__ __forceinline__ void load_chunk_of_prompt(const unsigned char* base,
 
 // rows: of one sequence, positions ascending by one. kDims: dimensions of a thread's outputs,
 // head_size / 16 rounded up to a multiple of 4. Grid (ceil(m * n / 64), kv_heads).
-template <int kDims>
+template <int kDims, bool kChanged>
 __device__ __forceinline__ void attend_prompt(const Row* rows, int m, const Heads& a,
                                               const float* query, const CacheShape& cache,
                                               int layer, float* out) {
-    extern __shared__ __align__(16) float shared_floats[];
+    AWQE_DYNAMIC_SHARED(float, shared_floats);
     __shared__ float shared_key_scales[kAttentionChunk];
     __shared__ float shared_value_scales[kAttentionChunk];
     __shared__ float shared_largest[kPromptPairs];
@@ -212,8 +212,15 @@ __device__ __forceinline__ void attend_prompt(const Row* rows, int m, const Head
         for (int j = 0; j < 4; ++j) {
             const float scale = shared_key_scales[tile_key + j];
 #pragma unroll
-            for (int i = 0; i < 4; ++i)
-                weights[(tile_key + j) * kPromptStride + tile_pair + i] = sum1[i][j] * scale * root;
+            for (int i = 0; i < 4; ++i) {
+                float score = sum1[i][j] * scale * root;
+                if (kChanged) {  // also where nothing is seen, and where it changes nothing
+                    const int number = first_pair + tile_pair + i;
+                    score = changed_score(a, h * n + number % n, score,
+                                          position0 + number / n - start - tile_key - j);
+                }
+                weights[(tile_key + j) * kPromptStride + tile_pair + i] = score;
+            }
         }
         __syncthreads();
 

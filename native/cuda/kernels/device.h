@@ -1,27 +1,17 @@
-// The arithmetic of native/ARITHMETIC.md in device code, one function per formula, and the few
-// instructions that C++ has no word for. Compiled with -fmad=false: a fused multiply-add stands
-// where fma() is written and nowhere else.
+// The arithmetic of native/ARITHMETIC.md in device code, one function per formula. Compiled with
+// -fmad=false: a fused multiply-add stands where fma() is written and nowhere else.
 #pragma once
 
+#if defined(AWQE_EMULATED_GPU)
+#include "tests/native/emulated_gpu/instructions.h"
+#else
+#include "instructions.h"
+#endif
 #include "parameters.h"
 
 namespace awqe_cuda {
 
 constexpr int kLanes = 16;
-
-__device__ __forceinline__ float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
-
-__device__ __forceinline__ float half_to_float(unsigned short bits) {
-    float value;
-    asm("{ .reg .b16 h; mov.b16 h, %1; cvt.f32.f16 %0, h; }" : "=f"(value) : "h"(bits));
-    return value;
-}
-
-__device__ __forceinline__ unsigned short float_to_half(float value) {
-    unsigned short bits;
-    asm("{ .reg .b16 h; cvt.rn.f16.f32 h, %1; mov.b16 %0, h; }" : "=h"(bits) : "f"(value));
-    return bits;
-}
 
 // Section 6.
 __device__ __forceinline__ float exponential(float x) {
@@ -40,6 +30,59 @@ __device__ __forceinline__ float exponential(float x) {
     p = fma(p, r, 1.0f);
     p = fma(p, r, 1.0f);
     return fma(given, 0.0f, p * __int_as_float((__float_as_int(shifted) + 127) << 23));
+}
+
+__device__ __forceinline__ float relu(float x) { return fma(x, 0.0f, x < 0.0f ? 0.0f : x); }
+
+__device__ __forceinline__ float gelu(float x) {
+    const float magnitude = fabsf(x);
+    float z = magnitude * 0x1.6a09e6p-1f;
+    if (z > 13.0f) z = 13.0f;
+    const float t = __fdiv_rn(1.0f, fma(z, 0x1.4f740ap-2f, 1.0f));
+    float p = 0x1.0fb844p-1f;
+    p = fma(p, t, -0x1.7401c6p-1f);
+    p = fma(p, t, 0x1.6be1c6p-1f);
+    p = fma(p, t, -0x1.23531cp-3f);
+    p = fma(p, t, 0x1.04f20cp-3f);
+    return fma(-magnitude, p * t * exponential(-(z * z)), relu(x));
+}
+
+__device__ __forceinline__ float activated(int activation, float x) {
+    if (activation == kRelu) return relu(x);
+    if (activation == kGelu) return gelu(x);
+    float exponent = x;  // of silu
+    if (activation == kGeluTanh) {
+        const float c = x < -16.0f ? -16.0f : x > 16.0f ? 16.0f : x;
+        exponent = c * fma(c * c, 0x1.2444f2p-4f, 0x1.988454p+0f);
+    }
+    return __fdiv_rn(x, 1.0f + exponential(-exponent));
+}
+
+__device__ __forceinline__ float hyperbolic_tangent(float x) {
+    const float magnitude = fabsf(x);
+    float y;
+    if (magnitude < 0x1.2p-1f) {
+        const float square = x * x;
+        float p = -0x1.95002p-8f;
+        p = fma(p, square, 0x1.582fb2p-6f);
+        p = fma(p, square, -0x1.b90948p-5f);
+        p = fma(p, square, 0x1.110c72p-3f);
+        p = fma(p, square, -0x1.555548p-2f);
+        y = fma(x * square, p, x);
+    } else {
+        const float limited = magnitude < 16.0f ? magnitude : 16.0f;
+        y = 1.0f - __fdiv_rn(2.0f, exponential(limited + limited) + 1.0f);
+        if (x < 0.0f) y = -y;
+    }
+    return fma(x, 0.0f, y + 0.0f);
+}
+__device__ __forceinline__ float soft_cap(float x, float cap) {
+    return cap * hyperbolic_tangent(__fdiv_rn(x, cap));
+}
+
+// Section 4: limits of queries, keys and values.
+__device__ __forceinline__ float limited(float x, float limit) {
+    return x * 0.0f + (x < -limit ? -limit : x > limit ? limit : x);
 }
 
 // Section 4: what a row is multiplied with, of its mean square plus epsilon.
@@ -96,55 +139,6 @@ __device__ __forceinline__ void sine_cosine(float angle, float* sine, float* cos
 __device__ __forceinline__ float tree_of_lanes(float lane) {
     for (int width = 8; width > 0; width /= 2) lane = lane + __shfl_down_sync(~0u, lane, width, 16);
     return __shfl_sync(~0u, lane, 0, 16);
-}
-
-// codes: four unsigned bytes; x: four signed ones.
-__device__ __forceinline__ int dot4(unsigned codes, int x, int sum) {
-    int result;
-    asm("dp4a.u32.s32 %0,%1,%2,%3;" : "=r"(result) : "r"(codes), "r"(x), "r"(sum));
-    return result;
-}
-
-// Weights are read once: past the first cache, which activations need. Volatile, like the two small
-// loads below: the compiler otherwise moves side loads down to their use, and every unit of work
-// then waits for memory a second time.
-__device__ __forceinline__ uint4 load_codes(const void* p) {
-    uint4 v;
-    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
-                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
-                 : "l"(p));
-    return v;
-}
-__device__ __forceinline__ uint2 load_plane(const void* p) {
-    uint2 v;
-    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
-                 : "=r"(v.x), "=r"(v.y)
-                 : "l"(p));
-    return v;
-}
-__device__ __forceinline__ unsigned short load_scale(const void* p) {
-    unsigned short v;
-    asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
-    return v;
-}
-__device__ __forceinline__ int load_zero(const void* p) {
-    int v;
-    asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(v) : "l"(p));
-    return v;
-}
-
-// Programmatic launch (sm_90): a kernel may begin while the one before it ends, and reads weights
-// in that time. Whatever an earlier kernel writes is read, and anything is written, only behind
-// wait_for_kernel_before(). Every kernel calls both, or completion would not be transitive.
-__device__ __forceinline__ void let_next_kernel_start() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.launch_dependents;");
-#endif
-}
-__device__ __forceinline__ void wait_for_kernel_before() {
-#if __CUDA_ARCH__ >= 900
-    asm volatile("griddepcontrol.wait;" ::: "memory");
-#endif
 }
 
 }  // namespace awqe_cuda

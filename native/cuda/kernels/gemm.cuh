@@ -5,7 +5,7 @@
 // One float accumulator per output, groups ascending: native/ARITHMETIC.md, section 3. The integer
 // accumulators begin at 0x4b400000, so that they read as the float 1.5 * 2^23 + D when the products
 // are through: one subtraction gives float(D) exactly, since |D| < 2^22, where a conversion takes a
-// slower unit. Zero-points of up to 4 bits are subtracted from the codes when these are unpacked,
+// slower unit. Zero-points of up to 6 bits are subtracted from the codes when these are unpacked,
 // once for all tokens: the operand is then a signed byte, and the sum is the same integer. At 8
 // bits code - zero-point needs a ninth bit; there they are subtracted as elsewhere.
 #pragma once
@@ -21,22 +21,11 @@ constexpr int kGemmThreads = 512;  // 16 warps: four for each scheduler hide wha
 constexpr int kGemmStages = 3;
 constexpr int kGemmBlocks = kGemmOutputs / kBlockRows;
 
-__device__ __forceinline__ void copy_async8(void* to, const void* from) {
-    asm volatile(
-        "cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(unsigned(__cvta_generic_to_shared(to))),
-        "l"(from));
-}
-__device__ __forceinline__ void copy_async4(void* to, const void* from) {
-    asm volatile(
-        "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(unsigned(__cvta_generic_to_shared(to))),
-        "l"(from));
-}
-
 // One step's share of shared memory.
 template <int kBits, int kParts>
 struct GemmStage {
-    static constexpr int kCodeBytes = kChunk * kBlockRows * (kBits == 3 ? 2 : kBits) / 8;
-    static constexpr int kHighBytes = kBits == 3 ? kChunk * kBlockRows / 8 : 0;
+    static constexpr int kCodeBytes = kChunk * kBlockRows * kLowBits<kBits> / 8;
+    static constexpr int kHighBytes = kChunk * kBlockRows * (kBits - kLowBits<kBits>) / 8;
     unsigned char codes[kGemmBlocks][kCodeBytes + kHighBytes];
     signed char inputs[kGemmTokens][kChunk];  // 16-byte pieces of token t exchanged by t % 8
     int2 side[kParts][kGemmTokens];
@@ -47,7 +36,7 @@ struct GemmStage {
 template <int kBits, int kParts>
 __device__ __forceinline__ void gemm(const Matrix& w, float* out, const Activations& x, int m,
                                      bool add) {
-    extern __shared__ __align__(128) unsigned char shared_bytes[];
+    AWQE_DYNAMIC_SHARED(unsigned char, shared_bytes);
     using Stage = GemmStage<kBits, kParts>;
     Stage* const stages = reinterpret_cast<Stage*>(shared_bytes);
     constexpr bool kWhole = kParts == 1;
@@ -71,7 +60,7 @@ __device__ __forceinline__ void gemm(const Matrix& w, float* out, const Activati
     constexpr int kAllPieces = kGemmBlocks * kPieces;
     constexpr int kCopies = (kAllPieces + kGemmThreads - 1) / kGemmThreads;
     static_assert(kAllPieces % kGemmThreads == 0 || kCopies == 1, "every thread copies as much");
-    constexpr int kRunInputs = kBits == 8 || kBits == 4 ? 32 : 64;  // of 4 rows, side by side
+    constexpr int kRunInputs = kLowBits<kBits> >= 4 ? 32 : 64;  // of 4 rows, side by side
     constexpr int kRunPieces = kBits == 8 ? 8 : 4;
     const unsigned char* from_codes[kCopies];
     int inputs_before[kCopies];  // of the piece in its chunk
@@ -111,9 +100,10 @@ __device__ __forceinline__ void gemm(const Matrix& w, float* out, const Activati
                                  from_codes[i]);
                 from_codes[i] += Stage::kCodeBytes;
             }
-            if constexpr (kBits == 3) {
+            if constexpr (Stage::kHighBytes > 0) {
+                constexpr int kHighPieces = Stage::kHighBytes / 16;  // of two runs of 64 inputs
                 const int piece = threadIdx.x / kGemmBlocks;
-                if (piece < 4 && piece / 2 * 64 < limit)
+                if (piece < kHighPieces && piece / (kHighPieces / 2) * 64 < limit)
                     copy_async16(
                         stage.codes[side_block] + Stage::kCodeBytes + piece * 16,
                         from_block + w.high_plane_offset + c * Stage::kHighBytes + piece * 16);
@@ -137,7 +127,7 @@ __device__ __forceinline__ void gemm(const Matrix& w, float* out, const Activati
                             from_block + w.zero_points_offset + group * 4);
             }
         }
-        asm volatile("cp.async.commit_group;");
+        commit_copies();
     };
 
     float y[2][4][4];
@@ -150,7 +140,7 @@ __device__ __forceinline__ void gemm(const Matrix& w, float* out, const Activati
 
     for (int c = 0; c < kGemmStages - 1; ++c) issue(c);
     for (int c = 0; c < chunks; ++c) {
-        asm volatile("cp.async.wait_group %0;" ::"n"(kGemmStages - 2) : "memory");
+        wait_for_copies<kGemmStages - 2>();
         __syncthreads();
         issue(c + kGemmStages - 1);
         const Stage& stage = stages[c % kGemmStages];

@@ -17,9 +17,11 @@ namespace awqe_cuda {
 // What a lane holds of its chunk: codes of one row and the side data of its groups.
 template <int kBits, int kParts>
 struct Chunk {
-    static constexpr int kLoads = kBits == 8 ? 8 : kBits == 4 ? 4 : 2;
+    static constexpr int kLow = kLowBits<kBits>;
+    static constexpr int kLoads = kLow;
     uint4 codes[kLoads];
-    uint2 high[kBits == 3 ? 2 : 1];
+    uint2 high[kBits - kLow == 1 ? 2 : 1];   // a plane of one bit
+    uint4 high2[kBits - kLow == 2 ? 2 : 1];  // a plane of two
     unsigned short scale[kParts];
     int zero[kParts];
 };
@@ -32,6 +34,7 @@ __device__ __forceinline__ void load_chunk(Chunk<kBits, kParts>& c, const Matrix
     // Bytes from one run of inputs to the next, and of a row in a run.
     constexpr int kRun = kBits == 8 ? 128 : 64;
     constexpr int kRow = kBits == 8 ? 32 : 16;
+    constexpr int kHigh = kBits - kLowBits<kBits>;
 #pragma unroll
     for (int i = 0; i < kLoads; ++i) {
         const int input = chunk * kChunk + i * kLoadInputs;
@@ -39,11 +42,18 @@ __device__ __forceinline__ void load_chunk(Chunk<kBits, kParts>& c, const Matrix
             const int run = kBits == 8 ? chunk * 4 + i / 2 : chunk * kLoads + i;
             const int within = kBits == 8 ? i % 2 * 16 : 0;
             c.codes[i] = load_codes(block + w.codes_offset + run * kRun + r * kRow + within);
-            if (kBits == 3) c.high[i] = load_plane(block + w.high_plane_offset + run * 32 + r * 8);
         } else {
             c.codes[i] = make_uint4(0, 0, 0, 0);
-            if (kBits == 3) c.high[i] = make_uint2(0, 0);
         }
+    }
+#pragma unroll
+    for (int i = 0; i < 2; ++i) {  // the high plane: 64 inputs behind one load
+        const int run = chunk * 2 + i;
+        const bool inside = run * 64 < w.padded_columns;
+        const unsigned char* const plane = block + w.high_plane_offset;
+        const unsigned char* const at = plane + run * (32 * kHigh) + r * (8 * kHigh);
+        if (kHigh == 1) c.high[i] = inside ? load_plane(at) : make_uint2(0, 0);
+        if (kHigh == 2) c.high2[i] = inside ? load_codes(at) : make_uint4(0, 0, 0, 0);
     }
 #pragma unroll
     for (int p = 0; p < kParts; ++p) {
@@ -61,13 +71,30 @@ __device__ __forceinline__ int dot16(uint4 c, unsigned mask, int4 x, int sum) {
     return dot4(c.w & mask, x.w, sum);
 }
 
-// Sixteen 3-bit codes: field f of the low plane and bit f of the high one.
-__device__ __forceinline__ uint4 join_planes(uint4 low, uint2 high, int f) {
-    const auto join = [](unsigned l, unsigned h, int lf, int hf) {
-        return ((l >> (2 * lf)) & 0x03030303u) | (((h >> hf) & 0x01010101u) << 2);
-    };
-    return make_uint4(join(low.x, high.x, f, f), join(low.y, high.y, f, f),
-                      join(low.z, high.x, f, 4 + f), join(low.w, high.y, f, 4 + f));
+// Sixteen codes of 3, 5 or 6 bits: piece `i` of a chunk, both planes of it joined.
+template <int kBits, int kParts>
+__device__ __forceinline__ uint4 joined_codes(const Chunk<kBits, kParts>& c, int i) {
+    constexpr int kLow = kLowBits<kBits>;
+    constexpr unsigned kMask = kLow == 4 ? 0x0f0f0f0fu : 0x03030303u;
+    constexpr int kFields = 8 / kLow;  // pieces behind one load of the low plane
+    const uint4 low = c.codes[i / kFields];
+    const int shift = i % kFields * kLow;
+    const int f = i % 4;
+    if constexpr (kBits - kLow == 1) {
+        const uint2 high = c.high[i / 4];
+        const auto join = [&](unsigned l, unsigned h, int bit) {
+            return ((l >> shift) & kMask) | (((h >> bit) & 0x01010101u) << kLow);
+        };
+        return make_uint4(join(low.x, high.x, f), join(low.y, high.y, f),
+                          join(low.z, high.x, 4 + f), join(low.w, high.y, 4 + f));
+    } else {
+        const uint4 high = c.high2[i / 4];
+        const auto join = [&](unsigned l, unsigned h) {
+            return ((l >> shift) & kMask) | (((h >> (2 * f)) & 0x03030303u) << kLow);
+        };
+        return make_uint4(join(low.x, high.x), join(low.y, high.y), join(low.z, high.z),
+                          join(low.w, high.w));
+    }
 }
 
 // sum[p] = sum of code * x over part p of the chunk. `x`: the unit's pieces of this chunk, 8 apart.
@@ -107,13 +134,10 @@ __device__ __forceinline__ void chunk_dots(const Chunk<kBits, kParts>& c, const 
             }
     } else {
 #pragma unroll
-        for (int i = 0; i < 2; ++i)
-#pragma unroll
-            for (int f = 0; f < 4; ++f) {
-                int& s = sum[(4 * i + f) * kParts / 8];
-                s = dot16(join_planes(c.codes[i], c.high[i], f), ~0u, x[(4 * i + f) * kUnitChunks],
-                          s);
-            }
+        for (int i = 0; i < 8; ++i) {
+            int& s = sum[i * kParts / 8];
+            s = dot16(joined_codes(c, i), ~0u, x[i * kUnitChunks], s);
+        }
     }
 }
 
@@ -156,7 +180,7 @@ constexpr int kGemvWarps = 8;
 enum class Epilogue {
     kStore,  // out[n] = y
     kAdd,    // out[n] += y: the residual stream
-    kGate    // out[n] = silu(y of matrix 0) * y of matrix 1
+    kGate    // out[n] = act(y of matrix 0) * y of matrix 1
 };
 
 // `share`: warps that share a block of rows, 1, 2, 4 or 8 (kGate: at most 4). Shared memory:
@@ -165,7 +189,7 @@ enum class Epilogue {
 template <int kBits, int kParts, Epilogue kEpilogue>
 __device__ __forceinline__ void gemv(const Products& products, const Activations& x, int share,
                                      int terms_stride) {
-    extern __shared__ __align__(16) float2 shared_terms[];
+    AWQE_DYNAMIC_SHARED(float2, shared_terms);
     __shared__ float shared_gate[kGemvWarps * kBlockRows];
     constexpr int kUnitGroups = kUnitChunks * kParts;
     const int lane = threadIdx.x & 31;
@@ -234,7 +258,7 @@ __device__ __forceinline__ void gemv(const Products& products, const Activations
         __syncthreads();
         if (mine && number == 0) {
             const float up = shared_gate[(slot + 1) * kBlockRows + lane];
-            products.out[0][n] = __fdiv_rn(y, 1.0f + exponential(-y)) * up;
+            products.out[0][n] = activated(products.activation, y) * up;
         }
     } else if (mine) {
         float* const out = products.out[number];

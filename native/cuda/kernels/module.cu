@@ -11,49 +11,69 @@ using namespace awqe_cuda;
 
 #define KERNEL extern "C" __global__ void
 
-KERNEL embed(const Row* rows, Matrix table, const float* inverse_frequencies, int half_head,
+KERNEL embed(const Row* rows, Matrix table, const float* inverse_frequencies, int angles,
              float* residual, float* cosines, float* sines) {
-    embed_row(rows, table, inverse_frequencies, half_head, residual, cosines, sines);
+    embed_row(rows, table, inverse_frequencies, angles, residual, cosines, sines);
+}
+KERNEL add_positions(const Row* rows, const float* positions, int width, float* residual) {
+    add_position(rows, positions, width, residual);
 }
 
-KERNEL norm_one(const float* x, const float* weight, float epsilon, Activations out) {
-    norm_rows<true>(x, weight, epsilon, out);
+KERNEL norm_one(const float* x, NormWeights norm, Activations out) {
+    norm_rows<true, false>(x, norm, out);
 }
-KERNEL norm_many(const float* x, const float* weight, float epsilon, Activations out) {
-    norm_rows<false>(x, weight, epsilon, out);
+KERNEL norm_many(const float* x, NormWeights norm, Activations out) {
+    norm_rows<false, false>(x, norm, out);
+}
+KERNEL layer_norm_one(const float* x, NormWeights norm, Activations out) {
+    norm_rows<true, true>(x, norm, out);
+}
+KERNEL layer_norm_many(const float* x, NormWeights norm, Activations out) {
+    norm_rows<false, true>(x, norm, out);
+}
+KERNEL norm_floats(float* stream, const float* branch, NormWeights norm, int k, int how) {
+    norm_stream<false>(stream, branch, norm, k, how);
+}
+KERNEL layer_norm_floats(float* stream, const float* branch, NormWeights norm, int k, int how) {
+    norm_stream<true>(stream, branch, norm, k, how);
 }
 KERNEL quantize_one(const float* x, Activations out) { quantize_rows<true>(x, out); }
 KERNEL quantize_many(const float* x, Activations out) { quantize_rows<false>(x, out); }
-KERNEL gate_one(const float* gate, const float* up, Activations out) {
-    gate_rows<true>(gate, up, out);
+KERNEL activate_one(const float* x, const float* factor, int factor_stride, int activation,
+                    Activations out) {
+    activate_rows<true>(x, factor, factor_stride, activation, out);
 }
-KERNEL gate_many(const float* gate, const float* up, Activations out) {
-    gate_rows<false>(gate, up, out);
+KERNEL activate_many(const float* x, const float* factor, int factor_stride, int activation,
+                     Activations out) {
+    activate_rows<false>(x, factor, factor_stride, activation, out);
 }
+KERNEL add(float* stream, const float* branch, int count) { add_floats(stream, branch, count); }
+KERNEL cap(float* x, int count, float limit) { cap_floats(x, count, limit); }
 KERNEL gather(const float* from, const unsigned* rows, int width, float* to) {
     gather_row(from, rows, width, to);
 }
 
 KERNEL __launch_bounds__(kPrepareWarps * 32)
     prepare(const Row* rows, Heads a, float* query, const float* key, const float* value,
-            const float* query_norm, const float* key_norm, const float* cosines,
-            const float* sines, CacheShape cache, int layer) {
-    prepare_heads(rows, a, query, key, value, query_norm, key_norm, cosines, sines, cache, layer);
+            const float* cosines, const float* sines, CacheShape cache, int layer) {
+    prepare_heads(rows, a, query, key, value, cosines, sines, cache, layer);
 }
 
-#define ATTENTION(rows_word, units, cache_word, int8, head_word, head)                             \
+#define ATTENTION(rows_word, units, cache_word, int8, head_word, head, changed)                    \
     KERNEL __launch_bounds__(kAttentionThreads)                                                    \
         attention_##rows_word##_##cache_word##_##head_word(                                        \
             const Row* rows, Heads a, const float* query, CacheShape cache, int layer,             \
             Partials partials, unsigned* arrivals, Activations out, int n, int early) {            \
-        attend_chunks<units, head, int8>(rows, a, query, cache, layer, partials, arrivals, out, n, \
-                                         early != 0);                                              \
+        attend_chunks<units, head, int8, changed>(rows, a, query, cache, layer, partials,          \
+                                                  arrivals, out, n, early != 0);                   \
     }
-#define ATTENTION_OF(rows_word, units)                 \
-    ATTENTION(rows_word, units, f16, false, d64, 64)   \
-    ATTENTION(rows_word, units, f16, false, d128, 128) \
-    ATTENTION(rows_word, units, f16, false, any, 0)    \
-    ATTENTION(rows_word, units, s8, true, any, 0)
+#define ATTENTION_OF(rows_word, units)                          \
+    ATTENTION(rows_word, units, f16, false, d64, 64, false)     \
+    ATTENTION(rows_word, units, f16, false, d128, 128, false)   \
+    ATTENTION(rows_word, units, f16, false, any, 0, false)      \
+    ATTENTION(rows_word, units, s8, true, any, 0, false)        \
+    ATTENTION(rows_word, units, f16, false, any_changed, 0, true) \
+    ATTENTION(rows_word, units, s8, true, any_changed, 0, true)
 ATTENTION_OF(one, true)
 ATTENTION_OF(many, false)
 
@@ -72,14 +92,16 @@ KERNEL __launch_bounds__(kChunk)
     if (i < width) out[(long long)blockIdx.y * width + i] = value;
 }
 
-#define ATTENTION_PROMPT(dims)                                                        \
-    KERNEL __launch_bounds__(kPromptThreads, 2)                                       \
-        attention_prompt_d##dims(const Row* rows, int m, Heads a, const float* query, \
-                                 CacheShape cache, int layer, float* out) {           \
-        attend_prompt<(dims) / 16>(rows, m, a, query, cache, layer, out);             \
+#define ATTENTION_PROMPT(dims, word, changed)                                                \
+    KERNEL __launch_bounds__(kPromptThreads, 2)                                              \
+        attention_prompt_d##dims##word(const Row* rows, int m, Heads a, const float* query,  \
+                                       CacheShape cache, int layer, float* out) {            \
+        attend_prompt<(dims) / 16, changed>(rows, m, a, query, cache, layer, out);           \
     }
-ATTENTION_PROMPT(64)
-ATTENTION_PROMPT(128)
+ATTENTION_PROMPT(64, , false)
+ATTENTION_PROMPT(128, , false)
+ATTENTION_PROMPT(64, _changed, true)
+ATTENTION_PROMPT(128, _changed, true)
 
 #define PRODUCTS(bits, group)                                                               \
     KERNEL __launch_bounds__(kGemvWarps * 32)                                               \
@@ -102,13 +124,14 @@ ATTENTION_PROMPT(128)
         gemm_u##bits##_g##group(Matrix w, float* out, Activations x, int m, int add) {      \
         gemm<bits, 128 / group>(w, out, x, m, add != 0);                                    \
     }
+
+// Widths and group sizes, for the products and for lists of them.
 #if defined(AWQE_FEW_PRODUCTS)
-PRODUCTS(4, 128)
-PRODUCTS(8, 128)
+#define AWQE_PRODUCTS(X) X(4, 128) X(8, 128)
 #else
-#define PRODUCTS_OF(bits) PRODUCTS(bits, 128) PRODUCTS(bits, 64) PRODUCTS(bits, 32)
-PRODUCTS_OF(2)
-PRODUCTS_OF(3)
-PRODUCTS_OF(4)
-PRODUCTS_OF(8)
+#define AWQE_PRODUCTS_OF(X, bits) X(bits, 128) X(bits, 64) X(bits, 32)
+#define AWQE_PRODUCTS(X)                                                          \
+    AWQE_PRODUCTS_OF(X, 2) AWQE_PRODUCTS_OF(X, 3) AWQE_PRODUCTS_OF(X, 4)          \
+    AWQE_PRODUCTS_OF(X, 5) AWQE_PRODUCTS_OF(X, 6) AWQE_PRODUCTS_OF(X, 8)
 #endif
+AWQE_PRODUCTS(PRODUCTS)

@@ -11,15 +11,21 @@ struct Matrix {
     const float* bias;            // [rows], or NULL
     int rows;                     // n: outputs
     int columns;                  // k: inputs
-    int bits;                     // 2, 3, 4 or 8
+    int bits;                     // 2, 3, 4, 5, 6 or 8
     int group_size;               // 32, 64 or 128
     int groups;
-    int padded_columns;  // a multiple of 32 (4 and 8 bits) or 64 (2 and 3 bits)
+    int padded_columns;  // a multiple of 32 (4 and 8 bits) or 64 (the others)
     int zero_points_offset;
     int codes_offset;
     int high_plane_offset;
     int block_bytes;
 };
+
+// Bits of a code in the first plane; the rest lies in a second one.
+template <int kBits>
+constexpr int kLowBits = kBits == 3                 ? 2
+                         : kBits == 5 || kBits == 6 ? 4
+                                                    : kBits;
 
 constexpr int kBlockRows = 4;
 // Inputs that one lane of a matrix-vector product multiplies at a time, and the unit of padding of
@@ -60,13 +66,26 @@ struct CacheShape {
     int int8;
 };
 
+// A norm over the numbers of a row or a head.
+struct NormWeights {
+    const float* weight;  // or NULL: there is none
+    const float* bias;    // or NULL
+    float epsilon;
+    int layer;  // a layer norm; otherwise an RMS norm
+};
+
 struct Heads {
     int heads;
     int kv_heads;
     int head_size;
-    int window;   // 0: a token sees every earlier one
-    int qk_norm;  // whether queries and keys have norms
-    float epsilon;
+    int window;  // 0: a token sees every earlier one
+    NormWeights query_norm;
+    NormWeights key_norm;
+    int norm_stride;      // weights from one head's norm to the next's: 0 or head_size
+    float limit;          // of queries, keys and values; 0: none
+    float score_cap;      // 0: none
+    const float* slopes;  // [heads]: how scores fall with the distance; or NULL
+    int angle_stride;     // angles of a row, of all rotary tables; 0: nothing is turned
 };
 
 constexpr int kAttentionChunk = 64;  // positions; native/ARITHMETIC.md, section 7
@@ -79,11 +98,18 @@ struct Partials {
     int chunks;      // that there is room for
 };
 
+// runtime's Activation, in its order.
+constexpr int kSilu = 0;
+constexpr int kGelu = 1;
+constexpr int kGeluTanh = 2;
+constexpr int kRelu = 3;
+
 // Up to three matrices with one input, their blocks of rows one after the other.
 struct Products {
     Matrix matrix[3];
     float* out[3];  // [m, rows of the matrix]
     int count;
+    int activation;  // of matrix 0, where matrix 1 is multiplied with it
 };
 
 }  // namespace awqe_cuda

@@ -43,7 +43,8 @@ __device__ __forceinline__ void few_rows(const Products& products, const Activat
     const unsigned char* const low =
         w.blocks + (long long)min(block + 2, last_block) * w.block_bytes;
     const int chunks = (w.groups + kParts - 1) / kParts;
-    constexpr int kChunkBytes = kChunk * kBlockRows * (kBits == 3 ? 2 : kBits) / 8;
+    constexpr int kChunkBytes = kChunk * kBlockRows * kLowBits<kBits> / 8;
+    constexpr int kHighBytes = kChunk * kBlockRows * (kBits - kLowBits<kBits>) / 8;
 
     const int token = min(row, m - 1);
     const signed char* const codes = x.codes + (long long)token * x.code_stride;
@@ -55,9 +56,9 @@ __device__ __forceinline__ void few_rows(const Products& products, const Activat
         const int limit = w.padded_columns - c * kChunk;
         const long long at = (long long)c * kChunkBytes;
         load_raw<kBits, kWhole, true>(a, top + w.codes_offset + at,
-                                      top + w.high_plane_offset + c * 64, r, quarter, limit);
+                                      top + w.high_plane_offset + c * kHighBytes, r, quarter, limit);
         load_raw<kBits, kWhole, true>(b, low + w.codes_offset + at,
-                                      low + w.high_plane_offset + c * 64, r, quarter, limit);
+                                      low + w.high_plane_offset + c * kHighBytes, r, quarter, limit);
         unsigned short scale[kParts][2];
         int zero[kParts][2];
 #pragma unroll
@@ -100,8 +101,7 @@ __device__ __forceinline__ void few_rows(const Products& products, const Activat
             __syncthreads();  // `turn` is set
             first_chunk = false;
         }
-        while (turn != c) {
-        }
+        while (turn != c) let_others_run();
         __threadfence_block();
         __syncwarp();
         float4 y = c > 0 ? carry[lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);

@@ -1,0 +1,138 @@
+// The instructions that device code needs and C++ has no word for, one function each. Owns every
+// line of assembly; knows no format and no formula. tests/native/emulated_gpu/instructions.h has
+// the same functions for a CPU.
+#pragma once
+
+namespace awqe_cuda {
+
+// Shared memory whose size the launch says.
+#define AWQE_DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) type name[]
+
+__device__ __forceinline__ float fma(float a, float b, float c) { return __fmaf_rn(a, b, c); }
+
+__device__ __forceinline__ float half_to_float(unsigned short bits) {
+    float value;
+    asm("{ .reg .b16 h; mov.b16 h, %1; cvt.f32.f16 %0, h; }" : "=f"(value) : "h"(bits));
+    return value;
+}
+
+__device__ __forceinline__ unsigned short float_to_half(float value) {
+    unsigned short bits;
+    asm("{ .reg .b16 h; cvt.rn.f16.f32 h, %1; mov.b16 %0, h; }" : "=h"(bits) : "f"(value));
+    return bits;
+}
+
+// codes: four unsigned bytes; x: four signed ones.
+__device__ __forceinline__ int dot4(unsigned codes, int x, int sum) {
+    int result;
+    asm("dp4a.u32.s32 %0,%1,%2,%3;" : "=r"(result) : "r"(codes), "r"(x), "r"(sum));
+    return result;
+}
+
+// Weights are read once: past the first cache, which activations need. Volatile, like the two small
+// loads below: the compiler otherwise moves side loads down to their use, and every unit of work
+// then waits for memory a second time.
+__device__ __forceinline__ uint4 load_codes(const void* p) {
+    uint4 v;
+    asm volatile("ld.global.nc.L1::no_allocate.L2::128B.v4.u32 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+                 : "l"(p));
+    return v;
+}
+__device__ __forceinline__ uint2 load_plane(const void* p) {
+    uint2 v;
+    asm volatile("ld.global.nc.L1::no_allocate.v2.u32 {%0,%1}, [%2];"
+                 : "=r"(v.x), "=r"(v.y)
+                 : "l"(p));
+    return v;
+}
+__device__ __forceinline__ unsigned short load_scale(const void* p) {
+    unsigned short v;
+    asm volatile("ld.global.nc.u16 %0, [%1];" : "=h"(v) : "l"(p));
+    return v;
+}
+__device__ __forceinline__ int load_zero(const void* p) {
+    int v;
+    asm volatile("ld.global.nc.u8 %0, [%1];" : "=r"(v) : "l"(p));
+    return v;
+}
+
+// Programmatic launch (sm_90): a kernel may begin while the one before it ends, and reads weights
+// in that time. Whatever an earlier kernel writes is read, and anything is written, only behind
+// wait_for_kernel_before(). Every kernel calls both, or completion would not be transitive.
+__device__ __forceinline__ void let_next_kernel_start() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.launch_dependents;");
+#endif
+}
+__device__ __forceinline__ void wait_for_kernel_before() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("griddepcontrol.wait;" ::: "memory");
+#endif
+}
+
+// Copies to shared memory that run beside the thread. A thread's copies since the last commit are a
+// group; wait_for_copies<n>() returns when all but its last n groups have arrived.
+__device__ __forceinline__ void copy_async16(void* to, const void* from) {
+    asm volatile("cp.async.cg.shared.global.L2::128B [%0], [%1], 16;" ::"r"(
+                     unsigned(__cvta_generic_to_shared(to))),
+                 "l"(from));
+}
+__device__ __forceinline__ void copy_async8(void* to, const void* from) {
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], 8;" ::"r"(unsigned(__cvta_generic_to_shared(to))),
+        "l"(from));
+}
+__device__ __forceinline__ void copy_async4(void* to, const void* from) {
+    asm volatile(
+        "cp.async.ca.shared.global [%0], [%1], 4;" ::"r"(unsigned(__cvta_generic_to_shared(to))),
+        "l"(from));
+}
+__device__ __forceinline__ void commit_copies() { asm volatile("cp.async.commit_group;"); }
+template <int kLeft>
+__device__ __forceinline__ void wait_for_copies() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kLeft) : "memory");
+}
+
+// d = a b + from on the int8 tensor cores: 16 outputs x 8 tokens x 32 inputs.
+__device__ __forceinline__ void multiply_accumulate(int (&d)[4], unsigned a0, unsigned a1,
+                                                    unsigned a2, unsigned a3, int b0, int b1) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+        "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3])
+        : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+// The same with signed weights, and sums that begin at `from`.
+__device__ __forceinline__ void multiply_signed(int (&d)[4], const unsigned (&a)[4], int b0, int b1,
+                                                const int (&from)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.s8.s8.s32 "
+        "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(from[0]), "r"(from[1]),
+          "r"(from[2]), "r"(from[3]));
+}
+__device__ __forceinline__ void multiply_unsigned(int (&d)[4], const unsigned (&a)[4], int b0,
+                                                  int b1, const int (&from)[4]) {
+    asm("mma.sync.aligned.m16n8k32.row.col.s32.u8.s8.s32 "
+        "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%10,%11,%12,%13};"
+        : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(from[0]), "r"(from[1]),
+          "r"(from[2]), "r"(from[3]));
+}
+
+// Adds one and returns what was there. Releases what the CTA wrote, and acquires what those wrote
+// that counted before it.
+__device__ __forceinline__ unsigned count_arrival(unsigned* counter) {
+    unsigned before;
+    asm volatile("atom.add.acq_rel.gpu.global.u32 %0, [%1], 1;"
+                 : "=r"(before)
+                 : "l"(counter)
+                 : "memory");
+    return before;
+}
+
+// In loops that wait for another warp of the CTA: nothing on a GPU, where warps run by themselves.
+__device__ __forceinline__ void let_others_run() {}
+
+}  // namespace awqe_cuda

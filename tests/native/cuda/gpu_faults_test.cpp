@@ -1,0 +1,215 @@
+// What a program meets where a GPU is absent, too old, too small or breaks: one sentence each, and
+// the CPU where the caller left the choice. Runs this program again on the emulated GPU of
+// tests/native/emulated_gpu, once per fault, because a process opens the driver once.
+#include <fcntl.h>
+#include <sys/wait.h>
+#include <unistd.h>
+
+#include <cstdlib>
+#include <cstring>
+#include <memory>
+#include <string>
+#include <vector>
+
+#include "awq_edge.h"
+#include "tests/native/support/check.h"
+
+namespace awqe::test {
+namespace {
+
+constexpr size_t kTokens = 6;
+
+struct CloseModel {
+    void operator()(awqe_model* model) const { awqe_model_close(model); }
+};
+struct CloseSession {
+    void operator()(awqe_session* session) const { awqe_session_close(session); }
+};
+
+// In the process with the fault: decodes some tokens, prints how far it came and a hash of the
+// logits.
+int decode(awqe_device device) {
+    awqe_error error = {};
+    awqe_model* opened = nullptr;
+    if (awqe_model_open(AWQE_TEST_DATA "/tiny.awq.gguf", &opened, &error) != AWQE_OK) return 2;
+    const std::unique_ptr<awqe_model, CloseModel> model(opened);
+    awqe_session_options options = {};
+    options.struct_size = sizeof(options);
+    options.device = static_cast<uint32_t>(device);
+    awqe_session* started = nullptr;
+    awqe_status status = awqe_session_open(model.get(), &options, &started, &error);
+    if (status != AWQE_OK) {
+        std::printf("open %d: %s", status, error.message);
+        return 0;
+    }
+    const std::unique_ptr<awqe_session, CloseSession> session(started);
+    awqe_model_info info = {};
+    info.struct_size = sizeof(info);
+    if (awqe_model_info_get(model.get(), &info, &error) != AWQE_OK) return 2;
+    std::vector<float> logits(info.vocabulary_size);
+    uint64_t hash = 0xCBF29CE484222325u;
+    for (uint32_t token = 1; token <= kTokens; ++token) {
+        status = awqe_session_evaluate(session.get(), &token, 1, AWQE_LOGITS_LAST, logits.data(),
+                                       nullptr, nullptr, &error);
+        if (status != AWQE_OK) {
+            std::printf("evaluate %d: %s", status, error.message);
+            return 0;
+        }
+        for (const float logit : logits) {
+            uint32_t bits;
+            std::memcpy(&bits, &logit, sizeof(bits));
+            hash = (hash ^ bits) * 0x100000001B3u;
+        }
+    }
+    const bool gpu = std::strcmp(awqe_session_kernels(session.get()), "cuda") == 0;
+    std::printf("%s %016llx", gpu ? "GPU" : "CPU", static_cast<unsigned long long>(hash));
+    return 0;
+}
+
+// What that process prints. `libraries`: where it looks for a driver, or NULL for where this one
+// does.
+std::string seen(const char* device, const std::string& machine, const char* libraries = nullptr) {
+    int ends[2];
+    CHECK(pipe(ends) == 0);
+    const pid_t child = fork();
+    CHECK(child >= 0);
+    if (child == 0) {
+        dup2(ends[1], STDOUT_FILENO);
+        setenv("AWQE_EMULATED_GPU", machine.c_str(), 1);
+        unsetenv("AWQ_EDGE_KERNELS");
+        if (libraries != nullptr) setenv("LD_LIBRARY_PATH", libraries, 1);
+        execl("/proc/self/exe", "gpu_faults_test", "--decode", device, nullptr);
+        _exit(127);
+    }
+    close(ends[1]);
+    std::string text;
+    char part[512];
+    for (ssize_t got; (got = read(ends[0], part, sizeof(part))) > 0;) {
+        text.append(part, static_cast<size_t>(got));
+    }
+    close(ends[0]);
+    int status = 0;
+    CHECK(waitpid(child, &status, 0) == child);
+    if (!WIFEXITED(status) || WEXITSTATUS(status) != 0) {
+        fail(__FILE__, __LINE__, machine + ": the process ended with " + std::to_string(status));
+    }
+    return text;
+}
+
+// The logits of the CPU.
+const std::string& hash_of_cpu() {
+    static const std::string hash = seen("cpu", "").substr(4);
+    return hash;
+}
+
+std::string status_text(const char* where, awqe_status status) {
+    return std::string(where) + " " + std::to_string(status) + ": ";
+}
+
+// "cuda" is refused when it is opened with this status and a sentence that holds `words`; "auto"
+// computes on the CPU.
+void check_refused(const std::string& machine, awqe_status status, const std::string& words,
+                   const char* libraries = nullptr) {
+    const std::string cuda = seen("cuda", machine, libraries);
+    if (cuda.find(status_text("open", status)) != 0 || cuda.find(words) == std::string::npos) {
+        fail(__FILE__, __LINE__, machine + ": " + cuda);
+    }
+    CHECK_EQUAL(seen("auto", machine, libraries), "CPU " + hash_of_cpu());
+}
+
+}  // namespace
+
+TEST(a_sound_gpu_gives_the_logits_of_the_cpu) {
+    for (const char* machine : {"", "capability=87", "integrated", "capability=121"}) {
+        CHECK_EQUAL(seen("cuda", machine), "GPU " + hash_of_cpu());
+        CHECK_EQUAL(seen("auto", machine), "GPU " + hash_of_cpu());
+    }
+}
+
+TEST(no_driver) {
+    // A file that is no library hides any driver of this machine.
+    char folder[] = "/tmp/no_driver_XXXXXX";
+    CHECK(mkdtemp(folder) != nullptr);
+    const std::string file = std::string(folder) + "/libcuda.so.1";
+    close(open(file.c_str(), O_CREAT | O_WRONLY, 0600));
+    check_refused("", AWQE_UNSUPPORTED,
+                  "no NVIDIA driver is installed (libcuda.so.1 was not found)", folder);
+    unlink(file.c_str());
+    rmdir(folder);
+}
+
+TEST(a_driver_that_is_too_old) {
+    check_refused("driver=11040", AWQE_UNSUPPORTED,
+                  "the NVIDIA driver supports CUDA 11.4, needed is 12.0 (JetPack 6) or newer");
+}
+
+TEST(a_driver_without_a_gpu) {
+    check_refused("devices=0", AWQE_UNSUPPORTED, "the NVIDIA driver finds no usable GPU");
+    check_refused("cuInit=100", AWQE_UNSUPPORTED,
+                  "the NVIDIA driver finds no usable GPU (CUDA_ERROR_100)");
+}
+
+TEST(a_gpu_that_is_too_old) {
+    check_refused("capability=75", AWQE_UNSUPPORTED,
+                  "the GPU Emulated GPU has compute capability 7.5, and this library has code for "
+                  "9.0, 8.0 and newer");
+}
+
+TEST(kernels_that_the_driver_does_not_read) {
+    for (const char* machine :
+         {"cuModuleLoadData=200", "cuModuleLoadData=209", "cuModuleLoadData=222"}) {
+        check_refused(machine, AWQE_UNSUPPORTED, "the driver cannot load the kernels");
+    }
+}
+
+TEST(a_model_that_does_not_fit) {
+    check_refused("memory=100000", AWQE_OUT_OF_MEMORY,
+                  "and the GPU Emulated GPU has 0.00 GB free: say --device cpu");
+}
+
+TEST(memory_that_ends_at_any_allocation) {
+    // Of weights, of the cache and of the step, one after the other until all succeed.
+    for (const char* call : {"cuMemAlloc_v2", "cuMemHostAlloc"}) {
+        size_t failed = 0;
+        for (size_t which = 1;; ++which) {
+            CHECK(which < 100);
+            const std::string machine = std::string(call) + "=2@" + std::to_string(which);
+            if (seen("cuda", machine) == "GPU " + hash_of_cpu()) break;
+            check_refused(machine, AWQE_OUT_OF_MEMORY, "the GPU has no memory left to ");
+            ++failed;
+        }
+        CHECK(failed >= 3);
+    }
+}
+
+TEST(a_gpu_that_is_lost_while_it_computes) {
+    // Nothing of what it held can be had again: the CPU would have to start anew, so no choice of
+    // device hides it.
+    for (const char* fault : {"cuLaunchKernelEx=700@40", "cuStreamSynchronize=999@2",
+                              "cuGraphLaunch=719@3", "cuMemcpyHtoDAsync_v2=999@2"}) {
+        for (const char* device : {"cuda", "auto"}) {
+            const std::string text = seen(device, fault);
+            if (text.find(status_text("evaluate", AWQE_DEVICE_LOST) + "the GPU failed to ") != 0 ||
+                text.find("open the model again, or say --device cpu") == std::string::npos) {
+                fail(__FILE__, __LINE__, std::string(fault) + ": " + text);
+            }
+        }
+    }
+}
+
+TEST(a_graph_that_cannot_be_made) {
+    const std::string text = seen("cuda", "cuGraphInstantiateWithFlags=2");
+    CHECK_EQUAL(text.find(status_text("evaluate", AWQE_OUT_OF_MEMORY)), size_t{0});
+}
+
+}  // namespace awqe::test
+
+int main(int argc, char** argv) {
+    if (argc == 3 && std::strcmp(argv[1], "--decode") == 0) {
+        const std::string device = argv[2];
+        return awqe::test::decode(device == "cuda"   ? AWQE_DEVICE_CUDA
+                                  : device == "auto" ? AWQE_DEVICE_AUTO
+                                                     : AWQE_DEVICE_CPU);
+    }
+    return awqe::test::run(argc, argv);
+}

@@ -1,0 +1,174 @@
+// What native/cuda/kernels/instructions.h and the language of kernels say, for a CPU: the same
+// functions with the same results, so that the device's code compiles as it stands. Copies that run
+// beside a thread arrive at once here, and memory is ordered: what only a missing wait or fence
+// could break stays unseen.
+#pragma once
+
+#include <math.h>
+#include <string.h>
+
+#include "native/cuda/kernels/vector_types.h"
+#include "native/kernels/scalar/half.h"
+#include "tests/native/emulated_gpu/cta.h"
+
+#define __global__
+#define __device__
+#define __forceinline__ inline
+#define __shared__ static
+#define __launch_bounds__(...)
+#define threadIdx (awqe::emulated::thread_index)
+#define blockIdx (awqe::emulated::block_index)
+#define blockDim (awqe::emulated::block_size)
+#define gridDim (awqe::emulated::grid_size)
+#define AWQE_DYNAMIC_SHARED(type, name) \
+    type* const name = static_cast<type*>(awqe::emulated::dynamic_shared())
+
+struct uint2 {
+    unsigned x, y;
+};
+struct float2 {
+    float x, y;
+};
+struct alignas(16) uint4 {
+    unsigned x, y, z, w;
+};
+struct alignas(16) int4 {
+    int x, y, z, w;
+};
+struct alignas(16) float4 {
+    float x, y, z, w;
+};
+inline int2 make_int2(int x, int y) { return {x, y}; }
+inline uint2 make_uint2(unsigned x, unsigned y) { return {x, y}; }
+inline float2 make_float2(float x, float y) { return {x, y}; }
+inline uint4 make_uint4(unsigned x, unsigned y, unsigned z, unsigned w) { return {x, y, z, w}; }
+inline int4 make_int4(int x, int y, int z, int w) { return {x, y, z, w}; }
+inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
+inline int min(int a, int b) { return a < b ? a : b; }
+inline int max(int a, int b) { return a > b ? a : b; }
+
+inline int __float_as_int(float x) {
+    int bits;
+    memcpy(&bits, &x, sizeof(bits));
+    return bits;
+}
+inline float __int_as_float(int bits) {
+    float x;
+    memcpy(&x, &bits, sizeof(x));
+    return x;
+}
+inline float __fdiv_rn(float a, float b) { return a / b; }
+inline float __fsqrt_rn(float x) { return sqrtf(x); }
+template <class T>
+T __ldg(const T* p) {
+    return *p;
+}
+template <class T>
+T __ldcg(const T* p) {
+    return *p;
+}
+
+inline void __syncthreads() { awqe::emulated::cta_barrier(); }
+inline void __syncwarp() { awqe::emulated::warp_barrier(); }
+inline void __threadfence_block() {}
+
+// The value of lane `from(own lane)`.
+template <class T, class From>
+T shuffled(T value, const From& from) {
+    static_assert(sizeof(T) == 4);
+    awqe::emulated::Shown own = {};
+    memcpy(own.word, &value, sizeof(value));
+    const awqe::emulated::Shown* const all = awqe::emulated::exchange(own);
+    memcpy(&value, all[from(int(awqe::emulated::lane()))].word, sizeof(value));
+    return value;
+}
+template <class T>
+T __shfl_sync(unsigned, T value, int source, int width = 32) {
+    return shuffled(value, [=](int lane) { return lane / width * width + source % width; });
+}
+template <class T>
+T __shfl_xor_sync(unsigned, T value, int mask) {
+    return shuffled(value, [=](int lane) { return lane ^ mask; });
+}
+template <class T>
+T __shfl_up_sync(unsigned, T value, int by, int width = 32) {
+    return shuffled(value, [=](int lane) { return lane % width < by ? lane : lane - by; });
+}
+template <class T>
+T __shfl_down_sync(unsigned, T value, int by, int width = 32) {
+    return shuffled(value, [=](int lane) { return lane % width + by < width ? lane + by : lane; });
+}
+
+namespace awqe_cuda {
+
+inline float fma(float a, float b, float c) { return fmaf(a, b, c); }
+inline float half_to_float(unsigned short bits) { return awqe::half_to_float(bits); }
+inline unsigned short float_to_half(float value) { return awqe::float_to_half(value); }
+
+inline int dot4(unsigned codes, int x, int sum) {
+    for (int i = 0; i < 4; ++i)
+        sum += int(codes >> (8 * i) & 0xff) * int((signed char)(unsigned(x) >> (8 * i)));
+    return sum;
+}
+
+template <class T>
+T loaded(const void* p) {
+    T value;
+    memcpy(&value, p, sizeof(value));
+    return value;
+}
+inline uint4 load_codes(const void* p) { return loaded<uint4>(p); }
+inline uint2 load_plane(const void* p) { return loaded<uint2>(p); }
+inline unsigned short load_scale(const void* p) { return loaded<unsigned short>(p); }
+inline int load_zero(const void* p) { return loaded<unsigned char>(p); }
+
+inline void let_next_kernel_start() {}
+inline void wait_for_kernel_before() {}
+
+inline void copy_async16(void* to, const void* from) { memcpy(to, from, 16); }
+inline void copy_async8(void* to, const void* from) { memcpy(to, from, 8); }
+inline void copy_async4(void* to, const void* from) { memcpy(to, from, 4); }
+inline void commit_copies() {}
+template <int kLeft>
+void wait_for_copies() {}
+
+// mma.m16n8k32, by the layout of its operands: lane = row or column * 4 + quarter.
+template <class A>
+void multiply_tile(int (&d)[4], const unsigned (&a)[4], int b0, int b1, const int (&from)[4]) {
+    awqe::emulated::Shown own = {};
+    for (int i = 0; i < 4; ++i) own.word[i] = a[i];
+    own.word[4] = unsigned(b0), own.word[5] = unsigned(b1);
+    const int begin[4] = {from[0], from[1], from[2], from[3]};
+    const awqe::emulated::Shown* const all = awqe::emulated::exchange(own);
+    const int lane = int(awqe::emulated::lane());
+    for (int i = 0; i < 4; ++i) {
+        const int row = lane / 4;
+        const int column = lane % 4 * 2 + i % 2;
+        int sum = begin[i];
+        for (int k = 0; k < 32; ++k) {
+            const int quarter = k % 16 / 4;
+            const unsigned weights = all[row * 4 + quarter].word[i / 2 + k / 16 * 2];
+            const unsigned inputs = all[column * 4 + quarter].word[4 + k / 16];
+            sum += int(A(weights >> (k % 4 * 8))) * int((signed char)(inputs >> (k % 4 * 8)));
+        }
+        d[i] = sum;
+    }
+}
+inline void multiply_accumulate(int (&d)[4], unsigned a0, unsigned a1, unsigned a2, unsigned a3,
+                                int b0, int b1) {
+    const unsigned a[4] = {a0, a1, a2, a3};
+    multiply_tile<unsigned char>(d, a, b0, b1, d);
+}
+inline void multiply_signed(int (&d)[4], const unsigned (&a)[4], int b0, int b1,
+                            const int (&from)[4]) {
+    multiply_tile<signed char>(d, a, b0, b1, from);
+}
+inline void multiply_unsigned(int (&d)[4], const unsigned (&a)[4], int b0, int b1,
+                              const int (&from)[4]) {
+    multiply_tile<unsigned char>(d, a, b0, b1, from);
+}
+
+inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
+inline void let_others_run() { awqe::emulated::let_others_run(); }
+
+}  // namespace awqe_cuda
