@@ -372,6 +372,20 @@ class Model:
 
         return PictureReader(self)
 
+    def text_tokens(self, text: str, *, add_bos: bool | None = None) -> list[int]:
+        """Token ids of a text without pictures, in which a placeholder is the word that it is.
+
+        Args:
+            text: Any text.
+            add_bos: As for ``Tokenizer.encode``.
+        """
+        if not self.sees_pictures:
+            return self.tokenizer.encode(text, add_bos=add_bos)
+        from awq_edge.vision.prompt import Marked
+
+        marked = Marked.new(self.pictures.rules)
+        return marked.tokens(self.tokenizer, marked.hidden(text), [], add_bos=add_bos)
+
     def picture_prompt(
         self, prompt: Prompt, images: Sequence[Source], detail: str = "high"
     ) -> PicturePrompt:

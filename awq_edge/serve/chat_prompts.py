@@ -15,6 +15,8 @@ from awq_edge.model import Model
 from awq_edge.serve.faults import RequestError
 from awq_edge.serve.tool_formats import emulated
 from awq_edge.serve.wanted import Wanted
+from awq_edge.vision.messages import reads_parts, taken_apart
+from awq_edge.vision.prompt import Marked
 
 
 def template_of(model: Model, *, tools: bool) -> str:
@@ -48,6 +50,12 @@ def chat_prompt_text(model: Model, wanted: Wanted) -> str:
     elif tools:
         settings["tools"] = tools
     begun = _begun_answer(messages)
+    if model.sees_pictures:
+        # Templates of such models read contents in parts, and leave texts out.
+        rules = model.pictures.rules
+        parted = reads_parts(template_of(model, tools=bool(tools)))
+        as_they_are = Marked(rules, rules.placeholder)
+        messages, _ = taken_apart(messages, (), as_they_are, in_parts=parted)
     try:
         if begun is None:
             return model.chat_prompt(messages, **settings)

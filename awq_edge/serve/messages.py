@@ -2,7 +2,7 @@
 
 Owns the tolerant reading of roles and contents: a list of text parts, null, ``developer``, a null
 description or id are all read. What cannot be read is a sentence with its place, never a failure
-inside the template. Refuses pictures and sound: no model here has eyes or ears.
+inside the template. Refuses pictures and sound: the server reads text alone.
 """
 
 from __future__ import annotations
@@ -102,7 +102,7 @@ def content_text(fields: Fields, name: str) -> str:
         elif kind in ("text", "input_text", "output_text"):
             texts.append(inner.text("text") or "")
         else:
-            raise inner.wrong("type", f"is {kind!r:.40}: this model reads text alone.")
+            raise inner.wrong("type", f"is {kind!r:.40}: the server reads text alone.")
     return "\n".join(texts) if len(texts) > 1 else "".join(texts)
 
 

@@ -169,7 +169,7 @@ class Service:
     def _prompts(self, model: Model, wanted: Wanted) -> list[_Prompt]:
         if wanted.messages is not None:
             text = chat_prompt_text(model, wanted)
-            return [_Prompt(model.tokenizer.encode(text, add_bos=False), text)]
+            return [_Prompt(model.text_tokens(text, add_bos=False), text)]
         if not wanted.suffix:
             return [_Prompt(prompt_ids(model, prompt)) for prompt in wanted.prompts]
         found = []
@@ -187,7 +187,7 @@ class Service:
 def prompt_ids(model: Model, prompt: Prompt) -> list[int]:
     """The ids of a text, or ids that are the model's."""
     if isinstance(prompt, str):
-        return model.tokenize(prompt)
+        return model.text_tokens(prompt)
     return token_ids(prompt, model.info.vocabulary_size)
 
 

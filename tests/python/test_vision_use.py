@@ -310,3 +310,32 @@ def test_inspect_shows_the_vision_part(command, converted):
     assert "26x26 pixels in patches of 6, 16 tokens each" in found.out
     document = json.loads(command("inspect", converted[1], "--json").out)
     assert document["vision"]["image_size"] == 26
+
+
+PARTS_ALONE = (
+    "{% for m in messages %}<u>{% for part in m.content %}"
+    "{{ '<image>' if part.type == 'image' else part.text }}{% endfor %}{% endfor %}<a>"
+)
+
+
+def test_the_server_reads_texts_for_templates_of_parts_and_no_word_as_a_picture(
+    tmp_path_factory,
+):
+    from awq_edge.serve.chat_prompts import chat_prompt_text
+    from awq_edge.serve.wanted import Wanted
+
+    directory = tmp_path_factory.mktemp("parts")
+    save("llava", directory)
+    save_tokenizer(directory, PARTS_ALONE)
+    path = directory / "model.awq.gguf"
+    conversion.convert(str(directory), path, conversion.Options(method="rtn"))
+    wanted = Wanted("m", GREEDY, messages=[{"role": "user", "content": "what is <image> ?"}])
+    with Model.open(path) as model:
+        text = chat_prompt_text(model, wanted)
+        assert text == "<u>what is <image> ?<a>"
+        ids = model.text_tokens(text, add_bos=False)
+        assert PLACEHOLDER not in ids
+        assert ids[:3] == model.tokenize("<u>what is")
+        assert ids[-2:] == model.tokenize("? <a>")
+        found = model.chat([{"role": "user", "content": "what ?"}], images=[picture()])
+        assert found.prompt_tokens.count(PLACEHOLDER) == model.pictures.rows
