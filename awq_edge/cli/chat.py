@@ -241,8 +241,8 @@ class _Dialogue:
         picture = self._conversation.pictures.prepare(Path(path).expanduser())
         self._pictures.append(picture)
         height, width = picture.tiled.size
-        notices = " ".join(picture.notices)
-        self._output.status(f"{path}, {width}x{height}: shown with the next question. {notices}")
+        shown = f"{path}, {width}x{height}: shown with the next question."
+        self._output.status(" ".join((shown, *picture.notices)))
 
     def _save(self, path: Path) -> None:
         if any(not isinstance(turn["content"], str) for turn in self._conversation.turns):

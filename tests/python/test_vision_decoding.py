@@ -3,6 +3,7 @@
 import io
 import os
 import random
+import resource
 import subprocess
 import sys
 import zlib
@@ -17,7 +18,7 @@ from awq_edge.errors import (
     InvalidArgumentError,
     UnsupportedError,
 )
-from awq_edge.vision.decoding import read_picture
+from awq_edge.vision.decoding import MAX_PIXELS, read_picture
 
 
 def noise(height, width, channels=3, seed=0):
@@ -192,7 +193,8 @@ def test_damaged_and_random_bytes_are_refused_in_one_sentence():
         encoded(Image.fromarray(noise(24, 24)), kind)
         for kind in ("PNG", "JPEG", "WEBP", "GIF", "BMP", "TIFF", "PPM")
     ]
-    for number in range(400):
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for number in range(5000):
         data = bytearray(whole[number % len(whole)])
         for _ in range(drawn.randint(1, 12)):
             data[drawn.randrange(len(data))] = drawn.randrange(256)
@@ -203,6 +205,8 @@ def test_damaged_and_random_bytes_are_refused_in_one_sentence():
         except AwqEdgeError as error:
             assert str(error).endswith(".")
             assert "\n" not in str(error)
+    grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+    assert grown << 10 < 3 * MAX_PIXELS  # of the largest picture there is, as RGB
 
 
 @pytest.mark.parametrize(
