@@ -195,3 +195,21 @@ def test_a_tower_that_overflows_is_refused_with_its_layer(tmp_path):
     with pytest.raises(UnsupportedError, match="Layer 1 of the tower"):
         conversion.convert(str(directory), tmp_path / "model", options)
     assert not (tmp_path / "model").exists()
+
+
+def test_gemma_3_becomes_the_text_that_it_holds_and_says_so(tmp_path):
+    directory = tmp_path / "checkpoint"
+    directory.mkdir()
+    save("gemma3", directory)
+    save_tokenizer(directory)
+    said = []
+    conversion.convert(
+        str(directory),
+        tmp_path / "model",
+        conversion.Options(method="rtn"),
+        events=conversion.Events(message=said.append),
+    )
+    assert any("text alone" in one and "both directions" in one for one in said)
+    file = PackedFile(tmp_path / "model")
+    assert not [key for key in file.metadata if key.startswith("awq_edge.vision.")]
+    assert not [name for name in file.names() if name.startswith(("v.", "mm."))]

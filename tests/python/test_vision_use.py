@@ -339,3 +339,30 @@ def test_the_server_reads_texts_for_templates_of_parts_and_no_word_as_a_picture(
         assert ids[-2:] == model.tokenize("? <a>")
         found = model.chat([{"role": "user", "content": "what ?"}], images=[picture()])
         assert found.prompt_tokens.count(PLACEHOLDER) == model.pictures.rows
+
+
+def test_tiles_of_smolvlm_are_read_in_their_places(tmp_path_factory):
+    directory = tmp_path_factory.mktemp("smolvlm")
+    save("smolvlm", directory)
+    save_tokenizer(directory)
+    path = directory / "model.awq.gguf"
+    conversion.convert(str(directory), path, conversion.Options(method="rtn", bits=8))
+    held = read_dequantised(path)
+    with Model.open(path, context_length=128) as model:
+        prompt = model.picture_chat(QUESTION, [picture()])[1]
+        assert len(prompt.spans) == 5  # two rows of two, and the whole
+        assert all(span.end - span.begin == model.pictures.rows for span in prompt.spans)
+        rows = model.pictures.encoded(prompt.spans[0].picture)
+        tokens = torch.tensor([prompt.tokens])
+        expected = torch_decoder.logits(
+            lambda name: torch.from_numpy(held.tensors[name]),
+            held.architecture,
+            tokens,
+            pictures=(tokens == PLACEHOLDER, torch.from_numpy(rows.copy())),
+        )[0, -1].numpy()
+        found = last_logits(model, prompt)
+        assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.03
+        assert model.pictures.encodings == 5
+        low = model.picture_chat(QUESTION, [picture()], detail="low")[1]
+        assert len(low.spans) == 1
+        assert low.spans[0].key != prompt.spans[-1].key
