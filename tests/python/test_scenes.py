@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -246,6 +247,24 @@ def test_the_float_model_answers_the_shipped_pictures(model: Any) -> None:
             assert answer == question["answer"], (entry["picture"], question)
             asked += 1
     assert asked == 61
+
+
+def test_the_packed_model_answers_them_too(tmp_path: Path) -> None:
+    """At 8 bits; and each picture is encoded once, however many questions it is asked."""
+    from awq_edge import Model
+
+    file = tmp_path / "scenes-8m.awq.gguf"
+    command = [sys.executable, "-m", "awq_edge.cli.main", "convert", str(FOLDER), "--quiet"]
+    command += ["--method", "rtn", "--bits", "8", "--output", str(file)]
+    subprocess.run(command, check=True, timeout=300)
+    with Model.open(file, threads=1) as packed:
+        for entry in shipped():
+            picture = FOLDER / "pictures" / entry["picture"]
+            for question in entry["questions"]:
+                message = [{"role": "user", "content": question["question"]}]
+                answer = packed.chat(message, images=[picture], temperature=0, max_tokens=6)
+                assert answer.text().strip() == question["answer"], (entry["picture"], question)
+        assert packed.pictures.encodings == 8
 
 
 def test_without_the_picture_it_guesses(model: Any) -> None:
