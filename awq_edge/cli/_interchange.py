@@ -73,6 +73,11 @@ def import_quantised(
         "file": f"{packed}, {size_text(report.file_bytes)}",
     }
     output.fields(fields)
+    if source.checkpoint.vision is not None:
+        output.warning(
+            "The file reads text alone: the part that sees pictures is not imported; convert the "
+            "checkpoint in floats for it."
+        )
     if report.rounded_scales:
         output.warning(
             f"{report.rounded_scales} scales of the checkpoint are no fp16 numbers and were "

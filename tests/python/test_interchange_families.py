@@ -19,8 +19,10 @@ transformers = pytest.importorskip("transformers")
 
 import quantised_checkpoints as made  # noqa: E402  (after the checks for torch and transformers)
 from safetensors.torch import load_file, save_file  # noqa: E402
+from typer.testing import CliRunner  # noqa: E402
 
 from awq_edge import torch_decoder  # noqa: E402
+from awq_edge.cli.main import application  # noqa: E402
 from awq_edge.errors import AwqEdgeError, CheckpointError, UnsupportedError  # noqa: E402
 from awq_edge.interchange.importer import import_checkpoint  # noqa: E402
 from awq_edge.interchange.quantised_checkpoint import open_quantised  # noqa: E402
@@ -40,6 +42,7 @@ GROUPED = dict(num_attention_heads=8, num_kv_heads=2, new_decoder_architecture=T
 
 # Type, keys, where the layers are, and the activation that AutoAWQ scales, if it does.
 FORMS: dict[str, tuple[str, dict[str, Any], str, str | None]] = {
+    "llama": ("llama", dict(num_key_value_heads=2), "model.layers", None),
     "falcon-7b": ("falcon", {}, "transformer.h", None),
     "falcon-40b": ("falcon", GROUPED, "transformer.h", None),
     "starcoder2": ("starcoder2", dict(num_key_value_heads=2), "model.layers", "mlp.act"),
@@ -152,6 +155,31 @@ def test_the_file_computes_what_the_checkpoint_does(form: str, tmp_path: Path) -
     bound = 5e-3 if form == "mpt-scaled" else 1e-4
     assert float((ours - theirs).abs().max() / theirs.abs().max()) < bound
     assert bool(report.rounded_scales) == (form == "mpt-scaled")
+
+
+def test_an_import_says_that_it_leaves_a_tower_behind(tmp_path: Path) -> None:
+    inner = tmp_path / "text"
+    write(inner, "llama")
+    config = json.loads((inner / "config.json").read_text())
+    settings = config.pop("quantization_config")
+    whole = {
+        "architectures": ["LlavaForConditionalGeneration"],
+        "model_type": "llava",
+        "text_config": config,
+        "vision_config": {"model_type": "clip_vision_model"},
+        "quantization_config": settings,
+    }
+    (tmp_path / "config.json").write_text(json.dumps(whole))
+    tensors = load_file(inner / "model.safetensors")
+    stored = {f"language_model.{name}": tensor for name, tensor in tensors.items()}
+    stored["vision_tower.vision_model.pre_layrnorm.weight"] = torch.ones(8)
+    save_file(stored, tmp_path / "model.safetensors")
+    ran = CliRunner().invoke(
+        application(["convert"]),
+        ["convert", str(tmp_path), "--from-awq", "-o", str(tmp_path / "model.awq.gguf")],
+    )
+    assert ran.exit_code == 0, ran.output
+    assert "reads text alone" in ran.stderr
 
 
 def test_scales_that_some_layers_lack_are_missing(tmp_path: Path) -> None:
