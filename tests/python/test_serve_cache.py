@@ -41,6 +41,18 @@ def run(engine: Engine, text: Text) -> str:
     return heard(text).text()
 
 
+def run_until_kept(engine: Engine, text: Text) -> str:
+    """As :func:`run`; comes back once the text's context is on the disk."""
+    stored = engine.stored
+    assert stored is not None
+    before = stored.total_bytes
+    said = run(engine, text)
+    deadline = time.monotonic() + 20
+    while stored.total_bytes == before and time.monotonic() < deadline:
+        time.sleep(0.01)
+    return said
+
+
 def test_a_context_is_there_after_a_restart(stories: Model, tmp_path: Path) -> None:
     first = asked(stories, LONG)
     engine = kept_engine(tmp_path)
@@ -110,14 +122,9 @@ def test_what_is_damaged_is_not_used(
 
 def test_the_oldest_go_when_there_is_no_room(stories: Model, tmp_path: Path) -> None:
     engine = kept_engine(tmp_path, parallel=8)
-    total = 0
     for i in range(3):
-        text = asked(stories, f"Number {i}. " + LONG, max_tokens=4)
-        run(engine, text)
-        deadline = time.monotonic() + 20
-        while engine.stored.total_bytes == total and time.monotonic() < deadline:  # type: ignore[union-attr]
-            time.sleep(0.01)
-        total = engine.stored.total_bytes  # type: ignore[union-attr]
+        run_until_kept(engine, asked(stories, f"Number {i}. " + LONG, max_tokens=4))
+    total = engine.stored.total_bytes  # type: ignore[union-attr]
     engine.stop(5)
     files = block_files(tmp_path)
     assert len(files[0]) == 3
@@ -159,7 +166,7 @@ def test_a_context_that_goes_on_replaces_its_file(stories: Model, tmp_path: Path
 def test_what_contexts_begin_with_is_there_once(stories: Model, tmp_path: Path) -> None:
     """Five conversations behind one long instruction: its blocks are shared, also afterwards."""
     instruction = (stories.tokenize(LONG) * 4)[: 2 * BLOCK_TOKENS]
-    engine = kept_engine(tmp_path, parallel=8)  # each keeps its session until it is written
+    engine = kept_engine(tmp_path, parallel=8)
     prompts = [
         [*instruction, *stories.tokenize(f"{name} said: " + LONG, add_bos=False)[:60]]
         for name in ("Tom", "Lily", "Sam", "Ben", "Anna")
@@ -167,7 +174,7 @@ def test_what_contexts_begin_with_is_there_once(stories: Model, tmp_path: Path) 
     config = GenerationConfig(seed=1, max_tokens=6)
     said = []
     for prompt in prompts:
-        said.append(run(engine, Text(stories, "c", prompt, config, Heard())))
+        said.append(run_until_kept(engine, Text(stories, "c", prompt, config, Heard())))
     engine.stop(5)
     files = block_files(tmp_path)
     assert [len(files[begin]) for begin in (0, BLOCK_TOKENS, 2 * BLOCK_TOKENS)] == [1, 1, 5]
