@@ -8,8 +8,14 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+from awq_edge.checkpoints.files import open_regular
 from awq_edge.cli._groups import Running
-from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
+from awq_edge.errors import (
+    AwqEdgeError,
+    CheckpointError,
+    FileUnreadableError,
+    InvalidArgumentError,
+)
 
 if TYPE_CHECKING:
     from awq_edge.accuracy.perplexity import LogitsSource
@@ -122,9 +128,9 @@ def _holds_floats(path: Path) -> bool:
     if path.is_dir():
         return True
     try:
-        with path.open("rb") as file:
+        with open_regular(path) as file:
             beginning = file.read(256)
-    except OSError:
+    except (AwqEdgeError, OSError):
         return False  # told by whoever opens it
     return beginning.startswith(b"GGUF") and b"awq-edge" not in beginning
 

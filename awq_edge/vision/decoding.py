@@ -18,7 +18,12 @@ from typing import TYPE_CHECKING, Any, Union
 import numpy as np
 import numpy.typing as npt
 
-from awq_edge.errors import FileUnreadableError, InvalidArgumentError, UnsupportedError
+from awq_edge.errors import (
+    AwqEdgeError,
+    FileUnreadableError,
+    InvalidArgumentError,
+    UnsupportedError,
+)
 from awq_edge.vision.arrays import bytes_of
 
 if TYPE_CHECKING:
@@ -101,20 +106,31 @@ def _size_of(array: npt.NDArray[np.generic], channels: str | None) -> tuple[int,
 
 def _file_bytes(path: Path) -> bytes:
     try:
-        with path.open("rb") as file:
-            status = os.fstat(file.fileno())
-            if not stat.S_ISREG(status.st_mode):
-                raise InvalidArgumentError(f"{path} is no regular file.")
-            if status.st_size > MAX_FILE_BYTES:
-                raise InvalidArgumentError(
-                    f"{path} has {status.st_size >> 20} MB; pictures of up to "
-                    f"{MAX_FILE_BYTES >> 20} MB are read."
-                )
-            return file.read(MAX_FILE_BYTES + 1)
+        # Without O_NONBLOCK, opening a pipe waits for its writer.
+        descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
     except ValueError as error:  # a NUL in the path
-        raise FileUnreadableError(f"{path!r} is no path.") from error
+        raise FileUnreadableError(f"{str(path)!r} is no path.") from error
     except OSError as error:
         raise FileUnreadableError(f"{path}: {error.strerror}.") from error
+    try:
+        status = os.fstat(descriptor)
+        if stat.S_ISDIR(status.st_mode):
+            raise FileUnreadableError(f"{path} is a directory.")
+        if not stat.S_ISREG(status.st_mode):
+            raise InvalidArgumentError(f"{path} is no regular file.")
+        if status.st_size > MAX_FILE_BYTES:
+            raise InvalidArgumentError(
+                f"{path} has {status.st_size >> 20} MB; pictures of up to "
+                f"{MAX_FILE_BYTES >> 20} MB are read."
+            )
+        with os.fdopen(descriptor, "rb", closefd=False) as file:
+            return file.read(MAX_FILE_BYTES + 1)
+    except AwqEdgeError:
+        raise  # from above; some of them are OSErrors
+    except OSError as error:
+        raise FileUnreadableError(f"{path}: {error.strerror}.") from error
+    finally:
+        os.close(descriptor)
 
 
 def _decoded(content: bytes, where: str, background: tuple[int, int, int]) -> Picture:

@@ -401,3 +401,42 @@ def test_the_command_line_can_be_called_within_a_program(
     assert "rpi4b" in capsys.readouterr().out
     with pytest.raises(errors.AwqEdgeError):
         main.app(["inspect", "/nowhere"], prog_name="awq-edge", standalone_mode=False)
+
+
+@pytest.mark.parametrize(
+    "words",
+    [
+        "run PIPE -p x",
+        "chat PIPE",
+        "inspect PIPE",
+        "bench PIPE",
+        "doctor PIPE",
+        "serve PIPE --port 0",
+        "eval ppl PIPE --text TEXT",
+        "eval kld PIPE --reference STORIES --text TEXT",
+        "eval kld STORIES --reference PIPE --text TEXT",
+        "eval tasks PIPE --tasks arc_easy",
+        "export PIPE gguf out.gguf",
+        "analyze PIPE",
+        "convert PIPE -o out.gguf",
+        "convert PIPE -o out.gguf --from-awq",
+        "run STORIES -p x --image PIPE",
+        "bundle PIPE --target rpi4b -o out",
+        "deploy PIPE pi@board.invalid",
+    ],
+)
+def test_nobody_waits_for_a_pipe_in_the_place_of_a_model(words: str, tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe.gguf")
+    (tmp_path / "text").write_text("Once upon a time there was a little girl. " * 200)
+    places = {"PIPE": "pipe.gguf", "TEXT": "text", "STORIES": str(STORIES)}
+    result = subprocess.run(
+        [sys.executable, "-m", "awq_edge.cli.main", *(places.get(w, w) for w in words.split())],
+        cwd=tmp_path,
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert result.returncode in (1, 2), result
+    assert result.stderr.splitlines()[-1].startswith("awq-edge: "), result
+    assert "Traceback" not in result.stderr and "unexpected" not in result.stderr

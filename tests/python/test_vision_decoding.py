@@ -263,11 +263,18 @@ def test_what_is_no_picture_at_all_is_refused(source):
 def test_paths_that_lead_to_no_file_are_refused(tmp_path):
     with pytest.raises(FileUnreadableError):
         read_picture(tmp_path / "nothing.png")
-    with pytest.raises(FileUnreadableError):
+    with pytest.raises(FileUnreadableError, match="is a directory"):
         read_picture(tmp_path)
     os.mkfifo(tmp_path / "pipe")
-    with pytest.raises(AwqEdgeError):
-        read_picture("/dev/zero")
+    for place in (tmp_path / "pipe", "/dev/zero"):
+        with pytest.raises(InvalidArgumentError, match="is no regular file"):
+            read_picture(place)
+    with (tmp_path / "huge.png").open("wb") as huge:
+        huge.truncate(300 << 20)
+    with pytest.raises(InvalidArgumentError, match="has 300 MB"):
+        read_picture(tmp_path / "huge.png")
+    with pytest.raises(FileUnreadableError, match="is no path"):
+        read_picture("a\0b.png")
     (tmp_path / "empty.png").touch()
     with pytest.raises(InvalidArgumentError, match="is empty"):
         read_picture(tmp_path / "empty.png")
