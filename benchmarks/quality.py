@@ -448,9 +448,10 @@ def real_model() -> list[str]:
         "are rounded here, activations are not. Method auto, groups of 128, damping 0.1, gradients "
         "of 8 blocks, corrections from every second block where a row does not say otherwise. The "
         "eight kinds are the texts that ship; 160 blocks of them and damping 0.3 are the default, "
-        "with gradients of 8 blocks, a combination that was not measured by itself. Of the "
-        "encyclopaedic text one half is written as corpora of separated words are, with `<unk>` "
-        "for rare names, as WikiText-2 is.",
+        "with gradients of 8 blocks, which through the runtime, whose int8 inputs and head of 8 "
+        "bits count too, gives 0.0616 on WikiText-2 (40 chunks) and 0.0540 on novels (8 chunks). "
+        "Of the encyclopaedic text one half is written as corpora of separated words are, with "
+        "`<unk>` for rare names, as WikiText-2 is.",
         "",
         f"| divergence, nats | {' | '.join(REAL_KINDS)} |",
         "|---|" + "---|" * len(REAL_KINDS),

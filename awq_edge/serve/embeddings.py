@@ -19,7 +19,7 @@ from awq_edge.model import Model
 from awq_edge.serve.faults import RequestError
 from awq_edge.serve.fields import Fields
 from awq_edge.serve.row_readers import PooledRows
-from awq_edge.serve.service import Service, prompt_ids
+from awq_edge.serve.service import Service, prompt_ids, unheard
 from awq_edge.serve.texts import Ended, Event, Failed, Text
 from awq_edge.serve.wanted import Prompt
 
@@ -187,7 +187,7 @@ def _texts(service: Service, model: Model, wanted: WantedVectors, client: str) -
                 client,
                 ids,
                 replace(service.defaults, max_tokens=0),
-                _unheard,
+                unheard,
                 deadline=deadline,
                 rows=PooledRows(model, service.pooling),
             )
@@ -222,7 +222,3 @@ def _hearing(
             loop.call_soon_threadsafe(events.put_nowait, event)
 
     return hear
-
-
-def _unheard(event: Event) -> None:
-    """Until the engine is asked."""

@@ -152,7 +152,7 @@ class Service:
                         client,
                         prompt.ids,
                         replace(wanted.config, seed=(seed + choice) % _SEEDS),
-                        _unheard,
+                        unheard,
                         logprobs=wanted.logprobs,
                         constraint=form.constraint(),
                         special_tokens=form.special_tokens,
@@ -201,5 +201,5 @@ def _check_room(model: Model, ids: Sequence[int]) -> None:
         )
 
 
-def _unheard(event: Event) -> None:
+def unheard(event: Event) -> None:
     """Until the answer puts its own in the place."""

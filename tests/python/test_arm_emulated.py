@@ -135,18 +135,9 @@ def test_a_whole_model_gives_the_golden_logits(
 
 
 @pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76", "max"])
-def test_every_form_of_a_decoder_gives_its_golden_logits(
-    emulator: str, build: Path, cpu: str
-) -> None:
-    result = _run(emulator, cpu, build / "tests/native/forms_test", "every_table")
-    assert result.returncode == 0, result.stdout + result.stderr
-
-
-@pytest.mark.parametrize("cpu", ["cortex-a72", "cortex-a76", "max"])
-def test_every_form_of_a_vision_part_gives_its_golden_embeddings_and_logits(
-    emulator: str, build: Path, cpu: str
-) -> None:
-    result = _run(emulator, cpu, build / "tests/native/vision_test", "every_table")
+@pytest.mark.parametrize("of", ["forms_test", "vision_test"])  # of decoders; of vision parts
+def test_every_form_gives_its_golden_hashes(emulator: str, build: Path, of: str, cpu: str) -> None:
+    result = _run(emulator, cpu, build / "tests/native" / of, "every_table")
     assert result.returncode == 0, result.stdout + result.stderr
 
 

@@ -2,8 +2,6 @@
 // every kind of kernel, several sequences together, both caches, going back, embeddings; for
 // model files and for every form of a decoder. Says so and passes where there is no GPU. What the
 // GPU has no kernels for it refuses. Arguments: model files; without any, those of tests/data.
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <cstring>
 #include <memory>
@@ -12,6 +10,7 @@
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
+#include "tests/native/support/owned.h"
 #include "tests/native/support/random_model.h"
 
 namespace awqe::test {
@@ -26,35 +25,15 @@ constexpr size_t kMostTokens = AWQE_TEST_TOKENS;
 constexpr size_t kMostTokens = 640;
 #endif
 
-struct CloseModel {
-    void operator()(awqe_model* model) const { awqe_model_close(model); }
-};
-struct CloseSession {
-    void operator()(awqe_session* session) const { awqe_session_close(session); }
-};
-using ModelHandle = std::unique_ptr<awqe_model, CloseModel>;
-using SessionHandle = std::unique_ptr<awqe_session, CloseSession>;
-
-void check_ok(awqe_status status, const awqe_error& error) {
-    if (status != AWQE_OK) fail(__FILE__, __LINE__, error.message);
-}
-
-ModelHandle open_model(const std::string& path) {
-    awqe_model* model = nullptr;
-    awqe_error error = {};
-    check_ok(awqe_model_open(path.c_str(), &model, &error), error);
-    return ModelHandle(model);
-}
-
-SessionHandle open_session(const ModelHandle& model, awqe_device device, awqe_kv_type type) {
+OwnedSession open_session(const OwnedModel& model, awqe_device device, awqe_kv_type type) {
     awqe_session_options options = {};
     options.struct_size = sizeof(options);
     options.device = device;
     options.kv_type = type;
     awqe_session* session = nullptr;
     awqe_error error = {};
-    check_ok(awqe_session_open(model.get(), &options, &session, &error), error);
-    return SessionHandle(session);
+    need(awqe_session_open(model.get(), &options, &session, &error), error);
+    return OwnedSession(session);
 }
 
 bool gpu_is_there() {
@@ -66,11 +45,11 @@ bool gpu_is_there() {
     return false;
 }
 
-awqe_model_info info_of(const ModelHandle& model) {
+awqe_model_info info_of(const OwnedModel& model) {
     awqe_model_info info = {};
     info.struct_size = sizeof(info);
     awqe_error error = {};
-    check_ok(awqe_model_info_get(model.get(), &info, &error), error);
+    need(awqe_model_info_get(model.get(), &info, &error), error);
     return info;
 }
 
@@ -82,13 +61,13 @@ std::vector<uint32_t> tokens_for(const awqe_model_info& info, size_t count, uint
     return tokens;
 }
 
-std::vector<float> read(const SessionHandle& session, const awqe_model_info& info,
+std::vector<float> read(const OwnedSession& session, const awqe_model_info& info,
                         const uint32_t* tokens, size_t count) {
     std::vector<float> logits(count * info.vocabulary_size);
     awqe_error error = {};
-    check_ok(awqe_session_evaluate(session.get(), tokens, count, AWQE_LOGITS_ALL, logits.data(),
-                                   nullptr, nullptr, &error),
-             error);
+    need(awqe_session_evaluate(session.get(), tokens, count, AWQE_LOGITS_ALL, logits.data(),
+                               nullptr, nullptr, &error),
+         error);
     return logits;
 }
 
@@ -103,34 +82,25 @@ void check_same(const float* is, const float* expected, size_t count, const std:
 
 constexpr awqe_kv_type kTypes[] = {AWQE_KV_F16, AWQE_KV_INT8};
 
-// A file without a place on any disk.
-ModelHandle open_form(const ModelForm& form) {
-    const Bytes bytes = random_model(form).build();
-    const int file = memfd_create("form.awq.gguf", MFD_CLOEXEC);
-    CHECK(file >= 0 && write(file, bytes.data(), bytes.size()) == ssize_t(bytes.size()));
-    ModelHandle model = open_model("/proc/self/fd/" + std::to_string(file));
-    close(file);
-    return model;
-}
-
 // Calls check(model, name) for every file and every form that the GPU computes.
 template <class Check>
 void for_every_model(const Check& check) {
     for (const std::string& path : model_files) check(open_model(path), path);
     for (const ModelForm& form : model_forms()) {
-        if (form.experts == 0) check(open_form(form), std::string(form.name));
+        if (form.experts == 0)
+            check(open_bytes(random_model(form).build()), std::string(form.name));
     }
 }
 
 TEST(every_way_of_reading_gives_the_logits_of_the_cpu) {
     if (!gpu_is_there()) return;
-    for_every_model([](const ModelHandle& model, const std::string& name) {
+    for_every_model([](const OwnedModel& model, const std::string& name) {
         const awqe_model_info info = info_of(model);
         const size_t length = std::min<size_t>(info.context_length, kMostTokens);
         const std::vector<uint32_t> tokens = tokens_for(info, length, 1);
         for (const awqe_kv_type type : kTypes) {
-            const SessionHandle cpu = open_session(model, AWQE_DEVICE_CPU, type);
-            const SessionHandle gpu = open_session(model, AWQE_DEVICE_CUDA, type);
+            const OwnedSession cpu = open_session(model, AWQE_DEVICE_CPU, type);
+            const OwnedSession gpu = open_session(model, AWQE_DEVICE_CUDA, type);
             CHECK_EQUAL(std::string(awqe_session_kernels(gpu.get())), std::string("cuda"));
             const std::vector<float> expected = read(cpu, info, tokens.data(), length);
             size_t at = 0;
@@ -154,8 +124,8 @@ TEST(every_way_of_reading_gives_the_logits_of_the_cpu) {
             while (at < length) part(1);
 
             awqe_error error = {};
-            check_ok(awqe_session_truncate(gpu.get(), static_cast<uint32_t>(length / 3), &error),
-                     error);
+            need(awqe_session_truncate(gpu.get(), static_cast<uint32_t>(length / 3), &error),
+                 error);
             at = length / 3;
             part(length);
         }
@@ -164,10 +134,10 @@ TEST(every_way_of_reading_gives_the_logits_of_the_cpu) {
 
 TEST(sequences_together_give_what_each_gives_alone) {
     if (!gpu_is_there()) return;
-    for_every_model([](const ModelHandle& model, const std::string& name) {
+    for_every_model([](const OwnedModel& model, const std::string& name) {
         const awqe_model_info info = info_of(model);
         const size_t length = std::min<size_t>(info.context_length, kMostTokens < 640 ? 24 : 200);
-        std::vector<SessionHandle> sessions;
+        std::vector<OwnedSession> sessions;
         std::vector<std::vector<uint32_t>> texts;
         std::vector<std::vector<float>> expected;
         for (uint32_t i = 0; i < 5; ++i) {
@@ -200,8 +170,8 @@ TEST(sequences_together_give_what_each_gives_alone) {
             }
             if (!left) break;
             awqe_error error = {};
-            check_ok(awqe_batch_evaluate(inputs.data(), inputs.size(), nullptr, nullptr, &error),
-                     error);
+            need(awqe_batch_evaluate(inputs.data(), inputs.size(), nullptr, nullptr, &error),
+                 error);
             for (uint32_t i = 0; i < 5; ++i) {
                 check_same(logits[i].data(), expected[i].data() + at[i] * info.vocabulary_size,
                            logits[i].size(), name + ", sequence " + std::to_string(i));
@@ -213,7 +183,7 @@ TEST(sequences_together_give_what_each_gives_alone) {
 
 TEST(embeddings_give_the_logits_of_the_cpu) {
     if (!gpu_is_there()) return;
-    for_every_model([](const ModelHandle& model, const std::string& name) {
+    for_every_model([](const OwnedModel& model, const std::string& name) {
         const awqe_model_info info = info_of(model);
         constexpr size_t kCount = 5;
         std::vector<float> embeddings(kCount * info.hidden_size);
@@ -223,14 +193,14 @@ TEST(embeddings_give_the_logits_of_the_cpu) {
         }
         std::vector<float> is[2];
         for (const awqe_device device : {AWQE_DEVICE_CPU, AWQE_DEVICE_CUDA}) {
-            const SessionHandle session = open_session(model, device, AWQE_KV_F16);
+            const OwnedSession session = open_session(model, device, AWQE_KV_F16);
             std::vector<float>& logits = is[device == AWQE_DEVICE_CPU ? 0 : 1];
             logits.resize(kCount * info.vocabulary_size);
             awqe_error error = {};
-            check_ok(awqe_session_evaluate_embeddings(session.get(), embeddings.data(), kCount,
-                                                      AWQE_LOGITS_ALL, logits.data(), nullptr,
-                                                      nullptr, &error),
-                     error);
+            need(awqe_session_evaluate_embeddings(session.get(), embeddings.data(), kCount,
+                                                  AWQE_LOGITS_ALL, logits.data(), nullptr, nullptr,
+                                                  &error),
+                 error);
         }
         check_same(is[1].data(), is[0].data(), is[0].size(), name);
     });
@@ -242,7 +212,7 @@ TEST(a_form_without_kernels_is_refused_and_auto_takes_the_cpu) {
     for (const ModelForm& form : model_forms()) {
         if (form.experts == 0) continue;
         ++refused;
-        const ModelHandle model = open_form(form);
+        const OwnedModel model = open_bytes(random_model(form).build());
         awqe_session_options options = {};
         options.struct_size = sizeof(options);
         options.device = AWQE_DEVICE_CUDA;
@@ -251,7 +221,7 @@ TEST(a_form_without_kernels_is_refused_and_auto_takes_the_cpu) {
         CHECK_EQUAL(awqe_session_open(model.get(), &options, &opened, &error), AWQE_UNSUPPORTED);
         CHECK(opened == nullptr);
         CHECK(std::string(error.message).find("the GPU has no ") == 0);
-        const SessionHandle session = open_session(model, AWQE_DEVICE_AUTO, AWQE_KV_F16);
+        const OwnedSession session = open_session(model, AWQE_DEVICE_AUTO, AWQE_KV_F16);
         CHECK(std::strcmp(awqe_session_kernels(session.get()), "cuda") != 0);
         awqe_model_info info = info_of(model);
         const std::vector<uint32_t> tokens = tokens_for(info, 3, 1);
@@ -264,15 +234,15 @@ TEST(opening_and_closing_gives_all_memory_back) {
     if (!gpu_is_there()) return;
     uint64_t first = 0;
     for (int i = 0; i < (kMostTokens < 640 ? 10 : 60); ++i) {
-        const ModelHandle model = open_model(model_files.front());
+        const OwnedModel model = open_model(model_files.front());
         const awqe_model_info info = info_of(model);
-        const SessionHandle session = open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16);
+        const OwnedSession session = open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16);
         const std::vector<uint32_t> tokens = tokens_for(info, 3, 1);
         for (const uint32_t token : tokens) read(session, info, &token, 1);
         awqe_gpu gpu = {};
         gpu.struct_size = sizeof(gpu);
         awqe_error error = {};
-        check_ok(awqe_gpu_get(&gpu, &error), error);
+        need(awqe_gpu_get(&gpu, &error), error);
         if (i == 5) first = gpu.free_bytes;
         if (i > 5) CHECK(gpu.free_bytes + (uint64_t{4} << 20) >= first);
     }

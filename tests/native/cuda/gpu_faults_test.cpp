@@ -13,18 +13,12 @@
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
+#include "tests/native/support/owned.h"
 
 namespace awqe::test {
 namespace {
 
 constexpr size_t kTokens = 6;
-
-struct CloseModel {
-    void operator()(awqe_model* model) const { awqe_model_close(model); }
-};
-struct CloseSession {
-    void operator()(awqe_session* session) const { awqe_session_close(session); }
-};
 
 // In the process with the fault: decodes some tokens, prints how far it came and a hash of the
 // logits.
@@ -32,7 +26,7 @@ int decode(awqe_device device) {
     awqe_error error = {};
     awqe_model* opened = nullptr;
     if (awqe_model_open(AWQE_TEST_DATA "/tiny.awq.gguf", &opened, &error) != AWQE_OK) return 2;
-    const std::unique_ptr<awqe_model, CloseModel> model(opened);
+    const OwnedModel model(opened);
     awqe_session_options options = {};
     options.struct_size = sizeof(options);
     options.device = static_cast<uint32_t>(device);
@@ -42,7 +36,7 @@ int decode(awqe_device device) {
         std::printf("open %d: %s", status, error.message);
         return 0;
     }
-    const std::unique_ptr<awqe_session, CloseSession> session(started);
+    const OwnedSession session(started);
     awqe_model_info info = {};
     info.struct_size = sizeof(info);
     if (awqe_model_info_get(model.get(), &info, &error) != AWQE_OK) return 2;

@@ -11,6 +11,7 @@
 #include "awq_edge.h"
 #include "native/runtime/model.h"
 #include "tests/native/support/check.h"
+#include "tests/native/support/owned.h"
 #include "tests/native/support/random.h"
 #include "tests/native/support/tables.h"
 
@@ -22,24 +23,6 @@ constexpr size_t kVocabulary = 203;
 constexpr size_t kHidden = 72;
 constexpr size_t kContext = 320;
 constexpr size_t kSessions = 9;
-
-struct Close {
-    void operator()(awqe_model* model) const { awqe_model_close(model); }
-    void operator()(awqe_session* session) const { awqe_session_close(session); }
-};
-using OwnedModel = std::unique_ptr<awqe_model, Close>;
-using OwnedSession = std::unique_ptr<awqe_session, Close>;
-
-void need(awqe_status status, const awqe_error& error) {
-    if (status != AWQE_OK) fail(__FILE__, __LINE__, error.message);
-}
-
-OwnedModel open_tiny() {
-    awqe_model* model = nullptr;
-    awqe_error error;
-    need(awqe_model_open(kTiny, &model, &error), error);
-    return OwnedModel(model);
-}
 
 OwnedSession open_session(const OwnedModel& model, const char* kernels, uint32_t threads,
                           awqe_kv_type kv_type) {
@@ -102,7 +85,7 @@ std::vector<float> hidden_alone(const OwnedModel& model, size_t text, awqe_kv_ty
 const std::vector<std::vector<float>>& all_hidden(awqe_kv_type kv_type) {
     static std::vector<std::vector<float>> all[2];
     if (all[kv_type].empty()) {
-        const OwnedModel model = open_tiny();
+        const OwnedModel model = open_model(kTiny);
         for (size_t text = 0; text < kSessions; ++text) {
             all[kv_type].push_back(hidden_alone(model, text, kv_type));
         }
@@ -115,7 +98,7 @@ const std::vector<std::vector<float>>& all_hidden(awqe_kv_type kv_type) {
 const std::vector<std::vector<float>>& all_alone(awqe_kv_type kv_type) {
     static std::vector<std::vector<float>> all[2];
     if (all[kv_type].empty()) {
-        const OwnedModel model = open_tiny();
+        const OwnedModel model = open_model(kTiny);
         for (size_t text = 0; text < kSessions; ++text) {
             all[kv_type].push_back(logits_alone(model, text, kv_type));
         }
@@ -180,7 +163,7 @@ void check_together(const char* kernels, uint32_t threads, awqe_kv_type kv_type,
     const std::string what = std::string(kernels) + ", " + std::to_string(threads) + " threads, " +
                              (kv_type == AWQE_KV_F16 ? "fp16" : "int8") + ", seed " +
                              std::to_string(seed);
-    const OwnedModel model = open_tiny();
+    const OwnedModel model = open_model(kTiny);
     Random random(seed);
     std::vector<Reader> readers;
     for (int call = 0; call < calls; ++call) {
@@ -249,7 +232,7 @@ TEST(many_orders_of_joining_and_leaving) {
 
 TEST(every_number_of_rows) {
     // Rows that decode, from one to more than a block.
-    const OwnedModel model = open_tiny();
+    const OwnedModel model = open_model(kTiny);
     for (const size_t count : {1u, 2u, 3u, 4u, 5u, 7u, 8u, 9u, 16u, 17u, 33u, 130u}) {
         std::vector<Reader> readers(count);
         std::vector<awqe_batch_input> inputs;
@@ -274,7 +257,7 @@ TEST(every_number_of_rows) {
 }
 
 TEST(batches_in_several_threads_share_one_model) {
-    OwnedModel model = open_tiny();
+    OwnedModel model = open_model(kTiny);
     std::vector<std::thread> threads;
     std::atomic<int> wrong{0};
     all_alone(AWQE_KV_F16);
@@ -316,7 +299,7 @@ TEST(batches_in_several_threads_share_one_model) {
 }
 
 TEST(embeddings_of_tokens_are_the_tokens) {
-    const OwnedModel model = open_tiny();
+    const OwnedModel model = open_model(kTiny);
     const Model weights(kTiny);
     for (const size_t count : {1u, 2u, 150u}) {
         const std::vector<uint32_t> tokens = tokens_of(2, 0, count);
@@ -367,7 +350,7 @@ TEST(embeddings_of_tokens_are_the_tokens) {
 }
 
 TEST(what_a_batch_refuses) {
-    const OwnedModel model = open_tiny(), other = open_tiny();
+    const OwnedModel model = open_model(kTiny), other = open_model(kTiny);
     std::vector<Reader> readers(2);
     for (Reader& reader : readers) {
         reader.session = open_session(model, "", 1, AWQE_KV_F16);
@@ -424,7 +407,7 @@ TEST(what_a_batch_refuses) {
 }
 
 TEST(a_cancelled_batch_keeps_what_it_has_read) {
-    const OwnedModel model = open_tiny();
+    const OwnedModel model = open_model(kTiny);
     std::vector<Reader> readers(3);
     const size_t counts[] = {1, 200, 100};
     std::vector<awqe_batch_input> inputs;

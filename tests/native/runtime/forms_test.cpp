@@ -2,8 +2,6 @@
 // random_model.h), with both caches: the same for every kernel table, every thread count and every
 // way to cut the text into calls, and for sequences that are evaluated together. What the numbers
 // mean shows the oracle below; a change of a hash is a change of native/ARITHMETIC.md.
-#include <sys/mman.h>
-#include <unistd.h>
 
 #include <algorithm>
 #include <cstdlib>
@@ -13,6 +11,7 @@
 #include "awq_edge.h"
 #include "native/runtime/model.h"
 #include "tests/native/support/check.h"
+#include "tests/native/support/owned.h"
 #include "tests/native/support/random_model.h"
 #include "tests/native/support/tables.h"
 
@@ -58,29 +57,6 @@ constexpr Golden kGolden[] = {
     {0xc168f2ff92bdacca, 0x6456bb4099869443},  // a shared expert with a router
     {0x3da87716c8b41ed9, 0xf5281b2dced2669e},  // 5 and 6 bits
 };
-
-struct Close {
-    void operator()(awqe_model* model) const { awqe_model_close(model); }
-    void operator()(awqe_session* session) const { awqe_session_close(session); }
-};
-using OwnedModel = std::unique_ptr<awqe_model, Close>;
-using OwnedSession = std::unique_ptr<awqe_session, Close>;
-
-void need(awqe_status status, const awqe_error& error) {
-    if (status != AWQE_OK) fail(__FILE__, __LINE__, error.message);
-}
-
-// The file without a place on any disk.
-OwnedModel open_form(const ModelForm& form) {
-    const Bytes bytes = random_model(form).build();
-    const int file = memfd_create("form.awq.gguf", MFD_CLOEXEC);
-    CHECK(file >= 0 && write(file, bytes.data(), bytes.size()) == ssize_t(bytes.size()));
-    awqe_model* model = nullptr;
-    awqe_error error;
-    need(awqe_model_open(("/proc/self/fd/" + std::to_string(file)).c_str(), &model, &error), error);
-    close(file);
-    return OwnedModel(model);
-}
 
 OwnedSession open_session(const OwnedModel& model, const char* kernels, uint32_t threads,
                           awqe_kv_type kv_type) {
@@ -139,7 +115,7 @@ void for_every_form(const Check& check) {
     const std::vector<ModelForm> forms = model_forms();
     CHECK_EQUAL(forms.size(), std::size(kGolden));
     for (size_t i = 0; i < forms.size(); ++i) {
-        const OwnedModel model = open_form(forms[i]);
+        const OwnedModel model = open_bytes(random_model(forms[i]).build());
         check(forms[i], model, AWQE_KV_F16, kGolden[i].fp16);
         check(forms[i], model, AWQE_KV_INT8, kGolden[i].int8);
     }

@@ -8,6 +8,7 @@
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
+#include "tests/native/support/owned.h"
 #include "tests/native/support/tables.h"
 
 namespace awqe::test {
@@ -20,23 +21,8 @@ constexpr size_t kPrompt = 200;  // tokens: more than a block of the prompt, thr
 constexpr size_t kDecoded = 50;
 constexpr size_t kVocabulary = 203;
 
-void need(awqe_status status, const awqe_error& error) {
-    if (status != AWQE_OK) fail(__FILE__, __LINE__, error.message);
-}
-
-struct Close {
-    void operator()(awqe_model* model) const { awqe_model_close(model); }
-    void operator()(awqe_session* session) const { awqe_session_close(session); }
-    void operator()(awqe_sampler* sampler) const { awqe_sampler_close(sampler); }
-};
-
 awqe_model* tiny_model() {
-    static const std::unique_ptr<awqe_model, Close> model = [] {
-        awqe_model* opened = nullptr;
-        awqe_error error;
-        need(awqe_model_open(AWQE_TEST_DATA "/tiny.awq.gguf", &opened, &error), error);
-        return std::unique_ptr<awqe_model, Close>(opened);
-    }();
+    static const OwnedModel model = open_model(AWQE_TEST_DATA "/tiny.awq.gguf");
     return model.get();
 }
 
@@ -61,7 +47,7 @@ uint64_t hash_of_run(const char* kernels, uint32_t threads, size_t chunk, awqe_k
     options.kv_type = kv_type;
     awqe_session* opened = nullptr;
     need(awqe_session_open(tiny_model(), &options, &opened, &error), error);
-    const std::unique_ptr<awqe_session, Close> session(opened);
+    const OwnedSession session(opened);
     CHECK(std::strcmp(awqe_session_kernels(opened), kernels) == 0);
     CHECK_EQUAL(awqe_session_threads(opened, false), threads);
     CHECK_EQUAL(awqe_session_threads(opened, true), threads);
@@ -82,7 +68,7 @@ uint64_t hash_of_run(const char* kernels, uint32_t threads, size_t chunk, awqe_k
     greedy.top_p = greedy.repetition_penalty = 1;
     awqe_sampler* sampler_opened = nullptr;
     need(awqe_sampler_open(&greedy, &sampler_opened, &error), error);
-    const std::unique_ptr<awqe_sampler, Close> sampler(sampler_opened);
+    const OwnedSampler sampler(sampler_opened);
     for (size_t i = 0; i < kDecoded; ++i) {
         uint32_t token = 0;
         need(awqe_session_sample(opened, sampler_opened, &token, &error), error);
@@ -138,7 +124,7 @@ TEST(logits_of_the_last_token_alone_are_the_same) {
     const auto with_session = [&](auto body) {
         awqe_session* opened = nullptr;
         need(awqe_session_open(tiny_model(), nullptr, &opened, &error), error);
-        const std::unique_ptr<awqe_session, Close> session(opened);
+        const OwnedSession session(opened);
         body(opened);
     };
     const auto evaluate = [&](awqe_session* session, size_t begin, size_t end, awqe_logits which,

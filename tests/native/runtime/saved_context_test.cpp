@@ -7,31 +7,17 @@
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
+#include "tests/native/support/owned.h"
 
 namespace awqe::test {
 namespace {
 
 constexpr size_t kVocabulary = 203;
 
-struct Close {
-    void operator()(awqe_model* model) const { awqe_model_close(model); }
-    void operator()(awqe_session* session) const { awqe_session_close(session); }
-};
-using OwnedSession = std::unique_ptr<awqe_session, Close>;
-using Bytes = std::vector<uint8_t>;
 using Logits = std::vector<float>;
 
-void need(awqe_status status, const awqe_error& error) {
-    if (status != AWQE_OK) fail(__FILE__, __LINE__, error.message);
-}
-
 awqe_model* tiny() {
-    static const std::unique_ptr<awqe_model, Close> model = [] {
-        awqe_model* opened = nullptr;
-        awqe_error error;
-        need(awqe_model_open(AWQE_TEST_DATA "/tiny.awq.gguf", &opened, &error), error);
-        return std::unique_ptr<awqe_model, Close>(opened);
-    }();
+    static const OwnedModel model = open_model(AWQE_TEST_DATA "/tiny.awq.gguf");
     return model.get();
 }
 

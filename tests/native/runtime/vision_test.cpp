@@ -3,7 +3,6 @@
 // every thread count. What the numbers mean shows tests/python/test_runtime_vision.py; a change of
 // a hash is a change of native/ARITHMETIC.md. Beside it: arguments, cancelling, memory.
 #include <pthread.h>
-#include <sys/mman.h>
 #include <unistd.h>
 
 #include <algorithm>
@@ -15,6 +14,7 @@
 
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
+#include "tests/native/support/owned.h"
 #include "tests/native/support/process.h"
 #include "tests/native/support/random_vision.h"
 #include "tests/native/support/tables.h"
@@ -33,29 +33,6 @@ constexpr uint64_t kGolden[] = {
     0xe921aa759a935210,  // regrouped over the edge, a layer norm
     0xd1972bb6db12df2f,  // an average of nine, regrouped
 };
-
-struct Close {
-    void operator()(awqe_model* model) const { awqe_model_close(model); }
-    void operator()(awqe_session* session) const { awqe_session_close(session); }
-};
-using OwnedModel = std::unique_ptr<awqe_model, Close>;
-using OwnedSession = std::unique_ptr<awqe_session, Close>;
-
-void need(awqe_status status, const awqe_error& error) {
-    if (status != AWQE_OK) fail(__FILE__, __LINE__, error.message);
-}
-
-// The file without a place on any disk.
-OwnedModel open_file(const FileSpec& spec) {
-    const Bytes bytes = spec.build();
-    const int file = memfd_create("vision.awq.gguf", MFD_CLOEXEC);
-    CHECK(file >= 0 && write(file, bytes.data(), bytes.size()) == ssize_t(bytes.size()));
-    awqe_model* model = nullptr;
-    awqe_error error;
-    need(awqe_model_open(("/proc/self/fd/" + std::to_string(file)).c_str(), &model, &error), error);
-    close(file);
-    return OwnedModel(model);
-}
 
 awqe_vision_info info_of(const OwnedModel& model) {
     awqe_vision_info info = {};
@@ -169,7 +146,7 @@ TEST(every_table) {
     const std::vector<VisionForm> forms = vision_forms();
     CHECK_EQUAL(forms.size(), std::size(kGolden));
     for (size_t i = 0; i < forms.size(); ++i) {
-        const OwnedModel model = open_file(random_vision_model(forms[i]));
+        const OwnedModel model = open_bytes(random_vision_model(forms[i]).build());
         for (const KernelTable* table : runnable_tables()) {
             check_golden(forms[i], model, table->name, 1, kGolden[i]);
         }
@@ -179,7 +156,7 @@ TEST(every_table) {
 TEST(every_thread_count) {
     const std::vector<VisionForm> forms = vision_forms();
     for (size_t i = 0; i < forms.size(); ++i) {
-        const OwnedModel model = open_file(random_vision_model(forms[i]));
+        const OwnedModel model = open_bytes(random_vision_model(forms[i]).build());
         for (uint32_t threads = 2; threads <= 7; ++threads) {
             check_golden(forms[i], model, "", threads, kGolden[i]);
         }
@@ -188,7 +165,7 @@ TEST(every_thread_count) {
 
 TEST(a_picture_does_not_depend_on_its_neighbour) {
     for (const VisionForm& form : vision_forms()) {
-        const OwnedModel model = open_file(random_vision_model(form));
+        const OwnedModel model = open_bytes(random_vision_model(form).build());
         const awqe_vision_info info = info_of(model);
         const std::vector<uint8_t> pixels = pictures_for(info);
         const std::vector<float> together = encode(model, pixels, "", 2);
@@ -205,7 +182,7 @@ TEST(a_picture_does_not_depend_on_its_neighbour) {
 
 TEST(several_encodings_at_once_give_what_each_gives_alone) {
     const VisionForm form = vision_forms()[1];
-    const OwnedModel model = open_file(random_vision_model(form));
+    const OwnedModel model = open_bytes(random_vision_model(form).build());
     const std::vector<uint8_t> pixels = pictures_for(info_of(model));
     const std::vector<float> expected = encode(model, pixels, "", 1);
     constexpr size_t kCallers = 3;
@@ -230,8 +207,8 @@ TEST(without_pictures_the_decoder_is_what_it_would_be_alone) {
     ModelForm decoder;
     decoder.qk_norm = false;
     decoder.context_length = 160;
-    const OwnedModel text = open_file(random_model(decoder));
-    const OwnedModel both = open_file(random_vision_model(vision_forms()[0]));
+    const OwnedModel text = open_bytes(random_model(decoder).build());
+    const OwnedModel both = open_bytes(random_vision_model(vision_forms()[0]).build());
     const std::vector<uint32_t> tokens = {1, 5, 2, 8, 8, 0, 3};
     std::vector<float> expected, logits;
     read_tokens(open_session(text, "", 1), tokens, expected);
@@ -240,7 +217,7 @@ TEST(without_pictures_the_decoder_is_what_it_would_be_alone) {
 }
 
 TEST(what_the_model_says_of_itself) {
-    const OwnedModel model = open_file(random_vision_model(vision_forms()[0]));
+    const OwnedModel model = open_bytes(random_vision_model(vision_forms()[0]).build());
     const awqe_vision_info info = info_of(model);
     CHECK_EQUAL(info.layers, 2u);
     CHECK_EQUAL(info.hidden_size, kVisionHidden);
@@ -257,12 +234,12 @@ TEST(what_the_model_says_of_itself) {
         if (t.name[0] == 'v' || t.name[0] == 'm') bytes += t.data.size();
     }
     CHECK_EQUAL(info.weight_bytes, bytes);
-    CHECK(info_of(open_file(random_vision_model(vision_forms()[1]))).newline == nullptr);
+    CHECK(info_of(open_bytes(random_vision_model(vision_forms()[1]).build())).newline == nullptr);
 }
 
 TEST(what_cannot_work_is_refused) {
-    const OwnedModel model = open_file(random_vision_model());
-    const OwnedModel text = open_file(random_model());
+    const OwnedModel model = open_bytes(random_vision_model().build());
+    const OwnedModel text = open_bytes(random_model().build());
     const awqe_vision_info sizes = info_of(model);
     const std::vector<uint8_t> pixels(picture_bytes(sizes));
     std::vector<float> out(picture_numbers(sizes));
@@ -323,7 +300,7 @@ bool stop(void* user, size_t done, size_t total) {
 }  // namespace
 
 TEST(a_callback_cancels_between_parts_and_keeps_whole_pictures) {
-    const OwnedModel model = open_file(random_vision_model());
+    const OwnedModel model = open_bytes(random_vision_model().build());
     const awqe_vision_info info = info_of(model);
     const std::vector<uint8_t> pixels = pictures_for(info);
     const std::vector<float> expected = encode(model, pixels, "", 1);
@@ -365,7 +342,7 @@ bool end_thread(void*, size_t, size_t) { pthread_exit(nullptr); }
 }  // namespace
 
 TEST(announced_memory_is_what_encoding_takes_and_gives_back) {
-    const OwnedModel model = open_file(random_vision_model());
+    const OwnedModel model = open_bytes(random_vision_model().build());
     const awqe_vision_info info = info_of(model);
     const std::vector<uint8_t> pixels(picture_bytes(info));
     std::vector<float> out(picture_numbers(info));
@@ -420,7 +397,7 @@ TEST(pictures_that_are_no_numbers_are_refused_where_they_are_read) {
     FileSpec file = random_vision_model();
     const float bad = INFINITY;
     std::memcpy(file.tensor("v.position_embd.weight").data.data(), &bad, sizeof(bad));
-    const OwnedModel model = open_file(file);
+    const OwnedModel model = open_bytes(file.build());
     const awqe_vision_info info = info_of(model);
     const std::vector<float> embeddings = encode(model, pictures_for(info), "", 1);
     const OwnedSession session = open_session(model, "", 1);
