@@ -1,6 +1,6 @@
 """Start-up: from the beginning of the process to the first token, and the memory that it takes.
 
-    python benchmarks/startup.py MODEL [--context 2048] [--runs 5] [--json]
+    python benchmarks/startup.py MODEL [--context TOKENS] [--runs 5] [--json]
 
 Runs a fresh interpreter that opens MODEL and reads a prompt of one token, with the file in the page
 cache, and prints medians: from the start of the process until the token's logits are there, the
@@ -26,7 +26,7 @@ ROOT = Path(__file__).resolve().parents[1]
 
 FIRST_TOKEN = """
 import json, sys, time
-path, context, threads = sys.argv[1], int(sys.argv[2]), int(sys.argv[3]) or None
+path, context, threads = sys.argv[1], int(sys.argv[2]) or None, int(sys.argv[3]) or None
 steps = {}
 last = time.perf_counter()
 def step(name):
@@ -43,6 +43,7 @@ step("session")
 session.evaluate([1])
 step("first token")
 end = {"end": time.time(), "cpu": time.process_time()}
+end["context"] = model.context_length
 print(json.dumps({**end, "steps": steps, "status": open("/proc/self/status").read()}))
 """
 NOTHING = """
@@ -93,7 +94,7 @@ def measure(path: Path, context: int, runs: int, threads: int) -> dict[str, Any]
     median = statistics.median
     return {
         "model": str(path),
-        "context": context,
+        "context": pairs[0][1]["context"],
         "python_seconds": median(bare["seconds"] for bare, _ in pairs),
         "beyond_python_seconds": median(own["seconds"] - bare["seconds"] for bare, own in pairs),
         "beyond_python_cpu_seconds": median(own["cpu"] - bare["cpu"] for bare, own in pairs),
@@ -111,7 +112,7 @@ def main() -> None:
     """Prints the measurement."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("model", type=Path)
-    parser.add_argument("--context", type=int, default=2048)
+    parser.add_argument("--context", type=int, default=0, help="0: the model's own, at most 4096")
     parser.add_argument("--runs", type=int, default=5)
     parser.add_argument("--threads", type=int, default=0, help="0: what is fastest here")
     parser.add_argument("--json", action="store_true")
