@@ -94,6 +94,7 @@ class VisionInfo:
         weight_bytes: Of its tensors in the file.
         newline: float32 [embedding_size] as bytes, the embedding that this family puts behind a
             row of a picture's embeddings; None where there is none.
+        bidirectional: Whether a picture's embeddings see each other: they are read together.
     """
 
     layers: int
@@ -107,6 +108,7 @@ class VisionInfo:
     embedding_size: int
     weight_bytes: int
     newline: bytes | None
+    bidirectional: bool
 
 
 @dataclass(frozen=True)
@@ -476,9 +478,9 @@ class NativeModel:
         sizes = {
             name: int(getattr(info, name))
             for name in VisionInfo.__dataclass_fields__
-            if name != "newline"
+            if name not in ("newline", "bidirectional")
         }
-        return VisionInfo(**sizes, newline=newline)
+        return VisionInfo(**sizes, newline=newline, bidirectional=bool(info.bidirectional))
 
     def vision_memory(self, threads: int = 0) -> int:
         """Bytes that ``encode_pictures`` takes while it runs, beside its arguments."""

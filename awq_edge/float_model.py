@@ -79,8 +79,8 @@ def open_vision_part(model: FloatModel) -> tuple[VisionTensors | None, str]:
         return None, ""
     why = TEXT_ALONE.get(str(checkpoint.config.get("model_type")), "")
     part = vision_part(checkpoint.config, model.architecture.hidden_size)
-    if part is None or part.refused:
-        return None, why if part is None else part.refused
+    if part is None:
+        return None, why
     return VisionTensors(checkpoint, part), ""
 
 

@@ -407,11 +407,11 @@ class Model:
         pictures = [reader.prepare(image, detail) for image in images]
         if not isinstance(prompt, str):
             return PicturePrompt(reader, list(prompt), pictures)  # type: ignore[arg-type]  # ids
-        marked, placeholder = Marked.new(reader.rules), reader.rules.placeholder
+        marked, place = Marked.new(reader.rules), reader.rules.place
         if not pictures:
             prompt = marked.hidden(prompt)
-        elif placeholder not in prompt:
-            prompt = f"{placeholder}\n" * len(pictures) + prompt
+        elif place not in prompt:
+            prompt = f"{place}\n" * len(pictures) + prompt
         return PicturePrompt.of_text(reader, self.tokenizer, prompt, marked, pictures, add_bos=None)
 
     def picture_chat(

@@ -51,11 +51,13 @@ class Positions:
         cosines: Of the rotary embedding, [tables, t, d / 2]; None without one.
         sines: The same.
         slopes: By which each head's scores fall with the distance, [h]; None: they do not.
+        ends: Before which position each one sees, int64 [b, t]; None: before the next one.
     """
 
     cosines: torch.Tensor | None = None
     sines: torch.Tensor | None = None
     slopes: torch.Tensor | None = None
+    ends: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -457,14 +459,14 @@ class Layer:
             values: The same.
             window: Positions that a query sees, its own included; 0: all before it.
         """
-        a, slopes = self.architecture, self._positions.slopes
-        if not window and slopes is None and not a.score_cap:
+        a, slopes, ends = self.architecture, self._positions.slopes, self._positions.ends
+        if not window and slopes is None and not a.score_cap and ends is None:
             return F.scaled_dot_product_attention(queries, keys, values, is_causal=a.causal)
         numbers = torch.arange(queries.shape[2], device=queries.device)
         distance = numbers[:, None] - numbers
-        visible = distance >= 0
+        visible = distance >= 0 if ends is None else numbers < ends[:, None, :, None]
         if window:
-            visible &= distance < window
+            visible = visible & (distance < window)
         if slopes is None and not a.score_cap:
             return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
         if slopes is None:
@@ -473,6 +475,22 @@ class Layer:
             return weights @ values
         biases = (-slopes[:, None, None] * distance).masked_fill(~visible, -torch.inf)
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=biases)
+
+
+def ends_of_pictures(where: torch.Tensor) -> torch.Tensor:
+    """Before which position each one sees where rows of a picture see each other.
+
+    Args:
+        where: Rows of pictures stand, bool [b, t]; those side by side are of one picture.
+
+    Returns:
+        int64 [b, t]: the end of its picture, and of a token the position behind its own.
+    """
+    t = where.shape[1]
+    numbers = torch.arange(1, t + 1, device=where.device).expand(where.shape)
+    last = where & ~F.pad(where, (0, 1))[:, 1:]
+    ends = numbers.masked_fill(~last & where, t)
+    return ends.flip(1).cummin(dim=1).values.flip(1)
 
 
 def logits_of(
@@ -490,6 +508,8 @@ def logits(
     activation_group_size: ActivationGroups = None,
     kv_fp16: bool = False,
     pictures: tuple[torch.Tensor, torch.Tensor] | None = None,
+    *,
+    both_ways: bool = False,
 ) -> torch.Tensor:
     """Logits of every position, float32 [b, t, vocabulary]; one layer's weights at a time.
 
@@ -502,6 +522,7 @@ def logits(
         kv_fp16: Round keys and values to fp16.
         pictures: Where rows of pictures stand instead of tokens', bool [b, t], and these rows in
             order, float32 [n, hidden].
+        both_ways: Rows of a picture, those side by side, see each other.
     """
 
     def multiply_by(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Linear:
@@ -518,11 +539,15 @@ def logits(
         return linear
 
     a = architecture
+    if pictures is not None:
+        tokens = tokens.masked_fill(pictures[0], 0)  # a placeholder may lie behind the vocabulary
     rows = weights("token_embd.weight")[tokens].float()
     if pictures is not None:
         rows[pictures[0]] = pictures[1]
     hidden = embedded(a, weights, rows)
     positions = Positions.of(a, tokens.shape[1], weights, hidden.device)
+    if pictures is not None and both_ways:
+        positions = dataclasses.replace(positions, ends=ends_of_pictures(pictures[0]))
     for number in range(a.layers):
         prefix = f"blk.{number}."
         tensors = {name: weights(prefix + name) for name in layer_tensor_names(a, number)}

@@ -88,10 +88,10 @@ class VisionPart:
         connector: Our names of the connector's tensors to theirs.
         placeholder: Id of the token that stands for a row of a picture.
         layout: What stands around a picture's rows, as ``vision/prompt.py`` knows it.
+        around: Ids of the tokens in front of them and behind, where the layout has such.
         positions: Which row of the position table each patch has; None: its own.
         transposed: Whether the connector's matrix is stored by columns.
         norm_offset: What is added to the weight of the connector's norm.
-        refused: Why no file can hold it; empty: one can.
     """
 
     family: str
@@ -99,10 +99,10 @@ class VisionPart:
     connector: Mapping[str, str]
     placeholder: int
     layout: str
+    around: tuple[int, int] | None = None
     positions: npt.NDArray[np.int64] | None = None
     transposed: bool = False
     norm_offset: float = 0.0
-    refused: str = ""
 
     def stored_name(self, name: str) -> str:
         """What a checkpoint calls one of our tensors, its prefix made ours."""
@@ -276,13 +276,17 @@ def _gemma3(config: Values, decoder_size: int) -> VisionPart:
             connector_norm_epsilon=fields["norm_epsilon"],
             connector="linear",
             connector_bias=False,
+            bidirectional=True,
         ),
         {"mm.0.weight": "mm_input_projection_weight", "mm.norm": "mm_soft_emb_norm"},
         _placeholder(config, 262144),
-        "plain",
+        "paragraph",
+        around=(
+            _token(config, ("boi_token_index", "boi_token_id"), 255999),
+            _token(config, ("eoi_token_index", "eoi_token_id"), 256000),
+        ),
         transposed=True,
         norm_offset=1.0,
-        refused="its decoder looks at a picture in both directions, which is not computed yet",
     )
 
 
@@ -317,7 +321,11 @@ def _activation(name: Any) -> str:
 
 
 def _placeholder(config: Values, default: int) -> int:
-    for key in ("image_token_id", "image_token_index"):
+    return _token(config, ("image_token_id", "image_token_index"), default)
+
+
+def _token(config: Values, keys: tuple[str, ...], default: int) -> int:
+    for key in keys:
         if config.get(key) is not None:
             return config.integer(key)
     return default

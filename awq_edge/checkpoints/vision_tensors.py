@@ -101,14 +101,18 @@ class VisionTensors:
         """
         entry: dict[str, Any] = {"token": self.part.placeholder, "layout": self.part.layout}
         if tokenizer_json is not None:
-            tokens = json.loads(tokenizer_json).get("added_tokens", [])
-            spelt = [token for token in tokens if token.get("id") == self.part.placeholder]
-            if not spelt:
-                raise CheckpointError(
-                    f"The tokenizer of {self.checkpoint.directory} has no added token "
-                    f"{self.part.placeholder}, which stands for pictures by config.json."
-                )
-            entry["placeholder"] = spelt[0]["content"]
+            wanted = {"placeholder": self.part.placeholder}
+            if self.part.around is not None:
+                wanted["begin"], wanted["end"] = self.part.around
+            added = json.loads(tokenizer_json).get("added_tokens", [])
+            spelt = {token.get("id"): token.get("content") for token in added}
+            for name, number in wanted.items():
+                if number not in spelt:
+                    raise CheckpointError(
+                        f"The tokenizer of {self.checkpoint.directory} has no added token "
+                        f"{number}, which stands for pictures by config.json."
+                    )
+                entry[name] = spelt[number]
         return json.dumps(entry, sort_keys=True)
 
     def _stored_shape(self, name: str) -> tuple[int, ...]:

@@ -54,7 +54,7 @@ def chat_prompt_text(model: Model, wanted: Wanted) -> str:
         # Templates of such models read contents in parts, and leave texts out.
         rules = model.pictures.rules
         parted = reads_parts(template_of(model, tools=bool(tools)))
-        as_they_are = Marked(rules, rules.placeholder)
+        as_they_are = Marked.as_they_are(rules)
         messages, _ = taken_apart(messages, (), as_they_are, in_parts=parted)
     try:
         if begun is None:

@@ -16,6 +16,7 @@ from awq_edge.errors import InvalidArgumentError, UnsupportedError
 _PREFIX = "awq_edge.vision."
 _MOST_POSITIONS = 65536
 _MOST_COLUMNS = 1 << 20
+_MOST_TOGETHER = 1024  # rows of a picture that the runtime reads in one block
 
 # Our names of a layer's tensors to those of the file; the others are the same.
 _IN_FILE = {"attn_norm": "ln1", "ffn_norm": "ln2", "attn_output": "attn_out"}
@@ -60,6 +61,7 @@ class VisionArchitecture:
         connector_activation: Between the two.
         connector_bias: Whether they have biases.
         newline: Whether the file holds the vector that ends rows of tiles.
+        bidirectional: Whether a picture's rows see each other in the decoder.
     """
 
     layers: int
@@ -85,6 +87,7 @@ class VisionArchitecture:
     connector_activation: str = "gelu"
     connector_bias: bool = True
     newline: bool = False
+    bidirectional: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what no file can hold."""
@@ -107,6 +110,11 @@ class VisionArchitecture:
             raise UnsupportedError(
                 f"The tower's {self.grid} patches on a side do not divide into squares of "
                 f"{self.pool} and {self.regroup}."
+            )
+        if self.bidirectional and self.tokens > _MOST_TOGETHER:
+            raise UnsupportedError(
+                f"A picture becomes {self.tokens} rows that see each other; at most "
+                f"{_MOST_TOGETHER} can."
             )
         if max(3 * self.patch_size**2, self.connector_input) > _MOST_COLUMNS:
             raise UnsupportedError(
@@ -185,6 +193,7 @@ class VisionArchitecture:
             ("connector_norm", "none"),
             ("connector_norm_epsilon", 0.0),
             ("connector_size", 0),
+            ("bidirectional", False),
         ):
             if getattr(a, name) != default:
                 entries[name] = getattr(a, name)

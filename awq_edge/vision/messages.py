@@ -31,9 +31,9 @@ def taken_apart(
     Args:
         messages: Oldest first.
         images: Pictures that are handed in beside them.
-        marked: Hides placeholders that a user typed.
+        marked: Hides the family's words that a user typed.
         in_parts: Whether the template reads contents in parts; otherwise it gets texts, each
-            picture a placeholder and a line's end.
+            picture its place and a line's end.
 
     Raises:
         InvalidArgumentError: A part is of no kind that is known, a picture is none of the user's,
@@ -111,5 +111,5 @@ def _last_of_user(
 
 
 def _as_text(parts: Sequence[Mapping[str, Any]], marked: Marked) -> str:
-    place = f"{marked.rules.placeholder}\n"
+    place = f"{marked.rules.place}\n"
     return "".join(place if part["type"] == "image" else part["text"] for part in parts)

@@ -127,6 +127,8 @@ class PicturePrompt:
                 break
         if shared == len(wanted) and shared < len(held):
             shared -= 1  # its logits are what the next token is drawn from
+            if self._reader.whole and self.spans and shared < self.spans[-1].end:
+                shared = self.spans[-1].begin  # rows that see each other are read together
         return shared if shared == len(held) or shared >= session.earliest else 0
 
     def read(self, session: Session, begin: int, progress: Progress | None = None) -> None:

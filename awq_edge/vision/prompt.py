@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import re
 import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
@@ -19,8 +20,9 @@ if TYPE_CHECKING:
     from awq_edge.vision.tilings import Tiled
 
 METADATA_KEY = "awq_edge.vision.prompt"
-# plain: a picture's rows and nothing else; rows_and_columns: SmolVLM's and Idefics3's words.
-LAYOUTS = ("plain", "rows_and_columns")
+# plain: a picture's rows and nothing else; paragraph: Gemma 3's, between two words on a line of
+# their own; rows_and_columns: SmolVLM's and Idefics3's words.
+LAYOUTS = ("plain", "paragraph", "rows_and_columns")
 _AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
 _MOST_ROWS = 6  # beyond, the words have no token
 
@@ -33,11 +35,26 @@ class PromptRules:
         token: Id of the token that stands for one row of a picture.
         layout: One of ``LAYOUTS``.
         placeholder: How the token is spelt; empty: the file has no tokenizer.
+        begin: The word in front of a picture's rows, which in a prompt and in a chat template is
+            the picture's place; empty: the placeholder is.
+        end: The word behind them.
     """
 
     token: int
     layout: str
     placeholder: str = ""
+    begin: str = ""
+    end: str = ""
+
+    @property
+    def place(self) -> str:
+        """How a prompt says where a picture stands."""
+        return self.begin or self.placeholder
+
+    @property
+    def words(self) -> tuple[str, ...]:
+        """What stands for pictures and nothing else."""
+        return tuple(word for word in (self.placeholder, self.begin) if word)
 
     @classmethod
     def from_json(cls, text: object) -> PromptRules:
@@ -50,7 +67,7 @@ class PromptRules:
             values = json.loads(text) if isinstance(text, str) else None
         except (ValueError, RecursionError):
             values = None
-        known = {"token": int, "layout": str, "placeholder": str}
+        known = {"token": int, "layout": str, "placeholder": str, "begin": str, "end": str}
         if (
             not isinstance(values, dict)
             or not {"token", "layout"} <= set(values) <= set(known)
@@ -74,6 +91,8 @@ class PromptRules:
         one = self.placeholder * rows
         if self.layout == "plain":
             return one * len(tiled.tiles)
+        if self.layout == "paragraph":
+            return f"\n\n{self.begin}{one}{self.end}\n\n"
         if max(tiled.rows, tiled.columns) > _MOST_ROWS:
             raise InvalidArgumentError(
                 f"The picture becomes {tiled.rows} rows of {tiled.columns} tiles, and the model "
@@ -92,22 +111,33 @@ class PromptRules:
 class Marked:
     """A text in which what a user typed cannot be taken for a picture's place.
 
-    Each placeholder of the user's own is a mark that nobody can guess until the text is cut.
+    Each of the family's words that a user typed is a mark that nobody can guess until the text is
+    cut.
+
+    Attributes:
+        rules: The family's.
+        marks: Of each of its words.
     """
 
     rules: PromptRules
-    mark: str
+    marks: tuple[str, ...]
 
     @classmethod
     def new(cls, rules: PromptRules) -> Marked:
-        """With a mark of its own."""
-        return cls(rules, f"\ue000{secrets.token_hex(8)}\ue001")
+        """With marks of its own."""
+        key = secrets.token_hex(8)
+        return cls(rules, tuple(f"\ue000{key}{n}\ue001" for n in range(len(rules.words))))
+
+    @classmethod
+    def as_they_are(cls, rules: PromptRules) -> Marked:
+        """Leaves every word in its place: for texts that are marked later, or have no pictures."""
+        return cls(rules, rules.words)
 
     def hidden(self, typed: str) -> str:
-        """A user's text, its placeholders marked."""
-        if not self.rules.placeholder:
-            return typed
-        return typed.replace(self.rules.placeholder, self.mark)
+        """A user's text, the family's words in it marked."""
+        for word, mark in zip(self.rules.words, self.marks):
+            typed = typed.replace(word, mark)
+        return typed
 
     def tokens(
         self, tokenizer: Tokenizer, text: str, pictures: Sequence[str], *, add_bos: bool | None
@@ -116,45 +146,58 @@ class Marked:
 
         Args:
             tokenizer: The model's.
-            text: With a placeholder for each picture, and marks.
+            text: With the family's place for each picture, and marks.
             pictures: What each of them becomes, :meth:`PromptRules.text`.
             add_bos: As for ``Tokenizer.encode``.
 
         Raises:
-            InvalidArgumentError: There are more placeholders than pictures, or fewer.
+            InvalidArgumentError: There are more places than pictures, or fewer.
         """
-        placeholder = self.rules.placeholder
-        pieces = text.split(placeholder) if placeholder else [text]
+        place, words = self.rules.place, self.rules.words
+        pieces = text.split(place) if place else [text]
         if len(pieces) - 1 != len(pictures):
             raise InvalidArgumentError(
                 f"The text has {len(pieces) - 1} places for pictures, and {len(pictures)} pictures "
                 "are given: their numbers must be the same."
             )
-        written, typed = [], []  # whether each placeholder in turn was typed by the user
+        # What stands for one of the words, in turn: the word, and whether the user typed it.
+        written: list[str] = []
+        turn: list[tuple[str, bool]] = []
+        marked = dict(zip(self.marks, words))
         for number, piece in enumerate(pieces):
-            parts = piece.split(self.mark)
-            written.append(placeholder.join(parts))
-            typed += [True] * (len(parts) - 1)
+            for part in _cut(piece, self.marks):
+                written.append(marked.get(part, part))
+                turn += [(marked[part], True)] if part in marked else []
             if number < len(pictures):
                 written.append(pictures[number])
-                typed += [False] * pictures[number].count(placeholder)
+                turn += [(part, False) for part in _cut(pictures[number], words) if part in words]
         ids = tokenizer.encode("".join(written), add_bos=add_bos)
-        if ids.count(self.rules.token) != len(typed):
+        spelt = {word: tokenizer.encode(word, add_bos=False) for word in words}
+        known = {one[0]: word for word, one in spelt.items() if len(one) == 1}
+        turn = [(word, typed) for word, typed in turn if len(spelt[word]) == 1]
+        if [known[token] for token in ids if token in known] != [word for word, _ in turn]:
             raise InvalidArgumentError(
-                f"The tokenizer makes {ids.count(self.rules.token)} places of a text that has "
-                f"{len(typed)} of {placeholder!r}: the text cannot be read with pictures."
+                f"The tokenizer makes {sum(token in known for token in ids)} places of a text that "
+                f"has {len(turn)} of {' and '.join(words)}: the text cannot be read with pictures."
             )
-        if not any(typed):
-            return ids
-        # A tokenizer finds no token in what is cut in two.
-        plain = [
-            token
-            for part in (placeholder[:1], placeholder[1:])
-            for token in tokenizer.encode(part, add_bos=False)
-        ]
-        turn = iter(typed)
-        return [
-            one
-            for token in ids
-            for one in (plain if token == self.rules.token and next(turn) else [token])
-        ]
+        typed = iter(typed for _, typed in turn)
+        result: list[int] = []
+        for token in ids:
+            if token in known and next(typed):
+                result += _plain(tokenizer, known[token])
+            else:
+                result.append(token)
+        return result
+
+
+def _cut(text: str, words: Sequence[str]) -> list[str]:
+    """A text in parts, each of which is one of the words or has none."""
+    if not words:
+        return [text]
+    return re.split(f"({'|'.join(re.escape(word) for word in words)})", text)
+
+
+def _plain(tokenizer: Tokenizer, word: str) -> list[int]:
+    """Ids of a word as mere text: a tokenizer finds no token in what is cut in two."""
+    parts = (word[:1], word[1:])
+    return [token for part in parts for token in tokenizer.encode(part, add_bos=False)]

@@ -54,6 +54,7 @@ class PictureReader:
     Attributes:
         rules: How they stand in a text.
         rows: Of the decoder's, for each tile.
+        whole: Whether a picture's rows see each other, so that a session reads all or none.
         encodings: How many tiles the tower has read.
     """
 
@@ -76,6 +77,7 @@ class PictureReader:
         ).digest()
         self.rules = PromptRules.from_json(model.metadata.get(PROMPT_KEY))
         self.rows = vision.tokens
+        self.whole = vision.bidirectional
         self._side = vision.image_size
         self._width = vision.embedding_size
         self.encodings = 0

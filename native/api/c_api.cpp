@@ -68,6 +68,7 @@ void fill(awqe_vision_info& info, const Model& model) {
         if (is_vision_tensor(tensor)) info.weight_bytes += tensor.bytes;
     }
     info.newline = vision.newline;
+    info.bidirectional = a.bidirectional;
 }
 
 void require_vocabulary(size_t count, size_t vocabulary) {

@@ -40,7 +40,7 @@ extern "C" {
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
 /// whoever loads the library.
-#define AWQE_ABI_VERSION 8
+#define AWQE_ABI_VERSION 9
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -234,7 +234,10 @@ awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens,
 
 /// Appends what is no token of the vocabulary, for example a picture: `embeddings`, float
 /// [count, hidden_size], take the place of the rows that tokens would have of the embedding matrix,
-/// at the entrance of the first layer. Otherwise as awqe_session_evaluate().
+/// at the entrance of the first layer. Otherwise as awqe_session_evaluate(); but where
+/// awqe_vision_info says `bidirectional`, `count` is that of a picture and no other, and the
+/// picture is read as a whole: AWQE_UNSUPPORTED on a GPU. Truncating to within one leaves rows that
+/// have seen what is gone.
 awqe_status awqe_session_evaluate_embeddings(awqe_session* session, const float* embeddings,
                                              size_t count, uint32_t which, float* logits,
                                              awqe_progress progress, void* user, awqe_error* error);
@@ -301,6 +304,7 @@ typedef struct awqe_vision_info {
     uint64_t weight_bytes;    ///< Of its tensors, mapped from the file.
     const float* newline;     ///< [embedding_size]: the embedding that this family puts behind a
                               ///< row of a picture's embeddings; NULL where there is none.
+    bool bidirectional;       ///< A picture's embeddings see each other, the first the last too.
 } awqe_vision_info;
 
 /// A model without a vision part is AWQE_UNSUPPORTED, here and below.

@@ -80,9 +80,10 @@ void attend_head(const Step& step, size_t layer, size_t t, size_t h) {
     const size_t d = a.head_size;
     const size_t group = a.heads / a.kv_heads;
     const KvCache& cache = step.cache(t);
-    const size_t end = step.rows[t].position + 1;
+    const size_t behind = step.rows[t].position + 1;
     const size_t window = a.sliding_windows[layer];
-    const size_t begin = window == 0 || window >= end ? 0 : end - window;
+    const size_t begin = window == 0 || window >= behind ? 0 : behind - window;
+    const size_t end = step.rows[t].seen;
     const float* const queries = step.query(t) + h * group * d;
     float* const out = step.attended(t) + h * group * d;
     const float* const slopes = step.model.alibi_slopes();

@@ -59,6 +59,8 @@ class Sequence {
 struct Row {
     Sequence* sequence;
     size_t position;
+    size_t seen;             // it sees the positions before this one: its own is the last of them,
+                             // but within a picture whose rows see each other
     uint32_t token;          // below the size of the vocabulary
     const float* embedding;  // float [hidden], in the place of the token's; or NULL
     float* logits;           // float [vocabulary], to be filled; or NULL
@@ -67,10 +69,11 @@ struct Row {
 
 // Rows of one sequence come in ascending positions without a gap, the first of them right behind
 // what was computed or truncated to before; other rows may stand between them. Rows that give
-// something come last, behind the others those with logits.
+// something come last, behind the others those with logits. A row that sees beyond its own position
+// comes with all that it sees.
 struct Block {
     const Row* rows;
-    size_t count;   // 1 ... block_rows()
+    size_t count;   // 1 ... block_rows(), or the rows of one picture that see each other
     size_t wanted;  // rows with logits or hidden
     size_t heads;   // rows with logits
 };
@@ -85,6 +88,9 @@ class Backend {
 
     // The most rows of a block, at most kMostBlockRows.
     virtual size_t block_rows() const = 0;
+
+    // Whether rows may see beyond their own position.
+    virtual bool sees_ahead() const = 0;
 
     // Whether rows may ask for hidden.
     virtual bool gives_hidden() const = 0;

@@ -14,7 +14,13 @@ size_t evaluate_block(Session* first) {
     size_t part_count = 0;
     size_t room = first->backend().block_rows();
     for (Session* session = first; session != nullptr && room > 0; session = session->next()) {
-        const size_t count = std::min(session->remaining(), room);
+        const size_t remaining = session->remaining();
+        if (remaining > 0 && session->reads_whole()) {
+            if (part_count > 0) continue;  // the next block is its own
+            parts[part_count++] = {session, remaining};
+            break;
+        }
+        const size_t count = std::min(remaining, room);
         if (count > 0) parts[part_count++] = {session, count};
         room -= count;
     }

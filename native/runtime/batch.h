@@ -9,8 +9,9 @@
 namespace awqe {
 
 // Computes the next block of `first` and the sessions that follow it by next(): their rows in that
-// order, as many as fit. Returns how many that were; 0 when all have read everything. Throws
-// Failure; what was read until then stays read.
+// order, as many as fit; a picture whose rows see each other makes a block of its own. Returns how
+// many that were; 0 when all have read everything. Throws Failure; what was read until then stays
+// read.
 size_t evaluate_block(Session* first);
 
 }  // namespace awqe

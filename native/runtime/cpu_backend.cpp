@@ -24,8 +24,11 @@ long interruptions() {
     return getrusage(RUSAGE_THREAD, &usage) == 0 ? usage.ru_nivcsw : 0;
 }
 
-KvPlan kv_plan(const SequencePlan& plan) {
-    return {plan.positions, std::min(kBlockTokens, plan.positions), plan.kv_type};
+// The most rows that go through the layers together.
+size_t most_rows(const Model& model) { return std::max(kBlockTokens, model.picture_rows()); }
+
+KvPlan kv_plan(const Model& model, const SequencePlan& plan) {
+    return {plan.positions, std::min(most_rows(model), plan.positions), plan.kv_type};
 }
 
 unsigned most_threads(const SequencePlan& plan) {
@@ -45,7 +48,7 @@ const KernelTable* table_called(const char* name) {
 class CpuBackend::CpuSequence final : public CachedSequence {
   public:
     CpuSequence(CpuBackend& backend, const SequencePlan& plan)
-        : CachedSequence(backend.model_.architecture(), kv_plan(plan)),
+        : CachedSequence(backend.model_.architecture(), kv_plan(backend.model_, plan)),
           decode_team(plan.threads),
           few_rows_team(plan.prefill_threads),
           prefill_threads(plan.prefill_threads),
@@ -69,7 +72,7 @@ struct CpuBackend::Workspace {
           pages(backend.workspace_bytes(threads), PageSize::kSmall),
           activations([&] {
               Arena arena(pages);
-              return Activations(backend.model_, kBlockTokens, threads, arena);
+              return Activations(backend.model_, most_rows(backend.model_), threads, arena);
           }()) {}
 
     const unsigned threads;
@@ -139,12 +142,12 @@ CpuBackend::Workspaces& CpuBackend::workspaces() {
 
 size_t CpuBackend::workspace_bytes(unsigned threads) const {
     Arena counting;
-    Activations(model_, kBlockTokens, threads, counting);
+    Activations(model_, most_rows(model_), threads, counting);
     return counting.used();
 }
 
 size_t CpuBackend::cache_bytes(const SequencePlan& plan) const {
-    return KvCache::bytes(model_.architecture(), kv_plan(plan));
+    return KvCache::bytes(model_.architecture(), kv_plan(model_, plan));
 }
 
 size_t CpuBackend::scratch_bytes(const SequencePlan& plan) const {

@@ -227,6 +227,11 @@ Model::Model(std::unique_ptr<MappedFile> mapping, const uint8_t* bytes, size_t s
         layers_.push_back(read_layer(file_, a, norms, qk_norms, i));
     }
     vision_ = read_vision(file_, a.hidden_size);
+    if (picture_rows() > 0 && a.position == PositionKind::kAlibi) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.vision.bidirectional is true, although awq_edge.decoder.position is alibi: "
+             "no distance is counted forwards");
+    }
 }
 
 void Model::read_positions() {

@@ -78,6 +78,10 @@ class Model {
 
     // The tower and its connector; NULL in a model of text alone.
     const VisionModel* vision() const { return vision_ ? &*vision_ : nullptr; }
+    // Of a picture whose rows see each other, so that they are read together; 0: none do.
+    size_t picture_rows() const {
+        return vision_ && vision_->architecture.bidirectional ? vision_->architecture.tokens() : 0;
+    }
 
     uint64_t parameters() const;    // weights without padding
     uint64_t decode_bytes() const;  // bytes of weights read for one decoded token

@@ -66,8 +66,9 @@ uint64_t hash_value(const T& value, uint64_t hash) {
 }
 
 // Everything that decides about results beside the tensors.
-uint64_t hash_of(const Architecture& a) {
-    uint64_t hash = 0;
+uint64_t hash_of(const Model& model) {
+    const Architecture& a = model.architecture();
+    uint64_t hash = model.picture_rows();
     for (const uint32_t value :
          {a.layers, a.hidden_size, a.vocabulary_size, a.heads, a.kv_heads, a.head_size,
           a.feed_forward_size, uint32_t{a.tied_head}, uint32_t(a.norm), uint32_t(a.norm_places),
@@ -90,7 +91,7 @@ Header header_of(const Model& model, KvType kv_type) {
     std::memcpy(header.release, AWQE_VERSION, sizeof(AWQE_VERSION));
     const std::string_view sha256 = model.file().find_entry("awq_edge.sha256")->value.as_string();
     std::memcpy(header.model, sha256.data(), std::min(sha256.size(), sizeof(header.model)));
-    header.description = hash_of(model.architecture());
+    header.description = hash_of(model);
     header.kv_type = kv_type == KvType::kF16 ? AWQE_KV_F16 : AWQE_KV_INT8;
     return header;
 }

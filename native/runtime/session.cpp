@@ -86,11 +86,28 @@ void Session::check(const Reading& reading) const {
                  reading.tokens[i], a.vocabulary_size - 1);
         }
     } else {
+        check_picture(reading.count);
         for (size_t i = 0; i < reading.count * a.hidden_size; ++i) {
             if (std::isfinite(reading.embeddings[i])) continue;
             fail(AWQE_INVALID_ARGUMENT, "embedding %zu holds a number that is not finite, at %zu",
                  i / a.hidden_size, i % a.hidden_size);
         }
+    }
+}
+
+void Session::check_picture(size_t count) const {
+    const size_t rows = model_.picture_rows();
+    if (rows == 0) return;
+    if (count != rows) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "count is %zu, but this model sees a picture in both directions: its %zu embeddings "
+             "are read in one call",
+             count, rows);
+    }
+    if (!backend_.sees_ahead()) {
+        fail(AWQE_UNSUPPORTED,
+             "this model sees a picture in both directions, which the GPU does not so far; use the "
+             "CPU for its pictures");
     }
 }
 
@@ -112,6 +129,7 @@ Row Session::row(size_t index) const {
     Row row = {};
     row.sequence = sequence_.get();
     row.position = position_ + index;
+    row.seen = reads_whole() ? position_ + reading_.count : row.position + 1;
     if (reading_.tokens != nullptr) {
         row.token = reading_.tokens[at];
     } else {

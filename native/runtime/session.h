@@ -78,6 +78,8 @@ class Session {
     // Of the row that is `index` from the next one on.
     bool wants_logits(size_t index) const;
     bool wants_hidden() const { return reading_.hidden != nullptr; }
+    // What is read is a picture whose rows see each other: all of it in one block, and alone.
+    bool reads_whole() const { return reading_.tokens == nullptr && model_.picture_rows() > 0; }
     Row row(size_t index) const;
     // Before and after the next `count` rows are computed.
     void prepare(size_t count);
@@ -102,6 +104,7 @@ class Session {
                           const char* kernels);
     Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan, Place place);
 
+    void check_picture(size_t count) const;
     void require_logits() const;
     bool saves_logits(size_t end) const { return has_logits_ && end == position_; }
 

@@ -5,6 +5,7 @@
 
 #include "native/failure/failure.h"
 #include "native/format/layouts.h"
+#include "native/runtime/backend.h"
 #include "native/runtime/keys.h"
 
 namespace awqe {
@@ -137,6 +138,16 @@ void read_connector(const GgufFile& file, VisionArchitecture& a) {
     }
 }
 
+void read_use(const GgufFile& file, VisionArchitecture& a) {
+    constexpr const char* kBidirectional = "awq_edge.vision.bidirectional";
+    a.bidirectional = flag_or(file, kBidirectional, false);
+    if (a.bidirectional && a.tokens() > kMostBlockRows) {
+        fail(AWQE_FILE_INVALID,
+             "%s is true, and a picture becomes %u embeddings; at most %zu can see each other",
+             kBidirectional, a.tokens(), kMostBlockRows);
+    }
+}
+
 }  // namespace
 
 std::optional<VisionArchitecture> read_vision_architecture(const GgufFile& file) {
@@ -149,6 +160,7 @@ std::optional<VisionArchitecture> read_vision_architecture(const GgufFile& file)
     read_picture(file, a);
     read_grid(file, a);
     read_connector(file, a);
+    read_use(file, a);
     // What only those use who prepare pictures and prompts.
     allow_entry(file, "awq_edge.vision.family", ValueType::kString);
     allow_entry(file, "awq_edge.vision.preprocessing", ValueType::kString);

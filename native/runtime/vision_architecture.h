@@ -34,6 +34,8 @@ struct VisionArchitecture {
     float connector_norm_epsilon;     // 0 without that norm
     uint32_t connector_size;          // width between two matrices; 0: there is one
     Activation connector_activation;  // between them
+    // In the decoder: a picture's rows see each other in both directions.
+    bool bidirectional;
 
     uint32_t query_size() const { return heads * head_size; }
     uint32_t patch_columns() const { return 3 * patch_size * patch_size; }

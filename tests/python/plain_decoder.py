@@ -102,17 +102,26 @@ class PlainDecoder:
             y = self.norm(f"blk.{layer}.{name}_norm", y)
         return np.clip(y, -a.qkv_clamp, a.qkv_clamp) if a.qkv_clamp else y
 
-    def attention(self, layer: int, x: Floats) -> Floats:
-        a = self.a
+    def remember(self, layer: int, x: Floats) -> None:
+        """The key and the value of one more position."""
         position = len(self.keys[layer])
-        queries = self.rotate(layer, self.heads(layer, "attn_q", x, True), position)
         keys = self.rotate(layer, self.heads(layer, "attn_k", x, True), position)
         values = self.heads(layer, "attn_v", x, False)
         self.keys[layer].append(keys.astype(np.float16).astype(np.float64))
         self.values[layer].append(values.astype(np.float16).astype(np.float64))
+
+    def attention(self, layer: int, x: Floats) -> Floats:
+        self.remember(layer, x)
+        return self.attend(layer, x, len(self.keys[layer]) - 1)
+
+    def attend(self, layer: int, x: Floats, position: int) -> Floats:
+        """What a row at a position sees of all that is remembered."""
+        a = self.a
+        queries = self.rotate(layer, self.heads(layer, "attn_q", x, True), position)
         window = a.sliding_windows[layer] or position + 1
-        seen_keys, seen_values = self.keys[layer][-window:], self.values[layer][-window:]
-        distance = np.arange(len(seen_keys))[::-1]
+        begin = max(0, position + 1 - window)
+        seen_keys, seen_values = self.keys[layer][begin:], self.values[layer][begin:]
+        distance = position - np.arange(begin, len(self.keys[layer]))
         out = np.empty_like(queries)
         for head in range(a.heads):
             shared = head // (a.heads // a.kv_heads)
@@ -154,6 +163,20 @@ class PlainDecoder:
     def step(self, token: int) -> Floats:
         """Logits after one more token, [vocabulary]."""
         return self.read(self.vector("token_embd.weight")[token])
+
+    def read_together(self, rows: Floats) -> list[Floats]:
+        """Logits after each of some embeddings that see each other; norms in front of branches."""
+        first = len(self.keys[0])
+        for layer in range(self.a.layers):
+            name = f"blk.{layer}"
+            normed = [self.norm(f"{name}.attn_norm", x) for x in rows]
+            for x in normed:
+                self.remember(layer, x)
+            seen = [self.attend(layer, x, first + i) for i, x in enumerate(normed)]
+            rows = rows + np.array(seen)
+            fed = [self.feed_forward(layer, self.norm(f"{name}.ffn_norm", x)) for x in rows]
+            rows = rows + np.array(fed)
+        return [self.linear("output", self.norm("output_norm", x)) for x in rows]
 
     def read(self, x: Floats) -> Floats:
         """Logits after one more row, which is an embedding, [vocabulary]."""

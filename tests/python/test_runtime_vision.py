@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from pathlib import Path
 
 import numpy as np
@@ -88,6 +89,41 @@ def test_logits_behind_a_picture_are_those_of_plain_numpy(tmp_path: Path) -> Non
     assert relative_errors(without[len(before) :], logits[last:]).min() > 0.1
 
 
+def test_rows_of_a_picture_see_each_other_as_in_plain_numpy(tmp_path: Path) -> None:
+    path = tmp_path / "model.awq.gguf"
+    # A window shorter than the picture, in one of the layers.
+    write_vision("as Gemma 3", path, dataclasses.replace(PLAIN, sliding_windows=(7, 0)))
+    plain = read_dequantised(path)
+    before, behind = [5, 17, 3], [44, 2, 91, 8]
+    pixels = np.stack([random_picture("as Gemma 3", seed) for seed in (1, 2)])
+    model = open_model(path)
+    rows = encoded(model, pixels)
+    decoder = PlainDecoder(plain)
+    expected = [decoder.step(token) for token in before]
+    for picture in rows:
+        expected += decoder.read_together(picture.astype(np.float64))
+    expected += [decoder.step(token) for token in behind]
+    logits = np.empty((len(expected), PLAIN.vocabulary_size), dtype=np.float32)
+    session = _native.NativeSession(model, context_length=0, threads=1, prefill_threads=2)
+    at = len(before)
+    session.evaluate(before, logits[:at])
+    for picture in rows:
+        end = at + len(picture)
+        _native.evaluate_together(
+            [_native.Reading(session, None, embeddings=picture, logits=logits[at:end])]
+        )
+        at = end
+    session.evaluate(behind, logits[at:])
+    error = relative_errors(logits, np.array(expected))
+    assert np.quantile(error, 0.1) < 1e-6
+    assert error.max() < 3e-2
+    # Read forwards, the picture is another one.
+    forwards = PlainDecoder(plain)
+    seen = [forwards.read(row) for row in rows[0].astype(np.float64)]
+    alone = PlainDecoder(plain).read_together(rows[0].astype(np.float64))
+    assert relative_errors(np.array(seen), np.array(alone))[0] > 0.1
+
+
 def test_a_model_says_what_it_reads_pictures_with(tmp_path: Path) -> None:
     path = tmp_path / "model.awq.gguf"
     for form in FORMS:
@@ -100,6 +136,7 @@ def test_a_model_says_what_it_reads_pictures_with(tmp_path: Path) -> None:
         assert vision.tokens == (-(-side // keys.get("regroup", 1))) ** 2
         assert vision.embedding_size == PLAIN.hidden_size
         assert vision.newline is None
+        assert vision.bidirectional == keys.get("bidirectional", False)
 
 
 def test_a_model_of_text_reads_no_pictures(tmp_path: Path) -> None:

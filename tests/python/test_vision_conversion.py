@@ -6,8 +6,9 @@ import json
 import numpy as np
 import pytest
 import torch
+import transformers as tf
 from PIL import Image
-from vision_models import PLACEHOLDER, pictures, save, save_tokenizer
+from vision_models import PLACEHOLDER, TEXT, pictures, save, save_tokenizer
 
 from awq_edge import conversion, torch_tower
 from awq_edge.calibration import pictures as calibration_pictures
@@ -17,7 +18,7 @@ from awq_edge.model_file import PackedFile
 from awq_edge.vision.preprocessing import Preprocessing
 
 
-@pytest.fixture(scope="module", params=["llava", "llava_siglip", "smolvlm"])
+@pytest.fixture(scope="module", params=["llava", "llava_siglip", "smolvlm", "gemma3"])
 def checkpoint(request, tmp_path_factory):
     directory = tmp_path_factory.mktemp(request.param)
     save(request.param, directory)
@@ -70,6 +71,7 @@ def test_tower_connector_and_decoder_are_in_one_file(checkpoint, tmp_path):
     assert entries["awq_edge.vision.connector"] == a.connector
     assert ("awq_edge.vision.class_token" in entries) == a.class_token
     assert ("awq_edge.vision.regroup" in entries) == (a.regroup > 1)
+    assert entries.get("awq_edge.vision.bidirectional", False) == a.bidirectional
     prompt = json.loads(entries["awq_edge.vision.prompt"])
     assert prompt["placeholder"] == "<image>"
     assert prompt["token"] == PLACEHOLDER
@@ -197,10 +199,15 @@ def test_a_tower_that_overflows_is_refused_with_its_layer(tmp_path):
     assert not (tmp_path / "model").exists()
 
 
-def test_gemma_3_becomes_the_text_that_it_holds_and_says_so(tmp_path):
+def test_mistral_3_becomes_the_text_that_it_holds_and_says_so(tmp_path):
     directory = tmp_path / "checkpoint"
     directory.mkdir()
-    save("gemma3", directory)
+    tower = tf.PixtralVisionConfig(
+        hidden_size=32, intermediate_size=32, num_hidden_layers=1, num_attention_heads=2
+    )
+    text = tf.MistralConfig(**TEXT)
+    config = tf.Mistral3Config(vision_config=tower, text_config=text)
+    tf.Mistral3ForConditionalGeneration(config).save_pretrained(directory)
     save_tokenizer(directory)
     said = []
     conversion.convert(
@@ -209,7 +216,7 @@ def test_gemma_3_becomes_the_text_that_it_holds_and_says_so(tmp_path):
         conversion.Options(method="rtn"),
         events=conversion.Events(message=said.append),
     )
-    assert any("text alone" in one and "both directions" in one for one in said)
+    assert any("text alone" in one and "rows and columns" in one for one in said)
     file = PackedFile(tmp_path / "model")
     assert not [key for key in file.metadata if key.startswith("awq_edge.vision.")]
     assert not [name for name in file.names() if name.startswith(("v.", "mm."))]

@@ -128,7 +128,7 @@ def rendered(messages, images=(), template=TEMPLATE):
     marked = Marked.new(RULES)
     plain, found = taken_apart(messages, images, marked, in_parts=reads_parts(template))
     text = render_chat(template, plain, add_generation_prompt=True)
-    return text.replace(marked.mark, "(typed)"), found
+    return text.replace(marked.marks[0], "(typed)"), found
 
 
 def test_pictures_stand_where_their_parts_do():

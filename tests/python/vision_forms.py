@@ -8,6 +8,7 @@ from typing import Any
 import numpy as np
 from decoder_forms import PLAIN, random_matrix, write_packed
 
+from awq_edge.architecture import Architecture
 from awq_edge.model_file import TensorSource
 
 # Without "awq_edge.vision."; sizes end inside a block, a group, a strip of rows and a chunk.
@@ -47,6 +48,7 @@ FORMS: dict[str, dict[str, Any]] = {
         "pool": 2,
         "connector_norm": "rms",
         "connector_norm_epsilon": 2.0**-20,
+        "bidirectional": True,
         "no biases": ("mm.0",),
     },
     "average of nine, regrouped": {
@@ -143,11 +145,11 @@ def vision_tensors(form: str, embedding: int, seed: int = 0) -> list[tuple[str, 
     return tensors
 
 
-def write_vision(form: str, path: Path) -> None:
+def write_vision(form: str, path: Path, decoder: Architecture = PLAIN) -> None:
     """A packed file with a vision part of a form and a small decoder."""
     keys = {f"awq_edge.vision.{name}": value for name, value in vision_keys(form).items()}
-    tensors = vision_tensors(form, PLAIN.hidden_size)
-    write_packed(PLAIN, path, more_metadata=keys, more_tensors=tensors)
+    tensors = vision_tensors(form, decoder.hidden_size)
+    write_packed(decoder, path, more_metadata=keys, more_tensors=tensors)
 
 
 def random_picture(form: str, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:

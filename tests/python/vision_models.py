@@ -25,6 +25,7 @@ TOWER = dict(
     patch_size=6,
 )
 PLACEHOLDER = 100
+BEGIN, END = 101, 102  # Gemma 3's words around a picture
 _CLIP = dict(image_processor_type="CLIPImageProcessor", size={"shortest_edge": 26}, crop_size=26)
 _SIGLIP = dict(image_processor_type="SiglipImageProcessor", size={"height": 26, "width": 26})
 _TILES = dict(
@@ -48,7 +49,9 @@ def _smolvlm(model, config):
 
 
 def _gemma3():
-    text = tf.Gemma3TextConfig(**TEXT)
+    # A window that ends within a picture.
+    kinds = ["sliding_attention", "full_attention"]
+    text = tf.Gemma3TextConfig(**TEXT, sliding_window=3, layer_types=kinds)
     tower = tf.SiglipVisionConfig(**TOWER, vision_use_head=False)
     return tf.Gemma3ForConditionalGeneration(
         tf.Gemma3Config(
@@ -56,6 +59,8 @@ def _gemma3():
             text_config=text,
             image_token_id=PLACEHOLDER,
             mm_tokens_per_image=4,
+            boi_token_index=BEGIN,
+            eoi_token_index=END,
         )
     )
 
@@ -134,12 +139,13 @@ def save_tokenizer(directory, template=TEMPLATE):
     special = ["<unk>", "<s>", "</s>", "<u>", "<a>"]
     pieces = [*special, *WORDS, *"<>image"]
     pieces += [f"word{number}" for number in range(PLACEHOLDER - len(pieces))]
-    vocabulary = {piece: number for number, piece in enumerate([*pieces, "<image>"])}
+    pictures = ["<image>", "<begin>", "<end>"]
+    vocabulary = {piece: number for number, piece in enumerate([*pieces, *pictures])}
     tokenizer = Tokenizer(
         models.WordPiece(vocabulary, unk_token="<unk>", continuing_subword_prefix="")
     )
     tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
-    tokenizer.add_special_tokens([AddedToken(one, special=True) for one in [*special, "<image>"]])
+    tokenizer.add_special_tokens([AddedToken(one, special=True) for one in [*special, *pictures]])
     tokenizer.save(str(directory / "tokenizer.json"))
     (directory / "chat_template.jinja").write_text(template, encoding="utf-8")
     settings = {"bos_token": "<s>", "eos_token": "</s>", "tokenizer_class": "TokenizersBackend"}

@@ -12,6 +12,7 @@
 #include "tests/native/support/check.h"
 #include "tests/native/support/owned.h"
 #include "tests/native/support/random_model.h"
+#include "tests/native/support/random_vision.h"
 
 namespace awqe::test {
 namespace {
@@ -228,6 +229,29 @@ TEST(a_form_without_kernels_is_refused_and_auto_takes_the_cpu) {
         read(session, info, tokens.data(), tokens.size());
     }
     CHECK(refused > 0);
+}
+
+TEST(pictures_that_are_seen_in_both_directions_are_refused_and_text_is_read) {
+    if (!gpu_is_there()) return;
+    const OwnedModel model = open_bytes(random_vision_model(vision_forms().back()).build());
+    const awqe_model_info info = info_of(model);
+    const OwnedSession session = open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16);
+    awqe_vision_info vision = {};
+    vision.struct_size = sizeof(vision);
+    awqe_error error = {};
+    need(awqe_vision_info_get(model.get(), &vision, &error), error);
+    CHECK(vision.bidirectional);
+    const std::vector<float> rows(size_t{vision.tokens} * vision.embedding_size);
+    CHECK_EQUAL(
+        awqe_session_evaluate_embeddings(session.get(), rows.data(), vision.tokens,
+                                         AWQE_LOGITS_LAST, nullptr, nullptr, nullptr, &error),
+        AWQE_UNSUPPORTED);
+    CHECK(std::string(error.message).find("use the CPU for its pictures") != std::string::npos);
+    const std::vector<uint32_t> tokens = tokens_for(info, 3, 1);
+    const OwnedSession cpu = open_session(model, AWQE_DEVICE_CPU, AWQE_KV_F16);
+    const std::vector<float> logits = read(session, info, tokens.data(), tokens.size());
+    const std::vector<float> expected = read(cpu, info, tokens.data(), tokens.size());
+    check_same(logits.data(), expected.data(), expected.size(), "text");
 }
 
 TEST(opening_and_closing_gives_all_memory_back) {

@@ -103,7 +103,7 @@ TEST(types) {
           "image_size",    "patch_size",  "norm_epsilon", "activation",   "class_token",
           "pre_norm",      "post_norm",   "pool",         "regroup",      "connector_norm",
           "connector",     "position",    "norm",         "feed_forward", "family",
-          "preprocessing", "prompt"}) {
+          "preprocessing", "prompt",      "bidirectional"}) {
         check_refused(broken(plain, [&](FileSpec& f) { f.set(kVision + key, 12, bytes_of(1.0)); }),
                       "key " + kVision + key + " has type f64");
     }
@@ -190,6 +190,27 @@ TEST(sizes_that_do_not_fit_each_other) {
                              number("regroup", 3)(f);
                          }),
                   "so that the connector reads 2359296 numbers; at most 1048576 are allowed");
+}
+
+TEST(rows_that_see_each_other) {
+    const auto flag = [](FileSpec& f) { f.set(kVision + "bidirectional", kBoolean, {1}); };
+    check_refused(broken(plain,
+                         [&](FileSpec& f) {
+                             number("image_size", 132)(f);
+                             flag(f);
+                         }),
+                  "awq_edge.vision.bidirectional is true, and a picture becomes 1089 embeddings; "
+                  "at most 1024 can see each other");
+    ModelForm decoder;
+    decoder.qk_norm = false;
+    decoder.position = "alibi";
+    FileSpec file = random_model(decoder);
+    add_vision(file);
+    check_accepted(file);
+    flag(file);
+    check_refused(file,
+                  "awq_edge.vision.bidirectional is true, although awq_edge.decoder.position "
+                  "is alibi: no distance is counted forwards");
 }
 
 TEST(keys_that_exclude_each_other) {

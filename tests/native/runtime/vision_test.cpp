@@ -32,6 +32,7 @@ constexpr uint64_t kGolden[] = {
     0xcf19630d30cec562,  // an average and an RMS norm
     0xe921aa759a935210,  // regrouped over the edge, a layer norm
     0xd1972bb6db12df2f,  // an average of nine, regrouped
+    0xe1197f265d75ba5f,  // seen in both directions
 };
 
 awqe_vision_info info_of(const OwnedModel& model) {
@@ -214,6 +215,99 @@ TEST(without_pictures_the_decoder_is_what_it_would_be_alone) {
     read_tokens(open_session(text, "", 1), tokens, expected);
     read_tokens(open_session(both, "", 1), tokens, logits);
     check_same_bits(logits.data(), expected.data(), expected.size(), "text alone");
+}
+
+namespace {
+
+void read_picture(const OwnedSession& session, const std::vector<float>& rows, size_t count,
+                  std::vector<float>& logits) {
+    logits.resize(count * kVocabulary);
+    awqe_error error;
+    need(awqe_session_evaluate_embeddings(session.get(), rows.data(), count, AWQE_LOGITS_ALL,
+                                          logits.data(), nullptr, nullptr, &error),
+         error);
+}
+
+}  // namespace
+
+TEST(a_picture_that_is_seen_in_both_directions_is_read_as_a_whole) {
+    const VisionForm form = vision_forms().back();
+    CHECK(form.bidirectional);
+    const OwnedModel model = open_bytes(random_vision_model(form).build());
+    VisionForm forwards = form;
+    forwards.bidirectional = false;
+    const OwnedModel causal = open_bytes(random_vision_model(forwards).build());
+    const awqe_vision_info info = info_of(model);
+    CHECK(info.bidirectional && !info_of(causal).bidirectional);
+    CHECK(info.tokens > 128);
+    const std::vector<float> rows = encode(model, pictures_for(info), "", 1);
+    const size_t numbers = picture_numbers(info);
+    const std::vector<float> picture(rows.begin(), rows.begin() + static_cast<ptrdiff_t>(numbers));
+
+    // The last row sees the same ones in both, but they are others behind the first layer; and the
+    // first row sees what is behind it.
+    const OwnedSession session = open_session(model, "", 2);
+    std::vector<float> logits, of_causal;
+    read_picture(session, picture, info.tokens, logits);
+    read_picture(open_session(causal, "", 2), picture, info.tokens, of_causal);
+    CHECK(std::memcmp(logits.data(), of_causal.data(), kVocabulary * sizeof(float)) != 0);
+    std::vector<float> changed = picture;
+    changed.back() += 1.0f;
+    std::vector<float> of_changed;
+    read_picture(open_session(model, "", 1), changed, info.tokens, of_changed);
+    CHECK(std::memcmp(logits.data(), of_changed.data(), kVocabulary * sizeof(float)) != 0);
+    read_picture(open_session(causal, "", 1), changed, info.tokens, of_changed);
+    check_same_bits(of_changed.data(), of_causal.data(), kVocabulary, "seen forwards alone");
+
+    // What comes behind it may go and come again.
+    std::vector<float> behind, again;
+    read_tokens(session, {3, 8, 0}, behind);
+    awqe_error error;
+    need(awqe_session_truncate(session.get(), info.tokens, &error), error);
+    read_tokens(session, {3, 8, 0}, again);
+    check_same_bits(again.data(), behind.data(), behind.size(), "behind a picture");
+
+    for (const size_t count : {size_t{1}, size_t{info.tokens} - 1}) {
+        const OwnedSession other = open_session(model, "", 1);
+        CHECK_EQUAL(
+            awqe_session_evaluate_embeddings(other.get(), picture.data(), count, AWQE_LOGITS_LAST,
+                                             nullptr, nullptr, nullptr, &error),
+            AWQE_INVALID_ARGUMENT);
+        check_error(error, AWQE_INVALID_ARGUMENT, "its 144 embeddings are read in one call");
+    }
+}
+
+TEST(a_picture_beside_texts_is_what_it_is_alone) {
+    const OwnedModel model = open_bytes(random_vision_model(vision_forms().back()).build());
+    const awqe_vision_info info = info_of(model);
+    const std::vector<float> rows = encode(model, pictures_for(info), "", 1);
+    const std::vector<uint32_t> text = {1, 5, 2, 8, 8, 0, 3};
+    std::vector<float> of_picture, of_text;
+    read_picture(open_session(model, "", 1), rows, info.tokens, of_picture);
+    read_tokens(open_session(model, "", 1), text, of_text);
+    std::vector<OwnedSession> sessions;
+    std::vector<std::vector<float>> logits;
+    for (int i = 0; i < 4; ++i) {
+        sessions.push_back(open_session(model, "", 2));
+        logits.emplace_back((i % 2 == 0 ? text.size() : info.tokens) * kVocabulary);
+    }
+    std::vector<awqe_batch_input> inputs(4);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+        awqe_batch_input& input = inputs[i];
+        input.struct_size = sizeof(input);
+        input.which = AWQE_LOGITS_ALL;
+        input.session = sessions[i].get();
+        input.tokens = i % 2 == 0 ? text.data() : nullptr;
+        input.embeddings = i % 2 == 0 ? nullptr : rows.data();
+        input.count = i % 2 == 0 ? text.size() : info.tokens;
+        input.logits = logits[i].data();
+    }
+    awqe_error error;
+    need(awqe_batch_evaluate(inputs.data(), inputs.size(), nullptr, nullptr, &error), error);
+    for (size_t i = 0; i < inputs.size(); ++i) {
+        const std::vector<float>& alone = i % 2 == 0 ? of_text : of_picture;
+        check_same_bits(logits[i].data(), alone.data(), alone.size(), "together");
+    }
 }
 
 TEST(what_the_model_says_of_itself) {

@@ -28,6 +28,7 @@ struct VisionForm {
     const char* connector_activation = "gelu";
     bool connector_bias = false;
     bool newline = false;
+    bool bidirectional = false;
 };
 
 constexpr uint32_t kVisionHidden = 40;
@@ -63,6 +64,10 @@ inline std::vector<VisionForm> vision_forms() {
     add("an average of nine, regrouped", [](Form& f) {
         f.activation = "relu", f.pool = 3, f.regroup = 2, f.head_size = 64, f.heads = 1;
     });
+    // More rows than a block of text has.
+    add("seen in both directions", [](Form& f) {
+        f.image_size = 48, f.post_norm = true, f.connector_norm = "rms", f.bidirectional = true;
+    });
     return forms;
 }
 
@@ -85,6 +90,7 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
     flag("class_token", form.class_token);
     flag("pre_norm", form.pre_norm);
     flag("post_norm", form.post_norm);
+    flag("bidirectional", form.bidirectional);
     if (form.pool != 1) file.set_u32(vision + "pool", form.pool);
     if (form.regroup != 1) file.set_u32(vision + "regroup", form.regroup);
     const std::string norm_of_connector = form.connector_norm;
