@@ -404,7 +404,7 @@ class Model:
         from awq_edge.vision.prompt import Marked
 
         reader = self.pictures
-        pictures = [reader.prepare(image, detail) for image in images]
+        pictures = reader.together(images, detail)
         if not isinstance(prompt, str):
             return PicturePrompt(reader, list(prompt), pictures)  # type: ignore[arg-type]  # ids
         marked, place = Marked.new(reader.rules), reader.rules.place
@@ -442,7 +442,7 @@ class Model:
         marked = Marked.new(reader.rules)
         in_parts = any(reads_parts(text) for text in templates(self.metadata).values())
         plain, found = taken_apart(messages, images, marked, in_parts=in_parts)
-        pictures = [reader.prepare(image, detail) for image in found]
+        pictures = reader.together(found, detail)
         text = self.chat_prompt(plain, **settings)
         prompt = PicturePrompt.of_text(
             reader, self.tokenizer, text, marked, pictures, add_bos=False

@@ -41,9 +41,18 @@ _IDEFICS = {
     "image_mean": _HALF,
     "image_std": _HALF,
 }
+_NEXT_SIZES = [[336, 672], [672, 336], [672, 672], [1008, 336], [336, 1008]]
+_ONEVISION_SIZES = [[h, w] for h in range(384, 2305, 384) for w in range(384, 2305, 384)]
 _CLASSES: Mapping[str, Mapping[str, Any]] = {
     "CLIP": _CLIP,
     "Llava": {**_CLIP, "do_pad": False},
+    "LlavaNext": {**_CLIP, "image_grid_pinpoints": _NEXT_SIZES},
+    "LlavaOnevision": {
+        **_CLIP,
+        "size": {"height": 384, "width": 384},
+        "do_center_crop": False,
+        "image_grid_pinpoints": _ONEVISION_SIZES,
+    },
     "Siglip": _SIGLIP,
     "Gemma3": {**_SIGLIP, "resample": 2},
     "Idefics3": _IDEFICS,
@@ -94,8 +103,7 @@ def processor(settings: Mapping[str, Any], family: str, side: int, *, where: str
             f"{where} does not resize its pictures, which then have no size that a tower reads."
         )
     chosen = _FILTERS[number]
-    idefics = kind in ("Idefics3", "SmolVLM")
-    made = _tiles(values, chosen, where) if idefics else _square(values, chosen, kind, where)
+    made = _WAYS.get(kind, _square)(values, chosen, kind, where)
     if made.side != side:
         raise CheckpointError(
             f"{where} makes pictures of {made.side} pixels on a side, and its tower reads {side}."
@@ -147,7 +155,42 @@ def _square(values: Values, chosen: str, kind: str, where: str) -> Preprocessing
     return Preprocessing("squash", height, chosen)
 
 
-def _tiles(values: Values, chosen: str, where: str) -> Preprocessing:
+def _any_resolution(values: Values, chosen: str, kind: str, where: str) -> Preprocessing:
+    whole = _square(values, chosen, kind, where)
+    if whole.way == "crop" and whole.shortest_edge != whole.side:
+        raise UnsupportedError(
+            f"{where} makes tiles of {whole.side} pixels on a side after resizing to "
+            f"{whole.shortest_edge}; both must be the same."
+        )
+    sizes = grid_sizes(values.get("image_grid_pinpoints"), where)
+    if kind != "LlavaOnevision":
+        return Preprocessing("any_resolution", whole.side, chosen, sizes=sizes)
+    red, green, blue = (int(value * 255) for value in _channels(values, "image_mean", where))
+    return Preprocessing(
+        "any_resolution",
+        whole.side,
+        chosen,
+        background=(red, green, blue),
+        sizes=sizes,
+        alone=True,
+    )
+
+
+def grid_sizes(value: object, where: str) -> tuple[tuple[int, int], ...]:
+    """Heights and widths that a picture may have before it is cut, as files write them."""
+    sizes = []
+    for pair in value if isinstance(value, list) else [value]:
+        edges = pair if isinstance(pair, list) else []
+        if len(edges) != 2 or not all(type(edge) is int and edge > 0 for edge in edges):
+            raise CheckpointError(
+                f"{where} has {shown(value)} for image_grid_pinpoints, which is no list of heights "
+                "and widths."
+            )
+        sizes.append((edges[0], edges[1]))
+    return tuple(sizes)
+
+
+def _tiles(values: Values, chosen: str, _kind: str, where: str) -> Preprocessing:
     longest = _size(values, "size", where).get("longest_edge", 0)
     side = _size(values, "max_image_size", where).get("longest_edge", 0)
     split = values.flag("do_image_splitting", True)
@@ -174,3 +217,12 @@ def _channels(values: Values, key: str, where: str) -> tuple[float, ...]:
         raise CheckpointError(f"{where} has {shown(value)} for {key}; three numbers are needed.")
     one = [Values({key: number}, {}).number(key) for number in value]
     return tuple(one)
+
+
+# Of processors that make more of a picture than one square.
+_WAYS = {
+    "Idefics3": _tiles,
+    "SmolVLM": _tiles,
+    "LlavaNext": _any_resolution,
+    "LlavaOnevision": _any_resolution,
+}

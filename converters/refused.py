@@ -80,9 +80,9 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "not computed here",
     ),
     (
-        "llava_next.*|llava_onevision|vipllava|bakllava",
-        "its pictures are cut by a list of sizes and their rows end in a learned vector, which is "
-        "not written yet; LLaVA 1.5 (type llava) is supported",
+        "llava_next_video|vipllava|bakllava",
+        "what stands between its tower and its decoder is not written yet; LLaVA 1.5, 1.6 and "
+        "OneVision (types llava, llava_next and llava_onevision) are supported",
     ),
     ("llava_llama|vila.*|nvila.*", _own_code("a LLaVA 1.5 of the type llava")),
     (

@@ -18,6 +18,8 @@ _TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
     "gemma3": ("gemma3_text",),
     "idefics3": ("llama",),
     "llava": ("llama", "mistral", "qwen2", "phi"),
+    "llava_next": ("llama", "mistral", "qwen2"),
+    "llava_onevision": ("qwen2",),
     "mistral3": ("mistral", "ministral", "ministral3"),
     "smolvlm": ("llama",),
 }
@@ -74,8 +76,11 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     text.update({key: config[key] for key in _OF_THE_WHOLE if key in config})
     # The head belongs to the whole. Where its class does not tie it, files may say so of the text
     # alone; a head that is stored with numbers of its own counts in any case.
-    default = _TIED.get(config["model_type"], text.get("tie_word_embeddings", False))
+    of_text = text.get("tie_word_embeddings", False)
+    default = _TIED.get(config["model_type"], of_text)
     text["tie_word_embeddings"] = config.get("tie_word_embeddings", default)
+    if config["model_type"] == "llava_onevision" and of_text:
+        text["tie_word_embeddings"] = True  # its class lets either of the two say so
     return text
 
 

@@ -8,6 +8,7 @@ What is decoded is ``text_part.py``'s; how a picture is prepared, ``preprocessor
 from __future__ import annotations
 
 import dataclasses
+import re
 from collections.abc import Callable, Mapping
 from typing import Any
 
@@ -17,6 +18,7 @@ import numpy.typing as npt
 from awq_edge.errors import CheckpointError, UnsupportedError
 from awq_edge.vision.architecture import VisionArchitecture
 
+from .preprocessor import grid_sizes
 from .values import Values, shown
 
 _ACTIVATIONS: Mapping[str, str] = {
@@ -89,6 +91,8 @@ class VisionPart:
         placeholder: Id of the token that stands for a row of a picture.
         layout: What stands around a picture's rows, as ``vision/prompt.py`` knows it.
         around: Ids of the tokens in front of them and behind, where the layout has such.
+        sizes: Heights and widths that tiles of any resolution make up; None: the processor's.
+        most_tiles: Of how many of them the decoder reads the rows; 0: of all.
         positions: Which row of the position table each patch has; None: its own.
         transposed: Whether the connector's matrix is stored by columns.
         norm_offset: What is added to the weight of the connector's norm.
@@ -100,6 +104,8 @@ class VisionPart:
     placeholder: int
     layout: str
     around: tuple[int, int] | None = None
+    sizes: tuple[tuple[int, int], ...] | None = None
+    most_tiles: int = 0
     positions: npt.NDArray[np.int64] | None = None
     transposed: bool = False
     norm_offset: float = 0.0
@@ -157,7 +163,56 @@ def vision_part(config: Mapping[str, Any], decoder_size: int) -> VisionPart | No
 
 
 def _llava(config: Values, decoder_size: int) -> VisionPart:
-    """LLaVA 1.5: all patches of one layer, through one matrix or two."""
+    """LLaVA 1.5: all patches of one layer, through two matrices."""
+    strategy = config.get("vision_feature_select_strategy", "default")
+    return _patches("llava", config, decoder_size, -2, strategy, 32000)
+
+
+def _llava_next(config: Values, decoder_size: int) -> VisionPart:
+    """LLaVA 1.6: the same, of tiles, whose lines end in a learned vector."""
+    strategy = config.get("vision_feature_select_strategy", "default")
+    part = _patches("llava_next", config, decoder_size, -2, strategy, 32000)
+    return _of_any_resolution(part, config)
+
+
+def _onevision(config: Values, decoder_size: int) -> VisionPart:
+    """LLaVA-OneVision: as 1.6, without rows beyond those of some tiles."""
+    strategy = config.get("vision_feature_select_strategy", "full")
+    part = _patches("llava_onevision", config, decoder_size, -1, strategy, 151646)
+    wanted = config.get("vision_aspect_ratio", "anyres_max_9")
+    limit = re.fullmatch(r"anyres_max_([1-9]\d{0,3})", wanted if isinstance(wanted, str) else "")
+    if limit is None:
+        raise UnsupportedError(
+            f"The vision_aspect_ratio of this model is {shown(wanted)}; anyres_max_ with a number "
+            "is supported."
+        )
+    return _of_any_resolution(part, config, int(limit[1]))
+
+
+def _of_any_resolution(part: VisionPart, config: Values, most_tiles: int = 0) -> VisionPart:
+    sizes = config.get("image_grid_pinpoints")
+    return dataclasses.replace(
+        part,
+        architecture=dataclasses.replace(part.architecture, newline=True),
+        layout="any_resolution",
+        sizes=None if sizes is None else grid_sizes(sizes, "config.json"),
+        most_tiles=most_tiles,
+    )
+
+
+def _patches(
+    family: str, config: Values, decoder_size: int, layer: int, strategy: Any, placeholder: int
+) -> VisionPart:
+    """All patches of one layer, through two matrices: LLaVA's families, and what they default to.
+
+    Args:
+        family: Which one.
+        config: config.json of the whole.
+        decoder_size: Width of its decoder.
+        layer: Which one is read where config.json does not say.
+        strategy: What becomes of the class token.
+        placeholder: Its default id.
+    """
     tower = config.table("vision_config")
     kind = tower.get("model_type", "clip_vision_model")
     if kind not in ("clip_vision_model", "siglip_vision_model"):
@@ -167,7 +222,6 @@ def _llava(config: Values, decoder_size: int) -> VisionPart:
         )
     clip = kind == "clip_vision_model"
     values = Values(tower.values, _CLIP if clip else _SIGLIP)
-    strategy = config.get("vision_feature_select_strategy", "default")
     if strategy != ("default" if clip else "full"):
         raise UnsupportedError(
             f"The model takes patches by the strategy {shown(strategy)}; the tower is a {kind}, of "
@@ -175,9 +229,9 @@ def _llava(config: Values, decoder_size: int) -> VisionPart:
         )
     bias = config.flag("multimodal_projector_bias", True)
     return VisionPart(
-        "llava",
+        family,
         VisionArchitecture(
-            **_tower(values, _layers(config, values)),
+            **_tower(values, _layers(config, values, layer)),
             decoder_size=decoder_size,
             class_token=clip,
             patch_bias=not clip,
@@ -188,21 +242,21 @@ def _llava(config: Values, decoder_size: int) -> VisionPart:
             connector_bias=bias,
         ),
         {"mm.0": "linear_1", "mm.2": "linear_2"},
-        _placeholder(config, 32000),
+        _placeholder(config, placeholder),
         "plain",
     )
 
 
-def _layers(config: Values, tower: Values) -> int:
+def _layers(config: Values, tower: Values, default: int) -> int:
     """How many layers are computed for the hidden states that the connector reads."""
     layers = tower.integer("num_hidden_layers")
-    chosen = config.get("vision_feature_layer", -2)
+    chosen = config.get("vision_feature_layer", default)
     if isinstance(chosen, list):
         raise UnsupportedError(
             "The connector of this model reads several layers of its tower side by side "
             "(vision_feature_layer is a list); one is supported."
         )
-    chosen = config.integer("vision_feature_layer", -2)
+    chosen = config.integer("vision_feature_layer", default)
     computed = chosen if chosen >= 0 else layers + 1 + chosen
     if not 1 <= computed <= layers:
         raise CheckpointError(
@@ -333,6 +387,8 @@ def _token(config: Values, keys: tuple[str, ...], default: int) -> int:
 
 _READERS: Mapping[str, Callable[[Values, int], VisionPart]] = {
     "llava": _llava,
+    "llava_next": _llava_next,
+    "llava_onevision": _onevision,
     "smolvlm": _idefics("smolvlm", 128257),
     "idefics3": _idefics("idefics3", 128257),
     "gemma3": _gemma3,

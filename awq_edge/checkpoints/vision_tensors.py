@@ -68,6 +68,11 @@ class VisionTensors:
         where, settings = _processor_settings(checkpoint.directory)
         side = self.architecture.image_size
         self.processor = processor(settings, part.family, side, where=str(where))
+        if part.sizes is not None and part.sizes != self.processor.preprocessing.sizes:
+            raise CheckpointError(
+                f"The image_grid_pinpoints of {where} are not those of config.json: pictures would "
+                "be cut otherwise than they are put together."
+            )
 
     def tensor_names(self) -> list[str]:
         """Our names, in file order."""
@@ -100,6 +105,8 @@ class VisionTensors:
             CheckpointError: The tokenizer has no such token.
         """
         entry: dict[str, Any] = {"token": self.part.placeholder, "layout": self.part.layout}
+        if self.part.most_tiles:
+            entry["most_tiles"] = self.part.most_tiles
         if tokenizer_json is not None:
             wanted = {"placeholder": self.part.placeholder}
             if self.part.around is not None:

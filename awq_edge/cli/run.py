@@ -66,7 +66,7 @@ def run(
     text = read_standard_input() if prompt == "-" else prompt
     config = sampling.config(max_tokens)
     with running.open(file, context, kv, guessing) as model:
-        pictures = [model.pictures.prepare(path, detail) for path in images or ()]
+        pictures = model.pictures.together(images or (), detail)
         for notice in (notice for picture in pictures for notice in picture.notices):
             output.status(notice)
         pieces = [] if not echo else [text]

@@ -25,7 +25,7 @@ NO_TOKEN = 2**32 - 1  # what a session holds in the place of a picture's rows
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Rows of one tile of a picture, side by side in a prompt.
+    """Rows of a picture, side by side in a prompt.
 
     Attributes:
         begin: Where the first one stands.
@@ -67,18 +67,22 @@ class PicturePrompt:
         self._reader = reader
         self.tokens = list(tokens)
         places = np.flatnonzero(np.array(self.tokens, dtype=np.int64) == reader.rules.token)
-        needed = sum(len(picture.tiled.tiles) for picture in pictures) * reader.rows
+        runs = [reader.rules.runs(picture.tiled, reader.rows) for picture in pictures]
+        needed = sum(sum(of_picture) for of_picture in runs)
         if len(places) != needed:
             raise InvalidArgumentError(
                 f"The prompt has {len(places)} places for rows of pictures, and the "
                 f"{len(pictures)} pictures have {needed} rows: their numbers must be the same."
             )
         spans = []
-        firsts = iter(places[:: reader.rows].tolist())
-        for picture in pictures:
-            for tile in range(len(picture.tiled.tiles)):
-                begin = next(firsts)
-                spans.append(Span(begin, begin + reader.rows, picture, tile * reader.rows))
+        done = 0
+        for picture, of_picture in zip(pictures, runs):
+            first_row = 0
+            for count in of_picture:
+                begin = int(places[done])
+                spans.append(Span(begin, begin + count, picture, first_row))
+                done += count
+                first_row += count
         self.spans = tuple(spans)
 
     @classmethod

@@ -37,6 +37,8 @@ class Preprocessing:
         longest_edge: Of the picture that is cut into rows and columns.
         split: Whether it is cut at all.
         sizes: Heights and widths that any resolution may take.
+        alone: Whether only a picture that is alone in its prompt is cut into tiles; beside others
+            it is padded to a square of the background.
     """
 
     way: str
@@ -47,6 +49,7 @@ class Preprocessing:
     longest_edge: int = 0
     split: bool = True
     sizes: tuple[tuple[int, int], ...] = ()
+    alone: bool = False
 
     def __post_init__(self) -> None:
         """Refuses what cannot be."""
@@ -90,6 +93,14 @@ class Preprocessing:
         if self.way == "any_resolution" and split:
             return tilings.any_resolution(rgb, self.side, self.sizes, self.filter)
         return Tiled(self._square(rgb)[None], size=(rgb.shape[0], rgb.shape[1]))
+
+    def beside_others(self, rgb: Pixels) -> Tiled | None:
+        """A picture, uint8 [H, W, 3], where others are in its prompt; None: as :meth:`tiles`."""
+        if not self.alone:
+            return None
+        square = crops.padded_to_square(rgb, self.background)
+        tile = resized(square, self.side, self.side, self.filter)
+        return Tiled(tile[None], size=(rgb.shape[0], rgb.shape[1]))
 
     def _square(self, rgb: Pixels) -> Pixels:
         if self.way == "crop":
@@ -135,6 +146,7 @@ def _typed(values: object) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TypeError("it is no table")
     kinds = {"way": str, "filter": str, "split": bool, "background": list, "sizes": list}
+    kinds["alone"] = bool
     for name, value in values.items():
         if type(value) is not kinds.get(name, int):
             raise TypeError(f"{name} is {value!r}")

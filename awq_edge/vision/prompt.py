@@ -8,12 +8,14 @@ from __future__ import annotations
 
 import dataclasses
 import json
+import math
 import re
 import secrets
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 from awq_edge.errors import FileInvalidError, InvalidArgumentError
+from awq_edge.vision.arrangement import row_count
 
 if TYPE_CHECKING:
     from awq_edge.tokenizer import Tokenizer
@@ -21,8 +23,9 @@ if TYPE_CHECKING:
 
 METADATA_KEY = "awq_edge.vision.prompt"
 # plain: a picture's rows and nothing else; paragraph: Gemma 3's, between two words on a line of
-# their own; rows_and_columns: SmolVLM's and Idefics3's words.
-LAYOUTS = ("plain", "paragraph", "rows_and_columns")
+# their own; rows_and_columns: SmolVLM's and Idefics3's words; any_resolution: LLaVA 1.6's rows, as
+# ``arrangement.py`` puts them.
+LAYOUTS = ("plain", "paragraph", "rows_and_columns", "any_resolution")
 _AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
 _MOST_ROWS = 6  # beyond, the words have no token
 
@@ -38,6 +41,7 @@ class PromptRules:
         begin: The word in front of a picture's rows, which in a prompt and in a chat template is
             the picture's place; empty: the placeholder is.
         end: The word behind them.
+        most_tiles: Of how many tiles any_resolution keeps the rows; 0: of all.
     """
 
     token: int
@@ -45,6 +49,7 @@ class PromptRules:
     placeholder: str = ""
     begin: str = ""
     end: str = ""
+    most_tiles: int = 0
 
     @property
     def place(self) -> str:
@@ -63,17 +68,18 @@ class PromptRules:
         Raises:
             FileInvalidError: It is no such record.
         """
+        fields = dataclasses.fields(cls)
         try:
             values = json.loads(text) if isinstance(text, str) else None
         except (ValueError, RecursionError):
             values = None
-        known = {"token": int, "layout": str, "placeholder": str, "begin": str, "end": str}
+        known = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields}
         if (
             not isinstance(values, dict)
             or not {"token", "layout"} <= set(values) <= set(known)
             or any(type(value) is not known[name] for name, value in values.items())
             or values["layout"] not in LAYOUTS
-            or values["token"] < 0
+            or min(values["token"], values.get("most_tiles", 0)) < 0
         ):
             raise FileInvalidError(
                 f"The file's entry {METADATA_KEY} cannot be used: convert the model again with "
@@ -81,14 +87,22 @@ class PromptRules:
             )
         return cls(**values)
 
-    def text(self, tiled: Tiled, rows: int) -> str:
-        """What stands in a text in the place of a picture.
+    def runs(self, tiled: Tiled, rows: int) -> list[int]:
+        """How many rows of a picture stand side by side in a prompt, one number for each run.
 
         Args:
             tiled: The picture.
             rows: Of the decoder's, for each tile.
         """
+        if self.layout == "any_resolution":
+            return [row_count(tiled, math.isqrt(rows), self.most_tiles)]
+        return [rows] * len(tiled.tiles)
+
+    def text(self, tiled: Tiled, rows: int) -> str:
+        """What stands in a text in the place of a picture; arguments as for :meth:`runs`."""
         one = self.placeholder * rows
+        if self.layout == "any_resolution":
+            return self.placeholder * sum(self.runs(tiled, rows))
         if self.layout == "plain":
             return one * len(tiled.tiles)
         if self.layout == "paragraph":

@@ -10,13 +10,13 @@ import dataclasses
 import hashlib
 import threading
 from collections import OrderedDict
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
-import numpy.typing as npt
 
-from awq_edge.errors import UnsupportedError
+from awq_edge.errors import FileInvalidError, UnsupportedError
+from awq_edge.vision.arrangement import Rows, arranged
 from awq_edge.vision.decoding import Source, read_picture
 from awq_edge.vision.preprocessing import METADATA_KEY, Preprocessing
 from awq_edge.vision.prompt import METADATA_KEY as PROMPT_KEY
@@ -26,7 +26,6 @@ from awq_edge.vision.tilings import Tiled
 if TYPE_CHECKING:
     from awq_edge.model import Model
 
-Rows = npt.NDArray[np.float32]
 Progress = Callable[[int, int], None]
 
 # Of rows of the decoder's: 64 pictures of LLaVA 1.5's 576 rows at a width of 2048.
@@ -41,11 +40,13 @@ class PreparedPicture:
         key: Stands for its content, for all that was done to it, and for the model.
         tiled: What the tower reads.
         notices: What a user should know, each a sentence.
+        beside_others: The same picture in a prompt with more than one; None: it is this.
     """
 
     key: bytes
     tiled: Tiled
     notices: tuple[str, ...] = ()
+    beside_others: PreparedPicture | None = None
 
 
 class PictureReader:
@@ -76,10 +77,16 @@ class PictureReader:
             f"{model.metadata.get('awq_edge.sha256')} {self._preprocessing.to_json()}".encode()
         ).digest()
         self.rules = PromptRules.from_json(model.metadata.get(PROMPT_KEY))
+        if self.rules.layout == "any_resolution" and vision.newline is None:
+            raise FileInvalidError(
+                f"{model.path} has no tensor mm.image_newline, which ends the lines of its "
+                "pictures: convert the model again."
+            )
         self.rows = vision.tokens
         self.whole = vision.bidirectional
         self._side = vision.image_size
         self._width = vision.embedding_size
+        self._newline = vision.newline
         self.encodings = 0
         self._cache: OrderedDict[bytes, Rows] = OrderedDict()
         self._lock = threading.Lock()
@@ -102,10 +109,26 @@ class PictureReader:
         digest.update(f"{detail} {picture.rgb.shape}".encode())
         digest.update(picture.rgb.tobytes())
         tiled = self._preprocessing.tiles(picture.rgb, detail)
-        return PreparedPicture(digest.digest(), tiled, picture.notices)
+        square = self._preprocessing.beside_others(picture.rgb)
+        other = None
+        if square is not None:
+            key = hashlib.sha256(digest.digest() + b" beside others").digest()
+            other = PreparedPicture(key, square, picture.notices)
+        return PreparedPicture(digest.digest(), tiled, picture.notices, other)
+
+    def together(
+        self,
+        sources: Sequence[Source | PreparedPicture],
+        detail: str = "high",
+    ) -> list[PreparedPicture]:
+        """Prepares all pictures of one prompt; arguments as for :meth:`prepare`."""
+        pictures = [self.prepare(source, detail) for source in sources]
+        if len(pictures) < 2:
+            return pictures
+        return [one.beside_others or one for one in pictures]
 
     def encoded(self, picture: PreparedPicture, progress: Progress | None = None) -> Rows:
-        """What the decoder reads of a picture, float32 [tiles * rows, hidden].
+        """What the decoder reads of a picture, float32 [rows, hidden].
 
         Args:
             picture: A prepared one.
@@ -119,9 +142,15 @@ class PictureReader:
             found = np.empty((len(tiles), self.rows, self._width), np.float32)
             self._model.native.encode_pictures(tiles, found, progress=progress)
             self.encodings += len(tiles)
-            rows = found.reshape(-1, self._width)
+            rows = self._arranged(found, picture.tiled)
             rows.flags.writeable = False
             self._cache[picture.key] = rows
             while sum(one.nbytes for one in self._cache.values()) > _CACHE_BYTES:
                 self._cache.popitem(last=False)
             return rows
+
+    def _arranged(self, found: Rows, tiled: Tiled) -> Rows:
+        if self.rules.layout != "any_resolution":
+            return found.reshape(-1, self._width)
+        newline = np.frombuffer(self._newline or b"", np.float32)
+        return arranged(found, tiled, newline, self.rules.most_tiles)

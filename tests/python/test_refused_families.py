@@ -29,6 +29,7 @@ from awq_edge.errors import CheckpointError, UnsupportedError
         (dict(model_type="recurrent_gemma"), "is recurrent"),
         (dict(model_type="gpt_oss"), "sink weights"),
         (dict(model_type="gemma3n"), "embeddings of their own"),
+        (dict(model_type="llava_next_video"), "between its tower and its decoder"),
         (dict(model_type="gemma3n_text"), "embeddings of their own"),
         (dict(model_type="gemma4"), "size of their heads"),
         (dict(model_type="t5"), "has an encoder"),

@@ -92,10 +92,72 @@ ROWS = {
 }
 
 
+def _any_resolution(model, config, text, tower, sizes, **keys):
+    return model(
+        config(
+            vision_config=tower,
+            text_config=text,
+            image_token_index=PLACEHOLDER,
+            image_grid_pinpoints=sizes,
+            **keys,
+        )
+    )
+
+
+NEXT_SIZES = [[26, 52], [52, 26], [52, 52], [78, 26], [26, 78]]
+ONEVISION_SIZES = [[h, w] for h in (26, 52, 78, 104) for w in (26, 52, 78, 104)]
+_NEXT = {
+    "image_processor_type": "LlavaNextImageProcessor",
+    "size": {"shortest_edge": 26},
+    "crop_size": {"height": 26, "width": 26},
+    "image_grid_pinpoints": NEXT_SIZES,
+}
+# LLaVA 1.6 and OneVision, whose pictures are tiles put together.
+ANY_RESOLUTION = {
+    "llava_next": (
+        lambda: _any_resolution(
+            tf.LlavaNextForConditionalGeneration,
+            tf.LlavaNextConfig,
+            tf.LlamaConfig(**TEXT),
+            tf.CLIPVisionConfig(**TOWER),
+            NEXT_SIZES,
+        ),
+        _NEXT,
+    ),
+    "llava_next_mistral": (
+        lambda: _any_resolution(
+            tf.LlavaNextForConditionalGeneration,
+            tf.LlavaNextConfig,
+            tf.MistralConfig(**TEXT, sliding_window=None),
+            tf.CLIPVisionConfig(**TOWER),
+            NEXT_SIZES,
+        ),
+        _NEXT,
+    ),
+    "llava_onevision": (
+        lambda: _any_resolution(
+            tf.LlavaOnevisionForConditionalGeneration,
+            tf.LlavaOnevisionConfig,
+            tf.Qwen2Config(**TEXT, tie_word_embeddings=True),
+            tf.SiglipVisionConfig(**TOWER, vision_use_head=False),
+            ONEVISION_SIZES,
+            vision_aspect_ratio="anyres_max_3",
+        ),
+        {
+            "image_processor_type": "LlavaOnevisionImageProcessor",
+            "size": {"height": 26, "width": 26},
+            "image_mean": [0.5, 0.5, 0.5],
+            "image_std": [0.5, 0.5, 0.5],
+            "image_grid_pinpoints": ONEVISION_SIZES,
+        },
+    ),
+}
+
+
 def make(row, seed=0):
     """The model of a row with weights that all matter: norms far from one, biases far from zero."""
     torch.manual_seed(seed)
-    model = ROWS[row][0]().eval()
+    model = {**ROWS, **ANY_RESOLUTION}[row][0]().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -111,7 +173,7 @@ def save(row, directory, seed=0):
     """Saves a row's model as a checkpoint with its processor's settings; gives the model."""
     model = make(row, seed)
     model.save_pretrained(directory)
-    settings = json.dumps(ROWS[row][1])
+    settings = json.dumps({**ROWS, **ANY_RESOLUTION}[row][1])
     (directory / "preprocessor_config.json").write_text(settings, encoding="utf-8")
     return model
 
