@@ -72,7 +72,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "nomic_bert|eurobert",
         _ENCODER,
     ),
-    ("qwen[23]_vl.*|qwen2_5_vl.*|qwen2_5_omni.*", _TURNED),
+    ("qwen3_vl.*|qwen2_5_omni.*", _TURNED),
     ("flamingo|open_flamingo|idefics|mllama", _CROSSED),
     (
         "idefics2",
@@ -84,7 +84,12 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "what stands between its tower and its decoder is not written yet; LLaVA 1.5, 1.6 and "
         "OneVision (types llava, llava_next and llava_onevision) are supported",
     ),
-    ("llava_llama|vila.*|nvila.*", _own_code("a LLaVA 1.5 of the type llava")),
+    (
+        "llava_llama|llava_qwen2?|vila.*|nvila.*",
+        "its parts lie in folders of their own, its tokenizer has no word for a picture, and how "
+        "it writes a prompt stands in its program alone; use a LLaVA of the type llava, llava_next "
+        "or llava_onevision instead",
+    ),
     (
         "moondream.*",
         "its tower reads crops that overlap, and a picture is seen in both directions by its "
@@ -99,7 +104,11 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "its tower scales each branch by a vector, and no converter is written yet",
     ),
     ("paligemma", "its decoder sees a picture and the text before its answer in both directions"),
-    ("nanovlm", _own_code("HuggingFaceTB/SmolVLM-256M-Instruct (type smolvlm)")),
+    (
+        "nanovlm",
+        "its files hold no tokenizer, and its pictures are resized in floats by a program of its "
+        "own; use HuggingFaceTB/SmolVLM-256M-Instruct (type smolvlm) instead",
+    ),
     ("deepseek_v[23].*|minicpm3|kimi_k2.*|longcat.*", _LATENT),
     ("phi3small", _own_code("Phi-3-mini (type phi3), whose attention is not sparse by blocks,")),
     (
@@ -140,6 +149,8 @@ def refuse_other_models(config: Mapping[str, Any]) -> None:
         raise UnsupportedError(
             f"The model type {shown(config.get('model_type'))} is not supported: {_BOTH}."
         )
+    if "model_type" not in config and {"vit_model_type", "lm_model_type"} <= set(config):
+        raise UnsupportedError(f"This is a nanoVLM, which is not supported: {reason('nanovlm')}.")
     classes = config.get("architectures")
     names = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
     if config.get("model_type") == "gpt2" and "GPT2LMHeadCustomModel" in names:

@@ -21,11 +21,16 @@ _TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
     "llava_next": ("llama", "mistral", "qwen2"),
     "llava_onevision": ("qwen2",),
     "mistral3": ("mistral", "ministral", "ministral3"),
+    "qwen2_5_vl": ("qwen2_5_vl_text",),
+    "qwen2_vl": ("qwen2_vl_text",),
     "smolvlm": ("llama",),
 }
 # What their classes take for a head that config.json does not mention.
 _TIED = {"gemma3": True, "mistral3": True}
 WRAPPERS = tuple(_TEXT_TYPES)
+
+# Types whose older files have the keys of the text beside those of the whole.
+_FLAT = ("qwen2_5_vl", "qwen2_vl")
 
 # In front of the names, as files have them and as newer classes do; the head may stand outside.
 _PREFIXES = (
@@ -34,6 +39,8 @@ _PREFIXES = (
     "model.language_model.",
     "model.text_model.",
 )
+# As a decoder alone is called, in older files.
+_ALONE = ("model.layers.", "model.embed_tokens.", "model.norm.")
 _HEADS = ("lm_head.", "language_model.lm_head.", "model.language_model.lm_head.")
 
 # What is said of the whole and counts for the text.
@@ -63,6 +70,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     """
     types = _TEXT_TYPES[config["model_type"]]
     text = dict(Values(config, {}).table("text_config").values)
+    if not text and config["model_type"] in _FLAT:
+        text = {key: value for key, value in config.items() if key != "model_type"}
     if not text:
         raise CheckpointError(
             f"config.json of a {config['model_type']} should have a table text_config."
@@ -74,6 +83,9 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"{shown(text['model_type'])}; known are {', '.join(types)}."
         )
     text.update({key: config[key] for key in _OF_THE_WHOLE if key in config})
+    if config["model_type"] in _FLAT:
+        for key in ("rope_scaling", "rope_parameters"):
+            text[key] = _of_one_position(text.get(key))
     # The head belongs to the whole. Where its class does not tie it, files may say so of the text
     # alone; a head that is stored with numbers of its own counts in any case.
     of_text = text.get("tie_word_embeddings", False)
@@ -84,11 +96,25 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     return text
 
 
+def _of_one_position(table: Any) -> Any:
+    """Rotary parameters for positions whose three numbers are equal."""
+    if not isinstance(table, Mapping):
+        return table
+    kinds = ("type", "rope_type")
+    plain = {key: value for key, value in table.items() if key != "mrope_section"}
+    return {
+        key: "default" if key in kinds and value == "mrope" else value
+        for key, value in plain.items()
+    }
+
+
 def text_tensor(name: str) -> str | None:
     """What a tensor is called where the text part stands alone; None if it is of another part."""
     for prefix in _HEADS:
         if name.startswith(prefix):
             return f"lm_head.{name[len(prefix) :]}"
+    if name.startswith(_ALONE):
+        return name
     for prefix in _PREFIXES:
         if name.startswith(prefix):
             return f"model.{name[len(prefix) :]}"

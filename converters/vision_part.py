@@ -395,5 +395,8 @@ _READERS: Mapping[str, Callable[[Values, int], VisionPart]] = {
 }
 # Types with a tower that is not computed, which convert as the text that they hold.
 TEXT_ALONE: Mapping[str, str] = {
-    "mistral3": "its tower turns patches by their rows and columns, which is not computed yet",
+    **dict.fromkeys(
+        ("mistral3", "qwen2_vl", "qwen2_5_vl"),
+        "its tower turns patches by their rows and columns, which is not computed yet",
+    ),
 }
