@@ -10,6 +10,7 @@
 
 #include <string.h>
 
+#include "native/kernels/codes/ahead_x86.h"
 #include "native/kernels/codes/codes_avx2.h"
 #include "native/kernels/gemm/gemm_ug.h"
 #include "native/kernels/gemv/gemv_avx2.h"
@@ -35,7 +36,8 @@ struct Strip {
 
 // Fills the strip from input `begin` of the block on.
 template <int kBits>
-inline void expand_strip(const PackedMatrix& w, const uint8_t* block, size_t begin, Strip* strip) {
+inline void expand_strip(const PackedMatrix& w, const uint8_t* block, size_t begin, Ahead* ahead,
+                         Strip* strip) {
     using Run = Codes<kBits>;
     const size_t left = w.padded_columns - begin;
     const size_t count = left < kStripInputs ? left : kStripInputs;
@@ -43,12 +45,7 @@ inline void expand_strip(const PackedMatrix& w, const uint8_t* block, size_t beg
     const uint8_t* high_bytes = block + w.high_plane_offset + begin / Run::kRun * Run::kHighBytes;
     __m256i(*out)[2] = strip->codes;
     for (size_t run = 0; run < count / Run::kRun; ++run) {
-        for (size_t line = 0; line < Run::kLowBytes; line += 64) {
-            _mm_prefetch((const char*)low + kPrefetchBytes + line, _MM_HINT_T0);
-        }
-        if (Run::kHighBytes != 0) {
-            _mm_prefetch((const char*)high_bytes + kPrefetchBytes, _MM_HINT_T0);
-        }
+        ahead->ask(Run::kLowBytes + Run::kHighBytes);
         const typename Run::High high(high_bytes);
 #pragma GCC unroll 2
         for (size_t pair = 0; pair < 2; ++pair) {
@@ -162,13 +159,12 @@ inline void multiply_few(const PackedMatrix& w, const QuantizedRows& x, size_t t
     Strip strip;
     const uint8_t* block = w.blocks + row_begin / kBlockRows * w.block_bytes;
     for (size_t row = row_begin; row < row_end; row += kBlockRows, block += w.block_bytes) {
-        for (size_t line = 0; line < w.codes_offset; line += 64) {  // scales and zero-points
-            _mm_prefetch((const char*)block + kPrefetchBytes + line, _MM_HINT_T0);
-        }
+        Ahead ahead(w, block);
+        ahead.ask(w.codes_offset);  // scales and zero-points
         alignas(32) float acc[kFewPairs][8];
         memset(acc, 0, sizeof(acc));
         for (size_t begin = 0; begin < w.columns; begin += kStripInputs) {
-            expand_strip<kBits>(w, block, begin, &strip);
+            expand_strip<kBits>(w, block, begin, &ahead, &strip);
             add_strip_of_tokens<Sum>(strip, x, tokens, begin, acc);
         }
         const size_t rows = row_end - row < kBlockRows ? row_end - row : kBlockRows;

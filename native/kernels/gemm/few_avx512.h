@@ -10,6 +10,7 @@
 
 #include <string.h>
 
+#include "native/kernels/codes/ahead_x86.h"
 #include "native/kernels/codes/codes_avx512.h"
 #include "native/kernels/gemm/gemm_ug.h"
 
@@ -17,9 +18,6 @@ namespace awqe {
 namespace {
 
 constexpr size_t kFewTokens = 8;  // 16 registers of partial sums, half of all
-
-// As in gemv_avx512.h.
-constexpr size_t kFewPrefetchBytes = 12288;
 
 // Rows of activations that are read side by side, from one input on.
 struct TokenCodes {
@@ -40,7 +38,7 @@ inline void add_fields(const uint8_t* low, const uint8_t* high, const TokenCodes
                        __m512i (&sums)[kTokens]) {
     using Run = Codes<kBits>;
     __m512i fields[Run::kFields];
-    Run::expand(low, high, fields);
+    expand<kBits>(low, high, fields);
 #pragma GCC unroll 4
     for (int f = kFirst; f < kFirst + kCount; ++f) {
 #pragma GCC unroll 8
@@ -109,6 +107,8 @@ inline void dot_blocks(const PackedMatrix& w, const QuantizedRows& x,
                        const uint8_t* const (&block)[2], __m512 (&acc)[(kTokens + 1) / 2]) {
     using Run = Codes<kBits>;
     constexpr int kFields = Run::kFields;
+    Ahead ahead(w, block[1]);
+    ahead.ask(2 * w.codes_offset);  // scales and zero-points
     const TokenCodes codes = {x.codes, x.codes + 4 * x.code_stride, x.code_stride};
     for (__m512& a : acc) a = _mm512_setzero_ps();
     const size_t offset = w.zero_points_offset;
@@ -127,12 +127,8 @@ inline void dot_blocks(const PackedMatrix& w, const QuantizedRows& x,
             for (int b = 0; b < 2; ++b) {
                 const uint8_t* low = block[b] + w.codes_offset + run * Run::kLowBytes;
                 const uint8_t* high = block[b] + w.high_plane_offset + run * Run::kHighBytes;
-                for (size_t line = 0; line < Run::kLowBytes; line += 64) {
-                    _mm_prefetch((const char*)low + kFewPrefetchBytes + line, _MM_HINT_T0);
-                }
-                if (Run::kHighBytes != 0) {
-                    _mm_prefetch((const char*)high + kFewPrefetchBytes, _MM_HINT_T0);
-                }
+                // The blocks follow each other, and are one stream.
+                ahead.ask(Run::kLowBytes + Run::kHighBytes);
                 const size_t input = run * Run::kRun;
                 if constexpr (kHalves) {
                     add_fields<kBits, 0, kFields / 2, kTokens>(low, high, codes, input, sums[b]);
@@ -183,11 +179,6 @@ template <int kBits, int kTokens, bool kHalves>
         // A single last block stands beside itself.
         const bool one = row + kBlockRows >= row_end;
         const uint8_t* const block[2] = {first, one ? first : first + w.block_bytes};
-        // Scales and zero-points of the blocks to come.
-        for (size_t line = 0; line < w.codes_offset; line += 64) {
-            _mm_prefetch((const char*)block[0] + kFewPrefetchBytes + line, _MM_HINT_T0);
-            _mm_prefetch((const char*)block[1] + kFewPrefetchBytes + line, _MM_HINT_T0);
-        }
         __m512 acc[(kTokens + 1) / 2];
         dot_blocks<kBits, kTokens, kHalves>(w, x, block, acc);
         const size_t rows = row_end - row < 2 * kBlockRows ? row_end - row : 2 * kBlockRows;

@@ -67,8 +67,9 @@ inline void expand_tile(const PackedMatrix& w, size_t row, size_t begin, size_t 
             __m512i fields[4][Run::kFields];
 #pragma GCC unroll 4
             for (size_t b = 0; b < 4; ++b) {
-                Run::expand(block[b] + w.codes_offset + position * Run::kLowBytes,
-                            block[b] + w.high_plane_offset + position * Run::kHighBytes, fields[b]);
+                expand<kBits>(block[b] + w.codes_offset + position * Run::kLowBytes,
+                              block[b] + w.high_plane_offset + position * Run::kHighBytes,
+                              fields[b]);
             }
 #pragma GCC unroll 4
             for (size_t f = 0; f < Run::kFields; ++f) {

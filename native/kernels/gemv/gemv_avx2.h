@@ -8,20 +8,19 @@
 
 #include <string.h>
 
+#include "native/kernels/codes/ahead_x86.h"
 #include "native/kernels/codes/codes_avx2.h"
 #include "native/kernels/gemv/gemv_ug.h"
 
 namespace awqe {
 namespace {
 
-// How far ahead of the reading the next lines are asked for, as in gemv_avx512.h.
-constexpr size_t kPrefetchBytes = 12288;
-
 // Where a block's reading stands.
 struct Cursor {
     const uint8_t* low;
     const uint8_t* high;
     const int8_t* x;
+    Ahead ahead;
 };
 
 // Adds one run to the sums of rows 0, 1 and rows 2, 3. Where a run holds two groups (runs of 64,
@@ -29,12 +28,6 @@ struct Cursor {
 template <int kBits, class Sum>
 inline void add_run(Cursor* at, Sum (&first)[2], Sum (&second)[2]) {
     using Run = Codes<kBits>;
-    for (size_t line = 0; line < Run::kLowBytes; line += 64) {
-        _mm_prefetch((const char*)at->low + kPrefetchBytes + line, _MM_HINT_T0);
-    }
-    if (Run::kHighBytes != 0) {
-        _mm_prefetch((const char*)at->high + kPrefetchBytes, _MM_HINT_T0);
-    }
     __m256i x[Run::kFields];
 #pragma GCC unroll 4
     for (int f = 0; f < Run::kFields; ++f) {
@@ -119,10 +112,9 @@ template <int kBits, class Sum, size_t kGroup>
 inline __m128 dot_block(const PackedMatrix& w, const QuantizedRows& x, const uint8_t* block) {
     constexpr size_t kRun = Codes<kBits>::kRun;
     const uint8_t* zero_points = block + w.zero_points_offset;
-    Cursor at = {block + w.codes_offset, block + w.high_plane_offset, x.codes};
-    for (size_t line = 0; line < w.codes_offset; line += 64) {  // scales and zero-points
-        _mm_prefetch((const char*)block + kPrefetchBytes + line, _MM_HINT_T0);
-    }
+    constexpr size_t kGroupBytes = kGroup * kBlockRows * kBits / 8;
+    Cursor at = {block + w.codes_offset, block + w.high_plane_offset, x.codes, Ahead(w, block)};
+    at.ahead.ask(w.codes_offset);  // scales and zero-points
     __m128 acc = _mm_setzero_ps();
     size_t group = 0;
     for (; group + 2 <= w.columns / kGroup; group += 2) {
@@ -130,6 +122,7 @@ inline __m128 dot_block(const PackedMatrix& w, const QuantizedRows& x, const uin
         Sum second[2];
         clear(first);
         clear(second);
+        at.ahead.ask(2 * kGroupBytes);
         if constexpr (kGroup < kRun) {  // a run holds two groups
             add_run<kBits>(&at, first, second);
         } else {
@@ -144,6 +137,7 @@ inline __m128 dot_block(const PackedMatrix& w, const QuantizedRows& x, const uin
     for (; group < w.groups; ++group) {  // one whole group and a short one are left at most
         Sum sums[2];
         clear(sums);
+        at.ahead.ask(kGroup < kRun ? 2 * kGroupBytes : kGroupBytes);
         if constexpr (kGroup < kRun) {
             Sum second[2];
             clear(second);
