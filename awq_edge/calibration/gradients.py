@@ -159,7 +159,7 @@ class Gradients:
                 if name in coupled:
                     inside[name] = _products(gradient)
 
-            product: torch.Tensor = _Product.apply(  # type: ignore[no-untyped-call]  # PyTorch's
+            product: torch.Tensor = Product.apply(  # type: ignore[no-untyped-call]  # PyTorch's
                 x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), add
             )
             return product
@@ -171,7 +171,7 @@ class Gradients:
             key = 0 if self._processes.count == 1 else segment
             for block in blocks:
                 inside, at = {}, slice(block, block + 1)
-                with torch.enable_grad(), _repeatable(self._device):
+                with torch.enable_grad(), repeatable(self._device):
                     states = self._states[layer].read(at).requires_grad_()
                     after = walked.run(states)
                 torch.autograd.backward(after, self._states[layer + 1].read(at))
@@ -196,7 +196,7 @@ class Gradients:
         return shrunk(*halves)
 
 
-def _repeatable(device: torch.device) -> contextlib.AbstractContextManager[None]:
+def repeatable(device: torch.device) -> contextlib.AbstractContextManager[None]:
     """Keeps a GPU from attention whose way back adds up in any order."""
     if device.type == "cpu":
         return contextlib.nullcontext()
@@ -235,7 +235,7 @@ def _correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
     return torch.where(size > 0, a @ b / size, 0.0)
 
 
-class _Product(torch.autograd.Function):
+class Product(torch.autograd.Function):
     """``torch_decoder.multiply`` with a way back, which it has not on every device."""
 
     @staticmethod

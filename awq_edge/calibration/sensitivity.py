@@ -1,159 +1,241 @@
 """How much the model's predictions suffer from every width of every matrix.
 
-Owns the measurement, one walk through the float model with a few blocks of text: each layer is
-rounded alone, its disturbed states go along to the end, and the divergence of the last predictions
-is shared out among the layer's matrices by what each does to the layer's output. Refuses to choose
-widths: ``budget.py`` does. Rounds with compensation as the conversion will, but refines nothing.
+Owns the measurement, one walk through the float model and back with a little text. Each matrix is
+rounded alone, to one width. Its errors are y = (rounded W - W) x for what it reads; with g the
+gradients by its outputs, drawn as in ``gradients.py``, the divergence of the predictions grows by
+half the mean of (g y)^2 over tokens: what a matrix's error does to later tokens is in g, and that
+errors of several tokens or matrices may add up is not. Refuses to choose widths: ``budget.py``
+does. Rounds with compensation as the conversion will, but refines nothing.
+
+Harms add up to the divergence of a file whose matrices have any of these widths, and to what the
+runtime's int8 inputs cost besides (``benchmarks/quality.md`` has predicted and measured ones).
 """
 
 from __future__ import annotations
 
-from collections import ChainMap
-from collections.abc import Mapping
+import dataclasses
 
 import torch
 
 from awq_edge import torch_decoder
+from awq_edge.calibration import gradients
 from awq_edge.float_model import FloatModel
 from awq_edge.quantize import gptq, grids
-from awq_edge.quantize.probe import Probe, Weights
+from awq_edge.quantize.probe import Weights
 from awq_edge.quantize.statistics import Products
-from awq_edge.stages import head_name
-from awq_edge.torch_decoder import Positions
+from awq_edge.stages import head_name, read_together
+from awq_edge.torch_decoder import Layer, Positions
 
-# Text that is walked with: enough to rank matrices by.
-BLOCKS = 4
-TOKENS = 256
+# Text that is walked with: enough to rank matrices by. From blocks of all kinds of text: they lie
+# kind by kind.
+BLOCKS = 8
+TOKENS = 128
 _SHARES = (1.0, 0.85, 0.7)
-_LAYER_BITS = 3  # a layer's own divergence is measured at this width
+_BITS = 3  # the width that is measured
+# Harms of the others in units of its harm: measured on novels-45m, where matrices differ from the
+# mean by 6 % (one standard deviation).
+_UNITS = {2: 4.5, 3: 1.0, 4: 0.255, 5: 0.06, 6: 0.0145, 8: 0.0009}
 
 Harms = dict[str, dict[int, float]]
 
 
-def rounded(
-    weight: torch.Tensor, hessian: gptq.Hessian | None, bits: int, group_size: int
-) -> torch.Tensor:
-    """A matrix at a width, compensated if the Hessian of its input is known."""
+@dataclasses.dataclass(frozen=True)
+class Sensitivity:
+    """What was measured: divergences, means over tokens, nats.
+
+    Attributes:
+        harms: Of each width of each matrix alone, by its name and its bits.
+        inputs: Of rounding all matrices' inputs to int8, with float weights.
+    """
+
+    harms: Harms
+    inputs: float
+
+
+def chosen(blocks: torch.Tensor) -> torch.Tensor:
+    """What is walked with, of all calibration blocks [b, t]."""
+    count = min(len(blocks), BLOCKS)
+    numbers = torch.linspace(0, len(blocks) - 1, count).round().long()
+    return blocks[numbers, :TOKENS]
+
+
+def rounded(weight: torch.Tensor, hessian: gptq.Hessian | None, group_size: int) -> torch.Tensor:
+    """A matrix at the measured width, compensated if the Hessian of its input is known."""
     if hessian is None:
         costs = torch.ones(weight.shape[1], device=weight.device)
-        return grids.best(weight, costs, bits, group_size, _SHARES).rounded(weight).dequantise()
+        return grids.best(weight, costs, _BITS, group_size, _SHARES).rounded(weight).dequantise()
     costs = hessian.conditional()
 
     def choose_grid(part: torch.Tensor, _: slice) -> grids.Grid:
-        return grids.best(part, costs, bits, group_size, _SHARES)
+        return grids.best(part, costs, _BITS, group_size, _SHARES)
 
     parts = gptq.quantise(weight, hessian, choose_grid, 0)
     return torch.cat([quantised.dequantise() for quantised in parts])
 
 
-@torch.inference_mode()
+@torch.no_grad()
 def measure(
     source: FloatModel,
     blocks: torch.Tensor,
-    groups: Mapping[int, int],
+    group_size: int,
     device: torch.device,
     damping: float,
-) -> Harms:
-    """The divergence (mean over tokens, nats) that each width of each matrix causes alone.
+) -> Sensitivity:
+    """Walks through the model and back.
 
     Args:
         source: The float model.
         blocks: Calibration tokens, int64 [b, t].
-        groups: The widths to measure, with their group sizes.
+        group_size: Of weights and inputs.
         device: Where to compute.
         damping: Of the Hessians, as in the conversion.
-
-    Returns:
-        By the matrix's name and its bits.
     """
     a = source.architecture
-    blocks = blocks[:BLOCKS, :TOKENS]
+    blocks = chosen(blocks)
     positions = Positions.of(a, blocks.shape[1], source, device)
     used, places = torch.unique(blocks, return_inverse=True)
     table = source.rows("token_embd.weight", used)
-
-    def begun(rows: torch.Tensor) -> torch.Tensor:
-        return torch_decoder.embedded(a, source, rows[places])
-
-    exact = begun(table)
-    states = [exact.to(device)]  # the float model's, then every disturbed one
-    local: Harms = {}  # harm inside its layer, in any unit that the layer's matrices share
-    local["token_embd.weight"] = {
-        bits: float((begun(rounded(table, None, bits, group)) - exact).square().sum())
-        for bits, group in groups.items()
+    begun, moved = (
+        torch_decoder.embedded(a, source, rows[places]).to(device)
+        for rows in (table, rounded(table, None, group_size))
+    )
+    states = [begun]  # in front of every layer, and behind the last one
+    coarse = begun  # the same with rounded inputs
+    for number in range(a.layers):
+        weights = source.layer(number, device)
+        states.append(Layer(a, number, weights, positions).run(states[-1]))
+        coarse = Layer(a, number, weights, positions, _rounding(weights, group_size)).run(coarse)
+        del weights  # before the next layer is read
+    gradient, of_head, inputs = _end(source, states.pop(), coarse, group_size, damping)
+    tokens = blocks.numel()
+    harms = {}
+    for number in reversed(range(a.layers)):
+        weights = source.layer(number, device)
+        watched = _Watched(weights)
+        layer = Layer(a, number, weights, positions, watched.multiply)
+        with torch.enable_grad(), gradients.repeatable(device):
+            state = states.pop().requires_grad_()
+            after = layer.run(state)
+        torch.autograd.backward(after, gradient)
+        assert state.grad is not None
+        gradient = state.grad
+        for part in (part for stage in layer.stages for part in read_together(stage)):
+            for matrix, harm in watched.harms(part, group_size, damping).items():
+                harms[f"blk.{number}.{matrix}.weight"] = harm / tokens
+        del weights, watched, layer, after, state  # before the next layer is read
+    harms["token_embd.weight"] = _sum(gradient, moved - begun) / tokens
+    name = head_name(a)
+    harms[name] = harms.get(name, 0.0) + of_head
+    by_bits = {
+        matrix: {bits: harm * unit for bits, unit in _UNITS.items()}
+        for matrix, harm in harms.items()
     }
-    states.append(begun(rounded(table, None, 4, groups.get(4, 128))).to(device))
-    reference = [float((states[1] - states[0]).square().sum())]
-    for layer in range(a.layers):
-        weights = source.layer(layer, device)
-        probe = Probe(a, layer, states[0], positions)
-        harms, disturbed = _layer_harms(probe, weights, groups, damping)
-        local.update({f"blk.{layer}.{name}.weight": harm for name, harm in harms.items()})
-        reference.append(sum(harm[_LAYER_BITS] for harm in harms.values()))
-        states = [probe.layer(weights).run(state) for state in states]
-        states.append(disturbed)
-    ends = [torch_decoder.ended(a, source, state).flatten(0, 1) for state in states]
-    return _shared_out(source, local, reference, ends, groups, damping)
+    return Sensitivity(by_bits, inputs)
 
 
-def _layer_harms(
-    probe: Probe, weights: Weights, groups: Mapping[int, int], damping: float
-) -> tuple[Harms, torch.Tensor]:
-    """Each matrix's harm to the layer's output, and the output with all of them rounded."""
-    inputs = probe.inputs(weights)
-    exact = probe.change(weights)
-    size = (probe.hidden + exact).square().sum(dim=-1, keepdim=True)
-    together: Weights = ChainMap({}, weights)
-    harms: Harms = {}
-    for stage in probe.stages:
-        x = inputs.pop(stage.name)
+def _end(
+    source: FloatModel,
+    states: torch.Tensor,
+    coarse: torch.Tensor,
+    group_size: int,
+    damping: float,
+) -> tuple[torch.Tensor, float, float]:
+    """Turns round behind the last layer.
+
+    Args:
+        source: The float model.
+        states: [b, t, hidden].
+        coarse: The same with rounded inputs.
+        group_size: Of weights and inputs.
+        damping: Of the head's Hessian.
+
+    Returns:
+        The gradients by the states, [b, t, hidden], and the divergences that rounding the head and
+        rounding inputs cause.
+    """
+    a, device = source.architecture, states.device
+    head = source(head_name(a), device)
+    bias = source("output.bias", device) if a.head_bias else None
+    with torch.enable_grad():
+        states = states.requires_grad_()
+        normed = torch_decoder.ended(a, source, states)
+    hessian = None
+    if not a.tied_head:
+        products = Products(head.shape[1], device)
+        products.add(normed.detach())
+        hessian = gptq.Hessian.of(products.means(), damping)
+    rounded_head = rounded(head, hessian, group_size)
+    inexact = torch_decoder.rounded(torch_decoder.ended(a, source, coarse), group_size)
+
+    def logits(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
+        return torch_decoder.logits_of(a, torch_decoder.multiply(x, matrix, None), bias)
+
+    generator = torch.Generator(device).manual_seed(0)
+    of_head = of_inputs = 0.0
+    by_normed = []
+    for x, other in zip(normed.detach(), inexact):  # a block at a time
+        exact = logits(x, head)
+        p = torch.log_softmax(exact, dim=-1)
+        of_head += _divergence(p, torch.log_softmax(logits(x, rounded_head), dim=-1))
+        of_inputs += _divergence(p, torch.log_softmax(logits(other, head), dim=-1))
+        by_logits = gradients.logit_gradients(p.exp(), generator)
+        if a.logit_cap:  # the slope of the cap
+            by_logits *= 1 - (exact / a.logit_cap).square()
+        by_normed.append(by_logits @ head)
+    torch.autograd.backward(normed, torch.stack(by_normed))
+    assert states.grad is not None
+    return states.grad, of_head / len(normed), of_inputs / len(normed)
+
+
+class _Watched:
+    """Multiplies by a layer's matrices, and keeps what they read and the gradients by theirs."""
+
+    def __init__(self, weights: Weights) -> None:
+        self._weights = weights
+        self._inputs: dict[str, torch.Tensor] = {}
+        self._gradients: dict[str, torch.Tensor] = {}
+
+    def multiply(self, name: str, x: torch.Tensor) -> torch.Tensor:
+        """As ``torch_decoder.plain_linear`` does."""
+        self._inputs[name] = x.detach()
+
+        def keep(gradient: torch.Tensor) -> None:
+            self._gradients[name] = gradient.detach()
+
+        product: torch.Tensor = gradients.Product.apply(  # type: ignore[no-untyped-call]
+            x, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"), keep
+        )
+        return product
+
+    def harms(self, names: tuple[str, ...], group_size: int, damping: float) -> dict[str, float]:
+        """Sums over tokens of matrices that read the same input; nothing for experts unread."""
+        x = self._inputs[names[0]]
         products = Products(x.shape[-1], x.device)
         products.add(x)
         hessian = gptq.Hessian.of(products.means(), damping)
-        for name in stage.matrices:
-            harms[name] = {}
-            for bits, group_size in {_LAYER_BITS: groups.get(_LAYER_BITS, 128), **groups}.items():
-                alone = rounded(weights[f"{name}.weight"], hessian, bits, group_size)
-                change = probe.change(ChainMap({f"{name}.weight": alone}, weights))
-                harms[name][bits] = float(((change - exact).square() / size).sum())
-                if bits == _LAYER_BITS:
-                    together[f"{name}.weight"] = alone
-    return harms, probe.hidden + probe.change(together)
+        found = {}
+        for name in names:
+            weight = self._weights[f"{name}.weight"]
+            error = rounded(weight, hessian, group_size) - weight
+            gradient = self._gradients.get(name)
+            moved = torch_decoder.multiply(x, error, None)
+            found[name] = 0.0 if gradient is None else _sum(gradient, moved)
+        return found
 
 
-def _shared_out(
-    source: FloatModel,
-    local: Harms,
-    reference: list[float],
-    ends: list[torch.Tensor],
-    groups: Mapping[int, int],
-    damping: float,
-) -> Harms:
-    """Turns harms inside layers into divergences of the model's predictions."""
-    a, device = source.architecture, ends[0].device
-    tied, name = a.tied_head, head_name(a)
-    head = source(name).to(device)
-    bias = source("output.bias").to(device) if a.head_bias else None
+def _rounding(weights: Weights, group_size: int) -> torch_decoder.Linear:
+    """Multiplies as the runtime does, by float weights."""
+    linear = torch_decoder.plain_linear(weights)
 
-    def log_probabilities(x: torch.Tensor, head: torch.Tensor) -> torch.Tensor:
-        product = torch_decoder.multiply(x, head, None)
-        return torch.log_softmax(torch_decoder.logits_of(a, product, bias), dim=-1)
+    def multiplied(name: str, x: torch.Tensor) -> torch.Tensor:
+        return linear(name, torch_decoder.rounded(x, group_size))
 
-    exact = log_probabilities(ends[0], head)
-    disturbed = [_divergence(exact, log_probabilities(end, head)) for end in ends[1:]]
-    harms: Harms = {}
-    for matrix, by_bits in local.items():
-        place = 0 if matrix == "token_embd.weight" else 1 + int(matrix.split(".")[1])
-        unit = disturbed[place] / reference[place] if reference[place] > 0 else 0.0
-        harms[matrix] = {bits: harm * unit for bits, harm in by_bits.items() if bits in groups}
-    products = Products(head.shape[1], head.device)
-    products.add(ends[0])
-    hessian = None if tied else gptq.Hessian.of(products.means(), damping)
-    for bits, group_size in groups.items():
-        disturbed_head = rounded(head, hessian, bits, group_size)
-        harms.setdefault(name, {}).setdefault(bits, 0.0)
-        harms[name][bits] += _divergence(exact, log_probabilities(ends[0], disturbed_head))
-    return harms
+    return multiplied
+
+
+def _sum(gradient: torch.Tensor, moved: torch.Tensor) -> float:
+    """The divergence of all tokens together, for gradients and movements [.., n]."""
+    return 0.5 * float((gradient * moved).sum(dim=-1).square().sum())
 
 
 def _divergence(p: torch.Tensor, q: torch.Tensor) -> float:

@@ -274,6 +274,8 @@ def _print_report(out: Output, report: "Report", seconds: float) -> None:
             ],
         )
         out.line("Divergence from the float model in nats, on a part of each text put aside.")
+    if report.predicted is not None:
+        out.line(f"Expected of the chosen widths, over all texts: {report.predicted:.4f} nats.")
     context = min(_CONTEXT, report.architecture.context_length)
     out.table(
         ["device", "RAM", "needed", "tokens/s, at most"],
@@ -389,5 +391,6 @@ def _document(report: "Report", seconds: float, boards: list[dict[str, Any]]) ->
         "layers": [dataclasses.asdict(layer) for layer in report.layers],
         "texts": report.texts,
         "held_out": report.held_out,
+        "predicted": report.predicted,
         "devices": boards,
     }

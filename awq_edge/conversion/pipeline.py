@@ -122,11 +122,13 @@ def convert(
                 events = dataclasses.replace(events, layer_scaled=work.store_scaled)
             if not work.has_output:
                 place.check()  # another conversion may have ended since
+            predicted = None
             if processes.agreed(work.has_model, device):
                 for layer in work.layers:
                     events.layer_done(layer, source.architecture.layers)
             else:
-                chosen = widths.choose(source, options, blocks, device, plain, events)
+                found = widths.choose(source, options, blocks, device, plain, events)
+                chosen, predicted = found.quantisers, found.divergence
                 with torch.inference_mode():
                     if vision is not None:
                         TowerWalk(vision, options, device, work, events).run(tiles)
@@ -139,7 +141,9 @@ def convert(
                 errors = held_out.divergences(
                     source, work.model, calibration.held_out, device, events
                 )
-                report = dataclasses.replace(report, texts=calibration.texts, held_out=errors)
+                report = dataclasses.replace(
+                    report, texts=calibration.texts, held_out=errors, predicted=predicted
+                )
             if work.has_model and not work.has_output:
                 place.appear(work.model)
             if export is not None and work.has_export:

@@ -58,6 +58,8 @@ class Report:
     texts: dict[str, int] = dataclasses.field(default_factory=dict)  # blocks of each
     # Divergence from the float model, nats, on texts that were not calibrated on, by their kind.
     held_out: dict[str, float] = dataclasses.field(default_factory=dict)
+    # What the chosen widths were expected to give, where some were chosen in this run.
+    predicted: float | None = None
     vision_bytes: int = 0  # of the tower's and the connector's matrices; 0: there are none
 
     def cache_bytes(self, positions: int) -> int:

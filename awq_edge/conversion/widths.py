@@ -6,6 +6,7 @@ solve (``quantize.budget``).
 
 from __future__ import annotations
 
+import dataclasses
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -26,6 +27,20 @@ from awq_edge.quantize import budget, methods
 from awq_edge.quantize.grouped import Quantiser
 
 
+@dataclasses.dataclass(frozen=True)
+class Widths:
+    """What was chosen.
+
+    Attributes:
+        quantisers: Bits and group size of every packed matrix, by name.
+        divergence: What the file's divergence from the float model will be about, in nats; None if
+            nothing was measured.
+    """
+
+    quantisers: dict[str, Quantiser]
+    divergence: float | None = None
+
+
 def choose(
     source: FloatModel,
     options: Options,
@@ -33,8 +48,8 @@ def choose(
     device: torch.device,
     plain: Mapping[str, MetadataValue],
     events: Events,
-) -> dict[str, Quantiser]:
-    """Bits and group size of every packed matrix, by name.
+) -> Widths:
+    """Chooses bits and group size of every packed matrix.
 
     Args:
         source: The float model.
@@ -53,15 +68,15 @@ def choose(
     if a.tied_head:
         tables = {"token_embd.weight": max(tables.values())}
     # One group size for all: matrices that read the same input share its rounding on the device.
-    groups = dict.fromkeys(layouts.BITS, options.group_size)
+    group_size = options.group_size
     if not options.mixed:
         chosen = {name: tables.get(name, int(options.bits)) for name in names}
-        return {name: Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
+        return Widths({name: Quantiser(bits, group_size) for name, bits in chosen.items()})
 
     sizes = {
         name: {
-            bits: _aligned(layouts.Layout(n, k, bits, group).total_bytes)
-            for bits, group in groups.items()
+            bits: _aligned(layouts.Layout(n, k, bits, group_size).total_bytes)
+            for bits in layouts.BITS
         }
         for name in names
         for n, k in [source.shape(name)]
@@ -81,18 +96,22 @@ def choose(
     events.message("Measuring what every width of every matrix costs in accuracy …")
     damping = methods.METHODS[options.method].damping
     with solvable("the model"):
-        harms = sensitivity.measure(source, blocks, groups, device, damping)
+        measured = sensitivity.measure(source, blocks, group_size, device, damping)
     if options.size is None:
         # Codes alone count: a width of 3.5 bits means the same whatever the group size.
         for name in names:
             n, k = source.shape(name)
-            sizes[name] = {bits: n * k * bits // 8 for bits in groups}
+            sizes[name] = {bits: n * k * bits // 8 for bits in layouts.BITS}
         total = int(a.linear_parameters() * options.bits / 8)
     else:
         total = options.size - container
-    items = [budget.Item(name, sizes[name], harms[name]) for name in names if name not in fixed]
-    chosen = {**fixed, **budget.solve(items, total)}
-    return {name: Quantiser(bits, groups[bits]) for name, bits in chosen.items()}
+    items = [budget.Item(name, sizes[name], measured.harms[name]) for name in names]
+    free = [item for item in items if item.name not in fixed]
+    chosen = {**fixed, **budget.solve(free, total)}
+    return Widths(
+        {name: Quantiser(bits, group_size) for name, bits in chosen.items()},
+        budget.total_harm(items, chosen) + measured.inputs,
+    )
 
 
 def _container_bytes(source: FloatModel, plain: Mapping[str, MetadataValue]) -> int:
