@@ -11,10 +11,17 @@
 namespace awqe {
 namespace {
 
+// Asks for the lines of `bytes` bytes, for the second cache: a Zen 4 has too few places for lines
+// on their way to the first one, and gave a third less.
+inline void ask_for(const uint8_t* begin, size_t bytes) {
+    for (size_t line = 0; line < bytes; line += 64) {
+        _mm_prefetch((const char*)begin + line, _MM_HINT_T1);
+    }
+}
+
 // The lines some way ahead of the reading, in the order of their addresses, whatever plane of a
 // block is read. Two planes are two streams, and asked for plane by plane 3, 5 and 6 bits came at
-// half of the rate at which memory gives one. They are asked into the second cache: a Zen 4 has too
-// few places for lines on their way to the first one, and gave a third less.
+// half of the rate at which memory gives one.
 class Ahead {
   public:
     // Ahead of the second plane too, where there is one.
@@ -23,9 +30,7 @@ class Ahead {
 
     // The next `bytes` of the stream are about to be read.
     inline void ask(size_t bytes) {
-        for (size_t line = 0; line < bytes; line += 64) {
-            _mm_prefetch((const char*)next_ + line, _MM_HINT_T1);
-        }
+        ask_for(next_, bytes);
         next_ += bytes;
     }
 

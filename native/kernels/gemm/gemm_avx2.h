@@ -5,7 +5,7 @@
 // register, and then meet up to 192 tokens, kTokens at a time: 2 * kTokens sums in registers. The
 // float sums of the 192 tokens wait side by side from one piece of inputs to the next. Owns this
 // walk; codes_avx2.h says how codes expand. One token is the matrix-vector product, 2 to 8 are
-// few_avx2.h's. Internal linkage throughout.
+// few_avx2.h's, some more are several such passes. Internal linkage throughout.
 #pragma once
 
 #include <string.h>
@@ -21,7 +21,9 @@ namespace {
 constexpr size_t kTileRows = 16;
 constexpr size_t kTileInputs = 512;  // 8 KB of expanded codes, a quarter of a 32 KB L1 cache
 constexpr size_t kTileGroups = kTileInputs / 32;
-constexpr size_t kTileTokens = 192;  // as in gemm_avx512.h
+constexpr size_t kTileTokens = 192;     // as in gemm_avx512.h
+constexpr size_t kTileFromTokens = 12;  // fewer go faster in passes of up to kFewTokens
+constexpr size_t kPassBytes = 131072;   // of weights that meet every pass, from the second cache
 
 struct Tile {
     alignas(32) uint8_t codes[kTileInputs / 4][kTileRows][4];
@@ -62,14 +64,26 @@ inline void expand_tile(const PackedMatrix& w, size_t row, size_t begin, size_t 
             const size_t index = row / kBlockRows + part * 2 + b;
             block[b] = w.blocks + (index < blocks ? index : blocks - 1) * w.block_bytes;
         }
+        // The same blocks' next inputs, or the next blocks' first ones, are asked for meanwhile.
+        const size_t low_begin = begin / Run::kRun * Run::kLowBytes;
+        const size_t high_begin = begin / Run::kRun * Run::kHighBytes;
+        const bool last = begin + count == w.padded_columns;
+        const size_t next_blocks = kTileRows / kBlockRows * w.block_bytes;
+        const size_t low_ahead =
+            last ? next_blocks - low_begin : kTileInputs / Run::kRun * Run::kLowBytes;
+        const size_t high_ahead =
+            last ? next_blocks - high_begin : kTileInputs / Run::kRun * Run::kHighBytes;
         for (size_t run = 0; run < count / Run::kRun; ++run) {
             const size_t position = begin / Run::kRun + run;
             __m256i fields[4][Run::kFields];
 #pragma GCC unroll 2
             for (size_t b = 0; b < 2; ++b) {
                 const uint8_t* low = block[b] + w.codes_offset + position * Run::kLowBytes;
-                const typename Run::High high(block[b] + w.high_plane_offset +
-                                              position * Run::kHighBytes);
+                const uint8_t* high_bytes =
+                    block[b] + w.high_plane_offset + position * Run::kHighBytes;
+                ask_for(low + low_ahead, Run::kLowBytes);
+                ask_for(high_bytes + high_ahead, Run::kHighBytes);
+                const typename Run::High high(high_bytes);
                 Run::expand(low, high, 0, fields[2 * b]);
                 Run::expand(low, high, 1, fields[2 * b + 1]);
             }
@@ -234,20 +248,37 @@ inline QuantizedRows rows_from(const QuantizedRows& x, size_t token) {
     return rest;
 }
 
+// Fewer than kTileFromTokens tokens, the rows of x from the first one on: up to kFewTokens at a
+// time, for so many rows of the matrix that their weights stay in the cache from pass to pass.
+template <int kBits, class Sum>
+inline void multiply_in_passes(const PackedMatrix& w, const QuantizedRows& x, size_t tokens,
+                               float* y, size_t y_stride, size_t row_begin, size_t row_end) {
+    const size_t blocks = kPassBytes / w.block_bytes;
+    const size_t stretch = (blocks < 2 ? 2 : blocks / 2 * 2) * kBlockRows;
+    for (size_t row = row_begin; row < row_end; row += stretch) {
+        const size_t end = row_end - row < stretch ? row_end : row + stretch;
+        for (size_t token = 0; token < tokens; token += kFewTokens) {
+            const size_t count = tokens - token < kFewTokens ? tokens - token : kFewTokens;
+            const QuantizedRows some = rows_from(x, token);
+            float* const out = y + token * y_stride;
+            if (count == 1) {
+                gemv<kBits, Sum>(&w, &some, out, row, end);
+            } else {
+                multiply_few<kBits, Sum>(w, some, count, out, y_stride, row, end);
+            }
+        }
+    }
+}
+
 // kTokens: as many as leave 16 registers for their sums, two of codes and one broadcast.
 template <int kBits, class Sum, int kTokens>
 inline void gemm(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y, size_t y_stride,
                  size_t row_begin, size_t row_end) {
     for (size_t token = 0; token < m; token += kTileTokens) {
         const size_t count = m - token < kTileTokens ? m - token : kTileTokens;
-        if (count == 1) {
-            const QuantizedRows one = rows_from(*x, token);
-            gemv<kBits, Sum>(w, &one, y + token * y_stride, row_begin, row_end);
-            continue;
-        }
-        if (count <= kFewTokens) {
-            multiply_few<kBits, Sum>(*w, rows_from(*x, token), count, y + token * y_stride,
-                                     y_stride, row_begin, row_end);
+        if (count < kTileFromTokens) {
+            multiply_in_passes<kBits, Sum>(*w, rows_from(*x, token), count, y + token * y_stride,
+                                           y_stride, row_begin, row_end);
             continue;
         }
         for (size_t row = row_begin; row < row_end; row += kTileRows) {

@@ -5,8 +5,9 @@
 // registers of rows each, 24 sums in registers for a whole group. The float sums of the 192 tokens
 // wait side by side from one piece of inputs to the next, and so do the tokens' codes, in the L2
 // cache. Owns this walk; codes_avx512.h says how codes expand. One token is the matrix-vector
-// product, 2 to 8 are few_avx512.h's: for them the time is the memory's, and putting codes in
-// another order would cost more than it saves. Internal linkage throughout.
+// product, 2 to 8 are few_avx512.h's, and some more are several such passes: for them the time is
+// the memory's, and putting codes in another order would cost more than it saves. Internal linkage
+// throughout.
 #pragma once
 
 #include <string.h>
@@ -24,6 +25,12 @@ constexpr size_t kTileInputs = 512;  // 16 KB of expanded codes, half of a 32 KB
 constexpr size_t kTileGroups = kTileInputs / 32;
 constexpr size_t kRowRegisters = kTileRows / 16;
 constexpr size_t kTileTokens = 192;  // 384 KB of codes at 2048 inputs; expanding costs 2 % of them
+// Fewer tokens go faster in passes of up to kFewTokens, each of which expands the codes again.
+template <int kBits>
+constexpr size_t kTileFromTokens = kBits == 3 || kBits == 5 ? 9
+                                   : kBits == 6             ? 16
+                                                            : 28;
+constexpr size_t kPassBytes = 131072;  // of weights that meet every pass, from the second cache
 
 struct Tile {
     alignas(64) uint8_t codes[kTileInputs / 4][kTileRows][4];
@@ -62,14 +69,25 @@ inline void expand_tile(const PackedMatrix& w, size_t row, size_t begin, size_t 
             const size_t index = first + b < blocks ? first + b : blocks - 1;
             block[b] = w.blocks + index * w.block_bytes;
         }
+        // The same blocks' next inputs, or the next blocks' first ones, are asked for meanwhile.
+        const size_t low_begin = begin / Run::kRun * Run::kLowBytes;
+        const size_t high_begin = begin / Run::kRun * Run::kHighBytes;
+        const bool last = begin + count == w.padded_columns;
+        const size_t next_blocks = kTileRows / kBlockRows * w.block_bytes;
+        const size_t low_ahead =
+            last ? next_blocks - low_begin : kTileInputs / Run::kRun * Run::kLowBytes;
+        const size_t high_ahead =
+            last ? next_blocks - high_begin : kTileInputs / Run::kRun * Run::kHighBytes;
         for (size_t run = 0; run < count / Run::kRun; ++run) {
             const size_t position = begin / Run::kRun + run;
             __m512i fields[4][Run::kFields];
 #pragma GCC unroll 4
             for (size_t b = 0; b < 4; ++b) {
-                expand<kBits>(block[b] + w.codes_offset + position * Run::kLowBytes,
-                              block[b] + w.high_plane_offset + position * Run::kHighBytes,
-                              fields[b]);
+                const uint8_t* low = block[b] + w.codes_offset + position * Run::kLowBytes;
+                const uint8_t* high = block[b] + w.high_plane_offset + position * Run::kHighBytes;
+                ask_for(low + low_ahead, Run::kLowBytes);
+                ask_for(high + high_ahead, Run::kHighBytes);
+                expand<kBits>(low, high, fields[b]);
             }
 #pragma GCC unroll 4
             for (size_t f = 0; f < Run::kFields; ++f) {
@@ -197,19 +215,36 @@ inline QuantizedRows rows_from(const QuantizedRows& x, size_t token) {
     return rest;
 }
 
+// Fewer than kTileFromTokens<kBits> tokens, the rows of x from the first one on: up to kFewTokens
+// at a time, for so many rows of the matrix that their weights stay in the cache from pass to pass.
+template <int kBits>
+inline void multiply_in_passes(const PackedMatrix& w, const QuantizedRows& x, size_t tokens,
+                               float* y, size_t y_stride, size_t row_begin, size_t row_end) {
+    const size_t blocks = kPassBytes / w.block_bytes;
+    const size_t stretch = (blocks < 2 ? 2 : blocks / 2 * 2) * kBlockRows;
+    for (size_t row = row_begin; row < row_end; row += stretch) {
+        const size_t end = row_end - row < stretch ? row_end : row + stretch;
+        for (size_t token = 0; token < tokens; token += kFewTokens) {
+            const size_t count = tokens - token < kFewTokens ? tokens - token : kFewTokens;
+            const QuantizedRows some = rows_from(x, token);
+            float* const out = y + token * y_stride;
+            if (count == 1) {
+                gemv<kBits>(&w, &some, out, row, end);
+            } else {
+                multiply_few<kBits>(w, some, count, out, y_stride, row, end);
+            }
+        }
+    }
+}
+
 template <int kBits>
 inline void gemm(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y, size_t y_stride,
                  size_t row_begin, size_t row_end) {
     for (size_t token = 0; token < m; token += kTileTokens) {
         const size_t count = m - token < kTileTokens ? m - token : kTileTokens;
-        if (count == 1) {
-            const QuantizedRows one = rows_from(*x, token);
-            gemv<kBits>(w, &one, y + token * y_stride, row_begin, row_end);
-            continue;
-        }
-        if (count <= kFewTokens) {
-            multiply_few<kBits>(*w, rows_from(*x, token), count, y + token * y_stride, y_stride,
-                                row_begin, row_end);
+        if (count < kTileFromTokens<kBits>) {
+            multiply_in_passes<kBits>(*w, rows_from(*x, token), count, y + token * y_stride,
+                                      y_stride, row_begin, row_end);
             continue;
         }
         for (size_t row = row_begin; row < row_end; row += kTileRows) {
