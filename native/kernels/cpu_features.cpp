@@ -39,9 +39,7 @@ uint32_t saved_registers() {
     return low;
 }
 
-}  // namespace
-
-uint32_t cpu_features() {
+uint32_t detect() {
     // Bit numbers of Intel's and AMD's manuals; <cpuid.h> does not name them all everywhere.
     constexpr uint32_t kFma = 1u << 12;  // leaf 1, ECX
     constexpr uint32_t kXgetbv = 1u << 27;
@@ -74,9 +72,13 @@ uint32_t cpu_features() {
     return mask;
 }
 
+}  // namespace
+
 #elif defined(__aarch64__)
 
-uint32_t cpu_features() {
+namespace {
+
+uint32_t detect() {
     // Bit numbers of the Linux interface: older system headers do not name them all.
     constexpr unsigned long kHwcapAsimdDp = 1ul << 20;
     constexpr unsigned long kHwcap2I8mm = 1ul << 13;
@@ -86,10 +88,21 @@ uint32_t cpu_features() {
     return mask;
 }
 
+}  // namespace
+
 #else
 
-uint32_t cpu_features() { return 0; }
+namespace {
+
+uint32_t detect() { return 0; }
+
+}  // namespace
 
 #endif
+
+uint32_t cpu_features() {
+    static const uint32_t mask = detect();
+    return mask;
+}
 
 }  // namespace awqe

@@ -13,7 +13,8 @@ constexpr uint32_t kCpuNeon = 1u << 3;        // armv8.0
 constexpr uint32_t kCpuDotprod = 1u << 4;     // SDOT
 constexpr uint32_t kCpuI8mm = 1u << 5;        // SMMLA
 
-// The mask of this CPU. Cheap enough to call once per session; safe from any thread.
+// The mask of this CPU, found out once: a virtual machine's host answers each question for it. Safe
+// from any thread.
 uint32_t cpu_features();
 
 }  // namespace awqe

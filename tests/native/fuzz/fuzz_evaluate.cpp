@@ -88,20 +88,25 @@ void read_descriptions(const awqe_model* model) {
     }
 }
 
-// One way to compute the logits of the same few tokens.
+// One table and cache; a session of it computes the logits of the same few tokens in several ways.
 struct Way {
     const char* kernels;
     awqe_kv_type kv_type;
-    size_t chunk;  // tokens per call
 
-    std::string describe() const {
+    std::string describe(size_t chunk) const {
         return std::string(kernels) + (kv_type == AWQE_KV_F16 ? ", fp16" : ", int8") + ", " +
                std::to_string(chunk) + " tokens at a time";
     }
 };
 
-// float [kTokens, vocabulary]; nothing if the session would be too large.
-std::vector<float> logits_of(const awqe_model* model, const Way& way) {
+struct Evaluation {
+    Owned<awqe_session> session;
+    size_t tokens = 0;
+    size_t vocabulary = 0;
+};
+
+// No session if it would be too large.
+Evaluation open_session(const awqe_model* model, const Way& way) {
     auto info = sized<awqe_model_info>();
     awqe_model_info_get(model, &info, nullptr);
     auto options = sized<awqe_session_options>();
@@ -117,22 +122,33 @@ std::vector<float> logits_of(const awqe_model* model, const Way& way) {
     awqe_session* opened = nullptr;
     awqe_error error;
     if (awqe_session_open(model, &options, &opened, &error) != AWQE_OK) {
-        give_up(way.describe() + ": " + error.message);
+        give_up(way.describe(kTokens) + ": " + error.message);
     }
-    const Owned<awqe_session> session(opened);
-    const size_t vocabulary = info.vocabulary_size;
-    const size_t count = options.context_length;
+    return {Owned<awqe_session>(opened), options.context_length, info.vocabulary_size};
+}
+
+// float [evaluation.tokens, evaluation.vocabulary], whatever the session has computed before.
+//
+// chunk: tokens per call.
+std::vector<float> logits_of(const Evaluation& evaluation, const Way& way, size_t chunk) {
+    awqe_session* const session = evaluation.session.get();
+    const size_t vocabulary = evaluation.vocabulary;
+    const size_t count = evaluation.tokens;
+    awqe_error error;
+    if (awqe_session_truncate(session, 0, &error) != AWQE_OK) {
+        give_up(way.describe(chunk) + ": " + error.message);
+    }
     std::vector<float> logits(count * vocabulary);
-    for (size_t done = 0; done < count; done += way.chunk) {
+    for (size_t done = 0; done < count; done += chunk) {
         uint32_t tokens[kTokens];
-        const size_t some = std::min(way.chunk, count - done);
+        const size_t some = std::min(chunk, count - done);
         for (size_t i = 0; i < some; ++i) {
             tokens[i] = static_cast<uint32_t>((done + i) * 7 % vocabulary);
         }
-        if (awqe_session_evaluate(session.get(), tokens, some, AWQE_LOGITS_ALL,
+        if (awqe_session_evaluate(session, tokens, some, AWQE_LOGITS_ALL,
                                   logits.data() + done * vocabulary, nullptr, nullptr,
                                   &error) != AWQE_OK) {
-            give_up(way.describe() + ": " + error.message);
+            give_up(way.describe(chunk) + ": " + error.message);
         }
     }
     // The sampler takes what is finite, and nothing else.
@@ -146,12 +162,12 @@ std::vector<float> logits_of(const awqe_model* model, const Way& way) {
     if (awqe_sampler_open(&sampling, &made, &error) != AWQE_OK) give_up(error.message);
     const Owned<awqe_sampler> sampler(made);
     uint32_t token = 0;
-    const bool drawn = awqe_session_sample(session.get(), sampler.get(), &token, &error) == AWQE_OK;
+    const bool drawn = awqe_session_sample(session, sampler.get(), &token, &error) == AWQE_OK;
     const bool finite = std::all_of(logits.end() - static_cast<ptrdiff_t>(vocabulary), logits.end(),
                                     [](float x) { return std::isfinite(x); });
     if (drawn != finite || (drawn && token >= vocabulary)) {
-        give_up(way.describe() + (drawn ? ": a token from logits that are not finite"
-                                        : ": no token from finite logits"));
+        give_up(way.describe(chunk) + (drawn ? ": a token from logits that are not finite"
+                                             : ": no token from finite logits"));
     }
     return logits;
 }
@@ -168,14 +184,30 @@ void compare(const std::vector<float>& numbers, const std::vector<float>& expect
     }
 }
 
+// The tables that this CPU can run, the reference first.
+std::vector<const char*> tables() {
+    std::vector<const char*> names;
+    for (size_t i = 0; awqe_kernels(i) != nullptr; ++i) names.push_back(awqe_kernels(i));
+    std::reverse(names.begin(), names.end());
+    return names;
+}
+
+// Every table multiplies and attends in two sizes of blocks and token by token, with both caches;
+// the reference, which is most of the time, once with each.
 void evaluate(const awqe_model* model) {
     for (const awqe_kv_type kv_type : {AWQE_KV_F16, AWQE_KV_INT8}) {
-        const std::vector<float> expected = logits_of(model, {"reference", kv_type, kTokens});
-        if (expected.empty()) return;
-        for (size_t i = 0; awqe_kernels(i) != nullptr; ++i) {
-            for (const size_t chunk : {size_t{1}, size_t{5}, kTokens}) {
-                const Way way = {awqe_kernels(i), kv_type, chunk};
-                compare(logits_of(model, way), expected, way.describe(), "logit");
+        const size_t block = kv_type == AWQE_KV_F16 ? kTokens : 5;
+        std::vector<float> expected;
+        for (const char* kernels : tables()) {
+            const Way way = {kernels, kv_type};
+            const Evaluation evaluation = open_session(model, way);
+            if (evaluation.session == nullptr) return;
+            if (expected.empty()) {
+                expected = logits_of(evaluation, way, block);
+                continue;
+            }
+            for (const size_t chunk : {block, size_t{1}}) {
+                compare(logits_of(evaluation, way, chunk), expected, way.describe(chunk), "logit");
             }
         }
     }
@@ -203,12 +235,16 @@ std::vector<float> embeddings_of(const awqe_model* model, const char* kernels, u
 }
 
 void encode(const awqe_model* model) {
-    const std::vector<float> expected = embeddings_of(model, "reference", 1);
-    if (expected.empty()) return;
-    for (size_t i = 0; awqe_kernels(i) != nullptr; ++i) {
-        const std::string kernels = awqe_kernels(i);
-        compare(embeddings_of(model, kernels.c_str(), 1 + i % 2), expected, kernels,
-                "number of the embeddings");
+    std::vector<float> expected;
+    uint32_t threads = 1;
+    for (const char* kernels : tables()) {
+        std::vector<float> embeddings = embeddings_of(model, kernels, threads);
+        threads = 3 - threads;
+        if (embeddings.empty()) return;
+        if (expected.empty())
+            expected.swap(embeddings);  // the reference's
+        else
+            compare(embeddings, expected, kernels, "number of the embeddings");
     }
 }
 
