@@ -9,6 +9,7 @@ from awq_edge.architecture import Architecture
 from awq_edge.errors import UnsupportedError
 
 from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter, Stored
+from .refused import both_directions
 
 # Of every Gemma's class.
 GEMMA_DEFAULTS: dict[str, Any] = {
@@ -35,10 +36,17 @@ def _architecture(config: Config) -> Architecture:
     activation = config.get("hidden_activation") or config.get("hidden_act")
     if activation not in ("gelu", "gelu_pytorch_tanh"):
         raise UnsupportedError(f"The activation {activation!r} is not Gemma's: GELU is.")
+    refuse_both_directions(config)
     attention_bias = config.flag("attention_bias")
     return config.decoder(
         activation="gelu_tanh", qkv_bias=attention_bias, output_bias=attention_bias
     )
+
+
+def refuse_both_directions(config: Config) -> None:
+    """Refuses a Gemma that is no decoder of text, as embedding models of the family are."""
+    if config.flag("use_bidirectional_attention"):
+        raise UnsupportedError(both_directions("use_bidirectional_attention"))
 
 
 def gemma_stored(config: Config, a: Architecture, stem: str) -> Stored:

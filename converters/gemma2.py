@@ -10,7 +10,7 @@ from awq_edge.architecture import Architecture
 from awq_edge.errors import UnsupportedError
 
 from .base import LLAMA_NAMES, Config, Converter, Stored
-from .gemma import GEMMA_DEFAULTS, gemma_stored
+from .gemma import GEMMA_DEFAULTS, gemma_stored, refuse_both_directions
 from .values import shown
 
 # What Llama calls post_attention_layernorm stands in front of a branch, Gemma's behind one.
@@ -57,11 +57,7 @@ def sandwich_fields(config: Config) -> dict[str, Any]:
         raise UnsupportedError(
             f"The activation {shown(activation)} is not Gemma's: GELU by tanh is."
         )
-    if config.flag("use_bidirectional_attention"):
-        raise UnsupportedError(
-            "The model attends in both directions (use_bidirectional_attention): it makes "
-            "embeddings, and generates no text."
-        )
+    refuse_both_directions(config)
     _scalar(config)
     attention_bias = config.flag("attention_bias")
     return {

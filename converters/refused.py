@@ -136,8 +136,15 @@ def reason(model_type: str) -> str | None:
     return next((why for types, why in _REASONS if re.fullmatch(types, model_type)), None)
 
 
+def both_directions(key: str) -> str:
+    """The sentence about a decoder that attends to what comes later too, as a key says."""
+    return (
+        f"The model attends in both directions ({key}): it makes embeddings, and generates no text."
+    )
+
+
 def refuse_other_models(config: Mapping[str, Any]) -> None:
-    """Refuses what a ``model_type`` does not show: an encoder, code of its own, another head.
+    """Refuses what a ``model_type`` does not show: an encoder, code of its own, a head, no mask.
 
     Args:
         config: A config.json.
@@ -151,6 +158,9 @@ def refuse_other_models(config: Mapping[str, Any]) -> None:
         )
     if "model_type" not in config and {"vit_model_type", "lm_model_type"} <= set(config):
         raise UnsupportedError(f"This is a nanoVLM, which is not supported: {reason('nanovlm')}.")
+    if not config.get("is_causal", True):
+        # The masks of transformers then let every class see in both directions.
+        raise UnsupportedError(both_directions("is_causal"))
     classes = config.get("architectures")
     names = [name for name in classes if isinstance(name, str)] if isinstance(classes, list) else []
     if config.get("model_type") == "gpt2" and "GPT2LMHeadCustomModel" in names:

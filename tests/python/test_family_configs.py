@@ -377,6 +377,7 @@ def test_nothing_is_divided_by_zero(family: str, key: str) -> None:
             dict(model_type="gemma3_text", use_bidirectional_attention=True),
             "both directions",
         ),
+        (dict(model_type="gemma", use_bidirectional_attention=True), "both directions"),
         (dict(model_type="gemma2", hidden_activation="gelu"), "gelu.*not Gemma's"),
         (dict(model_type="gemma2", attn_logit_softcapping=-1.0), "must be positive"),
         (dict(model_type="gemma2", query_pre_attn_scalar=0), "query_pre_attn_scalar"),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 import pytest
-from awq_edge.converters import find, text_part
+from awq_edge.converters import find, known_model_types, text_part
 
 from awq_edge.errors import CheckpointError, UnsupportedError
 
@@ -70,6 +70,22 @@ def test_refusals(changes: dict[str, Any], words: str) -> None:
     with pytest.raises(UnsupportedError, match=words) as raised:
         find(changes)
     assert "\n" not in str(raised.value)
+
+
+@pytest.mark.parametrize("value", [False, None, 0])
+def test_a_decoder_that_sees_what_comes_later(value: object) -> None:
+    """As embedding models have it: transformers masks nothing then, whatever the family."""
+    transformers = pytest.importorskip("transformers")
+    import torch
+    from transformers.masking_utils import create_causal_mask
+
+    sizes = dict(num_hidden_layers=1, is_causal=value, attn_implementation="eager")
+    config = transformers.Qwen2Config(**sizes)
+    assert create_causal_mask(config, torch.zeros(1, 3, 8), None, None) is None
+    for model_type in known_model_types():
+        if model_type not in text_part.WRAPPERS:
+            with pytest.raises(UnsupportedError, match=r"both directions \(is_causal\)"):
+                find({"model_type": model_type, "is_causal": value})
 
 
 @pytest.mark.parametrize(
