@@ -7,6 +7,7 @@ import shutil
 import signal
 import sys
 import time
+import zipfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,9 +20,18 @@ pytest.importorskip("transformers")
 import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
 
 from awq_edge.cli import main as command_line  # noqa: E402
+from awq_edge.device import bundle as bundle_module  # noqa: E402
+from awq_edge.device.wheel import wheel_name  # noqa: E402
+from awq_edge.profiles import load_profile  # noqa: E402
 
 _TINY = "--method rtn --group-size 32 --quiet"
 _JUDGED = "--text text.txt --context 32 --chunks 1"
+_PAGE = (
+    "analyze source --output page.html --group-size 32 --samples 2 --sequence-length 32 "
+    f"--calibration text.txt --sizes none --quiet {_JUDGED}"
+)
+BOARD = load_profile("rpi4b")
+_BOARD = f"--target {BOARD.name} --python 3.11 --wheel {wheel_name(BOARD)} --quiet"
 
 # Arguments, and what a second run says where the first one's result is in its way.
 COMMANDS: dict[str, tuple[str, str | None]] = {
@@ -37,6 +47,15 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "bench": ("bench model.gguf --prompt 8 --generate 4 --repetitions 1", None),
     "eval ppl": (f"eval ppl model.gguf {_JUDGED}", None),
     "eval kld": (f"eval kld source --reference source {_JUDGED}", None),
+    "analyze": (_PAGE, "exists already"),
+    "analyze --force": (f"{_PAGE} --force", None),
+    "bundle to a folder": (f"bundle model.gguf {_BOARD} --output board", "exists already"),
+    "bundle to an archive": (f"bundle model.gguf {_BOARD} --output board.tar", "exists already"),
+    "pull": ("pull file://{folder}/model.gguf --name kept.gguf", "is there already"),
+    "pull --force": ("pull file://{folder}/model.gguf --name kept.gguf --force", None),
+    "list": ("list", None),
+    "ps": ("ps", None),
+    "selftest": ("selftest --quiet", None),
     "targets": ("targets", None),
     "doctor": ("doctor model.gguf", None),
 }
@@ -45,7 +64,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
 @pytest.fixture
 def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     shutil.copyfile(STORIES, tmp_path / "model.gguf")
-    (tmp_path / "text.txt").write_text("Once upon a time there was a girl. " * 20)
+    (tmp_path / "text.txt").write_text("Once upon a time there was a girl. " * 60)
     checkpoints.save(
         checkpoints.random_model("llama", num_hidden_layers=2, rope_theta=10000.0),
         tmp_path / "bare",
@@ -54,7 +73,21 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
     checkpoints.save_tokenizer(tmp_path / "source")
     monkeypatch.chdir(tmp_path)
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
+    monkeypatch.setenv("AWQ_EDGE_MODELS", str(tmp_path / "models"))
     monkeypatch.setenv("TERM", "dumb")
+    # A board's packages, made up: no index is asked.
+    (tmp_path / "index").mkdir()
+    for name in ("index/numpy-1.0-py3-none-any.whl", wheel_name(BOARD)):
+        with zipfile.ZipFile(tmp_path / name, "w") as archive:
+            archive.writestr(
+                "numpy-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: numpy\nVersion: 1.0\n"
+            )
+            archive.writestr("numpy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
+            archive.writestr("numpy-1.0.dist-info/RECORD", "")
+    monkeypatch.setattr(bundle_module, "runtime_requirements", lambda extras: ["numpy"])
+    monkeypatch.setenv("PIP_NO_INDEX", "1")
+    monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
+    monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked child has none of its parent's threads
     yield tmp_path
@@ -88,19 +121,30 @@ def run(arguments: str, kill_after: float | None = None) -> tuple[int, str]:
 
 
 def results(folder: Path) -> dict[str, bytes]:
-    """What lies there that a command may have written."""
-    ignored = ("model.gguf", "text.txt", "bare", "source", "cache", "said.1", "said.2")
+    """What lies there that a command may have written: every file, and every folder as empty."""
+    given = ("model.gguf", "text.txt", "bare", "source", "index", wheel_name(BOARD))
+    ignored = (*given, "cache", "said.1", "said.2")
     return {
-        entry.name: entry.read_bytes() if entry.is_file() else b""
-        for entry in folder.iterdir()
-        if entry.name not in ignored
+        str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
+        for path in folder.rglob("*")
+        if path.relative_to(folder).parts[0] not in ignored
     }
+
+
+def remove(path: Path) -> None:
+    if path.is_dir():
+        shutil.rmtree(path)
+    else:
+        path.unlink(missing_ok=True)
 
 
 @pytest.mark.skipif(sys.version_info < (3, 9), reason="waitstatus_to_exitcode")
 @pytest.mark.parametrize("name", COMMANDS)
 def test_a_command_runs_again(name: str, folder: Path) -> None:
+    if name.startswith("analyze"):
+        pytest.importorskip("matplotlib")
     arguments, refusal = COMMANDS[name]
+    arguments = arguments.replace("{folder}", str(folder))
     begun = time.monotonic()
     assert run(arguments)[0] == 0, run(arguments)[1]
     seconds = time.monotonic() - begun
@@ -114,8 +158,8 @@ def test_a_command_runs_again(name: str, folder: Path) -> None:
         assert status == 1 and refusal in said and "Traceback" not in said
 
     for part in (0.3, 0.7):
-        for entry in whole:
-            (folder / entry).unlink(missing_ok=True)
+        for top in {Path(entry).parts[0] for entry in whole}:
+            remove(folder / top)
         run(arguments, kill_after=part * seconds)
         status, said = run(arguments)
         done = refusal is not None and status == 1 and refusal in said  # before it was killed
