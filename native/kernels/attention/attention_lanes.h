@@ -44,13 +44,30 @@ inline void scale_weights(const CacheS8& cache, size_t row, size_t count, float*
     multiply_rows<kQueries>(weights, cache.value_scales + row, count);
 }
 
-// scores: float [count, 4]. queries: float [4, kMaxHeadSize], padded with zeros. keys: [count,
-// stride].
+// Asks for a head's part of a row, for the second cache. Rows lie a stride apart, which no core
+// foresees for long: four rows of eight heads of 64 halves fill a page.
 template <class Element>
-inline void score_four_queries(const float* queries, const Element* keys, size_t stride,
-                               size_t head_size, size_t count, float* scores) {
+inline void ask_for_row(const Element* row, size_t head_size) {
+    constexpr size_t kLine = 64 / sizeof(Element);
+    for (size_t i = 0; i < head_size; i += kLine) __builtin_prefetch(row + i, 0, 2);
+}
+
+// What the scores of one position ask for: its value, which is read when the chunk is scored, and
+// the key a chunk ahead.
+template <class Element>
+inline void ask_ahead(const Element* key, const Element* value, size_t stride, size_t head_size) {
+    ask_for_row(key + kAttentionChunk * stride, head_size);
+    ask_for_row(value, head_size);
+}
+
+// scores: float [count, 4]. queries: float [4, kMaxHeadSize], padded with zeros. keys, values:
+// [count, stride].
+template <class Element>
+inline void score_four_queries(const float* queries, const Element* keys, const Element* values,
+                               size_t stride, size_t head_size, size_t count, float* scores) {
     for (size_t t = 0; t < count; ++t) {
         const Element* key = keys + t * stride;
+        ask_ahead(key, values + t * stride, stride, head_size);
         Lanes a = zero(), b = zero(), c = zero(), d = zero();
         for (size_t i = 0; i < head_size; i += 16) {
             const Lanes k = load_elements(key, i, head_size);
@@ -65,8 +82,8 @@ inline void score_four_queries(const float* queries, const Element* keys, size_t
 
 // scores: float [count, 1] and room for three more. Four positions at a time.
 template <class Element>
-inline void score_one_query(const float* query, const Element* keys, size_t stride,
-                            size_t head_size, size_t count, float* scores) {
+inline void score_one_query(const float* query, const Element* keys, const Element* values,
+                            size_t stride, size_t head_size, size_t count, float* scores) {
     for (size_t t = 0; t < count; t += 4) {
         // Past the end the last position again: computed and overwritten or ignored.
         const size_t last = count - 1;
@@ -74,6 +91,9 @@ inline void score_one_query(const float* query, const Element* keys, size_t stri
         const Element* k1 = keys + (t + 1 < count ? t + 1 : last) * stride;
         const Element* k2 = keys + (t + 2 < count ? t + 2 : last) * stride;
         const Element* k3 = keys + (t + 3 < count ? t + 3 : last) * stride;
+        for (size_t next = t; next < t + 4; ++next) {
+            ask_ahead(keys + next * stride, values + next * stride, stride, head_size);
+        }
         Lanes a = zero(), b = zero(), c = zero(), d = zero();
         for (size_t i = 0; i < head_size; i += 16) {
             const Lanes q = load(query + i);
@@ -207,11 +227,13 @@ inline void attend(const float* queries, const Cache& cache, size_t head_size, s
         float* scores = e + (t - base) * kQueries;
         const size_t row = base % cache.ring + (t - base);
         const size_t count = stop - t;
+        const auto* const keys = cache.keys + row * stride;
+        const auto* const values = cache.values + row * stride;
         if constexpr (kQueries == 4) {
-            score_four_queries(padded, cache.keys + row * stride, stride, head_size, count, scores);
+            score_four_queries(padded, keys, values, stride, head_size, count, scores);
         } else {
             static_assert(kQueries == 1);
-            score_one_query(padded, cache.keys + row * stride, stride, head_size, count, scores);
+            score_one_query(padded, keys, values, stride, head_size, count, scores);
         }
         scale_scores<kQueries>(cache, row, count, scores);
         if (change != nullptr) {
@@ -258,7 +280,6 @@ inline void attend(const float* queries, const Cache& cache, size_t head_size, s
         }
         float* weights = e + (t - base) * kQueries;
         scale_weights<kQueries>(cache, row, count, weights);
-        const auto* values = cache.values + row * stride;
         size_t i = 0;
         // Sums may take half of the registers; more of them would go through the stack.
         if constexpr (kQueries * 2 * sizeof(Lanes) <= kRegisterBytes / 2) {
