@@ -17,6 +17,7 @@ import io
 import os
 import struct
 import zlib
+from array import array
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -643,14 +644,15 @@ class NativeSession:
         _, library = _load()
         return int(library.awqe_session_earliest(self.pointer))
 
-    def tokens(self) -> list[int]:
-        """Everything in the context."""
+    def tokens(self) -> array[int]:
+        """Everything in the context, uint32."""
         ffi, library = _load()
         pointer = self.pointer
         count = int(library.awqe_session_position(pointer))
-        tokens = ffi.new("uint32_t[]", max(count, 1))
-        _call(library.awqe_session_tokens, pointer, tokens, count)
-        return list(ffi.unpack(tokens, count))
+        tokens = array("I", bytes(4 * count))
+        target = ffi.from_buffer("uint32_t[]", tokens, require_writable=True)
+        _call(library.awqe_session_tokens, pointer, target, count)
+        return tokens
 
     def reusable(self, tokens: Sequence[int] | memoryview) -> int:
         """Tokens at the beginning of a text that need not be evaluated before the next is drawn.

@@ -476,10 +476,9 @@ class Generation:
 
     def _reusable(self, count: int) -> int:
         """How much of the first ``count`` tokens the session need not read again."""
-        context = memoryview(self._context)[:count]
         if self._pictures is None:
-            return self.session.reusable(context)
-        return self._pictures.reusable(self.session, context)
+            return self.session.reusable(memoryview(self._context)[:count])
+        return self._pictures.reusable(self.session, self.tokens)
 
     def _piece(self) -> str:
         """Text that is complete and was not given out yet."""

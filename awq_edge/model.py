@@ -28,7 +28,7 @@ from awq_edge.errors import (
 from awq_edge.free_memory import read_free_memory
 from awq_edge.generation import Generation, GenerationConfig, Progress, Prompt
 from awq_edge.quantities import size_text
-from awq_edge.session import Session
+from awq_edge.session import Input, Session
 from awq_edge.tokenizer import Tokenizer, eos_token_ids
 
 if TYPE_CHECKING:
@@ -233,6 +233,11 @@ class Model:
     def kv(self) -> str:
         """How sessions keep keys and values unless they are told otherwise: "fp16" or "int8"."""
         return self._kv
+
+    @property
+    def prefill_threads(self) -> int:
+        """Threads that read prompts and pictures; 0 lets the library choose."""
+        return self._prefill_threads or 0
 
     @property
     def context_length(self) -> int:
@@ -443,7 +448,7 @@ class Model:
         in_parts = any(reads_parts(text) for text in templates(self.metadata).values())
         plain, found = taken_apart(messages, images, marked, in_parts=in_parts)
         pictures = reader.together(found, detail)
-        text = self.chat_prompt(plain, **settings)
+        text = self.chat_prompt(plain, **marked.hidden_in(settings))
         prompt = PicturePrompt.of_text(
             reader, self.tokenizer, text, marked, pictures, add_bos=False
         )
@@ -490,7 +495,7 @@ class Model:
 
     def evaluate_together(
         self,
-        batch: Iterable[tuple[Session, Sequence[int]]],
+        batch: Iterable[tuple[Session, Input]],
         *,
         logits: Mapping[Session, NDArray[np.float32]] | None = None,
         hidden: Mapping[Session, NDArray[np.float32]] | None = None,
@@ -504,7 +509,7 @@ class Model:
         part of it, and sessions join and leave between two calls; ``Session.sample`` draws.
 
         Args:
-            batch: Sessions of this model, each once, with the ids to append.
+            batch: Sessions of this model, each once, with the ids or the ``Rows`` to append.
             logits: float32 [tokens, vocabulary] of some of them, C-contiguous, to be filled with
                 the logits after each of their tokens.
             hidden: float32 [tokens, hidden] likewise, for what the output matrix reads there: the

@@ -1,14 +1,14 @@
 """One conversation: the tokens so far, and what the C library keeps of them.
 
-Owns ``Session``: thin and typed over the C library, which holds all of its state. A session serves
-one thread at a time, and the library says so if two meet.
+Owns ``Session``: thin and typed over the C library, which holds all of its state but what rows
+without a token are. A session serves one thread at a time, and the library says so if two meet.
 """
 
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from dataclasses import replace
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, Union
 
 from awq_edge.errors import ContextFullError, FileInvalidError, InvalidArgumentError
 from awq_edge.generation import Generation, GenerationConfig, Progress, Prompt
@@ -22,6 +22,30 @@ if TYPE_CHECKING:
 
     from awq_edge._native import NativeSampler
     from awq_edge.model import Model
+
+NO_TOKEN = 2**32 - 1  # what a context holds where something else than a token was read
+
+
+@dataclass(frozen=True)
+class Rows:
+    """What is read in the place of tokens.
+
+    Attributes:
+        embeddings: float32 [rows, hidden], C-contiguous.
+        contents: uint64 [rows]: what each one is, for ``Session.contents``; None: nobody knows.
+    """
+
+    embeddings: NDArray[np.float32]
+    contents: NDArray[np.uint64] | None = None
+
+    def __len__(self) -> int:
+        """How many rows."""
+        return len(self.embeddings)
+
+
+Input = Union[Sequence[int], Rows]
+# What stands at each position of a text: ids, or uint64 [tokens] as of ``Session.contents``.
+Contents = Union[Sequence[int], "NDArray[np.uint64]"]
 
 
 class Session:
@@ -54,9 +78,9 @@ class Session:
             kv_type=kv,
             device=device,
         )
-        # What pictures are, by where their rows begin. The library knows where rows stand; an entry
-        # is made before its rows are read, so that none is ever older than they are.
-        self._pictures: dict[int, object] = {}
+        # What rows without a token are, by where they begin. The library knows where rows stand; an
+        # entry is made before its rows are read, so that none is ever older than they are.
+        self._contents: dict[int, NDArray[np.uint64]] = {}
         self.kernels = self._native.kernels
         self.threads = self._native.threads
         self.prefill_threads = self._native.prefill_threads
@@ -73,6 +97,20 @@ class Session:
     def tokens(self) -> tuple[int, ...]:
         """Everything in the context."""
         return tuple(self._native.tokens())
+
+    @property
+    def contents(self) -> NDArray[np.uint64]:
+        """Everything in the context, uint64 [tokens]: ids, and what rows without a token are.
+
+        NO_TOKEN where that is not known. Numbers of rows are 2**32 or more.
+        """
+        import numpy as np
+
+        held = np.array(self._native.tokens(), np.uint64)
+        for begin, rows in self._contents.items():
+            part = held[begin : begin + len(rows)]
+            np.copyto(part, rows[: len(part)], where=part == NO_TOKEN)
+        return held
 
     @property
     def position(self) -> int:
@@ -144,23 +182,19 @@ class Session:
         embeddings: NDArray[np.float32],
         *,
         progress: Progress | None = None,
-        key: object = None,
-        begin: int | None = None,
+        contents: NDArray[np.uint64] | None = None,
     ) -> None:
         """Appends what is no token of the vocabulary, for example the rows of a picture.
 
-        In ``tokens`` they are 2**32 - 1 each, and never the beginning of a prompt.
+        In ``tokens`` they are NO_TOKEN each, and never the beginning of a prompt of ids.
 
         Args:
             embeddings: float32 [rows, hidden]: what tokens would have at the entrance of the first
                 layer.
             progress: As for ``evaluate``.
-            key: Stands for what they are: ``picture_at`` then gives it.
-            begin: Where the first row of what ``key`` stands for is; None: here.
+            contents: uint64 [rows]: what each is, as ``contents`` then tells it.
         """
         import numpy as np
-
-        from awq_edge import _native
 
         hidden = self.model.info.hidden_size
         rows = np.ascontiguousarray(embeddings, np.float32)
@@ -168,17 +202,8 @@ class Session:
             raise InvalidArgumentError(
                 f"The embeddings have the shape {list(rows.shape)}: use [rows, {hidden}]."
             )
-        self._require_room(len(rows))
-        held = self.position
-        self._pictures = {at: known for at, known in self._pictures.items() if at < held}
-        if key is not None:
-            self._pictures[held if begin is None else begin] = key
         if len(rows):
-            _native.evaluate_together([_native.Reading(self._native, None, rows)], progress)
-
-    def picture_at(self, position: int) -> object:
-        """The key of what was read at a position in the place of tokens; None: it is not known."""
-        return self._pictures.get(position)
+            Session.evaluate_together([(self, Rows(rows, contents))], {}, {}, progress)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens and gives the logits after each: float32 [tokens, vocabulary].
@@ -257,11 +282,20 @@ class Session:
             )
         return self._native.save(begin, position)
 
-    def restore(self, saved: bytes | bytearray | memoryview) -> None:
+    def restore(
+        self,
+        saved: bytes | bytearray | memoryview,
+        contents: NDArray[np.uint64] | None = None,
+    ) -> None:
         """Takes up a context that ``save`` gave; it goes on to the same bits.
 
         What was saved from 0 on replaces the context; what was saved from another position on
         continues one that ends there.
+
+        Args:
+            saved: The bytes.
+            contents: uint64 [tokens]: what ``contents`` was of the saved positions, where some of
+                them are no tokens.
 
         Raises:
             FileInvalidError: The bytes are damaged, or no saved context.
@@ -269,12 +303,23 @@ class Session:
             InvalidArgumentError: They belong to another model file, type of cache or text.
             ContextFullError: They hold more tokens than this session's context.
         """
-        self._pictures = {}  # of another context; one that is restored knows its own no more
-        self._native.restore(saved)
+        known, self._contents = self._contents, {}  # of what may be another context
+        try:
+            self._native.restore(saved)
+        except BaseException:
+            self._contents = known  # the context is what it was
+            raise
+        if contents is not None:
+            begin = self.position - len(contents)
+            self._contents = {**_before(known, begin), begin: contents}
+
+    def take_over(self, other: Session, position: int) -> None:
+        """Makes the first ``position`` tokens of another session's context this one's."""
+        self.restore(other.save(position), other.contents[:position])
 
     @staticmethod
     def evaluate_together(
-        batch: Sequence[tuple[Session, Sequence[int]]],
+        batch: Sequence[tuple[Session, Input]],
         logits: Mapping[Session, NDArray[np.float32]],
         hidden: Mapping[Session, NDArray[np.float32]],
         progress: Progress | None,
@@ -283,11 +328,17 @@ class Session:
         from awq_edge import _native
 
         readings = []
-        for session, tokens in batch:
-            ids = session._ids(tokens)
-            session._require_room(len(ids))
+        for session, read in batch:
+            ids = None if isinstance(read, Rows) else session._ids(read)
+            session._require_room(len(read))
             rows, states = logits.get(session), hidden.get(session)
-            readings.append(_native.Reading(session._native, ids, logits=rows, hidden=states))
+            embeddings = None
+            if isinstance(read, Rows):
+                embeddings = read.embeddings
+                session._note(read)
+            readings.append(
+                _native.Reading(session._native, ids, embeddings, logits=rows, hidden=states)
+            )
         _native.evaluate_together(readings, progress)
 
     def sample(
@@ -304,6 +355,15 @@ class Session:
         """
         sampler.seek(draw)
         return self._native.sample(sampler, added)
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether ``sample`` can draw: the last token was read, and nothing forgotten since."""
+        try:
+            self.last_logits()
+        except InvalidArgumentError:
+            return False
+        return True
 
     def last_logits(self) -> NDArray[np.float32]:
         """The logits that ``sample`` draws from: float32 [vocabulary].
@@ -332,6 +392,13 @@ class Session:
                 raise InvalidArgumentError(f"GenerationConfig: {error}.") from error
         return Generation(self, prompt, config)
 
+    def _note(self, read: Rows) -> None:
+        """Remembers what the rows are that are about to be appended."""
+        held = self.position
+        self._contents = _before(self._contents, held)
+        if read.contents is not None:
+            self._contents[held] = read.contents
+
     def _ids(self, tokens: Sequence[int]) -> list[int]:
         return token_ids(tokens, self.model.info.vocabulary_size)
 
@@ -346,3 +413,19 @@ class Session:
                 f"{count} more tokens do not fit: the context of {self.context_length} already "
                 f"holds {held}."
             )
+
+
+def common_length(one: Contents, other: Contents) -> int:
+    """How many positions two texts begin with that hold the same."""
+    import numpy as np
+
+    count = min(len(one), len(other))
+    differing = np.asarray(one[:count], np.uint64) != np.asarray(other[:count], np.uint64)
+    return int(differing.argmax()) if differing.any() else count
+
+
+def _before(
+    contents: Mapping[int, NDArray[np.uint64]], position: int
+) -> dict[int, NDArray[np.uint64]]:
+    """What is known of the rows before a position."""
+    return {at: rows[: position - at] for at, rows in contents.items() if at < position}

@@ -13,6 +13,7 @@ import stat
 import sys
 from contextlib import suppress
 from pathlib import Path
+from typing import BinaryIO
 
 from awq_edge.errors import FileUnreadableError
 
@@ -99,6 +100,41 @@ def own_folder(*parts: str) -> Path:
                 "trusted: remove it, or name another cache with AWQ_EDGE_CACHE."
             )
     return folder
+
+
+def open_own(path: Path) -> BinaryIO:
+    """A regular file that only this user can change, never through a link.
+
+    Raises:
+        OSError: It is none.
+    """
+    descriptor = os.open(path, os.O_RDONLY | _CAREFUL)
+    found = os.fstat(descriptor)
+    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
+        os.close(descriptor)
+        raise PermissionError(1, "it is not a file of this user")
+    return os.fdopen(descriptor, "rb")
+
+
+def write_own(path: Path, *parts: bytes | bytearray) -> None:
+    """Writes a file that appears whole or not at all; until then its name begins with a dot.
+
+    Raises:
+        OSError: It cannot be written; what was there stays.
+    """
+    beside = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CAREFUL, 0o600)
+    try:
+        with os.fdopen(descriptor, "wb") as file:
+            for part in parts:
+                file.write(part)
+            file.flush()
+            os.fsync(descriptor)
+        beside.replace(path)
+    except BaseException:
+        with suppress(OSError):
+            beside.unlink()
+        raise
 
 
 def is_sound(folder: Path) -> bool:

@@ -20,6 +20,7 @@ from awq_edge.cli._groups import Guessing, Running, Sampling, grouped
 from awq_edge.cli._guesses_text import guesses_text
 from awq_edge.cli._options import Context, Kv, ModelFile, Quiet
 from awq_edge.cli._output import Output, is_live_terminal
+from awq_edge.cli._pictures import keep_pictures
 from awq_edge.cli._prompt_text import read_prompt_file
 from awq_edge.conversation import Conversation
 from awq_edge.errors import (
@@ -86,6 +87,7 @@ def chat(
     first = None if prompt_file is None else read_prompt_file(prompt_file)
     prepare()  # loads beside the model
     with running.open(file, context, kv, guessing) as model:
+        keep_pictures(model)
         if not templates(model.metadata):
             raise UnsupportedError(
                 f"{file} holds a model without a chat template: continue texts with 'awq-edge run'."

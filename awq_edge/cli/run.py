@@ -11,6 +11,7 @@ from awq_edge.cli._groups import Guessing, Running, Sampling, grouped
 from awq_edge.cli._guesses_text import guesses_text
 from awq_edge.cli._options import Context, Json, Kv, ModelFile, Quiet
 from awq_edge.cli._output import Output
+from awq_edge.cli._pictures import keep_pictures
 from awq_edge.cli._prompt_text import read_standard_input
 from awq_edge.generation import Generation
 
@@ -66,6 +67,7 @@ def run(
     text = read_standard_input() if prompt == "-" else prompt
     config = sampling.config(max_tokens)
     with running.open(file, context, kv, guessing) as model:
+        keep_pictures(model)
         pictures = model.pictures.together(images or (), detail)
         for notice in (notice for picture in pictures for notice in picture.notices):
             output.status(notice)
@@ -85,7 +87,7 @@ def run(
         finally:
             output.stream("\n")
         output.status(_summary(generation))
-        output.json(_document(generation, "".join(pieces)))
+        output.json(_document(generation, "".join(pieces), len(pictures)))
 
 
 def _look(reader: "PictureReader", picture: "PreparedPicture", output: Output) -> None:
@@ -141,8 +143,9 @@ def _summary(generation: Generation) -> str:
     )
 
 
-def _document(generation: Generation, text: str) -> dict[str, object]:
+def _document(generation: Generation, text: str, pictures: int) -> dict[str, object]:
     session, guesses = generation.session, generation.guesses
+    encoded = session.model.pictures.encodings if pictures else 0
     read = len(generation.prompt_tokens) - generation.reused_tokens
     return {
         "text": text,
@@ -159,4 +162,5 @@ def _document(generation: Generation, text: str) -> dict[str, object]:
         "kv": session.kv,
         "guessed_tokens": guesses.guessed if guesses else 0,
         "guessed_right": guesses.right if guesses else 0,
+        **({"pictures": pictures, "picture_tiles_encoded": encoded} if pictures else {}),
     }

@@ -13,10 +13,12 @@ import typer
 from awq_edge.cli._groups import Guessing, Running, Sampling, grouped
 from awq_edge.cli._options import Context, Kv, Quiet, listed, model_path
 from awq_edge.cli._output import Output
+from awq_edge.cli._pictures import keep_pictures
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError
 from awq_edge.quantities import parse_duration, parse_size
 
 if TYPE_CHECKING:
+    from awq_edge.model import Model
     from awq_edge.serve.stored_contexts import StoredContexts
 
 
@@ -78,12 +80,17 @@ def serve(
         typer.Option(
             "--cache-dir",
             metavar="DIR",
-            help="Where contexts are kept over restarts; by default in the user's cache.",
+            help="Where contexts and encoded pictures are kept over restarts; by default in the "
+            "user's cache.",
         ),
     ] = None,
     cache_size: Annotated[
         str,
-        typer.Option("--cache-size", metavar="SIZE", help="For all of them; 0 keeps none."),
+        typer.Option(
+            "--cache-size",
+            metavar="SIZE",
+            help="For all of them, a quarter of it for pictures; 0 keeps none.",
+        ),
     ] = "1GB",
     *,
     keep_alive: Annotated[
@@ -136,16 +143,26 @@ def serve(
     )
     if not files:
         raise InvalidArgumentError("Name the files to serve.")
+    kept_bytes = parse_size(cache_size)
+    picture_bytes = kept_bytes // 4
     engine = Engine(
         parallel=parallel,
         most_waiting=queue,
-        stored=_stored_contexts(cache_dir, parse_size(cache_size), output),
+        stored=_stored_contexts(cache_dir, kept_bytes - picture_bytes, output),
     )
+
+    def open_model(path: Path) -> "Model":
+        model = running.open(path, context, kv, guessing)
+        if picture_bytes:
+            folder = None if cache_dir is None else cache_dir / "pictures"
+            keep_pictures(model, folder, picture_bytes)
+        return model
+
     try:
         models = Models(
             files,
             engine,
-            lambda path: running.open(path, context, kv, guessing),
+            open_model,
             None if memory is None else parse_size(memory),
             keep_seconds=parse_duration(keep_alive),
             pinned=listed(pin or ()),

@@ -15,7 +15,8 @@ from awq_edge.generation import GenerationConfig
 from awq_edge.limited_json import parse_json
 from awq_edge.serve.answers import Answer, Delta, Ending
 from awq_edge.serve.fields import Fields
-from awq_edge.serve.messages import content_text, tool
+from awq_edge.serve.messages import content_parts, content_text, joined, tool
+from awq_edge.serve.picture_parts import check_number, part_of, picture_of_source, pictures_in
 from awq_edge.serve.settings import MOST_TOKENS, read_settings
 from awq_edge.serve.wanted import Wanted
 
@@ -92,26 +93,29 @@ def _messages(body: Fields) -> list[dict[str, Any]]:
             messages.append(_assistant(fields))
     if not any(message["role"] != "system" for message in messages):
         raise body.wrong("messages", "is empty: say something.")
+    check_number(sum(1 for _ in pictures_in(messages)), "messages")
     return messages
 
 
 def _user(fields: Fields) -> Iterator[dict[str, Any]]:
     """Results of calls as messages of their own, then what was said."""
-    texts = []
+    parts: list[str | dict[str, Any]] = []
     for block in fields.each("content"):
         kind = block.required_text("type")
         if kind == "tool_result":
             yield {
                 "role": "tool",
                 "tool_call_id": block.text("tool_use_id") or "",
-                "content": content_text(block, "content"),
+                "content": content_parts(block, "content"),
             }
         elif kind == "text":
-            texts.append(block.text("text") or "")
+            parts.append(block.text("text") or "")
+        elif kind == "image":
+            parts.append(part_of(picture_of_source(block)))
         else:
-            raise block.wrong("type", f"is {kind!r:.40}: this model reads text alone.")
-    if texts:
-        yield {"role": "user", "content": "\n".join(texts)}
+            raise block.wrong("type", f"is {kind!r:.40}: the server reads texts and pictures.")
+    if parts:
+        yield {"role": "user", "content": joined(parts)}
 
 
 def _assistant(fields: Fields) -> dict[str, Any]:
@@ -130,7 +134,7 @@ def _assistant(fields: Fields) -> dict[str, Any]:
             }
             calls.append({"id": block.text("id") or "", "type": "function", "function": function})
         elif kind != "redacted_thinking":
-            raise block.wrong("type", f"is {kind!r:.40}: this model reads text alone.")
+            raise block.wrong("type", f"is {kind!r:.40}: no answer of a model holds that here.")
     message["content"] = "\n".join(texts)
     if calls:
         message["tool_calls"] = calls

@@ -7,6 +7,7 @@ knows no tools is told of them in the system's message.
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 from awq_edge.chat import templates
@@ -16,6 +17,7 @@ from awq_edge.serve.faults import RequestError
 from awq_edge.serve.tool_formats import emulated
 from awq_edge.serve.wanted import Wanted
 from awq_edge.vision.messages import reads_parts, taken_apart
+from awq_edge.vision.picture_prompt import PicturePrompt
 from awq_edge.vision.prompt import Marked
 
 
@@ -35,27 +37,63 @@ def template_of(model: Model, *, tools: bool) -> str:
     return found.get("default") or next(iter(found.values()))
 
 
-def chat_prompt_text(model: Model, wanted: Wanted) -> str:
-    """The prompt; an assistant's message at its end is gone on with.
+@dataclass(frozen=True)
+class ChatPrompt:
+    """What a conversation is for a model.
+
+    Attributes:
+        text: As the template writes it, what a user typed for a picture's place marked.
+        ids: Its tokens.
+        pictures: The same with its pictures; None where it has none.
+    """
+
+    text: str
+    ids: list[int]
+    pictures: PicturePrompt | None = None
+
+
+def chat_prompt(model: Model, wanted: Wanted) -> ChatPrompt:
+    """The prompt of a conversation; encodes no picture.
 
     Raises:
-        RequestError: The template refuses the messages.
+        RequestError: The template refuses the messages, or a picture cannot be read.
         UnsupportedError: The model has no template.
     """
     messages: Sequence[Mapping[str, Any]] = wanted.messages or ()
     tools = list(wanted.tools) if wanted.tool_choice != "none" else []
+    template = template_of(model, tools=bool(tools))
     settings: dict[str, Any] = dict(wanted.variables)
-    if "tools" not in template_of(model, tools=bool(tools)):
+    if "tools" not in template:
         messages = emulated(messages, tools)
     elif tools:
         settings["tools"] = tools
     begun = _begun_answer(messages)
-    if model.sees_pictures:
-        # Templates of such models read contents in parts, and leave texts out.
-        rules = model.pictures.rules
-        parted = reads_parts(template_of(model, tools=bool(tools)))
-        as_they_are = Marked.as_they_are(rules)
-        messages, _ = taken_apart(messages, (), as_they_are, in_parts=parted)
+    if not model.sees_pictures:
+        text = _rendered(model, messages, settings, begun)
+        return ChatPrompt(text, model.tokenizer.encode(text, add_bos=False))
+    # Templates of such models read contents in parts, and leave texts out.
+    marked = Marked.new(model.pictures.rules)
+    plain, sent = taken_apart(messages, (), marked, in_parts=reads_parts(template))
+    if begun is not None:
+        begun = marked.hidden(begun)
+    text = _rendered(model, plain, marked.hidden_in(settings), begun)
+    if not sent:
+        ids = marked.tokens(model.tokenizer, marked.hidden(text), [], add_bos=False)
+        return ChatPrompt(text, ids)
+    pictures = [picture.prepared(model) for picture in sent]
+    whole = PicturePrompt.of_text(
+        model.pictures, model.tokenizer, text, marked, pictures, add_bos=False
+    )
+    return ChatPrompt(text, whole.tokens, whole)
+
+
+def _rendered(
+    model: Model,
+    messages: Sequence[Mapping[str, Any]],
+    settings: Mapping[str, Any],
+    begun: str | None,
+) -> str:
+    """The template's text; an assistant's message at its end, ``begun``, is gone on with."""
     try:
         if begun is None:
             return model.chat_prompt(messages, **settings)

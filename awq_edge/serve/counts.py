@@ -25,6 +25,7 @@ class Counts:
         waited_seconds: Of all texts in the queue.
         first_token_seconds: Of all texts, from submission to the first token.
         first_tokens: How many of these there were.
+        pictures: In prompts that were begun, each picture of a prompt once.
     """
 
     prompt_tokens: int = 0
@@ -37,6 +38,7 @@ class Counts:
     waited_seconds: float = 0.0
     first_token_seconds: float = 0.0
     first_tokens: int = 0
+    pictures: int = 0
     _recent: deque[tuple[float, int]] = field(default_factory=lambda: deque(maxlen=4096))
 
     def drew(self, tokens: int) -> None:

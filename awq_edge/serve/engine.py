@@ -1,7 +1,8 @@
 """The engine: one thread that owns every session and computes for all texts together.
 
 Each step evaluates one token of every text that is being written, and beside them the next part of
-the prompts that are being read: nobody's stream stands still while another's prompt is read. What
+the prompts that are being read: nobody's stream stands still while another's prompt is read. A
+picture is encoded once the reading comes to it, by another thread (``picture_encoder.py``). What
 a text becomes does not depend on its neighbours, on the parts or on the cache, to the bit: the
 library promises that, and the tests compare with ``==``.
 
@@ -22,9 +23,14 @@ from typing import TYPE_CHECKING
 from awq_edge.errors import AwqEdgeError
 from awq_edge.serve.counts import Counts
 from awq_edge.serve.fair_queue import FairQueue
+from awq_edge.serve.picture_encoder import Encoding, PictureEncoder
 from awq_edge.serve.prefix_breaks import PrefixBreaks
 from awq_edge.serve.sessions import LEAST_COPIED_TOKENS, Sessions
-from awq_edge.serve.stored_contexts import LEAST_STORED_TOKENS, Block, StoredContexts
+from awq_edge.serve.stored_contexts import (
+    LEAST_STORED_TOKENS,
+    Block,
+    StoredContexts,
+)
 from awq_edge.serve.texts import (
     BusyError,
     Ended,
@@ -35,6 +41,7 @@ from awq_edge.serve.texts import (
     Text,
     TimedOutError,
 )
+from awq_edge.session import common_length
 
 if TYPE_CHECKING:
     import numpy as np
@@ -42,7 +49,8 @@ if TYPE_CHECKING:
 
     from awq_edge.generation import Generation
     from awq_edge.model import Model
-    from awq_edge.session import Session
+    from awq_edge.session import Input, Session
+    from awq_edge.vision.picture_prompt import Span
 
 _log = logging.getLogger("awq_edge.serve")
 
@@ -67,11 +75,37 @@ class _Live:
     told: int = 0  # tokens that the listener knows
     unread: Sequence[int] = field(default_factory=tuple)
     coming: _Coming | None = None
+    encodings: dict[bytes, Encoding] = field(default_factory=dict)  # by the pictures' keys
 
     @property
     def is_waiting(self) -> bool:
-        """Whether the disk has not given its context yet."""
-        return self.coming is not None and not self.coming.content.done()
+        """Whether the disk has not given its context yet, or a tower the picture that is next."""
+        if self.coming is not None:
+            return not self.coming.content.done()
+        span = self.next_part()[1]
+        return span is not None and not self.encodings[span.picture.key].rows.done()
+
+    def next_part(self) -> tuple[int, Span | None]:
+        """How much of the same kind is unread, and whose rows that is; None: tokens."""
+        if self.text.pictures is None or self.prompt_read is not None or not self.unread:
+            return len(self.unread), None
+        begin = len(self.text.prompt) - len(self.unread)
+        end, span = self.text.pictures.part(begin)
+        return end - begin, span
+
+    def input(self, part: Sequence[int]) -> Input:
+        """What the session reads where ``part`` of the text is unread."""
+        span = self.next_part()[1]
+        if span is None or self.text.pictures is None:
+            return part
+        begin = len(self.text.prompt) - len(self.unread)
+        rows = self.encodings[span.picture.key].rows.result()
+        return span.rows(rows, begin, begin + len(part), self.text.pictures.contents)
+
+    def failed_encoding(self) -> BaseException | None:
+        """Why a picture cannot be encoded, if one could not."""
+        ended = [one.rows for one in self.encodings.values() if one.rows.done()]
+        return next((error for one in ended if (error := one.exception())), None)
 
 
 @dataclass(frozen=True)
@@ -87,6 +121,7 @@ class Engine:
 
     Attributes:
         counts: What was done so far.
+        encoder: Encodes pictures.
         breaks: Clients that change the beginning of their prompts.
         stored: Contexts on disk, if they are kept.
         may_grow: Whether a session that is not the first of its model may take so many bytes.
@@ -120,6 +155,7 @@ class Engine:
         self._row_seconds: float | None = None  # of a prompt's token, in steps with long prompts
         self._write_seconds: float | None = None  # of a step that only writes
         self._text_seconds = 1.0  # of a text, from its begin to its end
+        self.encoder = PictureEncoder(self._look_again)
         self.counts = Counts()
         self.breaks = PrefixBreaks()
         self.step_began: float | None = None
@@ -238,6 +274,7 @@ class Engine:
                     _log.exception("the engine failed")
                     self._fail_all(error)
         finally:
+            self.encoder.close()
             self._keep_all()
             for sessions in self._sessions.values():
                 sessions.close_idle()
@@ -316,11 +353,11 @@ class Engine:
         for live in self._live:
             if live.text.model is not text.model or live.prompt_read is not None:
                 continue
-            common = _common(live.text.prompt, text.prompt)
+            common = common_length(live.text.contents, text.contents)
             if common < LEAST_COPIED_TOKENS or live.session.position >= common:
                 continue
             if known is None:
-                known = sessions.shared(text.prompt)
+                known = sessions.shared(text)
             if common > known + LEAST_COPIED_TOKENS:
                 return False
         return True
@@ -334,7 +371,7 @@ class Engine:
                 text.model, self._parallel, lambda size_bytes: self.may_grow(size_bytes)
             )
         chain = self._stored_chain(sessions, text)
-        session = sessions.take(text.prompt, copy=not chain and text.rows is None)
+        session = sessions.take(text, copy=not chain and text.rows is None)
         if session is None:
             return False
         try:
@@ -342,7 +379,7 @@ class Engine:
                 session.truncate(0)
             generation = Generation(
                 session,
-                text.prompt,
+                text.prompt if text.pictures is None else text.pictures,
                 text.config,
                 logprobs=text.logprobs,
                 constraint=text.constraint,
@@ -365,10 +402,10 @@ class Engine:
         """The files that have more of a prompt than any session, if there are some."""
         if self.stored is None or text.rows is not None:
             return ()
-        chain, shared = self.stored.longest(context_key(text.model), text.prompt)
+        chain, shared = self.stored.longest(context_key(text.model), text.contents)
         if shared < LEAST_STORED_TOKENS:
             return ()
-        return chain if shared >= sessions.shared(text.prompt) + LEAST_STORED_TOKENS else ()
+        return chain if shared >= sessions.shared(text) + LEAST_STORED_TOKENS else ()
 
     def _begin_reading(self, live: _Live) -> None:
         """Sees what of the prompt is there, the disk's part included."""
@@ -376,24 +413,51 @@ class Engine:
         if coming is not None and self.stored is not None:
             self._restore(live, coming.chain, coming.content.result())
         live.unread = live.generation.unread()
-        self.breaks.see(live.text.client, live.text.prompt)
+        self._encode_next(live)
+        self.breaks.see(live.text.client, list(live.text.contents))
         self.counts.prompt_tokens += len(live.generation.prompt_tokens)
         self.counts.reused_tokens += live.generation.reused_tokens
+        if live.text.pictures is not None:
+            self.counts.pictures += len({span.picture.key for span in live.text.pictures.spans})
+
+    def _encode_next(self, live: _Live) -> None:
+        """Has the next picture encoded that the reading will come to; each text has one at a time.
+
+        So texts take turns, whatever number of pictures each has.
+        """
+        pictures = live.text.pictures
+        if pictures is None or any(not one.rows.done() for one in live.encodings.values()):
+            return
+        begin = len(live.text.prompt) - len(live.unread)
+        for span in pictures.spans:
+            key = span.picture.key
+            if span.end > begin and key not in live.encodings:
+                live.encodings[key] = self.encoder.encode(
+                    live.text, span.picture, lambda: self._spare_threads(live)
+                )
+                return
+
+    def _spare_threads(self, live: _Live) -> int:
+        """Threads for a picture: those that writing leaves; called by the encoder's thread."""
+        session = live.session
+        if any(one is not live and not one.is_waiting for one in list(self._live)):
+            return max(1, session.prefill_threads - session.threads)
+        return session.prefill_threads
 
     def _restore(self, live: _Live, chain: Sequence[Block], saved: Sequence[bytes]) -> None:
         """Takes up blocks as far as they are sound."""
         for block, content in zip(chain, saved):
             try:
-                live.session.restore(content)
+                live.session.restore(content, block.contents)
             except AwqEdgeError as error:
                 if self.stored is not None:
                     self.stored.refuse(block, str(error))
                 return
-        if saved and live.session.reusable(live.text.prompt) < chain[len(saved) - 1].begin:
+        if saved and live.text.reusable(live.session) < chain[len(saved) - 1].begin:
             # Only a part of the last block is wanted, and a layer with a sliding window cannot go
             # back into it: what comes before is worth more.
-            for content in saved[:-1]:
-                live.session.restore(content)
+            for block, content in zip(chain, saved[:-1]):
+                live.session.restore(content, block.contents)
 
     def _keep(self) -> None:
         """Writes the context of a text that has ended to the disk, one at a time."""
@@ -403,11 +467,11 @@ class Engine:
             sessions = self._sessions.get(session.model)
             if sessions is None or session not in sessions.idle:
                 continue  # it has another text by now
-            tokens = session.tokens
-            missing = stored.missing(context_key(session.model), tokens, session.earliest)
+            contents = session.contents
+            missing = stored.missing(context_key(session.model), contents, session.earliest)
             if missing is not None:
                 saved = [session.save(end, begin=begin) for begin, end in missing.spans]
-                stored.write(missing, tokens, saved)
+                stored.write(missing, contents, saved)
 
     def _keep_all(self) -> None:
         """Writes what is not written yet, before the engine ends."""
@@ -429,6 +493,12 @@ class Engine:
             for live in lives:
                 if live.coming is not None:
                     self._begin_reading(live)
+                failure = live.failed_encoding()
+                if failure is not None:
+                    self._fail(live, failure)
+                else:
+                    self._encode_next(live)
+            lives = [live for live in lives if live in self._live and not live.is_waiting]
             parts = self._parts(lives)
             if parts:
                 self.step_began = time.monotonic()
@@ -459,7 +529,7 @@ class Engine:
         # The shortest first: what it does not need is the others'.
         reading.sort(key=lambda live: len(live.unread))
         for place, live in enumerate(reading):
-            share = max(1, rows // (len(reading) - place))
+            share = min(max(1, rows // (len(reading) - place)), live.next_part()[0])
             if live.text.rows is not None:
                 share = min(share, live.text.rows.most_rows)
             part = live.unread[:share]
@@ -487,7 +557,9 @@ class Engine:
                     logits[live.session] = guessed
         began = time.perf_counter()
         model.evaluate_together(
-            [(live.session, part) for live, part in parts], logits=logits, hidden=hidden
+            [(live.session, live.input(part)) for live, part in parts],
+            logits=logits,
+            hidden=hidden,
         )
         seconds = time.perf_counter() - began
         rows = 0
@@ -553,6 +625,8 @@ class Engine:
 
     def _leave(self, live: _Live, reason: str) -> None:
         self._live.remove(live)
+        for encoding in live.encodings.values():
+            encoding.given_up.set()
         self._changed = True  # somebody who waits may have its place
         self._sessions[live.text.model].give_back(live.session)
         live.generation.close()
@@ -580,16 +654,6 @@ class Engine:
 def context_key(model: Model) -> str:
     """Whose contexts can be exchanged: those of one model with one kind of keys and values."""
     return f"{model.metadata.get('awq_edge.sha256', '')}-{model.kv}"
-
-
-def _common(one: Sequence[int], other: Sequence[int]) -> int:
-    """Tokens that two texts begin with."""
-    count = 0
-    for a, b in zip(one, other):
-        if a != b:
-            break
-        count += 1
-    return count
 
 
 def _smoothed(before: float | None, value: float) -> float:

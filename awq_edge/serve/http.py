@@ -9,6 +9,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import json
+import weakref
 from collections.abc import AsyncIterator, Awaitable
 from typing import Any
 
@@ -65,17 +66,20 @@ class Paths:
 
     async def body(self, request: Request) -> Fields:
         """The fields of a request's body."""
-        limit = self.service.limits.body_bytes
+        limits = self.service.limits
+        limit = limits.picture_body_bytes if self.service.sees_pictures else limits.body_bytes
         too_long = RequestError(
             f"The body is longer than {limit} bytes, which is the most that is read.", status=413
         )
         data = bytearray()
         over = 0
+        held = self.service.long_bodies.hold()
 
         async def read() -> None:
             nonlocal over
             async for part in request.stream():
                 if len(data) + len(part) <= limit:
+                    held.grow(len(data) + len(part))
                     data.extend(part)
                 else:
                     over += len(part)
@@ -84,16 +88,26 @@ class Paths:
                         raise too_long
 
         try:
-            await asyncio.wait_for(read(), _BODY_SECONDS)
-        except asyncio.TimeoutError:
-            raise RequestError("The body did not arrive in time.", status=408) from None
-        if over:
-            raise too_long
-        try:
-            value = parse_json(bytes(data))
-        except ValueError as error:
-            raise RequestError(f"The body is no JSON: {_json_reason(error)}.") from None
-        return Fields(value)
+            try:
+                await asyncio.wait_for(read(), _BODY_SECONDS)
+            except asyncio.TimeoutError:
+                raise RequestError("The body did not arrive in time.", status=408) from None
+            if over:
+                raise too_long
+            try:
+                if held.size:  # long enough for the loop's other streams to notice
+                    value = await asyncio.to_thread(parse_json, bytes(data))
+                else:
+                    value = parse_json(bytes(data))
+            except ValueError as error:
+                raise RequestError(f"The body is no JSON: {_json_reason(error)}.") from None
+            fields = Fields(value)
+        except BaseException:
+            held.release()
+            raise
+        if held.size:
+            weakref.finalize(fields, held.release)
+        return fields
 
     async def whole(
         self, request: Request, answer: Answer, writing: Awaitable[dict[str, Any]]

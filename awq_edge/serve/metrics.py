@@ -34,6 +34,15 @@ def _lines(service: Service) -> Iterator[str]:
         "first_token_seconds", "Time of all texts to their first token.", counts.first_token_seconds
     )
     yield from _counter("first_tokens", "Texts that came so far.", counts.first_tokens)
+    yield from _counter("pictures", "Pictures of prompts.", counts.pictures)
+    yield from _counter(
+        "picture_tiles_encoded", "Tiles of them that a tower has read.", engine.encoder.tiles
+    )
+    yield from _counter("picture_encoding_seconds", "Their time.", engine.encoder.seconds)
+    yield from _counter(
+        "pictures_from_disk", "Pictures that were encoded before.", engine.encoder.from_disk
+    )
+    yield from _gauge("pictures_waiting", "Pictures to encode.", engine.encoder.waiting)
     yield from _counter(
         "cpu_seconds", "Processor time of this process.", board.processes_cpu_seconds()
     )

@@ -44,6 +44,7 @@ class Served:
         created: The file's time, in seconds since 1970.
         size_bytes: Of the file.
         digest: Of its tensors, as the file says it.
+        sees_pictures: Whether it has a vision part.
         pinned: Whether it stays open whatever happens.
         keep_seconds: How long it stays open unused; infinite for ever.
     """
@@ -53,6 +54,7 @@ class Served:
     created: int
     size_bytes: int
     digest: str
+    sees_pictures: bool = False
     model: Model | None = None
     users: int = 0
     last_used: float = 0.0
@@ -109,7 +111,9 @@ class Models:
             model = open_model(path)
             found = path.stat()
             digest = str(model.metadata.get("awq_edge.sha256", ""))
-            served = Served(_name(path), path, int(found.st_mtime), found.st_size, digest)
+            served = Served(
+                _name(path), path, int(found.st_mtime), found.st_size, digest, model.sees_pictures
+            )
             if served.name in self._served:
                 model.close()
                 raise InvalidArgumentError(

@@ -26,6 +26,7 @@ from awq_edge.serve.faults import RequestError
 from awq_edge.serve.fields import Fields
 from awq_edge.serve.messages import read_messages, read_tools
 from awq_edge.serve.models import Served
+from awq_edge.serve.picture_parts import check_number, pictures_of_list
 from awq_edge.serve.settings import MOST_TOKENS, read_settings
 from awq_edge.serve.wanted import Wanted
 
@@ -61,9 +62,15 @@ def read_generate(body: Fields, defaults: GenerationConfig, has_template: bool) 
         variables=_thinking(body),
         stream=body.boolean("stream", True),
     )
+    shown = pictures_of_list(body)
+    check_number(len(shown), "images")
+    if suffix and shown:
+        raise body.wrong("images", "is not supported together with a suffix.")
     if suffix or body.boolean("raw") or not has_template:
-        return replace(wanted, prompts=[prompt], suffix=suffix)
-    messages = [{"role": "user", "content": prompt}]
+        images = [part["image"] for part in shown]
+        return replace(wanted, prompts=[prompt], suffix=suffix, images=images)
+    said: list[dict[str, Any]] = [*shown, {"type": "text", "text": prompt}]
+    messages: list[dict[str, Any]] = [{"role": "user", "content": said if shown else prompt}]
     system = body.text("system")
     if system:
         messages.insert(0, {"role": "system", "content": system})
@@ -253,7 +260,7 @@ def running_table(served: Served) -> dict[str, Any]:
 def show_table(model: Model) -> dict[str, Any]:
     """``/api/show``."""
     template = templates(model.metadata).get("default", "")
-    capabilities = ["completion"]
+    capabilities = ["completion", *(["vision"] if model.sees_pictures else [])]
     if template:
         capabilities.append("tools")
         if "enable_thinking" in template or "<think>" in template:

@@ -121,6 +121,7 @@ def _model_table(served: Served) -> dict[str, Any]:
         "object": "model",
         "created": served.created,
         "owned_by": "awq-edge",
+        "input_modalities": ["text", "image"] if served.sees_pictures else ["text"],
     }
     if served.model is not None:
         table["context_length"] = served.model.context_length

@@ -15,8 +15,9 @@ from typing import Any
 from awq_edge.generation import GenerationConfig
 from awq_edge.serve.answers import Answer, Delta
 from awq_edge.serve.fields import Fields
-from awq_edge.serve.messages import call_arguments, content_text, tool
+from awq_edge.serve.messages import call_arguments, content_parts, content_text, tool
 from awq_edge.serve.openai_chat import read_tool_choice
+from awq_edge.serve.picture_parts import check_number, pictures_in
 from awq_edge.serve.settings import MOST_TOKENS, read_settings
 from awq_edge.serve.wanted import Wanted
 
@@ -84,7 +85,8 @@ def _messages(body: Fields) -> list[Table]:
             role = "system" if role == "developer" else role
             if role not in ("system", "user", "assistant"):
                 raise item.wrong("role", "is not one of system, developer, user, assistant.")
-            messages.append({"role": role, "content": content_text(item, "content")})
+            read = content_parts if role == "user" else content_text
+            messages.append({"role": role, "content": read(item, "content")})
         elif kind == "function_call":
             _add_call(messages, item)
         elif kind == "function_call_output":
@@ -92,13 +94,14 @@ def _messages(body: Fields) -> list[Table]:
                 {
                     "role": "tool",
                     "tool_call_id": item.text("call_id") or "",
-                    "content": content_text(item, "output"),
+                    "content": content_parts(item, "output"),
                 }
             )
         elif kind != "reasoning":
             raise item.wrong("type", f"is {kind!r:.40}, which is not known here.")
     if not any(message["role"] != "system" for message in messages):
         raise body.wrong("input", "is empty: say something.")
+    check_number(sum(1 for _ in pictures_in(messages)), "input")
     return messages
 
 

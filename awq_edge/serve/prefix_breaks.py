@@ -10,7 +10,7 @@ from __future__ import annotations
 import array
 import logging
 from collections import OrderedDict
-from collections.abc import Sequence
+from collections.abc import Iterable
 
 _log = logging.getLogger("awq_edge.serve")
 
@@ -35,14 +35,18 @@ class PrefixBreaks:
         self._last: OrderedDict[str, array.array[int]] = OrderedDict()
         self._told: set[str] = set()
 
-    def see(self, client: str, prompt: Sequence[int]) -> int | None:
+    def see(self, client: str, prompt: Iterable[int]) -> int | None:
         """Looks at a prompt.
+
+        Args:
+            client: Whose.
+            prompt: What stands at each position: ids, and numbers of what is no token.
 
         Returns:
             The token from which on everything is read again although it was there before; None
             where nothing is wrong.
         """
-        now = array.array("I", prompt)
+        now = array.array("Q", prompt)
         last = self._last.pop(client, None)
         self._last[client] = now
         if len(self._last) > _MOST_CLIENTS:

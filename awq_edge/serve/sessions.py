@@ -7,13 +7,14 @@ Refuses files (``stored_contexts.py``) and threads: the engine's is the only one
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from awq_edge.errors import OutOfMemoryError
 
 if TYPE_CHECKING:
     from awq_edge.model import Model
+    from awq_edge.serve.texts import Text
     from awq_edge.session import Session
 
 # Copying a context is one pass over memory; below this, reading the tokens costs as little.
@@ -47,24 +48,24 @@ class Sessions:
             need.scratch_bytes if self.used or self.idle else 0
         )
 
-    def take(self, prompt: Sequence[int], *, copy: bool = True) -> Session | None:
-        """A session for a prompt, with as much of it in the context as any other has.
+    def take(self, text: Text, *, copy: bool = True) -> Session | None:
+        """A session for a text, with as much of its prompt in the context as any other has.
 
         Args:
-            prompt: Ids.
+            text: What is asked.
             copy: False for a session whose context will be replaced.
 
         Returns:
             The session, which is used from now on; None where all are used, or the memory is.
         """
-        source, shared = self._best(prompt) if copy else (None, 0)
+        source, shared = self._best(text) if copy else (None, 0)
         if source in self.idle and self._is_continued(source, shared):
             return self._use(source)
         target = self._free(source)
         if target is None:
             return None
         if source is not None and source is not target and shared >= LEAST_COPIED_TOKENS:
-            target.restore(source.save(shared))
+            target.take_over(source, shared)
         return target
 
     def give_back(self, session: Session) -> None:
@@ -73,21 +74,21 @@ class Sessions:
         if not session.closed:
             self.idle.append(session)
 
-    def shared(self, prompt: Sequence[int]) -> int:
+    def shared(self, text: Text) -> int:
         """Tokens at the beginning of a prompt that need not be read."""
-        return self._best(prompt)[1]
+        return self._best(text)[1]
 
     def close_idle(self) -> None:
         """Gives the memory of the idle ones back."""
         while self.idle:
             self.idle.pop().close()
 
-    def _best(self, prompt: Sequence[int]) -> tuple[Session | None, int]:
+    def _best(self, text: Text) -> tuple[Session | None, int]:
         best: Session | None = None
         most = 0
         # Those given back last come first: equal ones are left to their own conversation.
         for session in [*reversed(self.idle), *self.used]:
-            shared = session.reusable(prompt)
+            shared = text.reusable(session)
             if shared > most:
                 best, most = session, shared
         return best, most

@@ -3,9 +3,10 @@
 A context lies there in blocks, each a file behind the one that it continues, and what several
 contexts begin with is there once. What a file begins with is here, what the library saved follows,
 with its own check of damage. A file appears whole or not at all, and its name is a hash of the
-model, of the kind of keys and values, of what it continues and of its tokens: a file of another
-name, or whose content the library refuses, is left alone or removed, told of once, and costs a
-prompt that is read again from there on.
+model, of the kind of keys and values, of what it continues and of its contents: ids, and for the
+rows of pictures numbers that follow from these. A file of another name, or whose content the
+library refuses, is left alone or removed, told of once, and costs a prompt that is read again from
+there on.
 
 Owns the files, their index and two threads, one that reads and one that writes; the engine's thread
 never waits for a disk. Contexts are exact, so what follows from one is what would have followed
@@ -14,24 +15,22 @@ without, to the bit.
 
 from __future__ import annotations
 
-import array
 import contextlib
 import hashlib
 import logging
 import os
-import secrets
-import stat
 import struct
-import sys
 import threading
 import time
 from collections.abc import Callable, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, BinaryIO
+from typing import TYPE_CHECKING
 
 from awq_edge.errors import FileUnreadableError
+from awq_edge.session import Contents, common_length
+from awq_edge.user_cache import open_own, write_own
 
 if TYPE_CHECKING:
     import numpy as np
@@ -39,8 +38,9 @@ if TYPE_CHECKING:
 
 _log = logging.getLogger("awq_edge.serve")
 
-_MAGIC = b"AWQEBLCK"
+_MAGIC = b"AWQEBLK2"
 _HEAD = struct.Struct("<8sIII")  # magic, length of the key, first position, tokens
+_CONTENT_BYTES = 8  # of a position
 _SUFFIX = ".context"
 _NAME_DIGITS = 40
 _NOTHING = "0" * _NAME_DIGITS  # what a first block continues
@@ -62,7 +62,7 @@ class Block:
         parent: The name of the block that it continues.
         name: Its own.
         begin: Its first position.
-        tokens: uint32 [tokens], from there on.
+        contents: uint64 [tokens], from there on, as of ``Session``.
         size_bytes: Of the file.
         used: Seconds since 1970; the file's own time, so that it survives a restart. What it
             continues was used no earlier.
@@ -73,14 +73,14 @@ class Block:
     parent: str
     name: str
     begin: int
-    tokens: NDArray[np.uint32]
+    contents: NDArray[np.uint64]
     size_bytes: int
     used: float
 
     @property
     def end(self) -> int:
         """The position behind it."""
-        return self.begin + len(self.tokens)
+        return self.begin + len(self.contents)
 
 
 @dataclass(frozen=True)
@@ -123,7 +123,7 @@ class StoredContexts:
         self.written_count = 0
         try:
             folder.mkdir(mode=0o700, parents=True, exist_ok=True)
-            paths = sorted(folder.iterdir())
+            paths = sorted(path for path in folder.iterdir() if not path.is_dir())
         except OSError as error:
             raise FileUnreadableError(
                 f"Cannot use the cache {folder}: {error.strerror}."
@@ -150,14 +150,14 @@ class StoredContexts:
         """Whether files are being written; the next ones wait."""
         return self._writing
 
-    def longest(self, key: str, prompt: Sequence[int]) -> tuple[list[Block], int]:
+    def longest(self, key: str, prompt: Contents) -> tuple[list[Block], int]:
         """The blocks that share most with the beginning of a prompt, and how many tokens that is.
 
         All but the last are shared whole.
         """
         import numpy as np
 
-        wanted = np.asarray(prompt, np.uint32)
+        wanted = np.asarray(prompt, np.uint64)
         chain: list[Block] = []
         name, known = _NOTHING, 0
         with self._lock:
@@ -165,15 +165,15 @@ class StoredContexts:
                 rest = wanted[known:]
                 best, most = None, 0
                 for block in self._behind.get((key, name), ()):
-                    shared = _shared(block.tokens, rest)
-                    whole = shared == len(block.tokens)
+                    shared = common_length(block.contents, rest)
+                    whole = shared == len(block.contents)
                     if shared > most or (shared == most > 0 and whole):
                         best, most = block, shared
                 if best is None:
                     return chain, known
                 chain.append(best)
                 known += most
-                if most < len(best.tokens):
+                if most < len(best.contents):
                     return chain, known
                 name = best.name
 
@@ -183,37 +183,37 @@ class StoredContexts:
         future.add_done_callback(lambda _: self.changed())
         return future
 
-    def missing(self, key: str, tokens: Sequence[int], earliest: int) -> Missing | None:
+    def missing(self, key: str, contents: Contents, earliest: int) -> Missing | None:
         """What of a context is worth writing; None where files hold about as much.
 
         Args:
             key: Model and kind of keys and values.
-            tokens: Of the context.
+            contents: Of the context.
             earliest: The lowest position that it can still be saved up to.
         """
-        if len(tokens) < LEAST_STORED_TOKENS:
+        if len(contents) < LEAST_STORED_TOKENS:
             return None
-        chain, known = self.longest(key, tokens)
-        if len(tokens) - known < LEAST_STORED_TOKENS:
+        chain, known = self.longest(key, contents)
+        if len(contents) - known < LEAST_STORED_TOKENS:
             return None
         # What ends within a block is written again, with what follows.
         before = [block for block in chain if block.end <= known and not block.end % BLOCK_TOKENS]
         begin = before[-1].end if before else 0
-        ends = range(begin - begin % BLOCK_TOKENS + BLOCK_TOKENS, len(tokens), BLOCK_TOKENS)
+        ends = range(begin - begin % BLOCK_TOKENS + BLOCK_TOKENS, len(contents), BLOCK_TOKENS)
         spans = []
-        for end in [*(end for end in ends if end >= earliest), len(tokens)]:
+        for end in [*(end for end in ends if end >= earliest), len(contents)]:
             spans.append((begin, end))
             begin = end
         return Missing(key, tuple(before), tuple(spans))
 
     def write(
-        self, missing: Missing, tokens: Sequence[int], saved: Sequence[bytes | bytearray]
+        self, missing: Missing, contents: Contents, saved: Sequence[bytes | bytearray]
     ) -> None:
         """Begins to write blocks; only while not ``busy``.
 
         Args:
             missing: Which, as ``missing`` said.
-            tokens: Of the context.
+            contents: Of the context.
             saved: What the library saved of each.
         """
         self._writing = True
@@ -222,7 +222,7 @@ class StoredContexts:
             self._writing = False
             self.changed()
 
-        self._writer.submit(self._write, missing, tokens, saved).add_done_callback(done)
+        self._writer.submit(self._write, missing, contents, saved).add_done_callback(done)
 
     def refuse(self, block: Block, reason: str) -> None:
         """Removes a file whose content is damaged or of another release."""
@@ -248,7 +248,7 @@ class StoredContexts:
         import numpy as np
 
         try:
-            with _opened(path) as file:
+            with open_own(path) as file:
                 found = os.fstat(file.fileno())
                 head = file.read(_HEAD.size)
                 if len(head) < _HEAD.size:
@@ -258,8 +258,9 @@ class StoredContexts:
                 if magic != _MAGIC or key_bytes > _MOST_KEY_BYTES or not 0 < most < _MOST_TOKENS:
                     raise ValueError("it is not one of ours")
                 key, parent = file.read(key_bytes), file.read(_NAME_DIGITS)
-                tokens = file.read(4 * count)
-                if len(tokens) < 4 * count or _name(key, parent, begin, tokens) != path.stem:
+                contents = file.read(_CONTENT_BYTES * count)
+                whole = len(contents) == _CONTENT_BYTES * count
+                if not whole or _name(key, parent, begin, contents) != path.stem:
                     raise ValueError("it is damaged")
         except (OSError, ValueError) as error:
             reason = error.strerror if isinstance(error, OSError) else str(error)
@@ -272,7 +273,7 @@ class StoredContexts:
                 parent.decode("ascii", "replace"),
                 path.stem,
                 begin,
-                np.frombuffer(tokens, "<u4").astype(np.uint32),
+                np.frombuffer(contents, "<u8").astype(np.uint64),
                 found.st_size,
                 found.st_mtime,
             )
@@ -282,8 +283,9 @@ class StoredContexts:
         found: list[bytes] = []
         for block in chain:
             try:
-                with _opened(block.path) as file:
-                    file.seek(_HEAD.size + len(block.key) + _NAME_DIGITS + 4 * len(block.tokens))
+                with open_own(block.path) as file:
+                    head = _HEAD.size + len(block.key) + _NAME_DIGITS
+                    file.seek(head + _CONTENT_BYTES * len(block.contents))
                     found.append(file.read())
             except OSError as error:
                 self._warn(block.path, error.strerror or "it cannot be read")
@@ -294,18 +296,16 @@ class StoredContexts:
         return found
 
     def _write(
-        self, missing: Missing, tokens: Sequence[int], saved: Sequence[bytes | bytearray]
+        self, missing: Missing, contents: Contents, saved: Sequence[bytes | bytearray]
     ) -> None:
         import numpy as np
 
-        ids = array.array("I", tokens)
-        if sys.byteorder == "big":
-            ids.byteswap()
+        stored = np.asarray(contents, "<u8")
         key = missing.key.encode("ascii")
         parent = missing.before[-1].name if missing.before else _NOTHING
         heads: list[tuple[str, str, bytes]] = []  # name, parent, what the file begins with
         for begin, end in missing.spans:
-            data = ids[begin:end].tobytes()
+            data = stored[begin:end].tobytes()
             name = _name(key, parent.encode("ascii"), begin, data)
             head = _HEAD.pack(_MAGIC, len(key), begin, end - begin)
             heads.append((name, parent, head + key + parent.encode("ascii") + data))
@@ -317,7 +317,7 @@ class StoredContexts:
         self._make_room(sum(sizes))
         try:
             for (name, _, head), content in zip(heads, saved):
-                self._write_file(self.folder / (name + _SUFFIX), head, content)
+                write_own(self.folder / (name + _SUFFIX), head, content)
             _sync_folder(self.folder)
         except OSError as error:
             if not self._warned:  # a full disk would say it again and again
@@ -328,7 +328,7 @@ class StoredContexts:
         added = []
         for (name, before, _), (begin, end), size in zip(heads, missing.spans, sizes):
             path = self.folder / (name + _SUFFIX)
-            held = np.asarray(tokens[begin:end], np.uint32)
+            held = np.array(contents[begin:end], np.uint64)
             added.append(Block(path, missing.key, before, name, begin, held, size, now))
         for block in added:
             self._add(block)
@@ -336,22 +336,6 @@ class StoredContexts:
         self._touch(added)
         for block in added:
             self._drop_beginnings(block)
-
-    def _write_file(self, path: Path, head: bytes, content: bytes | bytearray) -> None:
-        """Writes a file that appears whole or not at all."""
-        beside = self.folder / f".{secrets.token_hex(8)}{_SUFFIX}"
-        descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        try:
-            with os.fdopen(descriptor, "wb") as file:
-                file.write(head)
-                file.write(content)
-                file.flush()
-                os.fsync(file.fileno())
-            beside.replace(path)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                beside.unlink()
-            raise
 
     def _add(self, block: Block) -> None:
         with self._lock:
@@ -386,8 +370,8 @@ class StoredContexts:
                 one
                 for one in self._behind.get((block.key, block.parent), ())
                 if one is not block
-                and len(one.tokens) < len(block.tokens)
-                and _shared(one.tokens, block.tokens) == len(one.tokens)
+                and len(one.contents) < len(block.contents)
+                and common_length(one.contents, block.contents) == len(one.contents)
                 and (one.key, one.name) not in self._behind
             ]
         for one in old:
@@ -418,26 +402,9 @@ class StoredContexts:
         _log.warning("the kept context %s is not used: %s", path.name, reason)
 
 
-def _opened(path: Path) -> BinaryIO:
-    """A regular file that only this user can change, never through a link."""
-    descriptor = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-    found = os.fstat(descriptor)
-    if not stat.S_ISREG(found.st_mode) or found.st_uid != os.geteuid():
-        os.close(descriptor)
-        raise PermissionError(1, "it is not a file of this user")
-    return os.fdopen(descriptor, "rb")
-
-
-def _name(key: bytes, parent: bytes, begin: int, tokens: bytes) -> str:
+def _name(key: bytes, parent: bytes, begin: int, contents: bytes) -> str:
     head = struct.pack("<II", len(key), begin)
-    return hashlib.sha256(head + key + parent + tokens).hexdigest()[:_NAME_DIGITS]
-
-
-def _shared(one: NDArray[np.uint32], other: NDArray[np.uint32]) -> int:
-    """Elements that two arrays begin with."""
-    count = min(len(one), len(other))
-    different = (one[:count] != other[:count]).nonzero()[0]
-    return int(different[0]) if len(different) else count
+    return hashlib.sha256(head + key + parent + contents).hexdigest()[:_NAME_DIGITS]
 
 
 def _sync_folder(folder: Path) -> None:

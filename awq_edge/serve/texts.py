@@ -17,6 +17,8 @@ if TYPE_CHECKING:
     from awq_edge.adjustment import Constraint, TokenLogprob
     from awq_edge.model import Model
     from awq_edge.serve.row_readers import RowReader
+    from awq_edge.session import Contents, Session
+    from awq_edge.vision.picture_prompt import PicturePrompt
 
 
 class BusyError(AwqEdgeError):
@@ -108,6 +110,7 @@ class Text:
         end_tokens: What ends it beside the model's own tokens for that.
         deadline: Of ``time.monotonic()``; None is none.
         rows: What is made of every row of the prompt; None: only what follows it counts.
+        pictures: The prompt with its pictures; None where it has none.
         submitted: Of ``time.monotonic()``.
     """
 
@@ -122,5 +125,17 @@ class Text:
     end_tokens: Sequence[int] = ()
     deadline: float | None = None
     rows: RowReader | None = None
+    pictures: PicturePrompt | None = None
     submitted: float = field(default_factory=time.monotonic)
     cancelled: bool = False
+
+    @property
+    def contents(self) -> Contents:
+        """What stands at each position of the prompt: ids, or as of ``PicturePrompt``."""
+        return self.prompt if self.pictures is None else self.pictures.contents
+
+    def reusable(self, session: Session) -> int:
+        """How much at the beginning of the prompt a session need not read again."""
+        if self.pictures is None:
+            return session.reusable(self.prompt)
+        return self.pictures.reusable(session)

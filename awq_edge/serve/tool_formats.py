@@ -89,10 +89,12 @@ def emulated(
 
 def _plain(message: Mapping[str, Any]) -> dict[str, Any]:
     if message["role"] == "tool":
-        return {
-            "role": "user",
-            "content": f"<tool_response>\n{message['content']}\n</tool_response>",
-        }
+        around = "<tool_response>\n", "\n</tool_response>"
+        content = message["content"]
+        if isinstance(content, str):
+            return {"role": "user", "content": content.join(around)}
+        first, last = ({"type": "text", "text": text} for text in around)
+        return {"role": "user", "content": [first, *content, last]}
     calls = message.get("tool_calls")
     if not calls:
         return dict(message)

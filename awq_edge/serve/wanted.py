@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any, Union
 
 from awq_edge.generation import GenerationConfig
+from awq_edge.serve.picture_parts import SentPicture, pictures_in
 
 Prompt = Union[str, Sequence[int]]
 
@@ -17,8 +18,9 @@ class Wanted:
 
     Attributes:
         model: As the client calls it.
-        messages: Of a conversation, in OpenAI's form with contents as text; or None.
+        messages: Of a conversation, in OpenAI's form with contents as of ``messages.py``; or None.
         prompts: Texts or ids to continue, if there are no messages.
+        images: Pictures of the one prompt.
         config: How to draw; its seed may be None.
         choices: Answers to each prompt, with the seeds after one another.
         logprobs: How many likeliest tokens to give with each; None gives none.
@@ -36,6 +38,7 @@ class Wanted:
     config: GenerationConfig
     messages: Sequence[Mapping[str, Any]] | None = None
     prompts: Sequence[Prompt] = ()
+    images: Sequence[SentPicture] = ()
     choices: int = 1
     logprobs: int | None = None
     tools: Sequence[Mapping[str, Any]] = ()
@@ -46,3 +49,8 @@ class Wanted:
     usage_chunk: bool = False
     echo: bool = False
     suffix: str = ""
+
+    @property
+    def pictures(self) -> list[SentPicture]:
+        """All pictures of the request."""
+        return [*self.images, *pictures_in(self.messages or ())]

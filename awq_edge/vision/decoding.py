@@ -65,6 +65,7 @@ def read_picture(
     *,
     channels: str | None = None,
     background: tuple[int, int, int] = (255, 255, 255),
+    most_pixels: int = MAX_PIXELS,
 ) -> Picture:
     """Reads a picture.
 
@@ -72,6 +73,7 @@ def read_picture(
         source: A path, the bytes of a file, a picture of Pillow's, or an array (``arrays.py``).
         channels: Of an array, "first" or "last", where its shape does not tell.
         background: What shows through where the picture is transparent, RGB.
+        most_pixels: A larger picture is refused; at most MAX_PIXELS.
 
     Raises:
         FileUnreadableError: There is no such file, or it cannot be read.
@@ -79,16 +81,16 @@ def read_picture(
         InvalidArgumentError: It is no picture, is damaged, or is too large.
     """
     if isinstance(source, np.ndarray):
-        _check_size("The array", *_size_of(source, channels))
+        _check_size("The array", *_size_of(source, channels), most_pixels)
         pixels = bytes_of(source, channels)
         return Picture(_rgb_of(pixels, background))
     if isinstance(source, (bytes, bytearray, memoryview)):
-        return _decoded(bytes(source), "The image", background)
+        return _decoded(bytes(source), "The image", background, most_pixels)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        return _decoded(_file_bytes(path), str(path), background)
+        return _decoded(_file_bytes(path), str(path), background, most_pixels)
     if hasattr(source, "getexif") and hasattr(source, "mode"):
-        return _of_pillow(source, "The image", background)
+        return _of_pillow(source, "The image", background, most_pixels)
     raise InvalidArgumentError(
         f"A {type(source).__name__} is no picture: give a path, the bytes of a file, a picture of "
         "Pillow's or a numpy array."
@@ -133,7 +135,9 @@ def _file_bytes(path: Path) -> bytes:
         os.close(descriptor)
 
 
-def _decoded(content: bytes, where: str, background: tuple[int, int, int]) -> Picture:
+def _decoded(
+    content: bytes, where: str, background: tuple[int, int, int], most_pixels: int
+) -> Picture:
     _refuse_by_name(content, where)
     if len(content) > MAX_FILE_BYTES:
         raise InvalidArgumentError(
@@ -147,18 +151,21 @@ def _decoded(content: bytes, where: str, background: tuple[int, int, int]) -> Pi
             image = pillow.open(io.BytesIO(content), formats=_FORMATS)
         except pillow.DecompressionBombError as error:
             raise InvalidArgumentError(
-                f"{where} has more than {MAX_PIXELS // 10**6} million pixels: scale it down."
+                f"{where} has more than {most_pixels // 10**6} million pixels: scale it down."
             ) from error
         except Exception as error:  # whatever a reader of Pillow's makes of damaged bytes
             raise InvalidArgumentError(
                 f"{where} is no readable image of the formats {', '.join(_FORMATS)}."
             ) from error
         with image:
-            return _of_pillow(image, where, background)
+            return _of_pillow(image, where, background, most_pixels)
 
 
-def _of_pillow(image: Any, where: str, background: tuple[int, int, int]) -> Picture:
-    _check_size(where, *image.size)
+def _of_pillow(
+    image: Any, where: str, background: tuple[int, int, int], most_pixels: int
+) -> Picture:
+    width, height = image.size
+    _check_size(where, width, height, most_pixels)
     notices = []
     try:
         image.load()
@@ -215,14 +222,14 @@ def _refuse_by_name(content: bytes, where: str) -> None:
         raise InvalidArgumentError(f"{where} is empty.")
 
 
-def _check_size(where: str, width: int, height: int) -> None:
+def _check_size(where: str, width: int, height: int, most_pixels: int) -> None:
     """Refuses sizes before anything of them is allocated."""
     if width < 1 or height < 1:
         raise InvalidArgumentError(f"{where} has {width}x{height} pixels, which is none.")
-    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+    if max(width, height) > MAX_SIDE or width * height > most_pixels:
         raise InvalidArgumentError(
             f"{where} has {width}x{height} pixels; at most {MAX_SIDE} on a side and "
-            f"{MAX_PIXELS // 10**6} million in all are read: scale it down."
+            f"{most_pixels // 10**6} million in all are read: scale it down."
         )
     if max(width, height) > MAX_RATIO * min(width, height):
         raise InvalidArgumentError(

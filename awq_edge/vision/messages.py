@@ -64,7 +64,8 @@ def taken_apart(
             shown.append({"type": "image"})
         content: Any = shown if in_parts else _as_text(shown, marked)
         # A message without content stays one: of tool calls, for example.
-        rendered.append({**message, "content": content} if "content" in message else dict(message))
+        others = {k: marked.hidden_in(v) for k, v in message.items() if k != "content"}
+        rendered.append({**others, "content": content} if "content" in message else others)
     return rendered, found
 
 

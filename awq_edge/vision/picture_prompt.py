@@ -7,12 +7,15 @@ to encode before anything of it is needed: a prompt that does not fit costs no e
 from __future__ import annotations
 
 import dataclasses
+import hashlib
 from collections.abc import Sequence
 from typing import TYPE_CHECKING
 
 import numpy as np
+import numpy.typing as npt
 
 from awq_edge.errors import InvalidArgumentError
+from awq_edge.session import NO_TOKEN, Rows, common_length
 from awq_edge.vision.prompt import Marked
 from awq_edge.vision.reader import PictureReader, PreparedPicture, Progress
 
@@ -20,7 +23,10 @@ if TYPE_CHECKING:
     from awq_edge.session import Session
     from awq_edge.tokenizer import Tokenizer
 
-NO_TOKEN = 2**32 - 1  # what a session holds in the place of a picture's rows
+
+Contents = npt.NDArray[np.uint64]
+# So that no number of a row is a token's id.
+_ROW = np.uint64(1 << 63)
 
 
 @dataclasses.dataclass(frozen=True)
@@ -39,10 +45,19 @@ class Span:
     picture: PreparedPicture
     first_row: int
 
-    @property
-    def key(self) -> tuple[bytes, int, int]:
-        """Stands for what the rows are."""
-        return (self.picture.key, self.first_row, self.end - self.begin)
+    def rows(
+        self, encoded: npt.NDArray[np.float32], begin: int, end: int, contents: Contents
+    ) -> Rows:
+        """What a session reads at the positions from ``begin`` to before ``end`` within.
+
+        Args:
+            encoded: float32 [rows of the picture, hidden].
+            begin: The first one.
+            end: Behind the last one.
+            contents: Of the whole prompt.
+        """
+        first = self.first_row + begin - self.begin
+        return Rows(encoded[first : first + end - begin], contents[begin:end])
 
 
 class PicturePrompt:
@@ -51,6 +66,8 @@ class PicturePrompt:
     Attributes:
         tokens: Ids; the placeholder's where rows of a picture stand.
         spans: These, in order.
+        contents: uint64 [tokens]: ids, and for every row of a picture a number that follows from
+            the picture's content and from nothing else, as ``Session.contents`` has them.
     """
 
     def __init__(
@@ -74,13 +91,16 @@ class PicturePrompt:
                 f"The prompt has {len(places)} places for rows of pictures, and the "
                 f"{len(pictures)} pictures have {needed} rows: their numbers must be the same."
             )
+        self.contents: Contents = np.array(self.tokens, dtype=np.uint64)
         spans = []
         done = 0
         for picture, of_picture in zip(pictures, runs):
             first_row = 0
+            numbers = _row_contents(picture.key, sum(of_picture))
             for count in of_picture:
                 begin = int(places[done])
                 spans.append(Span(begin, begin + count, picture, first_row))
+                self.contents[begin : begin + count] = numbers[first_row : first_row + count]
                 done += count
                 first_row += count
         self.spans = tuple(spans)
@@ -109,30 +129,37 @@ class PicturePrompt:
             ids[span.begin : span.end] = NO_TOKEN
         return [int(one) for one in ids]
 
-    def reusable(self, session: Session, context: Sequence[int] | memoryview) -> int:
+    def part(self, position: int) -> tuple[int, Span | None]:
+        """What stands at a position: the end of it, and whose rows; None: text.
+
+        Args:
+            position: Within the prompt.
+        """
+        for span in self.spans:
+            if position < span.begin:
+                return span.begin, None
+            if position < span.end:
+                return span.end, span
+        return len(self.tokens), None
+
+    def reusable(self, session: Session, drawn: Sequence[int] = ()) -> int:
         """How much at the beginning of a text with this prompt a session need not read again.
 
-        Never the last token, unless the session holds exactly this text.
+        Never the last token, unless the session holds exactly this text; and of a tile all rows or
+        none.
 
         Args:
             session: Any of the model's.
-            context: The ids as a session holds them, of the prompt and what follows.
+            drawn: Ids that follow the prompt.
         """
-        held = np.array(session.tokens, dtype=np.uint32)
-        wanted = np.asarray(context, dtype=np.uint32)
-        most = min(len(held), len(wanted))
-        differing = np.flatnonzero(held[:most] != wanted[:most])
-        shared = int(differing[0]) if len(differing) else most
-        for span in self.spans:
-            if span.begin >= shared:
-                break
-            if span.end > shared or session.picture_at(span.begin) != span.key:
-                shared = span.begin
-                break
-        if shared == len(wanted) and shared < len(held):
+        held = session.contents
+        wanted = np.concatenate([self.contents, np.array(drawn, dtype=np.uint64)])
+        shared = common_length(held, wanted)
+        if shared == len(wanted) and (shared < len(held) or not session.has_logits):
             shared -= 1  # its logits are what the next token is drawn from
-            if self._reader.whole and self.spans and shared < self.spans[-1].end:
-                shared = self.spans[-1].begin  # rows that see each other are read together
+        if shared < len(self.tokens):
+            _, span = self.part(shared)
+            shared = shared if span is None else span.begin
         return shared if shared == len(held) or shared >= session.earliest else 0
 
     def read(self, session: Session, begin: int, progress: Progress | None = None) -> None:
@@ -149,16 +176,19 @@ class PicturePrompt:
             if progress is not None:
                 progress(begin - first + done, total)
 
-        for span in (*self.spans, None):
-            text_end = len(self.tokens) if span is None else span.begin
-            if begin < text_end:
-                session.evaluate(self.tokens[begin:text_end], progress=report)
-                begin = text_end
-            if span is not None and begin < span.end:
-                rows = self._reader.encoded(span.picture)
-                from_row = span.first_row + begin - span.begin
-                until = span.first_row + span.end - span.begin
+        while begin < len(self.tokens):
+            end, span = self.part(begin)
+            if span is None:
+                session.evaluate(self.tokens[begin:end], progress=report)
+            else:
+                rows = span.rows(self._reader.encoded(span.picture), begin, end, self.contents)
                 session.evaluate_embeddings(
-                    rows[from_row:until], progress=report, key=span.key, begin=span.begin
+                    rows.embeddings, progress=report, contents=rows.contents
                 )
-                begin = span.end
+            begin = end
+
+
+def _row_contents(key: bytes, count: int) -> Contents:
+    """A number for each row of a picture, from 63 bits of what its key gives."""
+    numbers = np.frombuffer(hashlib.shake_128(key).digest(8 * count), dtype="<u8")
+    return numbers.astype(np.uint64) | _ROW

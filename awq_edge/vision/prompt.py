@@ -11,8 +11,8 @@ import json
 import math
 import re
 import secrets
-from collections.abc import Sequence
-from typing import TYPE_CHECKING
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
 
 from awq_edge.errors import FileInvalidError, InvalidArgumentError
 from awq_edge.vision.arrangement import row_count
@@ -152,6 +152,16 @@ class Marked:
         for word, mark in zip(self.rules.words, self.marks):
             typed = typed.replace(word, mark)
         return typed
+
+    def hidden_in(self, value: Any) -> Any:
+        """Every text in a value of JSON marked like that, the names of fields excepted."""
+        if isinstance(value, str):
+            return self.hidden(value)
+        if isinstance(value, Mapping):
+            return {name: self.hidden_in(entry) for name, entry in value.items()}
+        if isinstance(value, (list, tuple)):
+            return [self.hidden_in(entry) for entry in value]
+        return value
 
     def tokens(
         self, tokenizer: Tokenizer, text: str, pictures: Sequence[str], *, add_bos: bool | None

@@ -1,7 +1,8 @@
 """Pictures for one open model: prepared, encoded once, and known again.
 
-Owns the cache of what was encoded. Its key is a picture's content and everything that is done to
-it, never where it came from or when. Refuses text: ``picture_prompt.py`` puts both together.
+Owns the caches in memory, of what was encoded and of files that were decoded. The key of a picture
+is its content and everything that is done to it, never where it came from or when. Refuses text,
+which ``picture_prompt.py`` puts together with pictures, and the disk: ``stored_pictures.py``.
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import numpy as np
 
 from awq_edge.errors import FileInvalidError, UnsupportedError
 from awq_edge.vision.arrangement import Rows, arranged
-from awq_edge.vision.decoding import Source, read_picture
+from awq_edge.vision.decoding import MAX_PIXELS, Source, read_picture
 from awq_edge.vision.preprocessing import METADATA_KEY, Preprocessing
 from awq_edge.vision.prompt import METADATA_KEY as PROMPT_KEY
 from awq_edge.vision.prompt import PromptRules
@@ -25,11 +26,15 @@ from awq_edge.vision.tilings import Tiled
 
 if TYPE_CHECKING:
     from awq_edge.model import Model
+    from awq_edge.vision.stored_pictures import StoredPictures
 
 Progress = Callable[[int, int], None]
 
 # Of rows of the decoder's: 64 pictures of LLaVA 1.5's 576 rows at a width of 2048.
 _CACHE_BYTES = 288 << 20
+# Of tiles: a conversation's pictures come again with each turn, and decoding a photograph takes as
+# long as answering.
+_TILES_BYTES = 32 << 20
 
 
 @dataclasses.dataclass(frozen=True)
@@ -57,6 +62,8 @@ class PictureReader:
         rows: Of the decoder's, for each tile.
         whole: Whether a picture's rows see each other, so that a session reads all or none.
         encodings: How many tiles the tower has read.
+        stored: Where encoded pictures are kept for other processes; None: nowhere.
+        from_disk: How many pictures were read from there.
     """
 
     def __init__(self, model: Model) -> None:
@@ -73,9 +80,12 @@ class PictureReader:
             )
         self._model = model
         self._preprocessing = Preprocessing.from_json(model.metadata.get(METADATA_KEY))
-        self._identity = hashlib.sha256(
-            f"{model.metadata.get('awq_edge.sha256')} {self._preprocessing.to_json()}".encode()
-        ).digest()
+        described = sorted(
+            (name, value)
+            for name, value in model.metadata.items()
+            if name == "awq_edge.sha256" or name.startswith("awq_edge.vision.")
+        )
+        self._identity = hashlib.sha256(repr(described).encode()).digest()
         self.rules = PromptRules.from_json(model.metadata.get(PROMPT_KEY))
         if self.rules.layout == "any_resolution" and vision.newline is None:
             raise FileInvalidError(
@@ -88,11 +98,19 @@ class PictureReader:
         self._width = vision.embedding_size
         self._newline = vision.newline
         self.encodings = 0
+        self.stored: StoredPictures | None = None
+        self.from_disk = 0
         self._cache: OrderedDict[bytes, Rows] = OrderedDict()
         self._lock = threading.Lock()
+        self._files: OrderedDict[tuple[bytes, str, int], PreparedPicture] = OrderedDict()
+        self._files_lock = threading.Lock()
 
     def prepare(
-        self, source: Source | PreparedPicture, detail: str = "high", channels: str | None = None
+        self,
+        source: Source | PreparedPicture,
+        detail: str = "high",
+        channels: str | None = None,
+        most_pixels: int = MAX_PIXELS,
     ) -> PreparedPicture:
         """Reads a picture and makes tiles of it; encodes nothing.
 
@@ -101,10 +119,28 @@ class PictureReader:
                 method gave before.
             detail: "low": one tile; "high": as many as the model was trained on.
             channels: Of an array, "first" or "last", where its shape does not tell.
+            most_pixels: A larger picture is refused.
         """
         if isinstance(source, PreparedPicture):
             return source
-        picture = read_picture(source, channels=channels)
+        if not isinstance(source, bytes):
+            return self._prepared(source, detail, channels, most_pixels)
+        name = (hashlib.sha256(source).digest(), detail, most_pixels)
+        with self._files_lock:
+            if name in self._files:
+                self._files.move_to_end(name)
+                return self._files[name]
+        prepared = self._prepared(source, detail, channels, most_pixels)
+        with self._files_lock:
+            self._files[name] = prepared
+            while sum(one.tiled.tiles.nbytes for one in self._files.values()) > _TILES_BYTES:
+                self._files.popitem(last=False)
+        return prepared
+
+    def _prepared(
+        self, source: Source, detail: str, channels: str | None, most_pixels: int
+    ) -> PreparedPicture:
+        picture = read_picture(source, channels=channels, most_pixels=most_pixels)
         digest = hashlib.sha256(self._identity)
         digest.update(f"{detail} {picture.rgb.shape}".encode())
         digest.update(picture.rgb.tobytes())
@@ -127,22 +163,31 @@ class PictureReader:
             return pictures
         return [one.beside_others or one for one in pictures]
 
-    def encoded(self, picture: PreparedPicture, progress: Progress | None = None) -> Rows:
+    def encoded(
+        self,
+        picture: PreparedPicture,
+        progress: Progress | None = None,
+        threads: Callable[[], int] | None = None,
+    ) -> Rows:
         """What the decoder reads of a picture, float32 [rows, hidden].
 
         Args:
             picture: A prepared one.
             progress: Called with the steps done and their number; may raise to stop.
+            threads: Asked before each tile how many compute; None: as many as read prompts.
         """
         with self._lock:  # two who ask for the same picture wait for one encoding
             if picture.key in self._cache:
                 self._cache.move_to_end(picture.key)
                 return self._cache[picture.key]
-            tiles = np.ascontiguousarray(picture.tiled.tiles)
-            found = np.empty((len(tiles), self.rows, self._width), np.float32)
-            self._model.native.encode_pictures(tiles, found, progress=progress)
-            self.encodings += len(tiles)
-            rows = self._arranged(found, picture.tiled)
+            shape = (sum(self.rules.runs(picture.tiled, self.rows)), self._width)
+            rows = None if self.stored is None else self.stored.read(picture.key, shape)
+            if rows is not None:
+                self.from_disk += 1
+            else:
+                rows = self._arranged(self._encode(picture, progress, threads), picture.tiled)
+                if self.stored is not None:
+                    self.stored.write(picture.key, rows)
             rows.flags.writeable = False
             self._cache[picture.key] = rows
             while sum(one.nbytes for one in self._cache.values()) > _CACHE_BYTES:
@@ -154,3 +199,25 @@ class PictureReader:
             return found.reshape(-1, self._width)
         newline = np.frombuffer(self._newline or b"", np.float32)
         return arranged(found, tiled, newline, self.rules.most_tiles)
+
+    def _encode(
+        self,
+        picture: PreparedPicture,
+        progress: Progress | None,
+        threads: Callable[[], int] | None,
+    ) -> Rows:
+        """Asks the tower, tile by tile: float32 [tiles, rows of each, hidden]."""
+        tiles = np.ascontiguousarray(picture.tiled.tiles)
+        found = np.empty((len(tiles), self.rows, self._width), np.float32)
+        for tile in range(len(tiles)):
+
+            def report(done: int, total: int, tile: int = tile) -> None:
+                if progress is not None:
+                    progress(tile * total + done, len(tiles) * total)
+
+            count = self._model.prefill_threads if threads is None else threads()
+            self._model.native.encode_pictures(
+                tiles[tile : tile + 1], found[tile : tile + 1], count, report
+            )
+            self.encodings += 1
+        return found

@@ -111,6 +111,17 @@ def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 @pytest.fixture(scope="session")
+def scenes_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The model of the examples that sees pictures, rounded to nearest: the same everywhere."""
+    pytest.importorskip("torch")
+    from awq_edge import conversion
+
+    path = tmp_path_factory.mktemp("scenes") / "scenes-8m.awq.gguf"
+    conversion.convert(str(ROOT / "examples/scenes-8m"), path, conversion.Options(method="rtn"))
+    return path
+
+
+@pytest.fixture(scope="session")
 def server(chat_file: Path) -> Iterator[Server]:
     """``awq-edge serve`` with that model."""
     started = Server(chat_file)

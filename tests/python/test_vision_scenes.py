@@ -6,7 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from awq_edge import Model, conversion
+from awq_edge import Model
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "scenes-8m"
 ENTRIES = json.loads((EXAMPLE / "pictures" / "questions.json").read_text(encoding="utf-8"))
@@ -18,11 +18,9 @@ QUESTIONS = [
 
 
 @pytest.fixture(scope="module")
-def model(tmp_path_factory):
-    """Rounded to nearest, 4 bits in the decoder and 8 in the tower: the same file everywhere."""
-    path = tmp_path_factory.mktemp("scenes") / "scenes.awq.gguf"
-    conversion.convert(str(EXAMPLE), path, conversion.Options(method="rtn"))
-    with Model.open(path) as opened:
+def model(scenes_file):
+    """4 bits in the decoder and 8 in the tower."""
+    with Model.open(scenes_file) as opened:
         yield opened
 
 
