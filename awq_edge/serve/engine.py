@@ -20,7 +20,7 @@ from concurrent.futures import Future
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from awq_edge.errors import AwqEdgeError
+from awq_edge.errors import AwqEdgeError, UnsupportedError
 from awq_edge.serve.counts import Counts
 from awq_edge.serve.fair_queue import FairQueue
 from awq_edge.serve.picture_encoder import Encoding, PictureEncoder
@@ -92,6 +92,12 @@ class _Live:
         begin = len(self.text.prompt) - len(self.unread)
         end, span = self.text.pictures.part(begin)
         return end - begin, span
+
+    def most_next(self, rows: int) -> int:
+        """How much is read of what is unread where ``rows`` are offered; more if it must be."""
+        length, span = self.next_part()
+        together = span is not None and self.text.model.pictures.whole
+        return length if together else min(rows, length)
 
     def input(self, part: Sequence[int]) -> Input:
         """What the session reads where ``part`` of the text is unread."""
@@ -375,6 +381,8 @@ class Engine:
         if session is None:
             return False
         try:
+            if text.pictures is not None and session.kernels == "cuda":
+                _check_gpu(text.model)
             if text.rows is not None:
                 session.truncate(0)
             generation = Generation(
@@ -529,7 +537,7 @@ class Engine:
         # The shortest first: what it does not need is the others'.
         reading.sort(key=lambda live: len(live.unread))
         for place, live in enumerate(reading):
-            share = min(max(1, rows // (len(reading) - place)), live.next_part()[0])
+            share = live.most_next(max(1, rows // (len(reading) - place)))
             if live.text.rows is not None:
                 share = min(share, live.text.rows.most_rows)
             part = live.unread[:share]
@@ -654,6 +662,15 @@ class Engine:
 def context_key(model: Model) -> str:
     """Whose contexts can be exchanged: those of one model with one kind of keys and values."""
     return f"{model.metadata.get('awq_edge.sha256', '')}-{model.kv}"
+
+
+def _check_gpu(model: Model) -> None:
+    """Refuses for one text what would fail for all that are evaluated together."""
+    if model.pictures.whole:
+        raise UnsupportedError(
+            "This model sees a picture in both directions, which the GPU does not so far: start "
+            "the server with --device cpu for its pictures."
+        )
 
 
 def _smoothed(before: float | None, value: float) -> float:

@@ -142,11 +142,6 @@ class Marked:
         key = secrets.token_hex(8)
         return cls(rules, tuple(f"\ue000{key}{n}\ue001" for n in range(len(rules.words))))
 
-    @classmethod
-    def as_they_are(cls, rules: PromptRules) -> Marked:
-        """Leaves every word in its place: for texts that are marked later, or have no pictures."""
-        return cls(rules, rules.words)
-
     def hidden(self, typed: str) -> str:
         """A user's text, the family's words in it marked."""
         for word, mark in zip(self.rules.words, self.marks):

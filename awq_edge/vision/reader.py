@@ -133,7 +133,7 @@ class PictureReader:
         prepared = self._prepared(source, detail, channels, most_pixels)
         with self._files_lock:
             self._files[name] = prepared
-            while sum(one.tiled.tiles.nbytes for one in self._files.values()) > _TILES_BYTES:
+            while sum(_tile_bytes(one) for one in self._files.values()) > _TILES_BYTES:
                 self._files.popitem(last=False)
         return prepared
 
@@ -220,4 +220,14 @@ class PictureReader:
                 tiles[tile : tile + 1], found[tile : tile + 1], count, report
             )
             self.encodings += 1
+        if not np.isfinite(found).all():
+            raise FileInvalidError(
+                "The tower makes numbers of the picture that are not finite: the model file is "
+                "damaged, check it with awq-edge inspect --verify."
+            )
         return found
+
+
+def _tile_bytes(picture: PreparedPicture) -> int:
+    other = 0 if picture.beside_others is None else _tile_bytes(picture.beside_others)
+    return int(picture.tiled.tiles.nbytes) + other

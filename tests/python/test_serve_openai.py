@@ -141,7 +141,7 @@ def test_models_are_listed(client: object, server: Server) -> None:
         ({"messages": [{"role": "user", "content": 5}]}, "messages[0].content"),
         (
             {"messages": [{"role": "user", "content": [{"type": "image_url", "image_url": {}}]}]},
-            "messages[0].content[0].type",
+            "messages[0].content[0].image_url.url",
         ),
         ({"temperature": "hot"}, "temperature"),
         ({"temperature": -1}, "temperature"),

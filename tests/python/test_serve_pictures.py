@@ -204,7 +204,7 @@ REFUSED = {
     "cut file": (url(FILES[0][:200]), 400, "no readable image"),
     "noise": (url(b"\x00\x01" * 500), 400, "no readable image"),
     "svg": (f"data:image/svg+xml;base64,{coded(b'<svg></svg>')}", 400, "the format SVG"),
-    "bomb": (url(bomb()), 400, "60000x60000 pixels"),
+    "bomb": (url(bomb()), 400, "more than 50 million pixels"),
     "pixels": (url(large((9000, 9000))), 400, "at most 16384 on a side and 50 million"),
     "line": (url(large((3000, 2))), 400, "200 times as long"),
     "bytes": (url(bytes(12 << 20) + b"x"), 413, "pictures of up to 12.6 MB"),

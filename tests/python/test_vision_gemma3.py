@@ -173,3 +173,30 @@ def test_text_alone_is_read_as_by_its_text_part(converted, model, tmp_path):
     with Model.open(path, context_length=64) as text, text.session() as one:
         with model.session() as other:
             np.testing.assert_array_equal(one.logits(ids), other.logits(ids))
+
+
+def test_the_server_never_divides_a_picture(model, tmp_path):
+    from test_serve_cache import kept_engine
+    from test_serve_engine import Heard, heard
+
+    from awq_edge.serve.texts import Text
+
+    def text(seed, shown):
+        config = GenerationConfig(max_tokens=6, seed=seed)
+        prompt = model.picture_chat(QUESTION, [picture(7)])[1] if shown else None
+        ids = prompt.tokens if shown else model.tokenize("what colour ?")
+        return Text(model, str(seed), ids, config, Heard(), pictures=prompt)
+
+    texts = [text(seed, seed > 2) for seed in range(1, 6)]
+    expected = []
+    for one in texts:
+        with model.session() as session:
+            generation = session.generate(one.pictures or one.prompt, one.config)
+            expected.append((generation.text(), generation.tokens))
+    for _ in range(2):  # also from what is kept
+        engine = kept_engine(tmp_path, parallel=3)
+        engine._prompt_rows = lambda writing: 3  # fewer than a picture has
+        texts = [text(seed, seed > 2) for seed in range(1, 6)]
+        engine.submit(texts)
+        assert [(heard(one).text(), heard(one).tokens()) for one in texts] == expected
+        engine.stop(5)

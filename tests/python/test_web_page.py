@@ -146,7 +146,8 @@ class Handler(BaseHTTPRequestHandler):
             name, kind = _FILES[self.path]
             self._send((FOLDER / name).read_bytes(), kind, **HEADERS)
         elif self.path == "/v1/models":
-            self._json({"data": [{"id": "novels-chat"}, {"id": "other"}]})
+            seeing = {"id": "novels-chat", "input_modalities": ["text", "image"]}
+            self._json({"data": [seeing, {"id": "other"}]})
         elif self.path == "/health":
             self._json(self.server.health)
         else:
@@ -368,7 +369,8 @@ def test_everything_has_a_name_and_is_reached_by_keyboard(at: Browser, server: S
         reached.append(
             at.value("document.activeElement.id || document.activeElement.ariaLabel || 'body'")
         )
-    for name in ("model", "open-settings", "new", "messages", "input", "send", "Another answer"):
+    for name in ("model", "open-settings", "new", "messages", "input", "send", "Another answer",
+                 "attach"):  # fmt: skip
         assert name in reached, (name, reached)
 
 
@@ -396,6 +398,173 @@ def test_nothing_overflows(device: str, theme: str, at: Browser, server: Server)
             path.write_bytes(base64.b64decode(at.screenshot()))
         at.press("Escape", 27)
         assert at.value("getComputedStyle(document.getElementById('side')).display") == "none"
+
+
+# ---- pictures ------------------------------------------------------------------------------------
+
+SCENES = Path(__file__).resolve().parents[2] / "examples" / "scenes-8m" / "pictures"
+PICTURES = sorted(SCENES.glob("*.png"))[:3]
+THUMBNAILS = "document.querySelectorAll('#pictures img').length"
+
+
+def choose(page: Browser, *paths: Path) -> None:
+    """What the browser's own window of files does."""
+    root = page.call("DOM.getDocument")["root"]["nodeId"]
+    field = page.call("DOM.querySelector", nodeId=root, selector="#files")["nodeId"]
+    page.call("DOM.setFileInputFiles", files=[str(path) for path in paths], nodeId=field)
+
+
+def sent(path: Path) -> dict[str, Any]:
+    data = base64.b64encode(path.read_bytes()).decode()
+    return {"type": "image_url", "image_url": {"url": f"data:image/png;base64,{data}"}}
+
+
+def test_the_page_and_the_server_have_the_same_limits() -> None:
+    from awq_edge.serve import picture_parts
+    from awq_edge.vision.preprocessing import MAX_SIDE
+
+    found = re.search(
+        r"PICTURE_BYTES = (.+?), PICTURE_PIXELS = (.+?), PICTURE_SIDE = (\d+), PICTURES = (\d+);",
+        TEXTS["page.js"],
+    )
+    assert found is not None
+    size, pixels, side, count = found.groups()
+    assert size.split(" * ") == ["12", "1024", "1024"]
+    assert picture_parts.MOST_PICTURE_BYTES == 12 << 20
+    assert float(pixels) == picture_parts.MOST_PIXELS
+    assert (int(side), int(count)) == (MAX_SIDE, picture_parts.MOST_PICTURES)
+
+
+def test_pictures_are_attached_removed_and_sent_as_they_are(at: Browser, server: Server) -> None:
+    at.click("#attach")  # opens the system's window, which a headless browser does not have
+    choose(at, PICTURES[0], PICTURES[1])
+    at.until(f"{THUMBNAILS} === 2")
+    choose(at, PICTURES[2])
+    at.until(f"{THUMBNAILS} === 3")
+    names = "[...document.querySelectorAll('#pictures img')].map(i => i.alt)"
+    assert at.value(names) == [path.name for path in PICTURES]
+    at.click(f"[aria-label='Remove {PICTURES[1].name}']")
+    at.until(f"{THUMBNAILS} === 2")
+    assert "is removed" in at.value("document.getElementById('announce').textContent")
+    assert at.value("document.activeElement.id") == "input"
+    say(at, "What is this?")
+    answered(at)
+    text = {"type": "text", "text": "What is this?"}
+    parts = [sent(PICTURES[0]), sent(PICTURES[2]), text]
+    assert server.asked[0]["messages"] == [{"role": "user", "content": parts}]
+    assert at.value(THUMBNAILS) == 0
+    assert at.value("document.querySelectorAll('article.user img').length") == 2
+    # They come again with the next turn, and when the page is opened anew.
+    say(at, "And now?")
+    answered(at, 2)
+    assert server.asked[1]["messages"][0]["content"] == parts
+    at.open(server.address)
+    at.until("document.querySelectorAll('article.user img').length === 2")
+    at.until("!document.getElementById('attach').hidden")
+    say(at, "Again?")
+    answered(at, 3)
+    assert server.asked[2]["messages"][0]["content"] == parts
+    # An edited question keeps them.
+    at.click("article.user .tools button")
+    at.until("document.activeElement.tagName === 'TEXTAREA'")
+    at.type("!")
+    at.enter()
+    answered(at)
+    assert server.asked[3]["messages"][0]["content"] == [
+        *parts[:2],
+        {**text, "text": "What is this?!"},
+    ]
+    # What no conversation shows is not kept.
+    at.value("confirm = () => true")
+    at.click("#conversations [aria-label^=Delete]")
+    kept = "inStore('readonly', s => s.getAllKeys()).then(keys => keys.length)"
+    at.until(f"{kept}.then(count => count === 0)")
+
+
+def test_pictures_are_pasted_and_dropped(at: Browser, server: Server) -> None:
+    data = base64.b64encode(PICTURES[0].read_bytes()).decode()
+    transfer = (
+        f"(() => {{ const bytes = Uint8Array.from(atob('{data}'), c => c.charCodeAt(0));"
+        "const held = new DataTransfer();"
+        "held.items.add(new File([bytes], 'here.png', {type: 'image/png'})); return held; })()"
+    )
+    at.value(
+        "document.getElementById('input').dispatchEvent(new ClipboardEvent('paste', "
+        f"{{clipboardData: {transfer}, bubbles: true, cancelable: true}}))"
+    )
+    at.until(f"{THUMBNAILS} === 1")
+    at.value(
+        "document.getElementById('messages').dispatchEvent(new DragEvent('drop', "
+        f"{{dataTransfer: {transfer}, bubbles: true, cancelable: true}}))"
+    )
+    at.until(f"{THUMBNAILS} === 2")
+    at.value("document.getElementById('input').focus()")
+    at.enter()  # pictures alone are a message
+    answered(at)
+    assert server.asked[0]["messages"][0]["content"] == [sent(PICTURES[0])] * 2
+
+
+def test_what_is_no_picture_and_what_a_model_cannot_see_is_told(
+    at: Browser, server: Server, tmp_path: Path
+) -> None:
+    broken = tmp_path / "broken.png"
+    broken.write_bytes(PICTURES[0].read_bytes()[:100])
+    choose(at, broken)
+    at.until("document.getElementById('notice').textContent.includes('cannot read broken.png')")
+    at.value("document.getElementById('model').value = 'other'")
+    at.value("document.getElementById('model').dispatchEvent(new Event('change'))")
+    assert at.value("document.getElementById('attach').hidden") is True
+    choose(at, PICTURES[0])
+    at.until("document.getElementById('notice').textContent.includes('reads text alone')")
+    assert at.value(THUMBNAILS) == 0
+
+
+def test_only_what_is_too_large_is_made_smaller(at: Browser) -> None:
+    def fitted(size: int, kind: str) -> Any:
+        return at.value(
+            "(async () => { const image = new OffscreenCanvas(400, 300);"
+            "image.getContext('2d').fillRect(0, 0, 9, 9);"
+            f"const file = {{size: {size}, type: '{kind}'}};"
+            "const made = await fitting(file, await createImageBitmap(image));"
+            "if (made === file) return 'as it is';"
+            "const seen = await createImageBitmap(made);"
+            "return [made.type, seen.width, seen.height, made.size < PICTURE_BYTES]; })()"
+        )
+
+    assert fitted(5_000_000, "image/jpeg") == "as it is"
+    assert fitted(13_000_000, "image/jpeg") == ["image/jpeg", 400, 300, True]
+    assert fitted(5_000, "image/avif") == ["image/jpeg", 400, 300, True]
+    scaled = at.value(
+        "fitting({size: 9, type: 'image/png'}, Object.assign(new OffscreenCanvas(20000, 100)))"
+        ".then(createImageBitmap).then(seen => [seen.width, seen.height])"
+    )
+    assert scaled == [16384, 82]
+
+
+@pytest.mark.parametrize("device", ["phone", "desktop"])
+def test_pictures_fit_the_screen(device: str, at: Browser, server: Server) -> None:
+    """Set AWQ_EDGE_SCREENSHOTS to a folder to look at what a person sees."""
+    width, height = (360, 640) if device == "phone" else (1100, 760)
+    at.look(width, height, dark=device == "phone", phone=device == "phone")
+    choose(at, *PICTURES)
+    at.until(f"{THUMBNAILS} === 3")
+    say(at, "What do these show?")
+    answered(at)
+    choose(at, *PICTURES, *PICTURES)
+    at.until(f"{THUMBNAILS} === 6")
+    assert at.value("document.documentElement.scrollWidth") <= width
+    assert at.value("document.querySelector('#send').getBoundingClientRect().right") <= width
+    camera = at.value("getComputedStyle(document.getElementById('photograph')).display")
+    assert (camera != "none") == (device == "phone")
+    for image in ("#pictures img", "article.user img"):
+        drawn = at.value(f"(i => [i.naturalWidth > 0, i.alt])(document.querySelector('{image}'))")
+        assert drawn == [True, PICTURES[0].name]
+    nodes = at.call("Accessibility.getFullAXTree")["nodes"]
+    names = {node.get("name", {}).get("value") for node in nodes if not node["ignored"]}
+    assert {"Attach pictures", f"Remove {PICTURES[0].name}", "Pictures of this message"} <= names
+    folder = os.environ.get("AWQ_EDGE_SCREENSHOTS")
+    if folder:
+        Path(folder, f"pictures-{device}.png").write_bytes(base64.b64decode(at.screenshot()))
 
 
 # ---- with the server itself ----------------------------------------------------------------------

@@ -6,6 +6,10 @@ const STORE = "awq-edge.conversations", SETTINGS = "awq-edge.settings";
 const HEALTH_MS = 5000;       // while the page is looked at; hidden pages ask nothing
 const HOT_CELSIUS = 80;       // boards slow down from here on
 const DRAW_MS = 80;           // an answer is drawn this often at most
+// What the server takes of a picture; only what is above it is made smaller here.
+const PICTURE_BYTES = 12 * 1024 * 1024, PICTURE_PIXELS = 50e6, PICTURE_SIDE = 16384, PICTURES = 32;
+const KINDS = ["image/jpeg", "image/png", "image/webp", "image/gif", "image/bmp"];
+const THUMB_PIXELS = 176;
 const $ = (id) => document.getElementById(id);
 
 // ---- small pieces of DOM ------------------------------------------------------------------------
@@ -130,12 +134,19 @@ function read(key, otherwise) {
 function sound(list) {
   return (Array.isArray(list) ? list : []).filter((c) => c && typeof c.id === "string"
     && Array.isArray(c.messages) && c.messages.every((m) => m && typeof m.content === "string"
-      && (m.role === "user" || m.role === "assistant")));
+      && (m.role === "user" || m.role === "assistant") && soundPictures(m.pictures)));
+}
+
+function soundPictures(list) {
+  return list === undefined || (Array.isArray(list) && list.every((p) => p && typeof p.id === "string"
+    && typeof p.name === "string" && /^data:image\/(jpeg|png);base64,/.test(p.thumb)));
 }
 
 let conversations = sound(read(STORE, []));
 let settings = read(SETTINGS, {});
 let current = conversations[0] ?? fresh();
+let waiting = [];             // pictures of the message that is being written
+let attaching = Promise.resolve();
 let running = null;           // the answer that is being written: {controller, conversation, message}
 
 function fresh() {
@@ -152,10 +163,124 @@ function keep() {
 
 function notice(text) { $("notice").textContent = text; }
 
+// ---- pictures -------------------------------------------------------------------------------------
+
+// Their files are too large for localStorage: a database of this browser's keeps them, where it can.
+const blobs = new Map();
+
+function database() {
+  return new Promise((done) => {
+    let asked;
+    try { asked = indexedDB.open("awq-edge", 1); } catch { done(null); return; }
+    asked.onupgradeneeded = () => asked.result.createObjectStore("pictures");
+    asked.onsuccess = () => done(asked.result);
+    asked.onerror = asked.onblocked = () => done(null);
+  });
+}
+
+async function inStore(mode, act) {
+  const opened = await database();
+  if (!opened) return undefined;
+  return new Promise((done) => {
+    const change = opened.transaction("pictures", mode), asked = act(change.objectStore("pictures"));
+    change.oncomplete = () => { opened.close(); done(asked.result); };
+    change.onerror = change.onabort = () => { opened.close(); done(undefined); };
+  });
+}
+
+async function blobOf(picture) {
+  const found = blobs.get(picture.id) ?? await inStore("readonly", (store) => store.get(picture.id));
+  if (!found) throw new Error(`${picture.name} is no longer kept in this browser: attach it again.`);
+  blobs.set(picture.id, found);
+  return found;
+}
+
+async function forgetPictures() {  // those that no conversation shows any more
+  const known = new Set(sound(read(STORE, [])).flatMap((c) => c.messages.flatMap((m) => m.pictures ?? [])).map((p) => p.id));
+  for (const id of await inStore("readonly", (store) => store.getAllKeys()) ?? []) {
+    if (!known.has(id) && !blobs.has(id)) await inStore("readwrite", (store) => store.delete(id));
+  }
+}
+
+function dataUrl(blob) {
+  return new Promise((done, failed) => {
+    const reader = new FileReader();
+    reader.onload = () => done(reader.result);
+    reader.onerror = () => failed(reader.error);
+    reader.readAsDataURL(blob);
+  });
+}
+
+function drawn(image, scale) {
+  const canvas = element("canvas");
+  canvas.width = Math.max(1, Math.round(image.width * scale));
+  canvas.height = Math.max(1, Math.round(image.height * scale));
+  const pen = canvas.getContext("2d");
+  pen.fillStyle = "#fff";  // what the server shows behind what is transparent
+  pen.fillRect(0, 0, canvas.width, canvas.height);
+  pen.drawImage(image, 0, 0, canvas.width, canvas.height);
+  return canvas;
+}
+
+async function fitting(file, image) {
+  let scale = Math.min(1, PICTURE_SIDE / Math.max(image.width, image.height),
+    Math.sqrt(PICTURE_PIXELS / (image.width * image.height)));
+  if (scale === 1 && file.size <= PICTURE_BYTES && KINDS.includes(file.type)) return file;
+  for (;; scale *= 0.7) {
+    const canvas = drawn(image, scale);
+    const made = await new Promise((done) => canvas.toBlob(done, "image/jpeg", 0.92));
+    if (made && made.size <= PICTURE_BYTES) return made;
+  }
+}
+
+async function attach(files) {
+  for (const file of files) {
+    const name = file.name || "picture";
+    if (waiting.length >= PICTURES) { notice(`A message holds ${PICTURES} pictures at most.`); return; }
+    try {
+      const image = await createImageBitmap(file);
+      const blob = await fitting(file, image);
+      const thumb = drawn(image, Math.min(1, THUMB_PIXELS / Math.min(image.width, image.height)))
+        .toDataURL("image/jpeg", 0.8);
+      image.close();
+      const id = fresh().id;
+      blobs.set(id, blob);
+      waiting.push({ id, name, thumb });
+      drawWaiting();
+      $("announce").textContent = `${name} is attached.`;
+    } catch {
+      notice(`This browser cannot read ${name} as a picture.`);
+    }
+  }
+}
+
+function attachAll(files) {
+  const pictures = [...files].filter((file) => file.type.startsWith("image/") || !file.type);
+  if (!pictures.length) return false;
+  if ($("attach").hidden) { notice("This model reads text alone, and no pictures."); return true; }
+  notice("");
+  attaching = attaching.then(() => attach(pictures));
+  return true;
+}
+
+function thumbnail({ name, thumb }) { return element("img", { src: thumb, alt: name }); }
+
+function drawWaiting() {
+  $("pictures").replaceChildren(...waiting.map((picture) => element("li", {}, thumbnail(picture),
+    button("✕", () => {
+      waiting = waiting.filter((other) => other !== picture);
+      blobs.delete(picture.id);
+      drawWaiting();
+      $("announce").textContent = `${picture.name} is removed.`;
+      $("input").focus();
+    }, `Remove ${picture.name}`))));
+}
+
 // ---- drawing --------------------------------------------------------------------------------------
 
 function title(conversation) {
-  return conversation.title || conversation.messages[0]?.content.slice(0, 60) || "New conversation";
+  const first = conversation.messages[0];
+  return conversation.title || first?.content.slice(0, 60) || first?.pictures?.[0].name || "New conversation";
 }
 
 function drawList() {
@@ -175,7 +300,9 @@ function drawMessage(message, index) {
   const text = element("div", { class: "text" });
   const made = element("article", { class: message.role, "aria-label": mine ? "You" : "Model" },
     element("h2", {}, mine ? "You" : "Model"), text);
+  if (message.pictures) text.before(element("div", { class: "shown" }, ...message.pictures.map(thumbnail)));
   if (mine) text.append(message.content);
+  if (mine && !message.content) text.hidden = true;
   else fill(made, message);
   if (running?.message === message) made.setAttribute("aria-busy", "true");
   else if (!running) made.append(toolsOf(message, index));
@@ -238,12 +365,23 @@ function remove(conversation) {
   if (running || !confirm(`Delete "${title(conversation)}"?`)) return;
   conversations = conversations.filter((other) => other !== conversation);
   if (current === conversation) current = conversations[0] ?? fresh();
+  for (const message of conversation.messages) for (const { id } of message.pictures ?? []) blobs.delete(id);
   keep();
+  forgetPictures();
   draw();
 }
 
-function exported(conversation) {
-  const text = JSON.stringify({ system: settings.system || "", ...conversation }, null, 1);
+async function exported(conversation) {
+  const messages = [];
+  for (const message of conversation.messages) {
+    const pictures = [];
+    for (const picture of message.pictures ?? []) {
+      const data = await blobOf(picture).then(dataUrl, () => picture.thumb);
+      pictures.push({ name: picture.name, data });
+    }
+    messages.push(message.pictures ? { ...message, pictures } : message);
+  }
+  const text = JSON.stringify({ system: settings.system || "", ...conversation, messages }, null, 1);
   const address = URL.createObjectURL(new Blob([text], { type: "application/json" }));
   const name = title(conversation).replace(/[^\p{L}\p{N} -]/gu, "").trim().slice(0, 40) || "conversation";
   element("a", { href: address, download: `${name}.json` }).click();
@@ -256,9 +394,9 @@ function edit(index) {
   field.value = message.content;
   const done = () => {
     const text = field.value.trim();
-    if (!text) return;
+    if (!text && !message.pictures) return;
     current.messages.splice(index);
-    ask(text);
+    ask(text, message.pictures);
   };
   field.addEventListener("keydown", (event) => {
     if (event.key === "Escape") draw();
@@ -271,8 +409,8 @@ function edit(index) {
 
 function regenerate() {
   current.messages.pop();
-  const { content } = current.messages.pop();
-  ask(content);
+  const { content, pictures } = current.messages.pop();
+  ask(content, pictures);
 }
 
 function sends(event) {
@@ -290,11 +428,22 @@ function headers() {
   return settings.key ? { Authorization: `Bearer ${settings.key}` } : {};
 }
 
-function requestBody(conversation) {
+async function parts({ content, pictures }) {
+  if (!pictures) return content;
+  const made = [];
+  for (const picture of pictures) {
+    made.push({ type: "image_url", image_url: { url: await dataUrl(await blobOf(picture)) } });
+  }
+  return content ? [...made, { type: "text", text: content }] : made;
+}
+
+async function requestBody(conversation) {
   // A question that got no answer is left out: many models insist that the two take turns.
   const said = conversation.messages.slice(0, -1);
-  const messages = said.filter((m, at) => m.content && (at === said.length - 1 || m.role !== "user" || said[at + 1].content))
-    .map(({ role, content }) => ({ role, content }));
+  const kept = said.filter((m, at) => (m.content || m.pictures)
+    && (at === said.length - 1 || m.role !== "user" || said[at + 1].content));
+  const messages = [];
+  for (const message of kept) messages.push({ role: message.role, content: await parts(message) });
   if (settings.system) messages.unshift({ role: "system", content: settings.system });
   const body = { model: $("model").value, messages, stream: true, stream_options: { include_usage: true } };
   for (const name of ["temperature", "top_p", "seed", "max_tokens"]) {
@@ -303,14 +452,18 @@ function requestBody(conversation) {
   return body;
 }
 
-async function ask(text) {
+async function ask(text, pictures) {
   if (running) return;
   notice("");
   const conversation = current, message = { role: "assistant", content: "", reasoning: "" };
-  conversation.messages.push({ role: "user", content: text }, message);
+  const question = pictures?.length ? { role: "user", content: text, pictures } : { role: "user", content: text };
+  conversation.messages.push(question, message);
   conversations = [conversation, ...conversations.filter((other) => other !== conversation)];
   running = { controller: new AbortController(), message };
   keep();
+  for (const { id } of question.pictures ?? []) {
+    if (blobs.has(id)) inStore("readwrite", (store) => store.put(blobs.get(id), id));
+  }
   draw();
   if (document.activeElement === document.body) $("stop").focus();
   const article = $("messages").lastElementChild;
@@ -325,7 +478,7 @@ async function ask(text) {
     const response = await fetch("v1/chat/completions", {
       method: "POST", signal: running.controller.signal,
       headers: { "Content-Type": "application/json", ...headers() },
-      body: JSON.stringify(requestBody(conversation)),
+      body: JSON.stringify(await requestBody(conversation)),
     });
     if (!response.ok) throw new Error(await problem(response));
     for await (const event of events(response.body)) {
@@ -384,6 +537,13 @@ async function* events(body) {
 
 // ---- the machine ----------------------------------------------------------------------------------
 
+let seeing = new Set();       // models that see pictures
+
+function showAttach() {
+  const sees = seeing.has($("model").value);
+  for (const id of ["attach", "photograph"]) $(id).hidden = !sees;
+}
+
 async function loadModels() {
   try {
     const response = await fetch("v1/models", { headers: headers() });
@@ -392,6 +552,8 @@ async function loadModels() {
     $("model").replaceChildren(...data.map(({ id }) => element("option", { value: id }, id)));
     if (data.some(({ id }) => id === settings.model)) $("model").value = settings.model;
     $("model").disabled = data.length < 2;
+    seeing = new Set(data.filter((m) => m.input_modalities?.includes("image")).map(({ id }) => id));
+    showAttach();
     notice("");
   } catch {
     notice("The server cannot be reached.");
@@ -455,12 +617,16 @@ function grow() {
   field.style.height = `${field.scrollHeight + 2}px`;
 }
 
-function send() {
+async function send() {
+  await attaching;
   const text = $("input").value.trim();
-  if (!text || running) return;
+  if ((!text && !waiting.length) || running) return;
+  const pictures = waiting;
+  waiting = [];
+  drawWaiting();
   $("input").value = "";
   grow();
-  ask(text);
+  ask(text, pictures);
 }
 
 $("composer").addEventListener("submit", (event) => { event.preventDefault(); send(); });
@@ -468,6 +634,25 @@ $("input").addEventListener("input", grow);
 $("input").addEventListener("keydown", (event) => {
   if (sends(event)) { event.preventDefault(); send(); }
 });
+for (const [opener, field] of [["attach", "files"], ["photograph", "camera"]]) {
+  $(opener).addEventListener("click", () => $(field).click());
+  $(field).addEventListener("change", () => {
+    attachAll($(field).files);
+    $(field).value = "";  // so that the same one can be chosen again
+    $("input").focus();
+  });
+}
+$("input").addEventListener("paste", (event) => {
+  if (attachAll(event.clipboardData.files)) event.preventDefault();
+});
+for (const kind of ["dragover", "dragleave", "drop"]) {
+  document.addEventListener(kind, (event) => {
+    if (![...event.dataTransfer.types].includes("Files")) return;
+    event.preventDefault();
+    $("composer").classList.toggle("over", kind === "dragover");
+    if (kind === "drop") attachAll(event.dataTransfer.files);
+  });
+}
 $("stop").addEventListener("click", () => { running?.controller.abort(); $("input").focus(); });
 $("new").addEventListener("click", () => choose(fresh()));
 $("menu").addEventListener("click", () => menu(!$("side").classList.contains("open")));
@@ -478,6 +663,7 @@ $("settings").addEventListener("close", () => {
 });
 $("model").addEventListener("change", () => {
   settings.model = $("model").value;
+  showAttach();
   localStorage.setItem(SETTINGS, JSON.stringify(settings));
 });
 document.addEventListener("keydown", (event) => {
@@ -494,6 +680,7 @@ window.addEventListener("storage", (event) => {  // another tab of this page
 });
 
 draw();
+forgetPictures();
 loadModels();
 health();
 setInterval(health, HEALTH_MS);
