@@ -30,8 +30,12 @@ def read_standard_input() -> str:
     return _text(_read(sys.stdin.buffer, "Standard input"), "Standard input")
 
 
-def read_prompt_file(path: Path) -> str:
+def read_prompt_file(path: Path, most_bytes: int = _MOST_BYTES) -> str:
     """All of a file.
+
+    Args:
+        path: The file.
+        most_bytes: A larger one is refused.
 
     Raises:
         FileUnreadableError: It cannot be read.
@@ -39,17 +43,17 @@ def read_prompt_file(path: Path) -> str:
     """
     try:
         with path.open("rb") as file:
-            content = _read(file, str(path))
+            content = _read(file, str(path), most_bytes)
     except OSError as error:
         raise FileUnreadableError(f"{path}: {error.strerror}.") from error
     return _text(content, str(path))
 
 
-def _read(stream: BinaryIO, source: str) -> bytes:
-    content = stream.read(_MOST_BYTES + 1)
-    if len(content) > _MOST_BYTES:
+def _read(stream: BinaryIO, source: str, most_bytes: int = _MOST_BYTES) -> bytes:
+    content = stream.read(most_bytes + 1)
+    if len(content) > most_bytes:
         raise InvalidArgumentError(
-            f"{source} holds more than {_MOST_BYTES >> 20} MB, which is no prompt."
+            f"{source} holds more than {most_bytes >> 20} MB, which is no prompt."
         )
     return content
 

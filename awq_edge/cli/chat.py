@@ -7,7 +7,6 @@ reasoning goes to standard error.
 # No `from __future__ import annotations` here: on Python 3.9 typer reads annotations as they stand.
 
 import contextlib
-import json
 import sys
 from collections.abc import Iterator
 from pathlib import Path
@@ -22,19 +21,18 @@ from awq_edge.cli._options import Context, Kv, ModelFile, Quiet
 from awq_edge.cli._output import Output, is_live_terminal
 from awq_edge.cli._pictures import keep_pictures
 from awq_edge.cli._prompt_text import read_prompt_file
+from awq_edge.cli._saved_conversation import ShownPictures
 from awq_edge.conversation import Conversation
 from awq_edge.errors import (
     AwqEdgeError,
     InvalidArgumentError,
     UnsupportedError,
 )
-from awq_edge.limited_json import parse_json
-from awq_edge.outputs.place import check_new
-from awq_edge.outputs.whole_file import write_whole
 from awq_edge.reasoning import Piece
 
 if TYPE_CHECKING:
     from awq_edge.cli._markdown import AnswerOnTerminal
+    from awq_edge.model import Model
     from awq_edge.vision.reader import PreparedPicture
 
 _HELP = """\
@@ -114,6 +112,7 @@ class _Dialogue:
         self._markdown = markdown
         self._told_of_dropping = False
         self._pictures: list[PreparedPicture] = []  # for the next question
+        self._shown = ShownPictures(conversation)
         self._person = sys.stdin.isatty()
 
     def run(self, first: Optional[str]) -> None:
@@ -215,6 +214,7 @@ class _Dialogue:
         elif word == "/reset":
             talk.reset()
             self._pictures.clear()
+            self._shown.forget()
             self._told_of_dropping = False
             self._output.status("A new conversation.")
         elif word == "/undo":
@@ -230,7 +230,7 @@ class _Dialogue:
         elif word in ("/save", "/load"):
             if not rest:
                 raise InvalidArgumentError(f"{word} needs the name of a file.")
-            (self._save if word == "/save" else self._load)(Path(rest))
+            self._keep(word, Path(rest).expanduser())
         elif word == "/stats":
             self._output.status(self._stats())
         else:
@@ -240,42 +240,20 @@ class _Dialogue:
     def _show(self, path: str) -> None:
         if not path:
             raise InvalidArgumentError("/image needs the name of a file.")
-        picture = self._conversation.pictures.prepare(Path(path).expanduser())
+        picture = self._shown.show(Path(path).expanduser())
         self._pictures.append(picture)
         height, width = picture.tiled.size
         shown = f"{path}, {width}x{height}: shown with the next question."
         self._output.status(" ".join((shown, *picture.notices)))
 
-    def _save(self, path: Path) -> None:
-        if any(not isinstance(turn["content"], str) for turn in self._conversation.turns):
-            raise UnsupportedError("A conversation with pictures cannot be saved.")
-        document = {"system": self._conversation.system, "turns": self._conversation.turns}
-        check_new(path, "{path} exists already: take another name.")
-        write_whole(path, json.dumps(document, ensure_ascii=False, indent=1).encode())
-        self._output.status(f"{len(self._conversation.turns)} messages in {path}.")
-
-    def _load(self, path: Path) -> None:
-        try:
-            document = parse_json(read_prompt_file(path).encode())
-        except ValueError:
-            document = None
-        turns = document.get("turns") if isinstance(document, dict) else None
-        sound = isinstance(turns, list) and all(
-            isinstance(turn, dict)
-            and turn.get("role") in ("user", "assistant")
-            and isinstance(turn.get("content"), str)
-            for turn in turns
-        )
-        if not sound or not isinstance(document, dict) or turns is None:
-            raise InvalidArgumentError(f"{path} is no conversation that /save wrote.")
-        self._conversation.reset()
-        self._conversation.system = str(document.get("system") or "")
-        known = ("role", "content", "reasoning_content")
-        self._conversation.turns.extend(
-            {name: turn[name] for name in known if isinstance(turn.get(name), str)}
-            for turn in turns
-        )
-        self._output.status(f"{len(turns)} messages from {path}.")
+    def _keep(self, word: str, path: Path) -> None:
+        if word == "/save":
+            self._shown.save(path)
+            self._output.status(f"{len(self._conversation.turns)} messages in {path}.")
+        else:
+            count = self._shown.load(path)
+            self._pictures.clear()
+            self._output.status(f"{count} messages from {path}.")
 
     def _stats(self) -> str:
         last = self._conversation.last
@@ -289,7 +267,12 @@ class _Dialogue:
             f"prompt ({last.reused_tokens} were there), {session.position} of "
             f"{session.context_length} tokens in the context; {session.kernels}"
             f"{guesses_text(last)}"
-        )
+        ) + (f"; {_tiles(session.model)}" if session.model.sees_pictures else "")
+
+
+def _tiles(model: "Model") -> str:
+    count = model.pictures.encodings
+    return f"the tower has read {count} tile{'' if count == 1 else 's'} of pictures"
 
 
 def _shown(output: Output, *, markdown: bool) -> "Union[AnswerOnTerminal, _PlainAnswer]":

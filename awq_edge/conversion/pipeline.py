@@ -28,7 +28,12 @@ from awq_edge.conversion.checks import (
 )
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.report import Events, Report
-from awq_edge.conversion.tower import TowerWalk, calibration_tiles, tiles_digest
+from awq_edge.conversion.tower import (
+    TowerWalk,
+    calibration_tiles,
+    stored_bytes,
+    tiles_digest,
+)
 from awq_edge.conversion.trial import check_runs
 from awq_edge.conversion.walk import Walk
 from awq_edge.conversion.work_directory import WorkDirectory, read_manifest
@@ -127,7 +132,8 @@ def convert(
                 for layer in work.layers:
                     events.layer_done(layer, source.architecture.layers)
             else:
-                found = widths.choose(source, options, blocks, device, plain, events)
+                others = {} if vision is None else stored_bytes(vision.architecture, options)
+                found = widths.choose(source, options, blocks, device, plain, events, others)
                 chosen, predicted = found.quantisers, found.divergence
                 with torch.inference_mode():
                     if vision is not None:

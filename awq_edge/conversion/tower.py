@@ -15,7 +15,7 @@ import math
 import numpy as np
 import torch
 
-from awq_edge import torch_tower
+from awq_edge import layouts, torch_tower
 from awq_edge.calibration import pictures
 from awq_edge.checkpoints.vision_tensors import VisionTensors
 from awq_edge.conversion.extremes import solvable
@@ -29,7 +29,7 @@ from awq_edge.quantize.grouped import Quantiser
 from awq_edge.quantize.probe import Probe, Weights
 from awq_edge.quantize.statistics import InputStatistics
 from awq_edge.torch_decoder import Positions, activated, multiply
-from awq_edge.vision.architecture import in_file
+from awq_edge.vision.architecture import VisionArchitecture, in_file
 from awq_edge.vision.preprocessing import Preprocessing
 
 _MOST_TILES = 64  # of all pictures, spread over them
@@ -51,6 +51,20 @@ def calibration_tiles(preprocessing: Preprocessing, options: Options) -> torch.T
     if len(tiles) > most:
         tiles = tiles[np.linspace(0, len(tiles) - 1, most).round().astype(int)]
     return torch.from_numpy(np.ascontiguousarray(tiles))
+
+
+def stored_bytes(a: VisionArchitecture, options: Options) -> dict[str, int]:
+    """What each tensor of a tower and its connector takes in the file, without alignment."""
+    found = {}
+    for name in a.tensor_names():
+        shape = a.tensor_shape(name)
+        if len(shape) == 1:
+            found[name] = 4 * shape[0]
+        else:
+            bits = _PATCH_BITS if name == "v.patch_embd.weight" else options.vision_bits
+            rows, columns = shape
+            found[name] = layouts.Layout(rows, columns, bits, options.group_size).total_bytes
+    return found
 
 
 def tiles_digest(tiles: torch.Tensor) -> str:

@@ -48,6 +48,7 @@ def choose(
     device: torch.device,
     plain: Mapping[str, MetadataValue],
     events: Events,
+    others: Mapping[str, int],
 ) -> Widths:
     """Chooses bits and group size of every packed matrix.
 
@@ -58,6 +59,7 @@ def choose(
         device: Where sensitivity is measured.
         plain: What the file will say of itself, widths apart.
         events: Who listens.
+        others: Bytes of what the file holds besides, a tower for pictures, by name.
 
     Raises:
         InvalidArgumentError: The size is smaller than any file of the model.
@@ -83,7 +85,7 @@ def choose(
     }
     if options.size is not None:
         fixed: dict[str, int] = {}
-        container = _container_bytes(source, plain)
+        container = _container_bytes(source, plain, others)
         smallest = container + sum(min(by_bits.values()) for by_bits in sizes.values())
         if options.size < smallest:
             raise InvalidArgumentError(
@@ -114,12 +116,15 @@ def choose(
     )
 
 
-def _container_bytes(source: FloatModel, plain: Mapping[str, MetadataValue]) -> int:
-    """How many bytes of the file are no packed matrix: those of a file in which these are empty.
+def _container_bytes(
+    source: FloatModel, plain: Mapping[str, MetadataValue], others: Mapping[str, int]
+) -> int:
+    """How many bytes of the file are no packed matrix of the decoder: those of an empty one.
 
     Args:
         source: The float model.
         plain: What the file will say of itself, widths apart.
+        others: Bytes of tensors besides, by name.
     """
     names, shapes = source.tensor_names(), source.shape
     matrices = [name for name in names if len(shapes(name)) == 2]
@@ -128,10 +133,11 @@ def _container_bytes(source: FloatModel, plain: Mapping[str, MetadataValue]) -> 
         (name, b"" if name in matrices else np.zeros(shapes(name), dtype=np.float32))
         for name in names
     ]
+    tensors += [(name, b"") for name in others]
     with tempfile.TemporaryDirectory() as directory:
         path = Path(directory) / "empty"
         model_file.write_model(path, told, tensors)
-        return path.stat().st_size
+        return path.stat().st_size + sum(_aligned(size) for size in others.values())
 
 
 def metadata(widths: Mapping[str, Quantiser]) -> dict[str, MetadataValue]:

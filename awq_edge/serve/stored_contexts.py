@@ -39,6 +39,7 @@ if TYPE_CHECKING:
 _log = logging.getLogger("awq_edge.serve")
 
 _MAGIC = b"AWQEBLK2"
+_EARLIER_MAGIC = b"AWQEBLCK"  # of builds that knew no pictures: such files go
 _HEAD = struct.Struct("<8sIII")  # magic, length of the key, first position, tokens
 _CONTENT_BYTES = 8  # of a position
 _SUFFIX = ".context"
@@ -254,6 +255,9 @@ class StoredContexts:
                 if len(head) < _HEAD.size:
                     raise ValueError("it is cut off")
                 magic, key_bytes, begin, count = _HEAD.unpack(head)
+                if magic == _EARLIER_MAGIC:
+                    path.unlink()
+                    return
                 most = max(begin, count)
                 if magic != _MAGIC or key_bytes > _MOST_KEY_BYTES or not 0 < most < _MOST_TOKENS:
                     raise ValueError("it is not one of ours")

@@ -88,7 +88,7 @@ def read_picture(
         return _decoded(bytes(source), "The image", background, most_pixels)
     if isinstance(source, (str, os.PathLike)):
         path = Path(source)
-        return _decoded(_file_bytes(path), str(path), background, most_pixels)
+        return _decoded(file_bytes(path), str(path), background, most_pixels)
     if hasattr(source, "getexif") and hasattr(source, "mode"):
         return _of_pillow(source, "The image", background, most_pixels)
     raise InvalidArgumentError(
@@ -106,7 +106,13 @@ def _size_of(array: npt.NDArray[np.generic], channels: str | None) -> tuple[int,
     return int(width), int(height)
 
 
-def _file_bytes(path: Path) -> bytes:
+def file_bytes(path: Path) -> bytes:
+    """What a picture's file holds.
+
+    Raises:
+        FileUnreadableError: There is no such file, or it cannot be read.
+        InvalidArgumentError: It is no regular file, or too large.
+    """
     try:
         # Without O_NONBLOCK, opening a pipe waits for its writer.
         descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)

@@ -248,7 +248,10 @@ def test_a_server_without_a_place_for_contexts_goes_on(
         assert started.stop() == 0
 
 
-def test_the_command_refuses_in_one_sentence(command: Command, tmp_path: Path) -> None:
+def test_the_command_refuses_in_one_sentence(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setenv("AWQ_EDGE_CACHE", str(tmp_path / "cache"))
     empty = tmp_path / "keys"
     empty.write_text("# none\n")
     model = Path("tests/data/stories260k.awq.gguf")

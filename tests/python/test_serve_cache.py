@@ -120,6 +120,17 @@ def test_what_is_damaged_is_not_used(
     assert ("is not used" in caplog.text) == (damage != "half")
 
 
+def test_files_of_earlier_builds_go_quietly(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    (tmp_path / f"{'0' * 40}.context").write_bytes(b"AWQEBLCK" + bytes(4000))
+    (tmp_path / "pictures").mkdir()
+    stored = StoredContexts(tmp_path, 1 << 30)
+    stored.close()
+    assert [path.name for path in tmp_path.iterdir()] == ["pictures"]
+    assert not caplog.text
+
+
 def test_the_oldest_go_when_there_is_no_room(stories: Model, tmp_path: Path) -> None:
     engine = kept_engine(tmp_path, parallel=8)
     for i in range(3):

@@ -1,8 +1,10 @@
 """Pictures in use: prompts, chats, the cache, what is refused, and the command line."""
 
+import base64
 import io
 import json
 import re
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -23,8 +25,15 @@ from awq_edge.generation import GenerationConfig
 from awq_edge.model_file import PackedFile, read_dequantised
 from awq_edge.stages import tensor_names
 
+EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "scenes-8m"
 GREEDY = GenerationConfig(max_tokens=6, temperature=0.0)
 QUESTION = [{"role": "user", "content": "what colour ?"}]
+
+
+@pytest.fixture(autouse=True)
+def own_cache(tmp_path_factory, monkeypatch):
+    """Commands keep pictures here and not where whoever runs the tests has theirs."""
+    monkeypatch.setenv("AWQ_EDGE_CACHE", str(tmp_path_factory.getbasetemp() / "cache"))
 
 
 @pytest.fixture(scope="module", params=["llava", "llava_siglip"])
@@ -296,14 +305,81 @@ def test_run_names_what_is_wrong_with_a_picture(command, converted, tmp_path):
 def test_chat_shows_a_picture_with_the_next_question(command, converted, tmp_path):
     path = tmp_path / "one.png"
     path.write_bytes(png(picture()))
-    said = f"/image {path}\nwhat colour ?\n/stats\n/save {tmp_path / 'talk'}\n"
+    said = f"/image {path}\nwhat colour ?\n/stats\n"
     settings = ("-n", 4, "--temperature", 0, "--context", 128)
     found = command("chat", converted[1], *settings, stdin=said.encode())
     assert "40x40: shown with the next question" in found.err
     read = re.search(r"after (\d+) new tokens", found.err)
     with Model.open(converted[1]) as model:
         assert int(read[1]) > model.pictures.rows
-    assert "cannot be saved" in found.err or "0 messages" in found.err
+
+
+def test_a_saved_conversation_holds_its_pictures(command, scenes_file, tmp_path):
+    """The photograph is gone by then; the tower reads nothing again."""
+    path, talk = tmp_path / "one.png", tmp_path / "talk.json"
+    shown = sorted((EXAMPLE / "pictures").glob("*.png"))[0].read_bytes()
+    path.write_bytes(shown)
+    environment = {"AWQ_EDGE_CACHE": str(tmp_path / "cache")}
+    settings = ("chat", scenes_file, "-n", 12, "--temperature", 0)
+    first, second = "how many things are there ?", "what is on the left ?"
+
+    def said(text):
+        done = command(*settings, stdin=text.encode(), environment=environment)
+        assert done.status == 0, done.err
+        return done
+
+    whole = said(f"/image {path}\n{first}\n/save {talk}\n{second}\n/stats\n")
+    assert "the tower has read 1 tile of" in whole.err
+    path.unlink()
+    again = said(f"/load {talk}\n{second}\n/stats\n/save {tmp_path / 'copy'}\n")
+    assert again.out == "".join(whole.out.splitlines(keepends=True)[1:])
+    assert "the tower has read 0 tiles" in again.err
+    document = json.loads(talk.read_text(encoding="utf-8"))
+    assert base64.b64decode(document["turns"][0]["content"][0]["data"]) == shown
+    copied = json.loads((tmp_path / "copy").read_text(encoding="utf-8"))
+    assert copied["turns"][:2] == document["turns"]
+
+
+@pytest.mark.parametrize(
+    ("part", "words"),
+    [
+        ({"type": "image", "data": "!"}, "no conversation that /save wrote"),
+        ({"type": "image"}, "no conversation that /save wrote"),
+        ({"type": "sound", "data": ""}, "no conversation that /save wrote"),
+        ({"type": "image", "data": base64.b64encode(b"GIF89a" * 9).decode()}, "no readable image"),
+    ],
+)
+def test_a_damaged_saved_conversation_is_refused_in_a_sentence(
+    command, scenes_file, tmp_path, part, words
+):
+    talk = tmp_path / "talk.json"
+    talk.write_text(json.dumps({"turns": [{"role": "user", "content": [part]}]}), encoding="utf-8")
+    command("chat", scenes_file, stdin=f"/load {talk}\n".encode()).assert_one_sentence(words)
+
+
+def test_a_model_of_text_alone_loads_no_pictures(command, chat_file, tmp_path):
+    data = base64.b64encode(png(picture())).decode()
+    turn = {"role": "user", "content": [{"type": "image", "data": data}]}
+    talk = tmp_path / "talk.json"
+    talk.write_text(json.dumps({"turns": [turn]}), encoding="utf-8")
+    for said in (f"/load {talk}\n", f"/image {talk}\n"):
+        command("chat", chat_file, stdin=said.encode()).assert_one_sentence("has no vision part")
+
+
+def test_a_size_counts_the_tower(tmp_path):
+    save("llava", tmp_path)
+    save_tokenizer(tmp_path)
+    path = tmp_path / "model.awq.gguf"
+    quick = dict(samples=2, sequence_length=24, group_size=32)
+    with pytest.raises(InvalidArgumentError, match="smallest possible one has") as refused:
+        conversion.convert(str(tmp_path), path, conversion.Options(size=1000, **quick))
+    smallest = int(re.search(r"has (\d+) bytes", str(refused.value))[1])
+    for size in (smallest, smallest + 9000):
+        options = conversion.Options(size=size, **quick)
+        conversion.convert(str(tmp_path), path, options, force=True)
+        assert size - 2048 < path.stat().st_size <= size
+    with Model.open(path, context_length=64) as model:
+        assert model.sees_pictures
 
 
 def test_inspect_shows_the_vision_part(command, converted):
