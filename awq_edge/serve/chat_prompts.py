@@ -80,7 +80,7 @@ def chat_prompt(model: Model, wanted: Wanted) -> ChatPrompt:
     if not sent:
         ids = marked.tokens(model.tokenizer, marked.hidden(text), [], add_bos=False)
         return ChatPrompt(text, ids)
-    pictures = [picture.prepared(model) for picture in sent]
+    pictures = model.pictures.together([picture.prepared(model) for picture in sent])
     whole = PicturePrompt.of_text(
         model.pictures, model.tokenizer, text, marked, pictures, add_bos=False
     )
