@@ -7,6 +7,7 @@ must be one token of the vocabulary.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from awq_edge.errors import UnsupportedError
@@ -47,13 +48,16 @@ _FAMILIES = (
 )
 
 
-def fill_prompt(tokenizer: Tokenizer, before: str, behind: str) -> tuple[list[int], list[int]]:
+def fill_prompt(
+    tokenizer: Tokenizer, before: str, behind: str, encode: Callable[[str], list[int]]
+) -> tuple[list[int], list[int]]:
     """The prompt for a gap in a text.
 
     Args:
         tokenizer: The model's.
         before: The text before the gap.
         behind: The text behind it.
+        encode: Ids of a text without BOS, in which words that stand for something else stay words.
 
     Returns:
         Its token ids, and those that end the filling beside the model's own.
@@ -72,9 +76,9 @@ def fill_prompt(tokenizer: Tokenizer, before: str, behind: str) -> tuple[list[in
         prompt = [
             *(token for token in bos if token is not None),
             ids[0],
-            *tokenizer.encode(before, add_bos=False),
+            *encode(before),
             ids[1],
-            *tokenizer.encode(behind, add_bos=False),
+            *encode(behind),
             ids[2],
         ]
         ends = [tokenizer.token_id(end) for end in family.ends]

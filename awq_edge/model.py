@@ -638,7 +638,7 @@ class Model:
         vectors = np.empty((len(texts), self.info.hidden_size), np.float32)
         session = self.shared_session
         for place, text in enumerate(texts):
-            tokens = self.tokenize(text)
+            tokens = self.text_tokens(text)
             if not tokens:
                 raise InvalidArgumentError(f"Text {place} is empty: it has no token to embed.")
             pooled = Pooling(self.info.hidden_size, pooling)

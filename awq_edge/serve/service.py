@@ -218,12 +218,13 @@ class Service:
             return [_Prompt(whole.tokens, pictures=whole)]
         if not wanted.suffix:
             return [_Prompt(prompt_ids(model, prompt)) for prompt in wanted.prompts]
+        encode = functools.partial(model.text_tokens, add_bos=False)
         found = []
         for prompt in wanted.prompts:
             if not isinstance(prompt, str):
                 raise RequestError("A suffix needs a text as the prompt.", param="suffix")
             try:
-                ids, ends = fill_prompt(model.tokenizer, prompt, wanted.suffix)
+                ids, ends = fill_prompt(model.tokenizer, prompt, wanted.suffix, encode)
             except UnsupportedError as error:
                 raise RequestError(str(error), param="suffix") from error
             found.append(_Prompt(ids, end_tokens=ends))

@@ -1,10 +1,13 @@
 """Bodies by the fields of every interface, most of them wrong somewhere, against a server.
 
     python tests/python/fuzz_requests.py chat.awq.gguf --bodies 20000 [--seed 1] [--clients 4]
+    python tests/python/fuzz_requests.py scenes.awq.gguf --bodies 2000 --pictures 0.8
 
 Each request is made from the fields that its path knows, then damaged in none to four places:
 values of other types, extremes, fields of other paths, JSON that is cut off or has bytes changed.
-Each holds a word that no other has. Wrong is: a status that is neither 200 nor 400 to 499, an
+Each holds a word that no other has. With ``--pictures`` so many of them hold pictures: sound and
+damaged files in sound and damaged base64, with wrong types, and headers that promise too much.
+Wrong is: a status that is neither 200 nor 400 to 499, an
 answer that is no JSON or stream of it, another request's word in an answer, a traceback in the log,
 a server that does not answer afterwards, or memory that has grown by more than a tenth and 32 MB
 since the first quarter of the bodies.
@@ -15,13 +18,16 @@ Prints how many answers had which status, and every request that was answered wr
 from __future__ import annotations
 
 import argparse
+import base64
 import copy
 import http.client
 import json
 import random
 import re
+import struct
 import sys
 import threading
+import zlib
 from collections import Counter
 from pathlib import Path
 from typing import Any
@@ -212,15 +218,106 @@ def _shorten(body: dict[str, Any], short: dict[str, Any]) -> None:
         body["max_completion_tokens"] = 2
 
 
-def request(random_: random.Random, word: str) -> tuple[str, bytes]:
-    """A path and a body."""
-    path = random_.choice(list(FIELDS))
+def chunk(kind: bytes, data: bytes) -> bytes:
+    """A part of a PNG."""
+    return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+
+def png(width: int, height: int, rows: bytes) -> bytes:
+    """A PNG whose header and rows need not agree."""
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0))
+    body = chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + head + body
+
+
+def picture_file(random_: random.Random) -> bytes:
+    """A file of a picture, most of them damaged."""
+    width, height = random_.choice([(1, 1), (3, 5), (40, 30), (96, 96), (200, 1), (7, 400)])
+    row = b"\0" + random_.randbytes(3 * width)
+    kind = random_.random()
+    if kind < 0.45:
+        return png(width, height, row * height)
+    if kind < 0.55:  # a bomb: more than the rows, or rows without end
+        sides = [(60_000, 60_000), (16_384, 16_384), (2**31 - 1, 1), (0, 0), (8_000, 7_000)]
+        return png(*random_.choice(sides), bytes(1 << random_.randint(0, 20)))
+    if kind < 0.65:
+        text = chunk(b"tEXt", b"Comment\0" + bytes(random_.choice([10, 1 << 16, 3 << 20])))
+        whole = png(width, height, row * height)
+        return whole[:33] + text + whole[33:]
+    if kind < 0.75:
+        begins = [b"<svg>", b"%PDF-1.7", b"GIF89a", b"\xff\xd8\xff\xe0", b"RIFF\0\0\0\0WEBP", b"BM",
+                  b"\0\0\0\x18ftypheic", b"II*\0", b"P6\n9 9\n255\n", b""]  # fmt: skip
+        return random_.choice(begins) + random_.randbytes(random_.choice([0, 30, 3000]))
+    whole = bytearray(png(width, height, row * height))
+    if kind < 0.9:
+        for _ in range(random_.randint(1, 9)):
+            whole[random_.randrange(len(whole))] = random_.randrange(256)
+        return bytes(whole)
+    return bytes(whole[: random_.randrange(len(whole))])
+
+
+def picture_part(random_: random.Random, path: str) -> Any:
+    """A picture as a path's protocol writes it, or another's."""
+    data = base64.b64encode(picture_file(random_)).decode()
+    if random_.random() < 0.15:
+        data = random_.choice([data[:-1], data[: len(data) // 2], data + "=", "é" + data, " \n",
+                               data.replace("A", "-"), "=" * 9, "\n".join(data)])  # fmt: skip
+    kinds = ["image/png", "image/jpeg", "IMAGE/PNG", "text/html", "image/svg+xml", "", "a" * 3000]
+    media = kinds[0] if random_.random() < 0.7 else random_.choice(kinds)
+    base = (
+        ";base64," if random_.random() < 0.9 else random_.choice([",", ";base64", ";x=y;base64,"])
+    )
+    url = f"data:{media}{base}{data}"
+    if random_.random() < 0.08:
+        url = random_.choice(
+            ["http://127.0.0.1:1/a.png", "file:///etc/passwd", "//x", "data:", data]
+        )
+    forms: dict[str, Any] = {
+        "/v1/chat/completions": {"type": "image_url", "image_url": {"url": url}},
+        "/v1/responses": {"type": "input_image", "image_url": url, "detail": "auto"},
+        "/v1/messages": {
+            "type": "image",
+            "source": {"type": "base64", "media_type": media, "data": data},
+        },
+    }
+    forms["/v1/messages/count_tokens"] = forms["/v1/messages"]
+    own = forms.get(path, data)
+    return own if random_.random() < 0.9 else random_.choice(list(forms.values()))
+
+
+def with_pictures(random_: random.Random, path: str, body: dict[str, Any], word: str) -> None:
+    """Puts pictures into a body whose path has a place for them."""
+    parts = [picture_part(random_, path) for _ in range(random_.choice([1, 1, 1, 2, 3, 40]))]
+    if path.startswith("/api/"):
+        body["images"] = parts
+        if path == "/api/chat":
+            body["messages"] = [{"role": "user", "content": word, "images": body.pop("images")}]
+        return
+    kind = "input_text" if path == "/v1/responses" else "text"
+    parts.insert(random_.randint(0, len(parts)), {"type": kind, "text": word})
+    role = random_.choice(["user"] * 8 + ["system", "assistant", "tool"])
+    messages = [{"role": role, "content": parts}]
+    if random_.random() < 0.3:
+        messages += [{"role": "assistant", "content": "red"}, {"role": "user", "content": word}]
+    body["input" if path == "/v1/responses" else "messages"] = messages
+
+
+SEEING = ["/v1/chat/completions", "/v1/responses", "/v1/messages", "/v1/messages/count_tokens",
+          "/api/chat", "/api/generate"]  # fmt: skip
+
+
+def request(random_: random.Random, word: str, pictures: float = 0.0) -> tuple[str, bytes]:
+    """A path and a body; ``pictures`` is how many of the bodies hold some."""
+    shown = random_.random() < pictures
+    path = random_.choice(SEEING if shown else list(FIELDS))
     fields = FIELDS[path]
     first = next((name for name in fields if name != "model"), "model")
     names = {first, *random_.sample(list(fields), random_.randint(0, min(4, len(fields))))}
     body = {name: filled(random_.choice(fields[name]), word) for name in sorted(names)}
     body = {**SHORT.get(path, {}), **body}
-    for _ in range(random_.choice([0, 1, 1, 1, 2, 4])):
+    if shown:
+        with_pictures(random_, path, body, word)
+    for _ in range(random_.choice([0, 0, 0, 1] if shown else [0, 1, 1, 1, 2, 4])):
         kind = random_.random()
         if kind < 0.75:
             changed = damaged(random_, body)
@@ -247,8 +344,9 @@ def request(random_: random.Random, word: str) -> tuple[str, bytes]:
 class Fuzzing:
     """What the clients share."""
 
-    def __init__(self, server: Server, bodies: int, seed: int) -> None:
+    def __init__(self, server: Server, bodies: int, seed: int, pictures: float = 0.0) -> None:
         self.server = server
+        self._pictures = pictures
         self._plan = iter(range(bodies))
         self._seed = seed
         self._lock = threading.Lock()
@@ -266,7 +364,7 @@ class Fuzzing:
                 return
             random_ = random.Random(f"{self._seed} {number}")
             word = f"zq{random_.getrandbits(48):012x}"
-            path, data = request(random_, word)
+            path, data = request(random_, word, self._pictures)
             try:
                 if connection is None:
                     connection = http.client.HTTPConnection(
@@ -327,9 +425,9 @@ def resident_bytes(server: Server) -> int:
     return int(found[1]) * 1024
 
 
-def fuzz(server: Server, bodies: int, seed: int, clients: int) -> Fuzzing:
+def fuzz(server: Server, bodies: int, seed: int, clients: int, pictures: float = 0.0) -> Fuzzing:
     """Sends bodies and waits for all answers."""
-    fuzzing = Fuzzing(server, bodies, seed)
+    fuzzing = Fuzzing(server, bodies, seed, pictures)
     threads = [threading.Thread(target=fuzzing.client) for _ in range(clients)]
     for thread in threads:
         thread.start()
@@ -351,13 +449,16 @@ def main() -> int:
     parser.add_argument("--bodies", type=int, default=20_000)
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--clients", type=int, default=4)
+    parser.add_argument("--pictures", type=float, default=0.0, help="share of bodies with some")
     arguments = parser.parse_args()
     server = Server(arguments.model, "--cache-size", "0", "--parallel", arguments.clients)
     try:
         quarter = arguments.bodies // 4
-        first = fuzz(server, quarter, arguments.seed, arguments.clients)
+        shown = arguments.pictures
+        first = fuzz(server, quarter, arguments.seed, arguments.clients, shown)
         before = resident_bytes(server)
-        rest = fuzz(server, arguments.bodies - quarter, arguments.seed + 1, arguments.clients)
+        left = arguments.bodies - quarter
+        rest = fuzz(server, left, arguments.seed + 1, arguments.clients, shown)
         after = resident_bytes(server)
     finally:
         server.stop()

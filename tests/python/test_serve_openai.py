@@ -323,7 +323,12 @@ def test_a_gap_is_filled_by_models_that_were_trained_for_it(
         started.stop()
     with Model.open(path, threads=1) as model:
         for found, suffix in ((filled, "\n"), (other, " + 1\n")):
-            ids, ends = fill_prompt(model.tokenizer, body["prompt"], suffix)
+            ids, ends = fill_prompt(
+                model.tokenizer,
+                body["prompt"],
+                suffix,
+                lambda text: model.text_tokens(text, add_bos=False),
+            )
             assert ends
             expected = model.generate(ids, temperature=0, max_tokens=8).text()
             assert found["usage"]["prompt_tokens"] == len(ids)

@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from fuzz_requests import fuzz
 from serving import Server
 from test_serve_cache import kept_engine, run_until_kept
 from test_serve_engine import Heard, heard
@@ -292,6 +293,12 @@ def test_what_a_user_types_stays_a_word_beside_a_picture(seeing: Server, model: 
     ours = [{"role": "user", "content": [{"type": "image", "image": FILES[0]},
                                          {"type": "text", "text": typed}]}]  # fmt: skip
     assert answer["choices"][0]["message"]["content"] == alone(model, ours, **SAMPLED)
+
+
+def test_damaged_pictures_crash_nothing_and_leak_nothing(seeing: Server) -> None:
+    fuzzing = fuzz(seeing, 150, seed=3, clients=3, pictures=0.9)
+    assert not fuzzing.faults, fuzzing.faults[:3]
+    assert fuzzing.statuses[200] > 15 and fuzzing.statuses[400] > 60
 
 
 # ---- the engine ----------------------------------------------------------------------------------
