@@ -41,7 +41,11 @@ class TokenTable:
     """The vocabulary of a model as bytes."""
 
     def __init__(self, model: Model) -> None:
-        """Reads the file's tokenizer."""
+        """Reads the file's tokenizer.
+
+        Raises:
+            InvalidArgumentError: There is none, or one that no form can be enforced with.
+        """
         from llguidance import LLTokenizer
 
         text = model.metadata.get("tokenizer.huggingface.json")
@@ -49,7 +53,16 @@ class TokenTable:
             raise InvalidArgumentError("The model file holds no tokenizer.")
         self.eos = model.eos_token_ids
         self.vocabulary_size = model.info.vocabulary_size
-        self.tokenizer = LLTokenizer(text, self.vocabulary_size, self.eos[0] if self.eos else None)
+        try:
+            self.tokenizer = LLTokenizer(
+                text, self.vocabulary_size, self.eos[0] if self.eos else None
+            )
+        except Exception as error:  # the package raises ValueError, and others inside
+            raise InvalidArgumentError(
+                "This model's tokenizer does not tell which bytes its tokens stand for, so that no "
+                "form of an answer can be enforced, no call of a function and no log-probabilities "
+                f"be given ({_reason(error)})."
+            ) from error
         self._model = weakref.ref(model)
         self.bytes = functools.lru_cache(maxsize=4096)(self._bytes)
 

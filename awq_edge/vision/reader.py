@@ -30,8 +30,9 @@ if TYPE_CHECKING:
 
 Progress = Callable[[int, int], None]
 
-# Of rows of the decoder's: 64 pictures of LLaVA 1.5's 576 rows at a width of 2048.
-_CACHE_BYTES = 288 << 20
+# Of rows of the decoder's: 14 pictures of LLaVA 1.5's 576 rows at a width of 2048. A board's memory
+# is small, and what no longer fits is on disk.
+_CACHE_BYTES = 64 << 20
 # Of tiles: a conversation's pictures come again with each turn, and decoding a photograph takes as
 # long as answering.
 _TILES_BYTES = 32 << 20

@@ -301,6 +301,15 @@ def test_damaged_pictures_crash_nothing_and_leak_nothing(seeing: Server) -> None
     assert fuzzing.statuses[200] > 15 and fuzzing.statuses[400] > 60
 
 
+def test_a_vocabulary_without_bytes_enforces_no_form(seeing: Server) -> None:
+    """The tokenizer of scenes-8m joins its pieces by spaces: llguidance cannot read it."""
+    message = {"role": "user", "content": [openai_part(FILES[0]), "What?"]}
+    body = {"messages": [message], "max_tokens": 3, "response_format": {"type": "json_object"}}
+    status, answer, _ = seeing.ask("/v1/chat/completions", body)
+    assert status == 400 and "no form of an answer" in answer["error"]["message"]
+    assert "Traceback" not in seeing.log
+
+
 # ---- the engine ----------------------------------------------------------------------------------
 
 
