@@ -243,13 +243,15 @@ def test_several_pictures_are_cut_as_the_family_does(model):
     assert low.tokens.count(PLACEHOLDER) == rows
     if model.metadata["awq_edge.vision.family"] == "llava_onevision":
         assert [span.end - span.begin for span in prompt.spans] == [rows, rows]
-        assert prompt.spans[0].key != low.spans[0].key  # padded here, squashed there
+        assert (
+            prompt.spans[0].picture.key != low.spans[0].picture.key
+        )  # padded here, squashed there
     else:
         alone = model.picture_chat(QUESTION, [one])[1]
-        assert prompt.spans[0].key == alone.spans[0].key
+        assert prompt.spans[0].picture.key == alone.spans[0].picture.key
     prepared = [model.pictures.prepare(image) for image in (one, other)]
     again = model.picture_chat(QUESTION, prepared)[1]
-    assert [span.key for span in again.spans] == [span.key for span in prompt.spans]
+    assert [span.picture.key for span in again.spans] == [span.picture.key for span in prompt.spans]
     assert again.tokens == prompt.tokens
 
 
