@@ -150,6 +150,8 @@ class Converter:
     other_names: Mapping[str, str] = dataclasses.field(default_factory=dict)
     # Names, ours to theirs, that a configuration decides about; find() puts them into ``names``.
     names_of: Callable[[Config], Mapping[str, str]] = lambda _: {}
+    # Whether head and embedding are made of one table though they differ, by their products.
+    shares_table: Callable[[Config], bool] = lambda _: False
     ropes: Callable[[Config], LayerRopes] = _one_rope  # the layers' rotary embeddings
     # Where a tensor of ours may lie instead, for our name and theirs.
     stacked: Callable[[Architecture, str, str], Slice | None] = _no_slices

@@ -84,9 +84,8 @@ def _architecture(config: Config) -> Architecture:
     )
 
 
-def _names_of(config: Config) -> dict[str, str]:
-    tied = config.flag("tie_word_embeddings", True)
-    return {"output": _EMBEDDING} if tied and _is_projected(config) else {}
+def _shares_table(config: Config) -> bool:
+    return config.flag("tie_word_embeddings", True) and _is_projected(config)
 
 
 def _stored(config: Config, a: Architecture, stem: str) -> Stored:
@@ -105,4 +104,4 @@ def _stored(config: Config, a: Architecture, stem: str) -> Stored:
     return Stored()
 
 
-CONVERTER = Converter("opt", _NAMES, _architecture, _DEFAULTS, _stored, names_of=_names_of)
+CONVERTER = Converter("opt", _NAMES, _architecture, _DEFAULTS, _stored, shares_table=_shares_table)

@@ -164,11 +164,19 @@ class DecoderTensors:
     def _with_its_head(
         self, architecture: Architecture, is_integer: Callable[[str], bool]
     ) -> Architecture:
-        """A tied head is one that is not stored, or stored with the embedding's numbers."""
+        """A tied head is one that is not stored, or stored with the embedding's numbers.
+
+        Of a table that both are made of, the one that is stored serves for the other.
+        """
         head, embedding = (
             str(self._converter.checkpoint_name(name)) for name in (_HEAD, _EMBEDDING)
         )
         if not architecture.tied_head:
+            if self._converter.shares_table(self._converter.config(self.checkpoint.config)):
+                if embedding not in self.checkpoint and head in self.checkpoint:
+                    self._names[_EMBEDDING] = head
+                elif head not in self.checkpoint and not is_integer(head):
+                    self._names[_HEAD] = embedding
             return architecture
         if is_integer(head):
             return dataclasses.replace(architecture, tied_head=False)

@@ -152,6 +152,28 @@ def test_projections_need_no_untied_files(tmp_path: Path) -> None:
     )
 
 
+def test_a_stored_head_counts_before_a_tied_table_in_projections_too(tmp_path: Path) -> None:
+    """As transformers has it where config.json ties the two and a file holds a head of its own."""
+    random_model("opt-stream-untied").save_pretrained(tmp_path / "untied")
+    tied = rewritten(tmp_path / "untied", tmp_path / "tied", str, tie_word_embeddings=None)
+    theirs = transformers.AutoModelForCausalLM.from_pretrained(tied, dtype=torch.float32).eval()
+    assert theirs.config.tie_word_embeddings
+    with torch.no_grad():
+        expected = theirs(TOKENS).logits
+    torch.testing.assert_close(ours(tied), expected, rtol=1e-4, atol=1e-3)
+
+
+def test_a_table_under_the_heads_name_alone(tmp_path: Path) -> None:
+    random_model("opt-stream").save_pretrained(tmp_path / "both")
+    embedding = "model.decoder.embed_tokens.weight"
+    head = rewritten(
+        tmp_path / "both",
+        tmp_path / "head",
+        lambda name: "lm_head.weight" if name == embedding else name,
+    )
+    assert torch.equal(ours(head), ours(tmp_path / "both"))
+
+
 def test_encoders_are_refused() -> None:
     with pytest.raises(UnsupportedError, match="add_cross_attention"):
         config = {"model_type": "gpt_bigcode", **BIGCODE, "add_cross_attention": True}
