@@ -10,8 +10,8 @@ import torch
 from awq_edge.architecture import Architecture
 from awq_edge.calibration import gradients
 from awq_edge.checkpoints import Checkpoint
+from awq_edge.conversion.manifest import read_manifest
 from awq_edge.conversion.options import Options
-from awq_edge.conversion.work_directory import read_manifest
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.interchange.export import Export
 from awq_edge.outputs.place import Identity, Place, check_name, check_room

@@ -26,6 +26,7 @@ from awq_edge.conversion.checks import (
     inputs_of,
     place_of,
 )
+from awq_edge.conversion.manifest import read_manifest
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.report import Events, Report
 from awq_edge.conversion.tower import (
@@ -36,7 +37,7 @@ from awq_edge.conversion.tower import (
 )
 from awq_edge.conversion.trial import check_runs
 from awq_edge.conversion.walk import Walk
-from awq_edge.conversion.work_directory import WorkDirectory, read_manifest
+from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.errors import CheckpointError
 from awq_edge.float_model import FloatModel, open_float_model, open_vision_part
 from awq_edge.hf_tokenizer import StoredTokenizer, tokenizer_of

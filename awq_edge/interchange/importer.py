@@ -16,9 +16,10 @@ from pathlib import Path
 from awq_edge import __version__, layouts, model_file
 from awq_edge.architecture import Architecture, MetadataValue
 from awq_edge.conversion.checks import check_export, place_of
+from awq_edge.conversion.manifest import read_manifest
 from awq_edge.conversion.report import Events
 from awq_edge.conversion.trial import check_runs
-from awq_edge.conversion.work_directory import WorkDirectory, read_manifest
+from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.hf_tokenizer import read_tokenizer
 from awq_edge.interchange.export import Export
 from awq_edge.interchange.quantised_checkpoint import QuantisedCheckpoint
