@@ -28,14 +28,6 @@ COMMAND = [str(Path(sys.executable).parent / "awq-edge")]
 GREEDY = ["--temperature", "0", "--max-tokens", "12"]
 
 
-@pytest.fixture(scope="module")
-def chat_file(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    path = tmp_path_factory.mktemp("chat") / "novels-chat.awq.gguf"
-    arguments = ["convert", str(ROOT / "examples" / "novels-chat"), "--method", "rtn"]
-    subprocess.run([*COMMAND, *arguments, "-o", str(path)], check=True, capture_output=True)
-    return path
-
-
 @pytest.fixture
 def model(chat_file: Path) -> Iterator[Model]:
     with Model.open(chat_file, device="cpu", threads=1) as opened:

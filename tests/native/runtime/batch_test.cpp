@@ -24,19 +24,6 @@ constexpr size_t kHidden = 72;
 constexpr size_t kContext = 320;
 constexpr size_t kSessions = 9;
 
-OwnedSession open_session(const OwnedModel& model, const char* kernels, uint32_t threads,
-                          awqe_kv_type kv_type) {
-    setenv("AWQ_EDGE_KERNELS", kernels, 1);
-    awqe_session_options options = {};
-    options.struct_size = sizeof(options);
-    options.threads = options.prefill_threads = threads;
-    options.kv_type = kv_type;
-    awqe_session* session = nullptr;
-    awqe_error error;
-    need(awqe_session_open(model.get(), &options, &session, &error), error);
-    return OwnedSession(session);
-}
-
 size_t below(Random& random, size_t limit) { return random.bits() % limit; }
 
 uint32_t token_at(size_t text, size_t position) {
@@ -158,12 +145,11 @@ void check_rows(const Reader& reader, awqe_kv_type kv_type, const std::string& w
 }
 
 // Sessions join, decode, read long prompts in parts, go back and leave, as `random` says.
-void check_together(const char* kernels, uint32_t threads, awqe_kv_type kv_type, uint64_t seed,
-                    int calls) {
+void check_together(const OwnedModel& model, const char* kernels, uint32_t threads,
+                    awqe_kv_type kv_type, uint64_t seed, int calls) {
     const std::string what = std::string(kernels) + ", " + std::to_string(threads) + " threads, " +
                              (kv_type == AWQE_KV_F16 ? "fp16" : "int8") + ", seed " +
                              std::to_string(seed);
-    const OwnedModel model = open_model(kTiny);
     Random random(seed);
     std::vector<Reader> readers;
     for (int call = 0; call < calls; ++call) {
@@ -215,19 +201,45 @@ void check_together(const char* kernels, uint32_t threads, awqe_kv_type kv_type,
 }  // namespace
 
 TEST(together_as_alone) {
+    const OwnedModel model = open_model(kTiny);
     for (const KernelTable* table : runnable_tables()) {
         for (const uint32_t threads : {1u, 2u, 3u, 4u, 7u}) {
             for (const awqe_kv_type kv_type : {AWQE_KV_F16, AWQE_KV_INT8}) {
-                check_together(table->name, threads, kv_type, threads, 6);
+                check_together(model, table->name, threads, kv_type, threads, 6);
             }
         }
     }
 }
 
 TEST(many_orders_of_joining_and_leaving) {
+    const OwnedModel model = open_model(kTiny);
     for (uint64_t seed = 100; seed < 106; ++seed) {
-        check_together("", 2, seed % 2 == 0 ? AWQE_KV_F16 : AWQE_KV_INT8, seed, 40);
+        check_together(model, "", 2, seed % 2 == 0 ? AWQE_KV_F16 : AWQE_KV_INT8, seed, 40);
     }
+}
+
+// Sessions of one model open, read, decode, go back and close in every thread while the others do
+// the same. What is expected is computed before, for the threads to read alone.
+TEST(joining_and_leaving_in_several_threads) {
+    const OwnedModel model = open_model(kTiny);
+    for (const awqe_kv_type kv_type : {AWQE_KV_F16, AWQE_KV_INT8}) {
+        all_alone(kv_type);
+        all_hidden(kv_type);
+    }
+    std::vector<std::string> faults(4);
+    std::vector<std::thread> threads;
+    for (size_t i = 0; i < faults.size(); ++i) {
+        threads.emplace_back([&model, &fault = faults[i], i] {
+            try {
+                check_together(model, "", static_cast<uint32_t>(i % 3 + 1),
+                               i % 2 == 0 ? AWQE_KV_F16 : AWQE_KV_INT8, 200 + i, 15);
+            } catch (const std::exception& error) {
+                fault = error.what();
+            }
+        });
+    }
+    for (std::thread& thread : threads) thread.join();
+    for (const std::string& fault : faults) CHECK_EQUAL(fault, std::string());
 }
 
 TEST(every_number_of_rows) {

@@ -58,19 +58,6 @@ constexpr Golden kGolden[] = {
     {0x3da87716c8b41ed9, 0xf5281b2dced2669e},  // 5 and 6 bits
 };
 
-OwnedSession open_session(const OwnedModel& model, const char* kernels, uint32_t threads,
-                          awqe_kv_type kv_type) {
-    setenv("AWQ_EDGE_KERNELS", kernels, 1);
-    awqe_session_options options = {};
-    options.struct_size = sizeof(options);
-    options.threads = options.prefill_threads = threads;
-    options.kv_type = kv_type;
-    awqe_session* session = nullptr;
-    awqe_error error;
-    need(awqe_session_open(model.get(), &options, &session, &error), error);
-    return OwnedSession(session);
-}
-
 uint32_t token_at(size_t text, size_t position) {
     return static_cast<uint32_t>((position * position * (text + 3) + 5 * position + text) %
                                  kVocabulary);

@@ -4,6 +4,7 @@
 #include <sys/mman.h>
 #include <unistd.h>
 
+#include <cstdlib>
 #include <memory>
 #include <string>
 
@@ -31,6 +32,20 @@ inline OwnedModel open_model(const std::string& path) {
     awqe_error error = {};
     need(awqe_model_open(path.c_str(), &model, &error), error);
     return OwnedModel(model);
+}
+
+// With these kernels ("" for the best) and as many threads for prompts as for single tokens.
+inline OwnedSession open_session(const OwnedModel& model, const char* kernels, uint32_t threads,
+                                 awqe_kv_type kv_type) {
+    setenv("AWQ_EDGE_KERNELS", kernels, 1);
+    awqe_session_options options = {};
+    options.struct_size = sizeof(options);
+    options.threads = options.prefill_threads = threads;
+    options.kv_type = kv_type;
+    awqe_session* session = nullptr;
+    awqe_error error;
+    need(awqe_session_open(model.get(), &options, &session, &error), error);
+    return OwnedSession(session);
 }
 
 // A model file without a place on any disk.
