@@ -240,7 +240,7 @@ def _structure(name: str) -> Any:
 
 
 def read_bandwidth(threads: int, size_bytes: int) -> float:
-    """Bytes per second that ``threads`` threads read from memory, the median of several passes."""
+    """Bytes per second that ``threads`` threads read from memory, the best of several passes."""
     ffi, library = _load()
     result = ffi.new("double*")
     _call(library.awqe_read_bandwidth, threads, size_bytes, result)

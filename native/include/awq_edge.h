@@ -383,8 +383,8 @@ awqe_status awqe_session_logits(const awqe_session* session, float* logits, size
 awqe_status awqe_model_measure_threads(const awqe_model* model, uint32_t* threads,
                                        awqe_error* error);
 
-/// Reads `bytes` of memory with `threads` threads several times and gives the median rate: what
-/// decoding can reach at best.
+/// Reads `bytes` of memory with `threads` threads several times, in several orders, and gives the
+/// highest rate: what decoding can reach at best.
 awqe_status awqe_read_bandwidth(uint32_t threads, uint64_t bytes, double* bytes_per_second,
                                 awqe_error* error);
 
