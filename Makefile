@@ -1,4 +1,4 @@
-# The words a person types: setup, demo, test, lint, format, fuzz, bench, docs, wheel. CI calls only these.
+# The words a person types: setup, demo, test, lint, format, fuzz, bench, docs, wheel. CI calls these, and `ahead`.
 # Everything is installed into .venv and built under build/; nothing outside this directory is touched.
 
 PYTHON ?= python3
@@ -38,7 +38,13 @@ $(BIN)/python:
 	  { echo "awq-edge converts with Python 3.10 or newer and its venv module; install those, or say 'make PYTHON=/path/of/python3'."; exit 1; }
 	$(PYTHON) -m venv $(VENV)
 
-$(VENV)/.torch: | $(BIN)/python
+# What pyproject.toml's [build-system] asks for. Not in an environment of pip's own: its cmake and ninja would be gone
+# afterwards, and every later build would begin again.
+$(VENV)/.tools: | $(BIN)/python
+	$(BIN)/python -m pip install --quiet "pip>=23.1" "cffi>=1.15" "cmake>=3.22" ninja "scikit-build-core>=0.10"
+	@touch $@
+
+$(VENV)/.torch: | $(VENV)/.tools
 	$(BIN)/python -m pip install --quiet "$(TORCH)"
 	@touch $@
 
@@ -47,9 +53,24 @@ $(VENV)/.installed: $(NATIVE) $(VENV)/.torch
 	$(BIN)/python -m pip install --quiet --editable ".[convert,vision]"
 	@touch $@
 
+# The library is compiled once, in the folder and with the settings of the preset `release`, and installed from there.
+BUILD_TOOLS := PATH="$(abspath $(BIN)):$$PATH"
+SHARED_BUILD := --no-build-isolation -C build-dir=build/release -C build.targets="awq_edge;awq_edge_declarations" \
+  -C cmake.define.AWQE_BUILD_TESTS=ON -C cmake.define.AWQE_WARNINGS_AS_ERRORS=ON \
+  -C cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON
+
 $(VENV)/.dev: $(NATIVE) $(VENV)/.torch
-	$(BIN)/python -m pip install --quiet --editable ".[convert,vision,build,eval,analyze,dev]"
+	$(BUILD_TOOLS) $(BIN)/python -m pip install --quiet $(SHARED_BUILD) --editable ".[convert,vision,build,eval,analyze,dev]"
 	@touch $(VENV)/.installed $@
+
+# What a new machine can do at once, as -j2: pip fetches the largest package while the compilers work. Nothing needs it.
+.PHONY: ahead ahead-library
+ahead: $(VENV)/.torch ahead-library
+ahead-library: | $(VENV)/.tools
+	$(BUILD_TOOLS) cmake --preset release --log-level=WARNING
+	$(BIN)/cmake --build --preset release --target awq_edge
+	$(BUILD_TOOLS) cmake --preset dev --log-level=WARNING
+	$(BIN)/cmake --build --preset dev --target awq_edge
 
 setup: $(VENV)/.dev
 
@@ -70,13 +91,13 @@ chat-real: $(VENV)/.installed
 	$(BIN)/python examples/08_chat_real.py
 
 test: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset release --log-level=WARNING
+	$(BUILD_TOOLS) cmake --preset release --log-level=WARNING
 	$(BIN)/cmake --build --preset release
 	$(BIN)/ctest --preset release -j $(JOBS)
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset dev --log-level=WARNING
+	$(BUILD_TOOLS) cmake --preset dev --log-level=WARNING
 	$(BIN)/cmake --build --preset dev
 	$(BIN)/ctest --preset dev -j $(JOBS)
-	PATH="$(CURDIR)/$(BIN):$$PATH" AWQ_EDGE_ASSETS="$(ASSETS)" $(BIN)/python -m pytest -q -rs -n $(JOBS)
+	$(BUILD_TOOLS) AWQ_EDGE_ASSETS="$(ASSETS)" $(BIN)/python -m pytest -q -rs -n $(JOBS)
 
 CPP := $(shell find native tests/native benchmarks examples -name '*.cpp' -o -name '*.h' -o -name '*.c' 2>/dev/null)
 
@@ -97,7 +118,7 @@ format: setup
 	$(BIN)/clang-format -i $(CPP)
 
 fuzz: setup
-	PATH="$(CURDIR)/$(BIN):$$PATH" cmake --preset fuzz --log-level=WARNING
+	$(BUILD_TOOLS) cmake --preset fuzz --log-level=WARNING
 	$(BIN)/cmake --build --preset fuzz
 	@mkdir -p build/fuzz/reader
 	build/fuzz/tests/native/fuzz_gguf_reader -max_total_time=60 build/fuzz/reader tests/data/fuzz
@@ -116,13 +137,13 @@ docs: setup
 
 DIST ?= dist
 
-# Without isolation: the environment has the tools, so the network is not needed, and objects of earlier builds serve.
+# With kernels for GPUs in a folder of its own: it is another library.
 GPU ?= OFF
-GPU_DEFINES := -C cmake.define.AWQE_WITH_CUDA=$(GPU) -C cmake.define.AWQE_CUDA_PYTHON="$(abspath $(BIN))/python"
+GPU_BUILD := --no-build-isolation -C cmake.define.AWQE_WITH_CUDA=ON -C cmake.define.AWQE_CUDA_PYTHON="$(abspath $(BIN))/python"
 
 wheel: setup
 	@mkdir -p "$(DIST)"
-	PATH="$(abspath $(BIN)):$$PATH" $(BIN)/python -m pip wheel --quiet --no-deps --no-build-isolation $(GPU_DEFINES) --wheel-dir "$(DIST)" .
+	$(BUILD_TOOLS) $(BIN)/python -m pip wheel --quiet --no-deps $(if $(filter ON,$(GPU)),$(GPU_BUILD),$(SHARED_BUILD)) --wheel-dir "$(DIST)" .
 	$(BIN)/python -c 'import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])' "$(DIST)"
 
 # Needs qemu-system-arm and Debian's packages; where one is missing it says so, and nothing was tried.
