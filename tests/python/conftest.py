@@ -46,7 +46,10 @@ _UNITS = {
     ),
 }
 # These take longest: begun last, one of them would keep a single core busy at the end.
-_FIRST = ("boards", "test_arm_emulated.py", "test_eval_tasks.py")
+_FIRST = (
+    *("boards", "test_arm_emulated.py", "user's cache"),  # each compiles a library for a device
+    *("test_eval_tasks.py", "test_distributed.py"),
+)
 
 
 def _unit(nodeid: str) -> str:
