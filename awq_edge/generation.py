@@ -290,10 +290,10 @@ class Generation:
 
         None where nothing was guessed.
         """
-        import numpy as np
-
         if not self._guess:
             return None
+        import numpy as np  # a tenth of a second that texts without guesses do not pay
+
         count = len(self._guess) + 1
         if self._rows is None or len(self._rows) < count:
             self._rows = np.empty((count, self.session.model.info.vocabulary_size), np.float32)

@@ -34,7 +34,8 @@ def test_generating_text_needs_no_workstation_package(stories_path: object) -> N
         "from awq_edge import Model\n"
         f"with Model.open({str(stories_path)!r}) as model: model.generate('a', max_tokens=2).text()"
     )
-    assert not loaded_packages(statement) & (WORKSTATION | {"typer", "rich"})
+    # numpy takes as long to load as a small model takes to answer.
+    assert not loaded_packages(statement) & (WORKSTATION | {"typer", "rich", "numpy"})
 
 
 def test_public_names() -> None:
