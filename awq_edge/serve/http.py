@@ -23,6 +23,7 @@ from awq_edge.serve.answers import Answer
 from awq_edge.serve.faults import Fault, RequestError, error_body, fault_of
 from awq_edge.serve.fields import Fields
 from awq_edge.serve.service import Service
+from awq_edge.serve.texts import BusyError
 
 _PING_SECONDS = 15.0
 # Of a body that comes in drops.
@@ -73,25 +74,33 @@ class Paths:
         )
         data = bytearray()
         over = 0
+        busy: BusyError | None = None
         held = self.service.long_bodies.hold()
 
         async def read() -> None:
-            nonlocal over
+            nonlocal over, busy
             async for part in request.stream():
-                if len(data) + len(part) <= limit:
-                    held.grow(len(data) + len(part))
-                    data.extend(part)
-                else:
-                    over += len(part)
-                    # Most clients read the answer only once they have sent everything.
-                    if over > _MOST_DISCARDED * limit:
-                        raise too_long
+                if busy is None and len(data) + len(part) <= limit:
+                    try:
+                        held.grow(len(data) + len(part))
+                        data.extend(part)
+                        continue
+                    except BusyError as error:
+                        busy = error
+                        data.clear()
+                        held.release()
+                over += len(part)
+                # Most clients read the answer only once they have sent everything.
+                if over > _MOST_DISCARDED * limit:
+                    raise too_long
 
         try:
             try:
                 await asyncio.wait_for(read(), _BODY_SECONDS)
             except asyncio.TimeoutError:
                 raise RequestError("The body did not arrive in time.", status=408) from None
+            if busy is not None:
+                raise busy
             if over:
                 raise too_long
             try:

@@ -310,6 +310,25 @@ def test_a_vocabulary_without_bytes_enforces_no_form(seeing: Server) -> None:
     assert "Traceback" not in seeing.log
 
 
+def test_long_bodies_have_a_limit_together() -> None:
+    """What would take too much memory is told to come again, and counts no more."""
+    from awq_edge.serve.long_bodies import LongBodies
+    from awq_edge.serve.texts import BusyError
+
+    bodies = LongBodies(from_bytes=10, most_bytes=50)
+    short, one, other = bodies.hold(), bodies.hold(), bodies.hold()
+    for _ in range(9):
+        short.grow(10)
+    one.grow(30)
+    one.grow(40)
+    with pytest.raises(BusyError, match="Try again"):
+        other.grow(11)
+    one.release()
+    one.release()
+    other.grow(50)
+    assert (short.size, one.size, other.size) == (0, 0, 50)
+
+
 # ---- the engine ----------------------------------------------------------------------------------
 
 
