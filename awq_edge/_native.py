@@ -95,6 +95,8 @@ class VisionInfo:
         weight_bytes: Of its tensors in the file.
         newline: float32 [embedding_size] as bytes, the embedding that this family puts behind a
             row of a picture's embeddings; None where there is none.
+        step: Not 0: pictures have any height and width that are multiples of it up to
+            ``image_size``, and an embedding for every square of so many pixels; ``tokens`` is 0.
         bidirectional: Whether a picture's embeddings see each other: they are read together.
     """
 
@@ -109,6 +111,7 @@ class VisionInfo:
     embedding_size: int
     weight_bytes: int
     newline: bytes | None
+    step: int
     bidirectional: bool
 
 
@@ -483,11 +486,17 @@ class NativeModel:
         }
         return VisionInfo(**sizes, newline=newline, bidirectional=bool(info.bidirectional))
 
-    def vision_memory(self, threads: int = 0) -> int:
-        """Bytes that ``encode_pictures`` takes while it runs, beside its arguments."""
+    def vision_memory(self, threads: int = 0, height: int = 0, width: int = 0) -> int:
+        """Bytes that ``encode_pictures`` takes while it runs, beside its arguments.
+
+        For pictures of ``height`` x ``width`` pixels; 0 x 0: of the model's one size, or its most.
+        """
         ffi, library = _load()
         scratch = ffi.new("uint64_t*")
-        _call(library.awqe_vision_memory, self.pointer, _thread_count(threads), scratch)
+        _call(
+            library.awqe_vision_memory,
+            *(self.pointer, height, width, _thread_count(threads), scratch),
+        )
         return int(scratch[0])
 
     def encode_pictures(
@@ -496,7 +505,7 @@ class NativeModel:
         """Turns pictures into embeddings that ``Reading`` takes in the place of tokens.
 
         Args:
-            pixels: uint8 [pictures, image_size, image_size, 3], C-contiguous, red first.
+            pixels: uint8 [pictures, height, width, 3], C-contiguous, red first.
             embeddings: float32 [pictures, tokens, embedding_size], C-contiguous, to fill.
             threads: Zero lets the library choose.
             progress: called between parts of the work (patches, layers, connector) with those done
@@ -513,20 +522,25 @@ class NativeModel:
         _call(library.awqe_vision_info_get, pointer, info)
         source = ffi.from_buffer("uint8_t[]", pixels)
         target = ffi.from_buffer("float[]", embeddings, require_writable=True)
-        size, rest = divmod(len(source), info.image_size**2 * 3)
+        height = width = int(info.image_size)
+        tokens = int(info.tokens)
+        if info.step and pixels.ndim == 4:
+            height, width = pixels.shape[1:3]
+            tokens = height // info.step * (width // info.step)
+        size, rest = divmod(len(source), max(height * width * 3, 1))
         if rest or size == 0:
             raise errors.InvalidArgumentError(
                 f"The pixels are {len(source)} bytes, which are no pictures of "
-                f"{info.image_size} x {info.image_size} x 3."
+                f"{height} x {width} x 3."
             )
-        if len(target) != size * info.tokens * info.embedding_size:
+        if len(target) != size * tokens * info.embedding_size:
             raise errors.InvalidArgumentError(
                 f"The array for the embeddings has {len(target)} numbers, {size} pictures give "
-                f"{size} x {info.tokens} x {info.embedding_size}."
+                f"{size} x {tokens} x {info.embedding_size}."
             )
         _call_with_progress(
             library.awqe_vision_encode,
-            *(pointer, source, size, _thread_count(threads), target),
+            *(pointer, source, size, height, width, _thread_count(threads), target),
             progress=progress,
         )
 
@@ -734,6 +748,7 @@ class Reading:
         logits: float32 [tokens, vocabulary], C-contiguous, to fill; None fills nothing.
         hidden: float32 [tokens, hidden], C-contiguous, to fill with what the output matrix reads
             after each token; None fills nothing.
+        columns: of the picture whose rows the embeddings are; 0: they come one after the other.
     """
 
     session: NativeSession
@@ -741,6 +756,7 @@ class Reading:
     embeddings: Any = None
     logits: Any = None
     hidden: Any = None
+    columns: int = 0
 
 
 def evaluate_together(readings: Sequence[Reading], progress: Progress | None = None) -> None:
@@ -797,6 +813,7 @@ def _fill_input(entry: Any, reading: Reading, held: list[Any]) -> None:
     else:
         rows = ffi.from_buffer("float[]", reading.embeddings)
         entry.embeddings, entry.count = rows, len(rows) // reading.session.hidden_size
+        entry.columns = reading.columns
     entry.struct_size = ffi.sizeof("awqe_batch_input")
     entry.session = session
     entry.which = library.AWQE_LOGITS_LAST

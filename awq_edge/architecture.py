@@ -109,6 +109,8 @@ class Architecture:
         position: ``rotary``; ``learned``: a table that is added to the embedding; ``alibi``: each
             head's scores fall with the distance, by a slope of its own.
         rope_tables: Which table of rotary frequencies each layer turns by; empty = the first one.
+        rope_sections: How many angles of a head turn by the first, the second and the third number
+            of a position; empty: positions have one. Those of a token are equal.
         local_rope_theta: Base of the second table; 0: it turns nothing.
         local_rope_scaling: What stretches the second table.
         qk_norm_kind: ``head``: over each head, one weight for all of them; ``heads``: each head has
@@ -164,6 +166,7 @@ class Architecture:
     parallel: bool = False
     position: str = "rotary"
     rope_tables: tuple[int, ...] = ()
+    rope_sections: tuple[int, ...] = ()
     local_rope_theta: float = 0.0
     local_rope_scaling: RopeScaling | None = None
     qk_norm_kind: str = "head"
@@ -311,8 +314,13 @@ class Architecture:
                 "has parallel branches, and norms elsewhere than before them",
             ),
             (
-                not rotary and (self.rotary_size or any(self.rope_tables)),
+                not rotary and (self.rotary_size or any(self.rope_tables) or self.rope_sections),
                 f"has {self.position} positions, and says how its heads rotate",
+            ),
+            (
+                bool(self.rope_sections)
+                and (len(self.rope_sections), sum(self.rope_sections)) != (3, self.head_size // 2),
+                f"turns {list(self.rope_sections)} angles by the numbers of a position",
             ),
             (
                 self.position == "alibi" and self.score_cap,
@@ -410,6 +418,8 @@ class Architecture:
             later["expert_layers"] = list(self.expert_layers)
         if any(self.rope_tables):
             later["rope_tables"] = list(self.rope_tables)
+        if self.rope_sections:
+            later["rope_sections"] = list(self.rope_sections)
         if self.local_rope_scaling is not None:
             later["local_rope_scaling"] = self.local_rope_scaling.describe()
         return {
@@ -470,6 +480,7 @@ class Architecture:
             tied_head=bool(value["tied_head"]),
             rotary_size=int(value.get("rotary_size", 0)),
             rope_tables=tuple(int(table) for table in value.get("rope_tables", ())),
+            rope_sections=tuple(int(count) for count in value.get("rope_sections", ())),
             expert_layers=tuple(int(has) for has in value.get("expert_layers", ())),
             shared_router=any(
                 f"blk.{layer}.shared_router.weight" in tensors for layer in range(value["layers"])

@@ -33,10 +33,13 @@ class Rows:
     Attributes:
         embeddings: float32 [rows, hidden], C-contiguous.
         contents: uint64 [rows]: what each one is, for ``Session.contents``; None: nobody knows.
+        columns: Of a picture, row by row, for a model that turns its rows by both; 0: they come one
+            after the other, as tokens do.
     """
 
     embeddings: NDArray[np.float32]
     contents: NDArray[np.uint64] | None = None
+    columns: int = 0
 
     def __len__(self) -> int:
         """How many rows."""
@@ -183,6 +186,7 @@ class Session:
         *,
         progress: Progress | None = None,
         contents: NDArray[np.uint64] | None = None,
+        columns: int = 0,
     ) -> None:
         """Appends what is no token of the vocabulary, for example the rows of a picture.
 
@@ -193,6 +197,7 @@ class Session:
                 layer.
             progress: As for ``evaluate``.
             contents: uint64 [rows]: what each is, as ``contents`` then tells it.
+            columns: As of ``Rows``.
         """
         import numpy as np
 
@@ -203,7 +208,7 @@ class Session:
                 f"The embeddings have the shape {list(rows.shape)}: use [rows, {hidden}]."
             )
         if len(rows):
-            Session.evaluate_together([(self, Rows(rows, contents))], {}, {}, progress)
+            Session.evaluate_together([(self, Rows(rows, contents, columns))], {}, {}, progress)
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens and gives the logits after each: float32 [tokens, vocabulary].
@@ -332,12 +337,12 @@ class Session:
             ids = None if isinstance(read, Rows) else session._ids(read)
             session._require_room(len(read))
             rows, states = logits.get(session), hidden.get(session)
-            embeddings = None
+            embeddings, columns = None, 0
             if isinstance(read, Rows):
-                embeddings = read.embeddings
+                embeddings, columns = read.embeddings, read.columns
                 session._note(read)
             readings.append(
-                _native.Reading(session._native, ids, embeddings, logits=rows, hidden=states)
+                _native.Reading(session._native, ids, embeddings, rows, states, columns)
             )
         _native.evaluate_together(readings, progress)
 

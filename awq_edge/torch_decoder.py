@@ -52,12 +52,14 @@ class Positions:
         sines: The same.
         slopes: By which each head's scores fall with the distance, [h]; None: they do not.
         ends: Before which position each one sees, int64 [b, t]; None: before the next one.
+        visible: Which positions each one sees, bool [t, t], of towers; None: all.
     """
 
     cosines: torch.Tensor | None = None
     sines: torch.Tensor | None = None
     slopes: torch.Tensor | None = None
     ends: torch.Tensor | None = None
+    visible: torch.Tensor | None = None
 
     @classmethod
     def of(
@@ -66,8 +68,12 @@ class Positions:
         count: int,
         weights: WeightSource,
         device: torch.device | None = None,
+        turns: torch.Tensor | None = None,
     ) -> Positions:
-        """The first ``count`` positions of a model, on a device."""
+        """The first ``count`` positions of a model, on a device.
+
+        ``turns``: the three numbers of each, int64 [3, count]; None: its own.
+        """
         name = positions_name(architecture)
         if name is None:
             return cls()
@@ -77,6 +83,11 @@ class Positions:
         tables = vector.reshape(-1, architecture.head_size // 2)
         numbers = torch.arange(count, device=tables.device).float()
         angles = torch.stack([torch.outer(numbers, table) for table in tables])
+        if turns is not None and architecture.rope_sections:
+            axis = torch.repeat_interleave(
+                torch.arange(3), torch.tensor(architecture.rope_sections)
+            ).to(tables.device)
+            angles = turns.to(tables.device).float()[axis].T * tables[:, None]
         return cls(angles.cos(), angles.sin())
 
 
@@ -460,6 +471,9 @@ class Layer:
             window: Positions that a query sees, its own included; 0: all before it.
         """
         a, slopes, ends = self.architecture, self._positions.slopes, self._positions.ends
+        if self._positions.visible is not None:
+            visible = self._positions.visible
+            return F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
         if not window and slopes is None and not a.score_cap and ends is None:
             return F.scaled_dot_product_attention(queries, keys, values, is_causal=a.causal)
         numbers = torch.arange(queries.shape[2], device=queries.device)
@@ -510,6 +524,7 @@ def logits(
     pictures: tuple[torch.Tensor, torch.Tensor] | None = None,
     *,
     both_ways: bool = False,
+    turns: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Logits of every position, float32 [b, t, vocabulary]; one layer's weights at a time.
 
@@ -523,6 +538,7 @@ def logits(
         pictures: Where rows of pictures stand instead of tokens', bool [b, t], and these rows in
             order, float32 [n, hidden].
         both_ways: Rows of a picture, those side by side, see each other.
+        turns: The three numbers of every position, int64 [3, t]; None: its own.
     """
 
     def multiply_by(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Linear:
@@ -545,7 +561,7 @@ def logits(
     if pictures is not None:
         rows[pictures[0]] = pictures[1]
     hidden = embedded(a, weights, rows)
-    positions = Positions.of(a, tokens.shape[1], weights, hidden.device)
+    positions = Positions.of(a, tokens.shape[1], weights, hidden.device, turns)
     if pictures is not None and both_ways:
         positions = dataclasses.replace(positions, ends=ends_of_pictures(pictures[0]))
     for number in range(a.layers):

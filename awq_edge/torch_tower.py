@@ -3,7 +3,7 @@
 Owns what is in front of its layers and behind them: patches, positions, pooling, regrouping and the
 connector. Refuses layers: those are the decoder's (``torch_decoder.py``), without its causal mask.
 
-Shapes: b pictures of s x s pixels, p positions, E the tower's width, H the decoder's.
+Shapes: b pictures of one size, p positions, E the tower's width, H the decoder's.
 """
 
 from __future__ import annotations
@@ -32,17 +32,46 @@ def patches(
     Args:
         architecture: The tower.
         values: Of every byte in every channel, float32 [3 * 256].
-        pixels: uint8 [b, s, s, 3].
+        pixels: uint8 [b, height, width, 3].
 
     Returns:
         float32 [b, patches, 3 * size * size], a patch's numbers by channel, row and column.
     """
-    a = architecture
-    side = a.grid * a.patch_size  # what is left over is not read
+    size = architecture.patch_size
+    height, width = grid_of(architecture, pixels)
     table = values.view(3, 256)
-    planes = [table[c][pixels[:, :side, :side, c].long()] for c in range(3)]
-    numbers = torch.stack(planes, dim=1).view(-1, 3, a.grid, a.patch_size, a.grid, a.patch_size)
-    return numbers.permute(0, 2, 4, 1, 3, 5).reshape(len(pixels), a.grid**2, -1)
+    read = pixels[:, : height * size, : width * size]  # what is left over is not read
+    planes = [table[c][read[..., c].long()] for c in range(3)]
+    numbers = torch.stack(planes, dim=1).view(-1, 3, height, size, width, size)
+    return numbers.permute(0, 2, 4, 1, 3, 5).reshape(len(pixels), height * width, -1)
+
+
+def grid_of(architecture: VisionArchitecture, pixels: torch.Tensor) -> tuple[int, int]:
+    """Rows and columns of patches of pictures, uint8 [b, height, width, 3]."""
+    return pixels.shape[1] // architecture.patch_size, pixels.shape[2] // architecture.patch_size
+
+
+def positions_of(
+    architecture: VisionArchitecture, weights: WeightSource, number: int, grid: tuple[int, int]
+) -> Positions:
+    """What the attention of a layer knows of patches in rows and columns.
+
+    Queries and keys turn by both; with windows a patch sees those of its own, except in full
+    layers.
+    """
+    a = architecture
+    if not a.rotary:
+        return Positions()
+    frequencies = weights("v.rope.inverse_frequencies")
+    places = torch.arange(grid[0] * grid[1], device=frequencies.device)
+    rows, columns = places // grid[1], places % grid[1]
+    angles = torch.cat([torch.outer(at.float(), frequencies) for at in (rows, columns)], dim=1)
+    visible = None
+    if a.window and number not in a.full_layers:
+        across = -(-grid[1] // a.window)
+        windows = rows // a.window * across + columns // a.window
+        visible = windows[:, None] == windows
+    return Positions(angles.cos()[None], angles.sin()[None], visible=visible)
 
 
 def embedded(
@@ -55,8 +84,9 @@ def embedded(
     if a.class_token:
         first = weights("v.class_embd").expand(len(stream), 1, -1)
         stream = torch.cat((first, stream), dim=1)
-    stream = stream + weights("v.position_embd.weight").view(a.positions, a.hidden_size)
-    return _layer_norm(a, weights, "v.pre_ln", stream) if a.pre_norm else stream
+    if not a.rotary:
+        stream = stream + weights("v.position_embd.weight").view(a.positions, a.hidden_size)
+    return _norm(a, weights, "v.pre_ln", stream) if a.pre_norm else stream
 
 
 def layer_weights(
@@ -70,33 +100,40 @@ def layer(
     architecture: VisionArchitecture,
     number: int,
     weights: Mapping[str, torch.Tensor],
+    positions: Positions,
     linear: Linear | None = None,
     *,
     kv_fp16: bool = False,
 ) -> Layer:
     """One layer, for its tensors by the decoder's names."""
-    return Layer(architecture.tower(), number, weights, Positions(), linear, kv_fp16=kv_fp16)
+    return Layer(architecture.tower(), number, weights, positions, linear, kv_fp16=kv_fp16)
 
 
 def gathered(
-    architecture: VisionArchitecture, weights: WeightSource, stream: torch.Tensor
+    architecture: VisionArchitecture,
+    weights: WeightSource,
+    stream: torch.Tensor,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """What the connector's first matrix reads of the stream behind the last layer, [b, t, k]."""
+    """What the connector's first matrix reads of the stream behind the last layer, [b, t, k].
+
+    ``grid``: rows and columns of patches; None: those of the square that the tower reads.
+    """
     a = architecture
     rows = stream[:, 1:] if a.class_token else stream
     if a.post_norm:
-        rows = _layer_norm(a, weights, "v.post_ln", rows)
-    side = a.grid
-    grid = rows.view(len(rows), side, side, a.hidden_size)
+        rows = _norm(a, weights, "v.post_ln", rows)
+    height, width = grid or (a.grid, a.grid)
+    cells = rows.view(len(rows), height, width, a.hidden_size)
     if a.pool > 1:
-        side //= a.pool
-        grid = grid.view(len(rows), side, a.pool, side, a.pool, -1).mean(dim=(2, 4))
-    rows = regrouped(grid, a.regroup)
+        height, width = height // a.pool, width // a.pool
+        cells = cells.view(len(rows), height, a.pool, width, a.pool, -1).mean(dim=(2, 4))
+    rows = regrouped(cells, a.regroup)
     if a.connector_norm == "none":
         return rows
-    weight, width = weights("mm.norm.weight"), rows.shape[-1:]
+    weight, read = weights("mm.norm.weight"), rows.shape[-1:]
     if a.connector_norm == "layer":
-        return F.layer_norm(rows, width, weight, weights("mm.norm.bias"), a.connector_norm_epsilon)
+        return F.layer_norm(rows, read, weight, weights("mm.norm.bias"), a.connector_norm_epsilon)
     mean = rows.square().mean(dim=-1, keepdim=True)
     return rows * torch.rsqrt(mean + a.connector_norm_epsilon) * weight
 
@@ -142,17 +179,21 @@ def encoded(
     Args:
         architecture: The tower.
         weights: Gives its tensors by the names of a model file, one layer's at a time.
-        pixels: uint8 [b, s, s, 3].
+        pixels: uint8 [b, height, width, 3].
     """
-    a = architecture
+    a, grid = architecture, grid_of(architecture, pixels)
     stream = embedded(a, weights, patches(a, weights("v.pixel_values"), pixels))
     for number in range(a.layers):
-        stream = layer(a, number, layer_weights(a, weights, number)).run(stream)
-    return connected(a, weights, gathered(a, weights, stream))
+        positions = positions_of(a, weights, number, grid)
+        stream = layer(a, number, layer_weights(a, weights, number), positions).run(stream)
+    return connected(a, weights, gathered(a, weights, stream, grid))
 
 
-def _layer_norm(
+def _norm(
     architecture: VisionArchitecture, weights: WeightSource, norm: str, x: torch.Tensor
 ) -> torch.Tensor:
-    weight, bias = weights(f"{norm}.weight"), weights(f"{norm}.bias")
-    return F.layer_norm(x, x.shape[-1:], weight, bias, architecture.norm_epsilon)
+    weight = weights(f"{norm}.weight")
+    if architecture.norm == "rms":
+        mean = x.square().mean(dim=-1, keepdim=True)
+        return x * torch.rsqrt(mean + architecture.norm_epsilon) * weight
+    return F.layer_norm(x, x.shape[-1:], weight, weights(f"{norm}.bias"), architecture.norm_epsilon)

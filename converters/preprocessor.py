@@ -57,6 +57,12 @@ _CLASSES: Mapping[str, Mapping[str, Any]] = {
     "Gemma3": {**_SIGLIP, "resample": 2},
     "Idefics3": _IDEFICS,
     "SmolVLM": _IDEFICS,
+    "Qwen2VL": {
+        **_CLIP,
+        "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
+        "patch_size": 14,
+        "merge_size": 2,
+    },
 }
 
 
@@ -176,6 +182,19 @@ def _any_resolution(values: Values, chosen: str, kind: str, where: str) -> Prepr
     )
 
 
+def _multiples(values: Values, chosen: str, _kind: str, where: str) -> Preprocessing:
+    size = _size(values, "size", where)
+    # Numbers of pixels, whatever they are called; the older names count before the newer ones.
+    least = values.get("min_pixels") or size.get("shortest_edge", size.get("min_pixels", 0))
+    most = values.get("max_pixels") or size.get("longest_edge", size.get("max_pixels", 0))
+    if type(least) is not int or type(most) is not int:
+        raise CheckpointError(
+            f"{where} has {shown(least)} and {shown(most)} for min_pixels and max_pixels."
+        )
+    side = values.integer("patch_size") * values.integer("merge_size")
+    return Preprocessing("multiples", side, chosen, least_pixels=least, most_pixels=most)
+
+
 def grid_sizes(value: object, where: str) -> tuple[tuple[int, int], ...]:
     """Heights and widths that a picture may have before it is cut, as files write them."""
     sizes = []
@@ -225,4 +244,5 @@ _WAYS = {
     "SmolVLM": _tiles,
     "LlavaNext": _any_resolution,
     "LlavaOnevision": _any_resolution,
+    "Qwen2VL": _multiples,
 }

@@ -6,9 +6,14 @@ which they turn a position are then equal.
 
 from __future__ import annotations
 
+import dataclasses
+
 from awq_edge.architecture import Architecture
+from awq_edge.errors import CheckpointError
 
 from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter
+from .rotary import rope_table
+from .values import shown
 
 _DEFAULTS = {
     **SHARED_DEFAULTS,
@@ -23,6 +28,15 @@ _DEFAULTS = {
 
 def _architecture(config: Config) -> Architecture:
     return config.decoder(qkv_bias=True, sliding_windows=config.qwen_windows())
+
+
+def _seeing_architecture(config: Config) -> Architecture:
+    sections = rope_table(config).get("mrope_section") or []
+    if not isinstance(sections, list) or any(type(one) is not int for one in sections):
+        raise CheckpointError(
+            f"config.json has {shown(sections)} for mrope_section, which are no numbers of angles."
+        )
+    return dataclasses.replace(_architecture(config), rope_sections=tuple(sections))
 
 
 # Of the classes of text within models that see.
@@ -41,6 +55,6 @@ _SEEING_DEFAULTS = {
 CONVERTER = Converter("qwen2", LLAMA_NAMES, _architecture, _DEFAULTS)
 CONVERTERS = (
     CONVERTER,
-    Converter("qwen2_vl_text", LLAMA_NAMES, _architecture, _SEEING_DEFAULTS),
-    Converter("qwen2_5_vl_text", LLAMA_NAMES, _architecture, _SEEING_DEFAULTS),
+    Converter("qwen2_vl_text", LLAMA_NAMES, _seeing_architecture, _SEEING_DEFAULTS),
+    Converter("qwen2_5_vl_text", LLAMA_NAMES, _seeing_architecture, _SEEING_DEFAULTS),
 )

@@ -97,14 +97,13 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _of_one_position(table: Any) -> Any:
-    """Rotary parameters for positions whose three numbers are equal."""
+    """Rotary parameters by the name that they have where positions have one number."""
     if not isinstance(table, Mapping):
         return table
     kinds = ("type", "rope_type")
-    plain = {key: value for key, value in table.items() if key != "mrope_section"}
     return {
         key: "default" if key in kinds and value == "mrope" else value
-        for key, value in plain.items()
+        for key, value in table.items()
     }
 
 

@@ -41,6 +41,25 @@ _CLIP = {
 }
 _SIGLIP = {**_CLIP, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _IDEFICS = {**_SIGLIP, "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
+_QWEN = {"num_heads": 16, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
+_QWEN_2 = {
+    **_QWEN,
+    "depth": 32,
+    "embed_dim": 1280,
+    "hidden_act": "quick_gelu",
+    "mlp_ratio": 4,
+    "in_channels": 3,
+}
+_QWEN_2_5 = {
+    **_QWEN,
+    "depth": 32,
+    "hidden_size": 3584,
+    "hidden_act": "silu",
+    "intermediate_size": 3420,
+    "in_channels": 3,
+    "window_size": 112,
+    "fullatt_block_indexes": [7, 15, 23, 31],
+}
 
 # In front of the names of each part, the longest first.
 _TOWERS = (
@@ -50,12 +69,16 @@ _TOWERS = (
     "vision_tower.",
     "model.vision_model.",
     "vision_model.",
+    "model.visual.",
+    "visual.",
 )
 _PROJECTORS = (
     "model.multi_modal_projector.",
     "multi_modal_projector.",
     "model.connector.",
     "connector.",
+    "model.visual.merger.mlp.",
+    "visual.merger.mlp.",
 )
 _NEWLINES = ("model.image_newline", "image_newline")
 # Of many towers' checkpoints, and of no use to a decoder: pooling heads, tables that count.
@@ -78,6 +101,20 @@ _TOWER_NAMES = {
     "v.post_ln": "tower.post_layernorm",
 }
 _CLASS = "tower.embeddings.class_embedding"
+# Of Qwen2-VL's and Qwen2.5-VL's towers.
+_QWEN_LAYER_NAMES = {
+    "ln1": "norm1",
+    **dict.fromkeys(("attn_q", "attn_k", "attn_v"), "attn.qkv"),
+    "attn_out": "attn.proj",
+    "ln2": "norm2",
+}
+_QWEN_FEED_FORWARDS = {
+    "plain": {"ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"},
+    "gated": {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
+}
+_QWEN_TOWER_NAMES = {"v.patch_embd": "tower.patch_embed.proj", "v.post_ln": "tower.merger.ln_q"}
+_QWEN_THETA = 10000.0
+_LONGEST_SIDE = 16384
 
 
 @dataclasses.dataclass(frozen=True)
@@ -96,6 +133,13 @@ class VisionPart:
         positions: Which row of the position table each patch has; None: its own.
         transposed: Whether the connector's matrix is stored by columns.
         norm_offset: What is added to the weight of the connector's norm.
+        layers_at: In front of a layer's number in their names.
+        layer_names: Our names of a layer's tensors to theirs.
+        tower_names: Our names of the tower's other tensors to theirs.
+        fused: Whether queries, keys and values are one matrix, in this order.
+        frames: Of a video that the patch matrix reads; a still picture is the same in all. 0: it
+            reads pictures.
+        theta: Base of the frequencies by which a tower turns rows and columns.
     """
 
     family: str
@@ -109,6 +153,12 @@ class VisionPart:
     positions: npt.NDArray[np.int64] | None = None
     transposed: bool = False
     norm_offset: float = 0.0
+    layers_at: str = "tower.encoder.layers."
+    layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _LAYER_NAMES)
+    tower_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _TOWER_NAMES)
+    fused: bool = False
+    frames: int = 0
+    theta: float = _QWEN_THETA
 
     def stored_name(self, name: str) -> str:
         """What a checkpoint calls one of our tensors, its prefix made ours."""
@@ -121,10 +171,10 @@ class VisionPart:
             return f"projector.{self.connector[name]}"
         if stem in self.connector:
             return f"projector.{self.connector[stem]}.{kind}"
-        if stem in _TOWER_NAMES:
-            return f"{_TOWER_NAMES[stem]}.{kind}"
+        if stem in self.tower_names:
+            return f"{self.tower_names[stem]}.{kind}"
         _, _, layer, matrix = stem.split(".")
-        return f"tower.encoder.layers.{layer}.{_LAYER_NAMES[matrix]}.{kind}"
+        return f"{self.layers_at}{layer}.{self.layer_names[matrix]}.{kind}"
 
     def is_unused(self, stored: str) -> bool:
         """Whether a checkpoint may hold a tensor that no file takes."""
@@ -139,7 +189,7 @@ class VisionPart:
 
 def vision_tensor(name: str) -> str | None:
     """A tensor's name with its prefix made ours; None if it is of another part."""
-    for ours, prefixes in (("tower.", _TOWERS), ("projector.", _PROJECTORS)):
+    for ours, prefixes in (("projector.", _PROJECTORS), ("tower.", _TOWERS)):
         for prefix in prefixes:
             if name.startswith(prefix):
                 return ours + name[len(prefix) :]
@@ -344,6 +394,76 @@ def _gemma3(config: Values, decoder_size: int) -> VisionPart:
     )
 
 
+def _qwen(family: str, *, windows: bool) -> Callable[[Values, int], VisionPart]:
+    """Qwen2-VL and Qwen2.5-VL: pictures of any size, and patches that turn by row and column."""
+
+    def read(config: Values, decoder_size: int) -> VisionPart:
+        given = config.table("vision_config").values
+        values = Values(given, _QWEN_2_5 if windows else _QWEN_2)
+        width = values.integer("hidden_size" if windows else "embed_dim")
+        inner = values.integer("intermediate_size") if windows else 0
+        if not windows:
+            inner = int(width * values.number("mlp_ratio"))
+        patch, regroup = values.integer("patch_size"), values.integer("spatial_merge_size")
+        step = max(patch * regroup, 1)
+        window = values.integer("window_size") // step * regroup if windows else 0
+        full: tuple[int, ...] = ()
+        if windows:
+            full = _numbers(values.get("fullatt_block_indexes"), "fullatt_block_indexes")
+        fields = _tower(
+            Values(
+                {
+                    "hidden_size": width,
+                    "intermediate_size": inner,
+                    "num_attention_heads": values.integer("num_heads"),
+                    "num_channels": values.integer("in_channels"),
+                    "image_size": _LONGEST_SIDE // step * step,
+                    "patch_size": patch,
+                    "layer_norm_eps": 1e-6,
+                    "hidden_act": values.get("hidden_act"),
+                },
+                {},
+            ),
+            values.integer("depth"),
+        )
+        feed_forward = "gated" if windows else "plain"
+        rope = values.table("rope_parameters").values
+        return VisionPart(
+            family,
+            VisionArchitecture(
+                **fields,
+                decoder_size=decoder_size,
+                patch_bias=False,
+                post_norm=True,
+                regroup=regroup,
+                connector="mlp",
+                connector_size=width * regroup**2,
+                position="rotary",
+                norm="rms" if windows else "layer",
+                feed_forward=feed_forward,
+                window=window,
+                full_layers=full,
+            ),
+            {"mm.0": "0", "mm.2": "2"},
+            _placeholder(config, 151655),
+            "squares",
+            layers_at="tower.blocks.",
+            layer_names={**_QWEN_LAYER_NAMES, **_QWEN_FEED_FORWARDS[feed_forward]},
+            tower_names=_QWEN_TOWER_NAMES,
+            fused=True,
+            frames=values.integer("temporal_patch_size"),
+            theta=Values(rope, {"rope_theta": _QWEN_THETA}).number("rope_theta"),
+        )
+
+    return read
+
+
+def _numbers(value: Any, key: str) -> tuple[int, ...]:
+    if not isinstance(value, list) or any(type(one) is not int or one < 0 for one in value):
+        raise CheckpointError(f"config.json has {shown(value)} for {key}, which are no numbers.")
+    return tuple(value)
+
+
 def _tower(values: Values, layers: int) -> dict[str, Any]:
     """The fields that towers name alike."""
     heads, width = values.integer("num_attention_heads"), values.integer("hidden_size")
@@ -392,11 +512,10 @@ _READERS: Mapping[str, Callable[[Values, int], VisionPart]] = {
     "smolvlm": _idefics("smolvlm", 128257),
     "idefics3": _idefics("idefics3", 128257),
     "gemma3": _gemma3,
+    "qwen2_vl": _qwen("qwen2_vl", windows=False),
+    "qwen2_5_vl": _qwen("qwen2_5_vl", windows=True),
 }
 # Types with a tower that is not computed, which convert as the text that they hold.
 TEXT_ALONE: Mapping[str, str] = {
-    **dict.fromkeys(
-        ("mistral3", "qwen2_vl", "qwen2_5_vl"),
-        "its tower turns patches by their rows and columns, which is not computed yet",
-    ),
+    "mistral3": "its tower turns patches by rows and columns in an order that is not computed here",
 }

@@ -10,6 +10,7 @@ import json
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from awq_edge.checkpoints.checkpoint import Checkpoint
@@ -22,6 +23,8 @@ from awq_edge.vision.normalisation import pixel_values
 
 _PREPROCESSOR, _PROCESSOR = "preprocessor_config.json", "processor_config.json"
 _SHOWN = 3  # names in an error text
+_MADE = ("v.pixel_values", "v.rope.inverse_frequencies")  # of numbers, not of tensors
+_THIRDS = {"attn_q": 0, "attn_k": 1, "attn_v": 2}  # of a matrix that holds all three
 
 
 class VisionTensors:
@@ -47,7 +50,7 @@ class VisionTensors:
         self.architecture: VisionArchitecture = part.architecture
         wanted = {}
         for name in self.tensor_names():
-            if name != "v.pixel_values":
+            if name not in _MADE:
                 wanted[part.stored_name(name)] = self._stored_shape(name)
         missing = [name for name in wanted if name not in checkpoint]
         if missing:
@@ -66,7 +69,8 @@ class VisionTensors:
                 f"{part.family} tower of its config.json does not have; one of the two is wrong."
             )
         where, settings = _processor_settings(checkpoint.directory)
-        side = self.architecture.image_size
+        a = self.architecture
+        side = a.step if a.rotary else a.image_size
         self.processor = processor(settings, part.family, side, where=str(where))
         if part.sizes is not None and part.sizes != self.processor.preprocessing.sizes:
             raise CheckpointError(
@@ -88,6 +92,10 @@ class VisionTensors:
             made = self.processor
             table = pixel_values(made.mean, made.deviation, made.factor)
             return torch.from_numpy(table.reshape(-1)).to(device)
+        if name == "v.rope.inverse_frequencies":
+            quarter = self.architecture.head_size // 4
+            table = self.part.theta ** (-np.arange(quarter) / quarter)
+            return torch.from_numpy(table.astype(np.float32)).to(device)
         stored = self.part.stored_name(name)
         values = self.checkpoint.tensor(stored, self._stored_shape(name), device)
         if name == "v.position_embd.weight" and self.part.positions is not None:
@@ -96,6 +104,11 @@ class VisionTensors:
             values = values.T.contiguous()
         if name == "mm.norm.weight":
             values = values + self.part.norm_offset
+        if name == "v.patch_embd.weight" and self.part.frames:
+            values = values.sum(dim=2)  # a still picture is the same in every frame
+        third = _THIRDS.get(name.split(".")[-2]) if self.part.fused else None
+        if third is not None:
+            values = values.chunk(3)[third].contiguous()
         return values.reshape(self.shape(name))
 
     def prompt(self, tokenizer_json: str | None) -> str:
@@ -105,6 +118,8 @@ class VisionTensors:
             CheckpointError: The tokenizer has no such token.
         """
         entry: dict[str, Any] = {"token": self.part.placeholder, "layout": self.part.layout}
+        if self.part.layout == "squares":
+            entry["square"] = self.architecture.step
         if self.part.most_tiles:
             entry["most_tiles"] = self.part.most_tiles
         if tokenizer_json is not None:
@@ -125,10 +140,13 @@ class VisionTensors:
     def _stored_shape(self, name: str) -> tuple[int, ...]:
         a = self.architecture
         if name == "v.patch_embd.weight":
-            return (a.hidden_size, 3, a.patch_size, a.patch_size)
+            frames = (self.part.frames,) if self.part.frames else ()
+            return (a.hidden_size, 3, *frames, a.patch_size, a.patch_size)
         if name == "v.position_embd.weight":
             return (a.positions, a.hidden_size)
         shape = self.shape(name)
+        if self.part.fused and name.split(".")[-2] in _THIRDS:
+            return (3 * shape[0], *shape[1:])
         return shape[::-1] if name == "mm.0.weight" and self.part.transposed else shape
 
 

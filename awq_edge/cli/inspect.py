@@ -84,10 +84,14 @@ def inspect(
 
 
 def _pictures(vision: "VisionInfo") -> str:
+    read = f"{vision.image_size}x{vision.image_size} pixels in patches of {vision.patch_size}, "
+    read += f"{vision.tokens} tokens each"
+    if vision.step:
+        read = f"of any shape in patches of {vision.patch_size}, a token for {vision.step}x"
+        read += f"{vision.step} pixels"
     return (
-        f"{vision.image_size}x{vision.image_size} pixels in patches of {vision.patch_size}, "
-        f"{vision.tokens} tokens each; a tower of {vision.layers} layers and {vision.hidden_size} "
-        f"wide, {size_text(vision.weight_bytes)}"
+        f"{read}; a tower of {vision.layers} layers and {vision.hidden_size} wide, "
+        f"{size_text(vision.weight_bytes)}"
     )
 
 

@@ -46,7 +46,7 @@ def calibration_tiles(preprocessing: Preprocessing, options: Options) -> torch.T
         return None
     folder = options.calibration_images
     found = pictures.drawn() if folder is None else pictures.of_folder(folder)
-    tiles = np.concatenate([preprocessing.tiles(rgb).tiles for rgb in found])
+    tiles = np.concatenate([preprocessing.of_one_size(rgb) for rgb in found])
     most = _SHOWN_TILES if options.vision_bits == 8 else _MOST_TILES
     if len(tiles) > most:
         tiles = tiles[np.linspace(0, len(tiles) - 1, most).round().astype(int)]
@@ -92,6 +92,7 @@ class TowerWalk:
         self._device = device
         self._work = work
         self._events = events
+        self._grid: tuple[int, int] | None = None
 
     def run(self, tiles: torch.Tensor | None) -> None:
         """Makes every tensor file.
@@ -100,6 +101,7 @@ class TowerWalk:
             tiles: Calibration pictures, uint8 [n, s, s, 3]; None for a method that needs none.
         """
         a, layers = self._architecture, self._architecture.layers
+        self._grid = None if tiles is None else torch_tower.grid_of(a, tiles)
         self._store_vectors()
         stream = self._embedded(tiles)
         for number in range(layers):
@@ -108,8 +110,13 @@ class TowerWalk:
                 stream = self._walked(number, stream)
         rows = None
         if stream is not None:
-            rows = torch_tower.gathered(a, self._weights, stream)
+            rows = torch_tower.gathered(a, self._weights, stream, self._grid)
         self._connector(rows)
+
+    def _positions(self, number: int) -> Positions:
+        """What a layer knows of the patches of calibration pictures."""
+        grid = self._grid or (0, 0)
+        return torch_tower.positions_of(self._architecture, self._weights, number, grid)
 
     def _weights(self, name: str) -> torch.Tensor:
         return self._source(name, self._device)
@@ -152,7 +159,7 @@ class TowerWalk:
             weights[name] = self._store(stored, values, self._quantiser, limit)
         if stream is None:
             return None
-        layer = torch_tower.layer(self._architecture, number, weights)
+        layer = torch_tower.layer(self._architecture, number, weights, self._positions(number))
         return torch.cat([layer.run(batch) for batch in self._batches(stream)])
 
     def _search(
@@ -165,7 +172,7 @@ class TowerWalk:
         """
         plan = methods.METHODS["awq"].plan(self._quantiser.bits, self._without)
         count = max(1, _PROBE_POSITIONS // stream.shape[1])
-        probe = Probe(self._architecture.tower(), number, stream[:count], Positions())
+        probe = Probe(self._architecture.tower(), number, stream[:count], self._positions(number))
         statistics = {
             stage.name: InputStatistics(
                 weights[f"{stage.matrices[0]}.weight"].shape[1],
@@ -195,7 +202,7 @@ class TowerWalk:
     def _check(self, number: int, weights: Weights, stream: torch.Tensor) -> None:
         """Refuses a tower whose keys, values or outputs leave what they are kept in."""
         few = stream[:_SHOWN_TILES]
-        layer = torch_tower.layer(self._architecture, number, weights)
+        layer = torch_tower.layer(self._architecture, number, weights, self._positions(number))
         first = next(layer.steps(few))
         for name in ("attn_k", "attn_v"):
             made = multiply(first.x, weights[f"{name}.weight"], weights[f"{name}.bias"])
@@ -246,6 +253,7 @@ class TowerWalk:
 
     def _batches(self, stream: torch.Tensor) -> list[torch.Tensor]:
         a = self._architecture
-        widest = max(a.feed_forward_size, a.heads * a.positions)  # scores of every pair
-        size = max(1, _BATCH_FLOATS // (a.positions * widest))
+        positions = stream.shape[1]
+        widest = max(a.feed_forward_size, a.heads * positions)  # scores of every pair
+        size = max(1, _BATCH_FLOATS // (positions * widest))
         return [stream[first : first + size] for first in range(0, len(stream), size)]

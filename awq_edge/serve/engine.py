@@ -668,8 +668,8 @@ def _check_gpu(model: Model) -> None:
     """Refuses for one text what would fail for all that are evaluated together."""
     if model.pictures.whole:
         raise UnsupportedError(
-            "This model sees a picture in both directions, which the GPU does not so far: start "
-            "the server with --device cpu for its pictures."
+            "This model reads a picture as a whole, which the GPU does not so far: start the "
+            "server with --device cpu for its pictures."
         )
 
 

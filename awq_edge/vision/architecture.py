@@ -62,6 +62,13 @@ class VisionArchitecture:
         connector_bias: Whether they have biases.
         newline: Whether the file holds the vector that ends rows of tiles.
         bidirectional: Whether a picture's rows see each other in the decoder.
+        position: learned: every patch has a row of a table; rotary: queries and keys turn by the
+            row and the column of their patch, and pictures have any height and width that are
+            multiples of ``step``, up to ``image_size``.
+        norm: Of the tower: layer or rms.
+        feed_forward: Of its layers: plain or gated.
+        window: Side of the squares of patches that see each other; 0: all do.
+        full_layers: Those in which all do nevertheless.
     """
 
     layers: int
@@ -88,6 +95,11 @@ class VisionArchitecture:
     connector_bias: bool = True
     newline: bool = False
     bidirectional: bool = False
+    position: str = "learned"
+    norm: str = "layer"
+    feed_forward: str = "plain"
+    window: int = 0
+    full_layers: tuple[int, ...] = ()
 
     def __post_init__(self) -> None:
         """Refuses what no file can hold."""
@@ -100,6 +112,13 @@ class VisionArchitecture:
             raise UnsupportedError(
                 f"The tower reads pictures of {self.image_size} pixels in patches of "
                 f"{self.patch_size}; 1 patch to 16384 pixels are supported."
+            )
+        if self.rotary and (
+            self.head_size % 4 or self.class_token or self.pool > 1 or self.image_size % self.step
+        ):
+            raise UnsupportedError(
+                f"The tower turns heads of {self.head_size} by rows and columns, in pictures of up "
+                f"to {self.image_size} pixels in squares of {self.step}: no tower here does."
             )
         if self.positions > _MOST_POSITIONS:
             raise UnsupportedError(
@@ -140,10 +159,10 @@ class VisionArchitecture:
             qkv_bias=True,
             output_bias=True,
             feed_forward_bias=True,
-            norm="layer",
-            norm_bias=True,
-            position="learned",
-            feed_forward="plain",
+            norm=self.norm,
+            norm_bias=self.norm == "layer",
+            position=self.position,
+            feed_forward=self.feed_forward,
         )
 
     @property
@@ -152,13 +171,25 @@ class VisionArchitecture:
         return self.image_size // self.patch_size
 
     @property
+    def rotary(self) -> bool:
+        """Whether patches have no learned positions, and pictures any size."""
+        return self.position == "rotary"
+
+    @property
+    def step(self) -> int:
+        """Pixels on a side of what becomes one row for the decoder."""
+        return self.patch_size * self.pool * self.regroup
+
+    @property
     def positions(self) -> int:
-        """Rows that the layers read of one picture."""
+        """Rows that the layers read of one picture, at most."""
+        if self.rotary:
+            return _MOST_POSITIONS
         return self.grid**2 + self.class_token
 
     @property
     def tokens(self) -> int:
-        """Rows that the decoder reads of one picture."""
+        """Rows that the decoder reads of one picture, where they have one size."""
         return int(-(-(self.grid // self.pool) // self.regroup)) ** 2
 
     @property
@@ -194,9 +225,15 @@ class VisionArchitecture:
             ("connector_norm_epsilon", 0.0),
             ("connector_size", 0),
             ("bidirectional", False),
+            ("position", "learned"),
+            ("norm", "layer"),
+            ("feed_forward", "plain"),
+            ("window", 0),
         ):
             if getattr(a, name) != default:
                 entries[name] = getattr(a, name)
+        if a.full_layers:
+            entries["full_layers"] = list(a.full_layers)
         if a.connector == "mlp" and a.connector_activation != "gelu":
             entries["connector_activation"] = a.connector_activation
         return {f"{_PREFIX}{name}": value for name, value in entries.items()}
@@ -207,11 +244,12 @@ class VisionArchitecture:
         names = ["v.pixel_values", "v.patch_embd.weight"]
         names += ["v.patch_embd.bias"] if a.patch_bias else []
         names += ["v.class_embd"] if a.class_token else []
-        names.append("v.position_embd.weight")
-        names += ["v.pre_ln.weight", "v.pre_ln.bias"] if a.pre_norm else []
+        names.append("v.rope.inverse_frequencies" if a.rotary else "v.position_embd.weight")
+        kinds = ("weight", "bias") if a.norm == "layer" else ("weight",)
+        names += [f"v.pre_ln.{kind}" for kind in kinds] if a.pre_norm else []
         for layer in range(a.layers):
             names += [in_file(layer, name) for name in self.layer_tensor_names()]
-        names += ["v.post_ln.weight", "v.post_ln.bias"] if a.post_norm else []
+        names += [f"v.post_ln.{kind}" for kind in kinds] if a.post_norm else []
         names += ["mm.norm.weight"] if a.connector_norm != "none" else []
         names += ["mm.norm.bias"] if a.connector_norm == "layer" else []
         for matrix in self.connector_matrices():
@@ -252,6 +290,7 @@ class VisionArchitecture:
         vectors = {
             "v.pixel_values": 3 * 256,
             "v.position_embd.weight": a.positions * a.hidden_size,
+            "v.rope.inverse_frequencies": a.head_size // 4,
             "mm.norm.weight": a.connector_input,
             "mm.norm.bias": a.connector_input,
             "mm.image_newline": a.decoder_size,

@@ -6,6 +6,8 @@ in the order height, width.
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 
 from awq_edge.vision.resize import Pixels, resized
@@ -31,6 +33,26 @@ def centre_crop(pixels: Pixels, height: int, width: int) -> Pixels:
     first, left = (height - rows + 1) // 2, (width - columns + 1) // 2
     result[first : first + rows, left : left + columns] = inner
     return result
+
+
+def whole_squares(
+    height: int, width: int, side: int, least_pixels: int, most_pixels: int
+) -> tuple[int, int]:
+    """The size of a picture whose sides become multiples of ``side``: height and width.
+
+    To the nearest multiple, halves to the even one; where that gives too many pixels or too few,
+    the shape is kept and both sides are rounded inwards or outwards.
+    """
+    rows, columns = round(height / side), round(width / side)
+    if rows * columns * side**2 > most_pixels:
+        ratio = math.sqrt(height * width / most_pixels)
+        rows = max(1, math.floor(height / ratio / side))
+        columns = max(1, math.floor(width / ratio / side))
+    elif rows * columns * side**2 < least_pixels:
+        ratio = math.sqrt(least_pixels / (height * width))
+        rows = math.ceil(height * ratio / side)
+        columns = math.ceil(width * ratio / side)
+    return max(rows, 1) * side, max(columns, 1) * side
 
 
 def padded_to_square(pixels: Pixels, colour: tuple[int, int, int]) -> Pixels:

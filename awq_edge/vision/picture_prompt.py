@@ -38,12 +38,14 @@ class Span:
         end: Behind the last one.
         picture: Whose they are.
         first_row: Which row of the picture's the first one is.
+        columns: Rows of a line of the picture, where they turn by both; 0: they do not.
     """
 
     begin: int
     end: int
     picture: PreparedPicture
     first_row: int
+    columns: int = 0
 
     def rows(
         self, encoded: npt.NDArray[np.float32], begin: int, end: int, contents: Contents
@@ -57,7 +59,7 @@ class Span:
             contents: Of the whole prompt.
         """
         first = self.first_row + begin - self.begin
-        return Rows(encoded[first : first + end - begin], contents[begin:end])
+        return Rows(encoded[first : first + end - begin], contents[begin:end], self.columns)
 
 
 class PicturePrompt:
@@ -99,7 +101,8 @@ class PicturePrompt:
             numbers = _row_contents(picture.key, sum(of_picture))
             for count in of_picture:
                 begin = int(places[done])
-                spans.append(Span(begin, begin + count, picture, first_row))
+                columns = reader.columns(picture)
+                spans.append(Span(begin, begin + count, picture, first_row, columns))
                 self.contents[begin : begin + count] = numbers[first_row : first_row + count]
                 done += count
                 first_row += count
@@ -183,7 +186,7 @@ class PicturePrompt:
             else:
                 rows = span.rows(self._reader.encoded(span.picture), begin, end, self.contents)
                 session.evaluate_embeddings(
-                    rows.embeddings, progress=report, contents=rows.contents
+                    rows.embeddings, progress=report, contents=rows.contents, columns=rows.columns
                 )
             begin = end
 

@@ -17,11 +17,14 @@ from awq_edge.vision.tilings import Tiled
 
 METADATA_KEY = "awq_edge.vision.preprocessing"
 # crop: the shorter side fits, and the middle is kept; squash: both sides fit; pad: the longer side
-# fits, on a square of one colour; rows_and_columns and any_resolution: tilings.
-WAYS = ("crop", "squash", "pad", "rows_and_columns", "any_resolution")
+# fits, on a square of one colour; rows_and_columns and any_resolution: tilings; multiples: both
+# sides become the nearest whole number of squares.
+WAYS = ("crop", "squash", "pad", "rows_and_columns", "any_resolution", "multiples")
 # How many tiles a picture may become: one, or what the family's rules say.
 DETAILS = ("low", "high")
 MAX_SIDE = 16384
+_FEW_SQUARES = 256  # of a picture in low detail that keeps its shape
+_CALIBRATION_SIDE = 224
 
 
 @dataclasses.dataclass(frozen=True)
@@ -37,6 +40,8 @@ class Preprocessing:
         longest_edge: Of the picture that is cut into rows and columns.
         split: Whether it is cut at all.
         sizes: Heights and widths that any resolution may take.
+        least_pixels: Of a picture whose sides become multiples of ``side``.
+        most_pixels: The same.
         alone: Whether only a picture that is alone in its prompt is cut into tiles; beside others
             it is padded to a square of the background.
     """
@@ -50,6 +55,8 @@ class Preprocessing:
     split: bool = True
     sizes: tuple[tuple[int, int], ...] = ()
     alone: bool = False
+    least_pixels: int = 0
+    most_pixels: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what cannot be."""
@@ -70,6 +77,11 @@ class Preprocessing:
                     f"Pictures of {number} pixels on a side are asked for; 1 to {MAX_SIDE} are "
                     "possible."
                 )
+        if self.way == "multiples" and not 0 <= self.least_pixels <= self.most_pixels:
+            raise InvalidArgumentError(
+                f"Pictures of {self.least_pixels} to {self.most_pixels} pixels are asked for, "
+                "which none can have."
+            )
         if self.way == "any_resolution" and any(size % self.side for size in sizes):
             raise InvalidArgumentError(
                 f"A picture of one of the sizes {list(self.sizes)} is no whole number of tiles of "
@@ -92,7 +104,31 @@ class Preprocessing:
             )
         if self.way == "any_resolution" and split:
             return tilings.any_resolution(rgb, self.side, self.sizes, self.filter)
+        if self.way == "multiples":
+            most = self.most_pixels
+            if not split:
+                most = max(self.least_pixels, min(most, _FEW_SQUARES * self.side**2))
+            height, width = crops.whole_squares(
+                rgb.shape[0], rgb.shape[1], self.side, self.least_pixels, most
+            )
+            if max(height, width) > MAX_SIDE:
+                raise InvalidArgumentError(
+                    f"The picture becomes {width}x{height} pixels, and at most {MAX_SIDE} on a "
+                    "side are possible: make it less long."
+                )
+            made = resized(rgb, height, width, self.filter)
+            return Tiled(made[None], size=(rgb.shape[0], rgb.shape[1]))
         return Tiled(self._square(rgb)[None], size=(rgb.shape[0], rgb.shape[1]))
+
+    def of_one_size(self, rgb: Pixels) -> Pixels:
+        """The tiles of a picture in a size that all pictures have, uint8 [n, side, side, 3].
+
+        They are those of :meth:`tiles` unless pictures keep their shape: then a square.
+        """
+        if self.way != "multiples":
+            return self.tiles(rgb).tiles
+        side = max(1, _CALIBRATION_SIDE // self.side) * self.side
+        return resized(rgb, side, side, self.filter)[None]
 
     def beside_others(self, rgb: Pixels) -> Tiled | None:
         """A picture, uint8 [H, W, 3], where others are in its prompt; None: as :meth:`tiles`."""

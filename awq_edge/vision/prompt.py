@@ -24,8 +24,8 @@ if TYPE_CHECKING:
 METADATA_KEY = "awq_edge.vision.prompt"
 # plain: a picture's rows and nothing else; paragraph: Gemma 3's, between two words on a line of
 # their own; rows_and_columns: SmolVLM's and Idefics3's words; any_resolution: LLaVA 1.6's rows, as
-# ``arrangement.py`` puts them.
-LAYOUTS = ("plain", "paragraph", "rows_and_columns", "any_resolution")
+# ``arrangement.py`` puts them; squares: a row for every square of a picture.
+LAYOUTS = ("plain", "paragraph", "rows_and_columns", "any_resolution", "squares")
 _AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
 _MOST_ROWS = 6  # beyond, the words have no token
 
@@ -42,6 +42,7 @@ class PromptRules:
             the picture's place; empty: the placeholder is.
         end: The word behind them.
         most_tiles: Of how many tiles any_resolution keeps the rows; 0: of all.
+        square: Pixels on a side of what becomes a row, where pictures have any size.
     """
 
     token: int
@@ -50,6 +51,7 @@ class PromptRules:
     begin: str = ""
     end: str = ""
     most_tiles: int = 0
+    square: int = 0
 
     @property
     def place(self) -> str:
@@ -80,6 +82,7 @@ class PromptRules:
             or any(type(value) is not known[name] for name, value in values.items())
             or values["layout"] not in LAYOUTS
             or min(values["token"], values.get("most_tiles", 0)) < 0
+            or (values["layout"] == "squares") != (values.get("square", 0) > 0)
         ):
             raise FileInvalidError(
                 f"The file's entry {METADATA_KEY} cannot be used: convert the model again with "
@@ -96,12 +99,15 @@ class PromptRules:
         """
         if self.layout == "any_resolution":
             return [row_count(tiled, math.isqrt(rows), self.most_tiles)]
+        if self.layout == "squares":
+            _, height, width, _ = tiled.tiles.shape
+            return [height // self.square * (width // self.square)]
         return [rows] * len(tiled.tiles)
 
     def text(self, tiled: Tiled, rows: int) -> str:
         """What stands in a text in the place of a picture; arguments as for :meth:`runs`."""
         one = self.placeholder * rows
-        if self.layout == "any_resolution":
+        if self.layout in ("any_resolution", "squares"):
             return self.placeholder * sum(self.runs(tiled, rows))
         if self.layout == "plain":
             return one * len(tiled.tiles)

@@ -61,7 +61,8 @@ class PictureReader:
     Attributes:
         rules: How they stand in a text.
         rows: Of the decoder's, for each tile.
-        whole: Whether a picture's rows see each other, so that a session reads all or none.
+        whole: Whether a session reads all rows of a picture or none: they see each other, or turn
+            by where they stand in it.
         encodings: How many tiles the tower has read.
         stored: Where encoded pictures are kept for other processes; None: nowhere.
         from_disk: How many pictures were read from there.
@@ -94,8 +95,8 @@ class PictureReader:
                 "pictures: convert the model again."
             )
         self.rows = vision.tokens
-        self.whole = vision.bidirectional
-        self._side = vision.image_size
+        self.whole = vision.bidirectional or vision.step > 0
+        self._step = vision.step
         self._width = vision.embedding_size
         self._newline = vision.newline
         self.encodings = 0
@@ -164,6 +165,10 @@ class PictureReader:
             return pictures
         return [one.beside_others or one for one in pictures]
 
+    def columns(self, picture: PreparedPicture) -> int:
+        """Rows of a line of a picture, where they turn by lines and columns; 0: they do not."""
+        return int(picture.tiled.tiles.shape[2]) // self._step if self._step else 0
+
     def encoded(
         self,
         picture: PreparedPicture,
@@ -209,7 +214,8 @@ class PictureReader:
     ) -> Rows:
         """Asks the tower, tile by tile: float32 [tiles, rows of each, hidden]."""
         tiles = np.ascontiguousarray(picture.tiled.tiles)
-        found = np.empty((len(tiles), self.rows, self._width), np.float32)
+        rows = self.rules.runs(picture.tiled, self.rows)[0] if self._step else self.rows
+        found = np.empty((len(tiles), rows, self._width), np.float32)
         for tile in range(len(tiles)):
 
             def report(done: int, total: int, tile: int = tile) -> None:

@@ -62,7 +62,8 @@ void fill(awqe_vision_info& info, const Model& model) {
     info.feed_forward_size = a.feed_forward_size;
     info.image_size = a.image_size;
     info.patch_size = a.patch_size;
-    info.tokens = a.tokens();
+    info.tokens = a.rotary ? 0 : a.tokens();
+    info.step = a.rotary ? a.patch_size * a.regroup : 0;
     info.embedding_size = vision.embedding_size;
     for (const Tensor& tensor : model.file().tensors()) {
         if (is_vision_tensor(tensor)) info.weight_bytes += tensor.bytes;
@@ -313,14 +314,15 @@ awqe_status awqe_vision_info_get(const awqe_model* model, awqe_vision_info* info
     });
 }
 
-awqe_status awqe_vision_memory(const awqe_model* model, uint32_t threads, uint64_t* scratch_bytes,
-                               awqe_error* error) {
+awqe_status awqe_vision_memory(const awqe_model* model, uint32_t height, uint32_t width,
+                               uint32_t threads, uint64_t* scratch_bytes, awqe_error* error) {
     awqe::clear(scratch_bytes);
     return awqe::guard(error, [&] {
         awqe::required(scratch_bytes, "scratch_bytes");
-        *scratch_bytes =
-            awqe::encoding_bytes(awqe::need_vision(awqe::required(model, "model").shared->model()),
-                                 awqe::thread_count(threads, "threads"));
+        const awqe::VisionModel& vision =
+            awqe::need_vision(awqe::required(model, "model").shared->model());
+        *scratch_bytes = awqe::encoding_bytes(vision, awqe::need_shape(vision, height, width),
+                                              awqe::thread_count(threads, "threads"));
     });
 }
 

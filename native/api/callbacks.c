@@ -36,8 +36,8 @@ awqe_status awqe_batch_evaluate(const awqe_batch_input* inputs, size_t input_cou
 awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens, size_t count,
                                   uint32_t which, float* logits, awqe_progress progress, void* user,
                                   awqe_error* error) {
-    const awqe_batch_input input = {sizeof(input), which, session, tokens,
-                                    NULL,          count, logits,  NULL};
+    const awqe_batch_input input = {sizeof(input), which, session, tokens, NULL,
+                                    count,         0,     logits,  NULL};
     return awqe_batch_evaluate(&input, 1, progress, user, error);
 }
 
@@ -45,8 +45,8 @@ awqe_status awqe_session_evaluate_embeddings(awqe_session* session, const float*
                                              size_t count, uint32_t which, float* logits,
                                              awqe_progress progress, void* user,
                                              awqe_error* error) {
-    const awqe_batch_input input = {sizeof(input), which, session, NULL,
-                                    embeddings,    count, logits,  NULL};
+    const awqe_batch_input input = {sizeof(input), which, session, NULL, embeddings,
+                                    count,         0,     logits,  NULL};
     return awqe_batch_evaluate(&input, 1, progress, user, error);
 }
 
@@ -72,13 +72,13 @@ static awqe_status run_encoding(encoding* e, awqe_progress progress, void* user,
 static void end_encoding(void* run) { awqe_encoding_end(*(awqe_encoding_run**)run); }
 
 awqe_status awqe_vision_encode(const awqe_model* model, const uint8_t* pixels, size_t count,
-                               uint32_t threads, float* embeddings, awqe_progress progress,
-                               void* user, awqe_error* error) {
+                               uint32_t height, uint32_t width, uint32_t threads, float* embeddings,
+                               awqe_progress progress, void* user, awqe_error* error) {
     encoding e = {NULL, 0, 0};
     awqe_status status;
     pthread_cleanup_push(end_encoding, &e.run);
-    status =
-        awqe_encoding_begin(&e.run, model, pixels, count, threads, embeddings, &e.total, error);
+    status = awqe_encoding_begin(&e.run, model, pixels, count, height, width, threads, embeddings,
+                                 &e.total, error);
     if (status == AWQE_OK) status = run_encoding(&e, progress, user, error);
     pthread_cleanup_pop(1);
     return status;

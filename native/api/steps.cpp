@@ -24,7 +24,8 @@ namespace awqe {
 namespace {
 
 Reading reading(const awqe_batch_input& input) {
-    return {input.tokens, input.embeddings, input.count, input.which, input.logits, input.hidden};
+    return {input.tokens, input.embeddings, input.count, input.columns,
+            input.which,  input.logits,     input.hidden};
 }
 
 void need_sound(const awqe_batch_input& input, const awqe_batch_input& first) {
@@ -98,17 +99,19 @@ void awqe_evaluation_end(awqe_evaluation* e) {
 }
 
 awqe_status awqe_encoding_begin(awqe_encoding_run** run, const awqe_model* model,
-                                const uint8_t* pixels, size_t count, uint32_t threads,
-                                float* embeddings, size_t* total, awqe_error* error) {
+                                const uint8_t* pixels, size_t count, uint32_t height,
+                                uint32_t width, uint32_t threads, float* embeddings, size_t* total,
+                                awqe_error* error) {
     return awqe::guard(error, [&] {
         const auto& shared = awqe::required(model, "model").shared;
-        awqe::need_vision(shared->model());
+        const awqe::VisionShape shape =
+            awqe::need_shape(awqe::need_vision(shared->model()), height, width);
         awqe::required(pixels, "pixels");
         awqe::required(embeddings, "embeddings");
         if (count == 0) awqe::fail(AWQE_INVALID_ARGUMENT, "there are no pictures to encode");
         *run = new awqe_encoding_run{awqe::VisionEncoding(shared, std::getenv("AWQ_EDGE_KERNELS"),
                                                           awqe::thread_count(threads, "threads"),
-                                                          pixels, count, embeddings)};
+                                                          pixels, count, shape, embeddings)};
         *total = (*run)->encoding.total();
     });
 }

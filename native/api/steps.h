@@ -26,8 +26,9 @@ void awqe_evaluation_end(awqe_evaluation* evaluation);
 typedef struct awqe_encoding_run awqe_encoding_run;
 
 awqe_status awqe_encoding_begin(awqe_encoding_run** run, const awqe_model* model,
-                                const uint8_t* pixels, size_t count, uint32_t threads,
-                                float* embeddings, size_t* total, awqe_error* error);
+                                const uint8_t* pixels, size_t count, uint32_t height,
+                                uint32_t width, uint32_t threads, float* embeddings, size_t* total,
+                                awqe_error* error);
 awqe_status awqe_encoding_step(awqe_encoding_run* run, size_t* done, awqe_error* error);
 awqe_status awqe_encoding_cancel(size_t done, size_t total, awqe_error* error);
 void awqe_encoding_end(awqe_encoding_run* run);

@@ -25,7 +25,7 @@ class CudaBackend : public Backend {
     const char* name() const override { return "cuda"; }
     bool gives_hidden() const override { return false; }
     size_t block_rows() const override;
-    bool sees_ahead() const override { return false; }
+    bool places_rows() const override { return false; }
     size_t cache_bytes(const SequencePlan& plan) const override;
     size_t scratch_bytes(const SequencePlan& plan) const override;
     std::unique_ptr<Sequence> open(const SequencePlan& plan) override;

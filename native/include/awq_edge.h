@@ -270,6 +270,9 @@ typedef struct awqe_batch_input {
     const uint32_t* tokens;   ///< [count]; NULL for embeddings.
     const float* embeddings;  ///< [count, hidden_size]; NULL for tokens.
     size_t count;
+    /// Of a picture whose `embeddings` these are, row by row: models that turn positions by rows
+    /// and columns need it. 0: one after the other, as tokens.
+    uint32_t columns;
     float* logits;  ///< As in awqe_session_evaluate(); may be NULL.
     /// float [count, hidden_size], to be filled: what the output matrix reads after each token, the
     /// last layer's stream behind the final norm. NULL for none; AWQE_UNSUPPORTED on a GPU.
@@ -297,13 +300,16 @@ typedef struct awqe_vision_info {
     uint32_t heads;
     uint32_t head_size;
     uint32_t feed_forward_size;
-    uint32_t image_size;      ///< Pixels on a side of the square pictures that the tower reads.
+    uint32_t image_size;      ///< Pixels on a side of the square pictures that the tower reads; or,
+                              ///< with `step`, the most.
     uint32_t patch_size;      ///< The same of a patch.
-    uint32_t tokens;          ///< Embeddings that a picture becomes.
+    uint32_t tokens;          ///< Embeddings that a picture becomes; 0 with `step`.
     uint32_t embedding_size;  ///< Numbers of each: the decoder's hidden size.
     uint64_t weight_bytes;    ///< Of its tensors, mapped from the file.
     const float* newline;     ///< [embedding_size]: the embedding that this family puts behind a
                               ///< row of a picture's embeddings; NULL where there is none.
+    uint32_t step;            ///< Not 0: height and width of a picture are multiples of it, and it
+                              ///< becomes an embedding for every square of so many pixels.
     bool bidirectional;       ///< A picture's embeddings see each other, the first the last too.
 } awqe_vision_info;
 
@@ -312,12 +318,13 @@ awqe_status awqe_vision_info_get(const awqe_model* model, awqe_vision_info* info
                                  awqe_error* error);
 
 /// Bytes of working memory that awqe_vision_encode() takes from the system and gives back, beside
-/// its arguments. `threads` 0 is one for each fast core that the process may use.
-awqe_status awqe_vision_memory(const awqe_model* model, uint32_t threads, uint64_t* scratch_bytes,
-                               awqe_error* error);
+/// its arguments, for pictures of `height` x `width` pixels, 0 x 0 being squares of image_size.
+/// `threads` 0 is one for each fast core that the process may use.
+awqe_status awqe_vision_memory(const awqe_model* model, uint32_t height, uint32_t width,
+                               uint32_t threads, uint64_t* scratch_bytes, awqe_error* error);
 
 /// Encodes pictures for awqe_session_evaluate_embeddings(), on the CPU whatever device the session
-/// is on. `pixels`: [count, image_size, image_size, 3], red first, row by row from the top;
+/// is on. `pixels`: [count, height, width, 3], red first, row by row from the top;
 /// `embeddings`: float [count, tokens, embedding_size], to be filled. A picture's embeddings do not
 /// depend on the others, on the number of threads or on the kernel table, which AWQ_EDGE_KERNELS
 /// chooses as it does for a session.
@@ -325,8 +332,8 @@ awqe_status awqe_vision_memory(const awqe_model* model, uint32_t threads, uint64
 /// `progress` is told of parts of the work: for each picture its patches, every layer, and what
 /// stands behind them. Cancelled, the call leaves the pictures that were through in `embeddings`.
 awqe_status awqe_vision_encode(const awqe_model* model, const uint8_t* pixels, size_t count,
-                               uint32_t threads, float* embeddings, awqe_progress progress,
-                               void* user, awqe_error* error);
+                               uint32_t height, uint32_t width, uint32_t threads, float* embeddings,
+                               awqe_progress progress, void* user, awqe_error* error);
 
 // ---- sampler ------------------------------------------------------------------------------------
 

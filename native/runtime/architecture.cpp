@@ -41,6 +41,27 @@ std::vector<uint32_t> rope_tables_or_one(const GgufFile& file, uint32_t layers) 
     return tables;
 }
 
+std::vector<uint32_t> rope_sections_or_none(const GgufFile& file, uint32_t head_size) {
+    constexpr const char* kKey = "awq_edge.decoder.rope_sections";
+    if (file.find_entry(kKey) == nullptr) return {};
+    const Entry& entry = need_u32_array(file, kKey);
+    if (entry.value.count != 3) {
+        fail(AWQE_FILE_INVALID, "key %s has %" PRIu64 " elements, a position three numbers", kKey,
+             entry.value.count);
+    }
+    std::vector<uint32_t> sections;
+    uint64_t total = 0;
+    for (uint32_t i = 0; i < 3; ++i) {
+        sections.push_back(static_cast<uint32_t>(entry.value.element(i).as_unsigned()));
+        total += sections.back();
+    }
+    if (total != head_size / 2) {
+        fail(AWQE_FILE_INVALID, "key %s holds %" PRIu64 " angles, a head of %u has %u", kKey, total,
+             head_size, head_size / 2);
+    }
+    return sections;
+}
+
 // Keys that say how the file was made: the runtime does not use them, but whoever lists a file
 // relies on them.
 void check_provenance(const GgufFile& file) {
@@ -109,9 +130,11 @@ void read_positions(const GgufFile& file, Architecture& a) {
                                               {"alibi", PositionKind::kAlibi}});
     if (a.position == PositionKind::kRotary) {
         a.rope_tables = rope_tables_or_one(file, a.layers);
+        a.rope_sections = rope_sections_or_none(file, a.head_size);
         return;
     }
-    for (const char* key : {"awq_edge.decoder.rope_tables", "awq_edge.decoder.rotary_size"}) {
+    for (const char* key : {"awq_edge.decoder.rope_tables", "awq_edge.decoder.rope_sections",
+                            "awq_edge.decoder.rotary_size"}) {
         if (file.find_entry(key) != nullptr) {
             fail(AWQE_FILE_INVALID,
                  "there is a key %s, although awq_edge.decoder.position is not rotary", key);

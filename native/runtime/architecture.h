@@ -52,6 +52,9 @@ struct Architecture {
     bool parallel;        // both branches of a layer read the layer's input
     PositionKind position;
     std::vector<uint32_t> rope_tables;  // [layers]: which table of frequencies; empty if not rotary
+    // How many angles of a head turn by the first, the second and the third number of a position;
+    // empty: all by the one that it has.
+    std::vector<uint32_t> rope_sections;
     QkNorm qk_norm;
     float qkv_clamp;  // 0: none
     float score_cap;  // 0: none

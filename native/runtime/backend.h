@@ -56,11 +56,18 @@ class Sequence {
     Sequence() = default;
 };
 
+// By what the angles of a row turn, where a position has three numbers: those of a token are equal,
+// those of a picture's row tell its place.
+struct Turns {
+    size_t numbers[3];
+};
+
 struct Row {
     Sequence* sequence;
     size_t position;
-    size_t seen;             // it sees the positions before this one: its own is the last of them,
-                             // but within a picture whose rows see each other
+    size_t seen;  // it sees the positions before this one: its own is the last of them,
+                  // but within a picture whose rows see each other
+    Turns turns;
     uint32_t token;          // below the size of the vocabulary
     const float* embedding;  // float [hidden], in the place of the token's; or NULL
     float* logits;           // float [vocabulary], to be filled; or NULL
@@ -89,8 +96,8 @@ class Backend {
     // The most rows of a block, at most kMostBlockRows.
     virtual size_t block_rows() const = 0;
 
-    // Whether rows may see beyond their own position.
-    virtual bool sees_ahead() const = 0;
+    // Whether rows may see beyond their own position, and turn by other numbers than it.
+    virtual bool places_rows() const = 0;
 
     // Whether rows may ask for hidden.
     virtual bool gives_hidden() const = 0;

@@ -29,7 +29,7 @@ class CpuBackend : public Backend {
     ~CpuBackend() override;
 
     const char* name() const override { return kernels_.name; }
-    bool sees_ahead() const override { return true; }
+    bool places_rows() const override { return true; }
     bool gives_hidden() const override { return true; }
     size_t block_rows() const override { return kBlockTokens; }
     size_t cache_bytes(const SequencePlan& plan) const override;

@@ -80,6 +80,22 @@ namespace {
 
 // ---- first and last step ------------------------------------------------------------------------
 
+// The cosines and sines of a row's angles: float [head_size / 2] each.
+void turn(const Step& step, const Row& row, const float* frequencies, float* cosines,
+          float* sines) {
+    if (step.a.rope_sections.empty()) {
+        rope_angles(row.position, frequencies, step.a.head_size / 2, cosines, sines);
+        return;
+    }
+    size_t first = 0;
+    for (size_t i = 0; i < 3; ++i) {
+        const size_t count = step.a.rope_sections[i];
+        rope_angles(row.turns.numbers[i], frequencies + first, count, cosines + first,
+                    sines + first);
+        first += count;
+    }
+}
+
 // residual = embedding of each row, with its position where positions are learned; otherwise the
 // angles of its position for all layers.
 void embed(const Step& step) {
@@ -103,8 +119,8 @@ void embed(const Step& step) {
                 normalise(step, step.model.embedding_norm(), residual, a.hidden_size, residual);
             }
             for (size_t table = 0; table < step.buffers.rope_tables; ++table) {
-                rope_angles(row.position, step.model.inverse_frequencies() + table * half, half,
-                            step.cosines(t, table), step.sines(t, table));
+                turn(step, row, step.model.inverse_frequencies() + table * half,
+                     step.cosines(t, table), step.sines(t, table));
             }
         }
     });

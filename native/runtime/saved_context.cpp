@@ -2,7 +2,8 @@
 // on another machine. Owns the layout of those bytes and every check of them; the keys and values
 // in them are the backend's, and since all backends compute the same bits, so are they.
 //
-//     header | tokens u32 [count] | logits f32 [vocabulary], if there are any | keys and values
+//     header | tokens u32 [count] | turns u32 [count], where a position has three numbers |
+//     logits f32 [vocabulary], if there are any | keys and values
 //
 // They may be those of positions in the middle, which go behind the same text only: contexts that
 // begin alike can then share what they begin with.
@@ -79,6 +80,7 @@ uint64_t hash_of(const Model& model) {
     for (const float value : {a.norm_epsilon, a.qkv_clamp, a.score_cap, a.logit_cap}) {
         hash = hash_value(value, hash);
     }
+    for (const uint32_t section : a.rope_sections) hash = hash_value(section, hash);
     for (const uint32_t table : a.rope_tables) hash = hash_value(table, hash);
     for (const uint32_t window : a.sliding_windows) hash = hash_value(window, hash);
     return hash;
@@ -117,7 +119,8 @@ size_t Session::saved_bytes(size_t begin, size_t end) const {
              end, earliest());
     }
     const size_t logits = saves_logits(end) ? model_.architecture().vocabulary_size : 0;
-    return sizeof(Header) + (end - begin) * sizeof(uint32_t) + logits * sizeof(float) +
+    const size_t words = turns_apart() ? 2 : 1;
+    return sizeof(Header) + (end - begin) * words * sizeof(uint32_t) + logits * sizeof(float) +
            sequence_->saved_bytes(begin, end);
 }
 
@@ -135,6 +138,7 @@ void Session::save(size_t begin, size_t end, uint8_t* bytes) const {
         to += size;
     };
     append(arrays_.tokens + begin, header.count * sizeof(uint32_t));
+    if (turns_apart()) append(arrays_.next_turns + begin, header.count * sizeof(uint32_t));
     if (header.has_logits != 0) {
         append(arrays_.logits, model_.architecture().vocabulary_size * sizeof(float));
     }
@@ -176,11 +180,13 @@ void Session::restore(const uint8_t* bytes, size_t size) {
     }
     const size_t vocabulary = model_.architecture().vocabulary_size;
     const size_t token_bytes = header.count * sizeof(uint32_t);
+    const size_t turn_bytes = turns_apart() ? token_bytes : 0;
     const size_t logits_bytes = header.has_logits != 0 ? vocabulary * sizeof(float) : 0;
     const uint8_t* const content = bytes + sizeof(Header);
     if (header.count == 0 || header.has_logits > 1 ||
         header.content_bytes != size - sizeof(Header) ||
-        header.content_bytes != token_bytes + logits_bytes + sequence_->saved_bytes(begin, end) ||
+        header.content_bytes !=
+            token_bytes + turn_bytes + logits_bytes + sequence_->saved_bytes(begin, end) ||
         header.content_hash != hash_bytes(content, header.content_bytes)) {
         damaged();
     }
@@ -189,10 +195,22 @@ void Session::restore(const uint8_t* bytes, size_t size) {
         std::memcpy(&token, content + i * sizeof(token), sizeof(token));
         if (token >= vocabulary && token != kNoToken) damaged();
     }
+    const uint8_t* const saved_turns = content + token_bytes;
+    for (size_t i = 0; i < turn_bytes / sizeof(uint32_t); ++i) {
+        uint32_t next;
+        std::memcpy(&next, saved_turns + i * sizeof(next), sizeof(next));
+        if (next == 0 || next > end) damaged();
+        if (next != begin + i + 1 && !backend_.places_rows()) {
+            fail(AWQE_UNSUPPORTED,
+                 "the saved context holds pictures, which this model turns by rows and columns; "
+                 "the GPU does not so far: use the CPU");
+        }
+    }
     // From here on nothing fails.
     std::memcpy(arrays_.tokens + begin, content, token_bytes);
-    std::memcpy(arrays_.logits, content + token_bytes, logits_bytes);
-    sequence_->restore(begin, end, content + token_bytes + logits_bytes);
+    std::memcpy(arrays_.next_turns + (turn_bytes > 0 ? begin : 0), saved_turns, turn_bytes);
+    std::memcpy(arrays_.logits, saved_turns + turn_bytes, logits_bytes);
+    sequence_->restore(begin, end, saved_turns + turn_bytes + logits_bytes);
     stored_ = begin == 0 ? end : std::max(stored_.load(), end);
     if (begin == 0 || !sequence_->saved_all(end)) floor_ = sequence_->saved_all(end) ? 0 : end;
     position_ = end;

@@ -35,6 +35,8 @@ SequencePlan session_plan(const Model& model, const awqe_session_options* option
 Session::Arrays::Arrays(const Model& model, const SequencePlan& plan, Arena arena)
     : logits(arena.take<float>(model.architecture().vocabulary_size)),
       tokens(arena.take<uint32_t>(plan.positions)),
+      next_turns(
+          arena.take<uint32_t>(model.architecture().rope_sections.empty() ? 0 : plan.positions)),
       bytes(arena.used()) {}
 
 size_t Session::own_bytes(const Model& model, const SequencePlan& plan) {
@@ -86,7 +88,7 @@ void Session::check(const Reading& reading) const {
                  reading.tokens[i], a.vocabulary_size - 1);
         }
     } else {
-        check_picture(reading.count);
+        check_picture(reading);
         for (size_t i = 0; i < reading.count * a.hidden_size; ++i) {
             if (std::isfinite(reading.embeddings[i])) continue;
             fail(AWQE_INVALID_ARGUMENT, "embedding %zu holds a number that is not finite, at %zu",
@@ -95,8 +97,18 @@ void Session::check(const Reading& reading) const {
     }
 }
 
-void Session::check_picture(size_t count) const {
+void Session::check_picture(const Reading& reading) const {
+    const size_t count = reading.count;
     const size_t rows = model_.picture_rows();
+    if (reading.columns != 0 && count % reading.columns != 0) {
+        fail(AWQE_INVALID_ARGUMENT, "count is %zu, which is no whole number of rows of %zu", count,
+             reading.columns);
+    }
+    if (turns_apart() && reading.columns != 0 && !backend_.places_rows()) {
+        fail(AWQE_UNSUPPORTED,
+             "this model turns a picture by its rows and columns, which the GPU does not so far; "
+             "use the CPU for its pictures");
+    }
     if (rows == 0) return;
     if (count != rows) {
         fail(AWQE_INVALID_ARGUMENT,
@@ -104,7 +116,7 @@ void Session::check_picture(size_t count) const {
              "are read in one call",
              count, rows);
     }
-    if (!backend_.sees_ahead()) {
+    if (!backend_.places_rows()) {
         fail(AWQE_UNSUPPORTED,
              "this model sees a picture in both directions, which the GPU does not so far; use the "
              "CPU for its pictures");
@@ -115,7 +127,22 @@ void Session::begin(const Reading& reading, Session* next) {
     reading_ = reading;
     next_ = next;
     done_ = 0;
+    if (turns_apart()) first_turn_ = position_ == 0 ? 0 : arrays_.next_turns[position_ - 1];
     has_logits_ = false;
+}
+
+Turns Session::turns(size_t index) const {
+    if (reading_.columns == 0) {
+        const size_t turn = first_turn_ + index;
+        return {{turn, turn, turn}};
+    }
+    return {{first_turn_, first_turn_ + index / reading_.columns,
+             first_turn_ + index % reading_.columns}};
+}
+
+size_t Session::next_turn(size_t index) const {
+    if (reading_.columns == 0) return first_turn_ + index + 1;
+    return first_turn_ + std::max(reading_.count / reading_.columns, reading_.columns);
 }
 
 bool Session::wants_logits(size_t index) const {
@@ -130,6 +157,7 @@ Row Session::row(size_t index) const {
     row.sequence = sequence_.get();
     row.position = position_ + index;
     row.seen = reads_whole() ? position_ + reading_.count : row.position + 1;
+    if (turns_apart()) row.turns = turns(at);
     if (reading_.tokens != nullptr) {
         row.token = reading_.tokens[at];
     } else {
@@ -150,6 +178,9 @@ void Session::advance(size_t count) {
         std::copy_n(reading_.tokens + done_, count, context);
     } else {
         std::fill_n(context, count, kNoToken);
+    }
+    for (size_t i = 0; turns_apart() && i < count; ++i) {
+        arrays_.next_turns[position_ + i] = static_cast<uint32_t>(next_turn(done_ + i));
     }
     position_ += count;
     done_ += count;

@@ -31,6 +31,7 @@ struct Reading {
     const uint32_t* tokens;   // [count], or NULL:
     const float* embeddings;  // [count, hidden]
     size_t count;
+    size_t columns;  // of a picture, row by row; 0: what is read has one after the other
     uint32_t which;  // awqe_logits
     float* logits;   // as awqe_session_evaluate() has it; may be NULL
     float* hidden;   // [count, hidden], or NULL
@@ -92,6 +93,8 @@ class Session {
 
         float* logits;     // [vocabulary]: after the last token
         uint32_t* tokens;  // [positions]: the context
+        // [positions], where a position has three numbers: those of a token behind each one.
+        uint32_t* next_turns;
         size_t bytes;
     };
 
@@ -104,7 +107,12 @@ class Session {
                           const char* kernels);
     Session(std::shared_ptr<const OpenModel> model, const SequencePlan& plan, Place place);
 
-    void check_picture(size_t count) const;
+    void check_picture(const Reading& reading) const;
+    bool turns_apart() const { return !model_.architecture().rope_sections.empty(); }
+    // The numbers of the row that is `index` from the beginning of the reading, and of a token
+    // behind it.
+    Turns turns(size_t index) const;
+    size_t next_turn(size_t index) const;
     void require_logits() const;
     bool saves_logits(size_t end) const { return has_logits_ && end == position_; }
 
@@ -125,7 +133,8 @@ class Session {
     bool has_logits_ = false;
     Reading reading_ = {};
     Session* next_ = nullptr;
-    size_t done_ = 0;  // of the reading
+    size_t done_ = 0;        // of the reading
+    size_t first_turn_ = 0;  // of a token in its place
 };
 
 }  // namespace awqe

@@ -41,11 +41,6 @@ Activation need_activation(const GgufFile& file, const char* key) {
                                   {"relu", Activation::kRelu}});
 }
 
-// What a tower may be one day, and what it is until then: another word is another computation.
-void check_one_word(const GgufFile& file, const char* key, const char* word) {
-    word_or_first<bool>(file, key, {{word, true}});
-}
-
 void read_tower(const GgufFile& file, VisionArchitecture& a) {
     a.layers = need_size(file, kLayers, kMaxLayers);
     a.hidden_size = need_size(file, "awq_edge.vision.hidden_size", kMaxColumns);
@@ -57,9 +52,11 @@ void read_tower(const GgufFile& file, VisionArchitecture& a) {
     a.class_token = flag_or(file, "awq_edge.vision.class_token", false);
     a.pre_norm = flag_or(file, "awq_edge.vision.pre_norm", false);
     a.post_norm = flag_or(file, "awq_edge.vision.post_norm", false);
-    check_one_word(file, "awq_edge.vision.position", "learned");
-    check_one_word(file, "awq_edge.vision.norm", "layer");
-    check_one_word(file, "awq_edge.vision.feed_forward", "plain");
+    a.rotary = word_or_first<bool>(file, "awq_edge.vision.position",
+                                   {{"learned", false}, {"rotary", true}});
+    a.rms = word_or_first<bool>(file, "awq_edge.vision.norm", {{"layer", false}, {"rms", true}});
+    a.gated = word_or_first<bool>(file, "awq_edge.vision.feed_forward",
+                                  {{"plain", false}, {"gated", true}});
     const uint64_t query_size = uint64_t{a.heads} * a.head_size;
     if (query_size > kMaxColumns) {
         fail(AWQE_FILE_INVALID,
@@ -86,7 +83,7 @@ void read_picture(const GgufFile& file, VisionArchitecture& a) {
              a.patch_size, columns, kMaxColumns);
     }
     const uint64_t rows = uint64_t{a.grid()} * a.grid() + (a.class_token ? 1 : 0);
-    if (rows > kMaxRows) {
+    if (rows > kMaxRows && !a.rotary) {
         fail(AWQE_FILE_INVALID,
              "awq_edge.vision.image_size is %u and awq_edge.vision.patch_size %u, which gives "
              "%" PRIu64 " rows; at most %u are allowed",
@@ -138,9 +135,47 @@ void read_connector(const GgufFile& file, VisionArchitecture& a) {
     }
 }
 
+// What goes with towers that turn, and with no other.
+void read_rotary(const GgufFile& file, VisionArchitecture& a) {
+    constexpr const char* kWindow = "awq_edge.vision.window";
+    constexpr const char* kFullLayers = "awq_edge.vision.full_layers";
+    if (!a.rotary) {
+        check_absent(file, kWindow, "awq_edge.vision.position is learned");
+        check_absent(file, kFullLayers, "awq_edge.vision.position is learned");
+        return;
+    }
+    if (a.head_size % 4 != 0) {
+        fail(
+            AWQE_FILE_INVALID,
+            "awq_edge.vision.head_size is %u, although awq_edge.vision.position is rotary: half of "
+            "a head's angles turn by rows, half by columns",
+            a.head_size);
+    }
+    if (a.class_token || a.pool != 1 || a.image_size % (a.patch_size * a.regroup) != 0) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.vision.position is rotary, which goes with no class_token, no pool and an "
+             "image_size that is a multiple of patch_size times regroup");
+    }
+    a.window = size_or(file, kWindow, kMaxSide, 0);
+    if (a.window == 0) {
+        check_absent(file, kFullLayers, "there is no awq_edge.vision.window");
+        return;
+    }
+    if (file.find_entry(kFullLayers) == nullptr) return;
+    const Entry& list = need_u32_array(file, kFullLayers);
+    for (uint64_t i = 0; i < list.value.count; ++i) {
+        a.full_layers.push_back(static_cast<uint32_t>(list.value.element(i).as_unsigned()));
+    }
+}
+
 void read_use(const GgufFile& file, VisionArchitecture& a) {
     constexpr const char* kBidirectional = "awq_edge.vision.bidirectional";
     a.bidirectional = flag_or(file, kBidirectional, false);
+    if (a.bidirectional && a.rotary) {
+        fail(AWQE_FILE_INVALID,
+             "%s is true, although awq_edge.vision.position is rotary: no known model has both",
+             kBidirectional);
+    }
     if (a.bidirectional && a.tokens() > kMostBlockRows) {
         fail(AWQE_FILE_INVALID,
              "%s is true, and a picture becomes %u embeddings; at most %zu can see each other",
@@ -159,6 +194,7 @@ std::optional<VisionArchitecture> read_vision_architecture(const GgufFile& file)
     read_tower(file, a);
     read_picture(file, a);
     read_grid(file, a);
+    read_rotary(file, a);
     read_connector(file, a);
     read_use(file, a);
     // What only those use who prepare pictures and prompts.

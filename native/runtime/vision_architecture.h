@@ -4,6 +4,7 @@
 
 #include <cstdint>
 #include <optional>
+#include <vector>
 
 #include "native/format/gguf_reader.h"
 #include "native/kernels/activation/activation_f32.h"
@@ -20,10 +21,16 @@ struct VisionArchitecture {
     uint32_t heads;
     uint32_t head_size;
     uint32_t feed_forward_size;
-    uint32_t image_size;  // pixels on a side
+    uint32_t image_size;  // pixels on a side; where pictures have any size, the most
     uint32_t patch_size;  // the same of a patch
     float norm_epsilon;
     Activation activation;
+    bool rms;     // norms are RMS norms, otherwise layer norms
+    bool gated;   // down(act(gate) * up), otherwise down(act(up))
+    bool rotary;  // queries and keys turn by row and column, and pictures have any size; otherwise
+                  // every patch has a learned position
+    uint32_t window;                    // patches on a side that see each other; 0: all do
+    std::vector<uint32_t> full_layers;  // in which all do nevertheless
     bool class_token;
     bool pre_norm;   // of the stream's beginning
     bool post_norm;  // of the stream's end
@@ -42,8 +49,10 @@ struct VisionArchitecture {
     uint32_t grid() const { return image_size / patch_size; }  // patches on a side
     uint32_t rows() const { return grid() * grid() + (class_token ? 1 : 0); }
     uint32_t pooled_grid() const { return grid() / pool; }
-    uint32_t token_grid() const { return (pooled_grid() + regroup - 1) / regroup; }
+    uint32_t token_grid() const { return pooled(grid()); }
     uint32_t tokens() const { return token_grid() * token_grid(); }
+    // Tokens on a side of so many patches.
+    uint32_t pooled(uint32_t patches) const { return (patches / pool + regroup - 1) / regroup; }
     uint32_t connector_columns() const { return regroup * regroup * hidden_size; }
 };
 

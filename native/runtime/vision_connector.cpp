@@ -12,17 +12,16 @@ namespace {
 void pooled_row(const VisionStep& step, size_t r, size_t c, float* y) {
     const size_t hidden = step.a.hidden_size;
     const size_t pool = step.a.pool;
-    const size_t grid = step.a.grid();
-    const float* const patches =
-        step.at.residual + (step.a.class_token ? hidden : 0);  // [grid, grid, hidden]
+    const size_t grid = step.shape.width;
     if (pool == 1) {
-        std::copy_n(patches + (r * grid + c) * hidden, hidden, y);
+        std::copy_n(step.at.residual + step.row_of(r * grid + c) * hidden, hidden, y);
         return;
     }
     std::fill_n(y, hidden, 0.0f);
     for (size_t i = 0; i < pool; ++i) {
         for (size_t j = 0; j < pool; ++j) {
-            const float* const patch = patches + ((r * pool + i) * grid + c * pool + j) * hidden;
+            const size_t at = step.row_of((r * pool + i) * grid + c * pool + j);
+            const float* const patch = step.at.residual + at * hidden;
             for (size_t n = 0; n < hidden; ++n) y[n] += patch[n];
         }
     }
@@ -38,10 +37,10 @@ const float* connector_row(const VisionStep& step, size_t token) {
     float* const row = step.own_row();
     for (size_t i = 0; i < a.regroup; ++i) {
         for (size_t j = 0; j < a.regroup; ++j) {
-            const size_t r = token / a.token_grid() * a.regroup + i;
-            const size_t c = token % a.token_grid() * a.regroup + j;
+            const size_t r = token / step.token_columns() * a.regroup + i;
+            const size_t c = token % step.token_columns() * a.regroup + j;
             float* const part = row + (i * a.regroup + j) * a.hidden_size;
-            if (r < a.pooled_grid() && c < a.pooled_grid()) {
+            if (r < step.shape.height / a.pool && c < step.shape.width / a.pool) {
                 pooled_row(step, r, c, part);
             } else {
                 std::fill_n(part, a.hidden_size, 0.0f);
@@ -64,7 +63,7 @@ void leave_tower(VisionStep& step, float* embeddings) {
     const VisionModel& w = step.w;
     const size_t width = step.a.connector_size;
     if (step.a.post_norm) normalise_stream(step, w.post_norm);
-    step.for_strips(step.a.tokens(), [&] {
+    step.for_strips(step.tokens(), [&] {
         float* const out = embeddings + step.first * w.embedding_size;
         const QuantizedRows x =
             quantize(step, w.connector.weight.columns, w.connector.weight.group_size,
@@ -73,7 +72,7 @@ void leave_tower(VisionStep& step, float* embeddings) {
             multiply_all(step, {{w.connector, out}}, x);
             return;
         }
-        activate_product(step, w.connector, step.a.connector_activation, x, step.at.wide);
+        activate_product(step, w.connector, step.a.connector_activation, x, nullptr, step.at.wide);
         const QuantizedRows activated =
             quantize(step, width, w.connector_output.weight.group_size,
                      [&](size_t t) { return step.at.wide + t * width; });

@@ -7,6 +7,8 @@
 
 namespace awqe {
 
+constexpr size_t kMaxPatches = 1u << 16;
+
 const VisionModel& need_vision(const Model& model) {
     if (model.vision() == nullptr) {
         fail(AWQE_UNSUPPORTED,
@@ -16,27 +18,56 @@ const VisionModel& need_vision(const Model& model) {
     return *model.vision();
 }
 
-size_t encoding_bytes(const VisionModel& vision, unsigned threads) {
+VisionShape need_shape(const VisionModel& vision, uint32_t height, uint32_t width) {
+    const VisionArchitecture& a = vision.architecture;
+    const uint32_t side = a.image_size;
+    if (height == 0 && width == 0) height = width = side;
+    if (!a.rotary) {
+        if (height != side || width != side) {
+            fail(AWQE_INVALID_ARGUMENT, "pictures are %u x %u pixels, this model reads %u x %u",
+                 height, width, side, side);
+        }
+        return {a.grid(), a.grid(), side};
+    }
+    const uint32_t step = a.patch_size * a.regroup;
+    if (height == 0 || width == 0 || height % step != 0 || width % step != 0 || height > side ||
+        width > side) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "pictures are %u x %u pixels, this model reads multiples of %u up to %u", height,
+             width, step, side);
+    }
+    const VisionShape shape = {height / a.patch_size, width / a.patch_size, width};
+    if (shape.patches() > kMaxPatches) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "pictures are %u x %u pixels, which is %zu patches; at most %zu "
+             "are allowed",
+             height, width, shape.patches(), kMaxPatches);
+    }
+    return shape;
+}
+
+size_t encoding_bytes(const VisionModel& vision, const VisionShape& shape, unsigned threads) {
     Arena counting;
-    VisionActivations(vision, threads, counting);
+    VisionActivations(vision, shape, threads, counting);
     return counting.used();
 }
 
 VisionEncoding::VisionEncoding(std::shared_ptr<const OpenModel> model, const char* kernels,
                                unsigned threads, const uint8_t* pixels, size_t count,
-                               float* embeddings)
+                               const VisionShape& shape, float* embeddings)
     : open_model_(std::move(model)),
       vision_(need_vision(open_model_->model())),
       backend_(open_model_->cpu_backend(kernels)),
       threads_(threads),
       pixels_(pixels),
       count_(count),
+      shape_(shape),
       embeddings_(embeddings),
       parts_(vision_.layers.size() + 2),
-      pages_(encoding_bytes(vision_, threads), PageSize::kSmall),
+      pages_(encoding_bytes(vision_, shape, threads), PageSize::kSmall),
       activations_([&] {
           Arena arena(pages_);
-          return VisionActivations(vision_, threads, arena);
+          return VisionActivations(vision_, shape_, threads, arena);
       }()) {
     open_model_->model().expect_use();
 }
@@ -45,14 +76,18 @@ void VisionEncoding::step() {
     const VisionArchitecture& a = vision_.architecture;
     const size_t picture = done_ / parts_;
     const size_t part = done_ % parts_;
-    const uint8_t* const pixels = pixels_ + picture * a.image_size * a.image_size * 3;
-    float* const embeddings = embeddings_ + picture * a.tokens() * vision_.embedding_size;
+    const size_t height =
+        a.rotary ? shape_.height * a.patch_size : a.image_size;  // a square's rest is there too
+    const size_t tokens = size_t{a.pooled(static_cast<uint32_t>(shape_.height))} *
+                          a.pooled(static_cast<uint32_t>(shape_.width));
+    const uint8_t* const pixels = pixels_ + picture * height * shape_.line * 3;
+    float* const embeddings = embeddings_ + picture * tokens * vision_.embedding_size;
     backend_.pool().run(threads_, [&](Team& team) {
-        VisionStep step(vision_, activations_, backend_.kernels(), team);
+        VisionStep step(vision_, shape_, activations_, backend_.kernels(), team);
         if (part == 0) {
             enter_tower(step, pixels);
         } else if (part + 1 < parts_) {
-            tower_layer(step, vision_.layers[part - 1]);
+            tower_layer(step, part - 1);
         } else {
             leave_tower(step, embeddings);
         }

@@ -18,16 +18,21 @@ namespace awqe {
 // The vision part of a model; a model without one is AWQE_UNSUPPORTED.
 const VisionModel& need_vision(const Model& model);
 
+// Of pictures of so many pixels; 0 x 0: squares of image_size. What no picture of the model has is
+// AWQE_INVALID_ARGUMENT.
+VisionShape need_shape(const VisionModel& vision, uint32_t height, uint32_t width);
+
 // Bytes that an encoding takes beside the pictures and embeddings.
-size_t encoding_bytes(const VisionModel& vision, unsigned threads);
+size_t encoding_bytes(const VisionModel& vision, const VisionShape& shape, unsigned threads);
 
 class VisionEncoding {
   public:
-    // pixels: [count, image_size, image_size, 3]; embeddings: float [count, tokens,
-    // embedding_size], to be filled; both the caller's, until the end. `kernels`: a table's name,
-    // or NULL or "" for the best one. Throws Failure.
+    // pixels: [count, height, width, 3]; embeddings: float [count, tokens, embedding_size], to be
+    // filled; both the caller's, until the end. `kernels`: a table's name, or NULL or "" for the
+    // best one. Throws Failure.
     VisionEncoding(std::shared_ptr<const OpenModel> model, const char* kernels, unsigned threads,
-                   const uint8_t* pixels, size_t count, float* embeddings);
+                   const uint8_t* pixels, size_t count, const VisionShape& shape,
+                   float* embeddings);
 
     // Parts of the work: the patches of a picture, each layer, what stands behind them.
     size_t total() const { return count_ * parts_; }
@@ -42,6 +47,7 @@ class VisionEncoding {
     const unsigned threads_;
     const uint8_t* const pixels_;
     const size_t count_;
+    const VisionShape shape_;
     float* const embeddings_;
     const size_t parts_;  // of one picture
     const PageRegion pages_;

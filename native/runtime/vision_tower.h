@@ -16,9 +16,19 @@
 
 namespace awqe {
 
+// A picture in patches.
+struct VisionShape {
+    size_t height;
+    size_t width;
+    size_t line;  // pixels of a row of it: those that no patch has too
+
+    size_t patches() const { return height * width; }
+};
+
 // The arrays of one picture at a time.
 struct VisionActivations {
-    VisionActivations(const VisionModel& w, unsigned threads, Arena& arena);
+    VisionActivations(const VisionModel& w, const VisionShape& shape, unsigned threads,
+                      Arena& arena);
 
     // Long enough to use each weight that was unpacked many times.
     static constexpr size_t kStripRows = 64;
@@ -29,10 +39,21 @@ struct VisionActivations {
     uint16_t* keys;    // half [heads, rows, head_size]
     uint16_t* values;  // half [heads, rows, head_size]
 
+    // Of towers that turn: float [rows, head_size / 2] each.
+    float* cosines;
+    float* sines;
+    // With windows the rows of one follow each other: which patch each row is and which row each
+    // patch, and where the window of each begins and ends. uint32 [rows] each.
+    uint32_t* patch_of_row;
+    uint32_t* row_of_patch;
+    uint32_t* window_begin;
+    uint32_t* window_end;
+
     // Of a strip (m):
     float* query;     // [m, heads * head_size]; and its keys, until they are stored
     float* attended;  // [m, heads * head_size]; and its values, until they are stored
     float* wide;      // [m, feed_forward or connector_size]
+    float* gate;      // [m, feed_forward], where there is one
     float* branch;    // [m, hidden]: what is about to be added to the stream
 
     float* row;  // [threads, row_stride]: one row on its way into a matrix
@@ -44,17 +65,33 @@ struct VisionActivations {
 
 // What all steps of a picture have in common. m: rows of the strip, which begins at row `first`.
 struct VisionStep : Working {
-    VisionStep(const VisionModel& model, const VisionActivations& activations,
-               const KernelTable& table, Team& members)
+    VisionStep(const VisionModel& model, const VisionShape& of_picture,
+               const VisionActivations& activations, const KernelTable& table, Team& members)
         : Working{table, members, activations.block_input, activations.own_input, 0},
           w(model),
           a(model.architecture),
+          shape(of_picture),
           at(activations) {}
 
     const VisionModel& w;
     const VisionArchitecture& a;
+    const VisionShape& shape;
     const VisionActivations& at;
     size_t first = 0;
+
+    size_t rows() const { return shape.patches() + (a.class_token ? 1 : 0); }
+    size_t tokens() const {
+        return a.pooled(static_cast<uint32_t>(shape.height)) * token_columns();
+    }
+    size_t token_columns() const { return a.pooled(static_cast<uint32_t>(shape.width)); }
+    // The row of a patch, and the other way.
+    size_t row_of(size_t patch) const {
+        if (a.window != 0) return at.row_of_patch[patch];
+        return patch + (a.class_token ? 1 : 0);
+    }
+    size_t patch_of(size_t row) const {
+        return a.window != 0 ? at.patch_of_row[row] : row - (a.class_token ? 1 : 0);
+    }
 
     float* residual(size_t t) const { return at.residual + (first + t) * a.hidden_size; }
     float* own_row() const { return at.row + team.index() * at.row_stride; }
@@ -72,18 +109,18 @@ struct VisionStep : Working {
 
 // Every member of the team runs these, in this order.
 //
-// The stream begins as the picture's patches. pixels: [image_size, image_size, 3], red first.
+// The stream begins as the picture's patches. pixels: [height, width, 3], red first.
 void enter_tower(VisionStep& step, const uint8_t* pixels);
-void tower_layer(VisionStep& step, const VisionLayer& layer);
+void tower_layer(VisionStep& step, size_t number);
 // embeddings: float [tokens, embedding_size]
 void leave_tower(VisionStep& step, float* embeddings);
 
 // ---- what both files use ------------------------------------------------------------------------
 
-// y = act(W x[t] + bias): float [m, n]
+// y = act(W x[t] + bias), times factor where there is one: float [m, n]
 void activate_product(const VisionStep& step, const Linear& linear, Activation activation,
-                      const QuantizedRows& x, float* y);
-// The layer norm of every row of the stream, in its place.
+                      const QuantizedRows& x, const float* factor, float* y);
+// The norm of every row of the stream, in its place.
 void normalise_stream(VisionStep& step, const Norm& norm);
 
 }  // namespace awqe

@@ -1,10 +1,31 @@
 // From a container's tensors to a vision part's weights; see vision_weights.h.
 #include "native/runtime/vision_weights.h"
 
+#include <cmath>
 #include <string>
+
+#include "native/failure/failure.h"
 
 namespace awqe {
 namespace {
+
+// A norm of the tower, of either kind; `name` without ".weight" and ".bias".
+Norm need_tower_norm(const GgufFile& file, const VisionArchitecture& a, const std::string& name) {
+    if (a.rms) {
+        need_absent(file, name + ".bias", "awq_edge.vision.norm is rms");
+        return {need_vector(file, name + ".weight", a.hidden_size), nullptr};
+    }
+    return {need_vector(file, name + ".weight", a.hidden_size),
+            need_vector(file, name + ".bias", a.hidden_size)};
+}
+
+Norm tower_norm_if(const GgufFile& file, const VisionArchitecture& a, bool there,
+                   const std::string& name, const char* reason) {
+    if (there) return need_tower_norm(file, a, name);
+    need_absent(file, name + ".weight", reason);
+    need_absent(file, name + ".bias", reason);
+    return {};
+}
 
 // `name` without ".weight" and ".bias".
 Norm need_layer_norm(const GgufFile& file, const std::string& name, uint64_t size) {
@@ -23,17 +44,42 @@ Norm layer_norm_if(const GgufFile& file, bool there, const std::string& name, ui
 VisionLayer read_layer(const GgufFile& file, const VisionArchitecture& a, uint32_t index) {
     const std::string layer = "v.blk." + std::to_string(index) + ".";
     VisionLayer w = {};
-    w.attention_norm = need_layer_norm(file, layer + "ln1", a.hidden_size);
+    w.attention_norm = need_tower_norm(file, a, layer + "ln1");
     w.query = need_linear(file, layer + "attn_q", a.query_size(), a.hidden_size);
     w.key = need_linear(file, layer + "attn_k", a.query_size(), a.hidden_size);
     w.value = need_linear(file, layer + "attn_v", a.query_size(), a.hidden_size);
     need_equal_groups(layer, "attn_q", w.query, "attn_k", w.key);
     need_equal_groups(layer, "attn_q", w.query, "attn_v", w.value);
     w.attention_output = need_linear(file, layer + "attn_out", a.hidden_size, a.query_size());
-    w.feed_forward_norm = need_layer_norm(file, layer + "ln2", a.hidden_size);
+    w.feed_forward_norm = need_tower_norm(file, a, layer + "ln2");
+    if (a.gated) {
+        w.gate = need_linear(file, layer + "ffn_gate", a.feed_forward_size, a.hidden_size);
+    } else {
+        need_absent(file, layer + "ffn_gate.weight", "awq_edge.vision.feed_forward is plain");
+    }
     w.up = need_linear(file, layer + "ffn_up", a.feed_forward_size, a.hidden_size);
+    if (a.gated) need_equal_groups(layer, "ffn_gate", w.gate, "ffn_up", w.up);
     w.down = need_linear(file, layer + "ffn_down", a.hidden_size, a.feed_forward_size);
     return w;
+}
+
+void read_positions(const GgufFile& file, VisionModel& w) {
+    const VisionArchitecture& a = w.architecture;
+    constexpr const char* kTable = "v.position_embd.weight";
+    constexpr const char* kFrequencies = "v.rope.inverse_frequencies";
+    if (!a.rotary) {
+        need_absent(file, kFrequencies, "awq_edge.vision.position is learned");
+        // As large as a matrix: opening a file does not read it, as it reads no weights.
+        w.positions = need_floats(file, kTable, uint64_t{a.rows()} * a.hidden_size).floats;
+        return;
+    }
+    need_absent(file, kTable, "awq_edge.vision.position is rotary");
+    w.frequencies = need_vector(file, kFrequencies, a.head_size / 4);
+    for (uint32_t i = 0; i < a.head_size / 4; ++i) {
+        if (std::fabs(w.frequencies[i]) <= 1.0f) continue;
+        fail(AWQE_FILE_INVALID, "tensor %s holds %g at index %u; the largest magnitude is 1",
+             kFrequencies, static_cast<double>(w.frequencies[i]), i);
+    }
 }
 
 void read_connector(const GgufFile& file, VisionModel& w) {
@@ -66,8 +112,8 @@ std::vector<const Linear*> VisionModel::linears() const {
     std::vector<const Linear*> all = {&patches};
     for (const VisionLayer& w : layers) {
         for (const Linear* linear :
-             {&w.query, &w.key, &w.value, &w.attention_output, &w.up, &w.down}) {
-            all.push_back(linear);
+             {&w.query, &w.key, &w.value, &w.attention_output, &w.gate, &w.up, &w.down}) {
+            if (linear->weight.rows > 0) all.push_back(linear);
         }
     }
     all.push_back(&connector);
@@ -90,14 +136,12 @@ std::optional<VisionModel> read_vision(const GgufFile& file, uint32_t embedding_
     } else {
         need_absent(file, kClass, "awq_edge.vision.class_token is false");
     }
-    // As large as a matrix: opening a file does not read it, as it reads no weights.
-    w.positions =
-        need_floats(file, "v.position_embd.weight", uint64_t{a.rows()} * a.hidden_size).floats;
-    w.pre_norm = layer_norm_if(file, a.pre_norm, "v.pre_ln", a.hidden_size,
-                               "awq_edge.vision.pre_norm is false");
+    read_positions(file, w);
+    w.pre_norm =
+        tower_norm_if(file, a, a.pre_norm, "v.pre_ln", "awq_edge.vision.pre_norm is false");
     for (uint32_t i = 0; i < a.layers; ++i) w.layers.push_back(read_layer(file, a, i));
-    w.post_norm = layer_norm_if(file, a.post_norm, "v.post_ln", a.hidden_size,
-                                "awq_edge.vision.post_norm is false");
+    w.post_norm =
+        tower_norm_if(file, a, a.post_norm, "v.post_ln", "awq_edge.vision.post_norm is false");
     read_connector(file, w);
     return w;
 }

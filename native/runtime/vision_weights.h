@@ -13,12 +13,13 @@
 namespace awqe {
 
 struct VisionLayer {
-    Norm attention_norm;      // [hidden]
+    Norm attention_norm;      // [hidden]; so are all
     Linear query;             // [heads * head_size, hidden]
     Linear key;               // [heads * head_size, hidden]
     Linear value;             // [heads * head_size, hidden]
     Linear attention_output;  // [hidden, heads * head_size]
     Norm feed_forward_norm;   // [hidden]
+    Linear gate;              // [feed_forward, hidden]; no rows where there is none
     Linear up;                // [feed_forward, hidden]
     Linear down;              // [hidden, feed_forward]
 };
@@ -29,7 +30,8 @@ struct VisionModel {
     const float* pixel_values;  // [3, 256]: the number of a channel's byte
     Linear patches;             // [hidden, 3 * patch * patch]
     const float* class_token;   // [hidden], or NULL
-    const float* positions;     // [rows, hidden]: the class token's first
+    const float* positions;     // [rows, hidden]: the class token's first; NULL where it turns:
+    const float* frequencies;   // [head_size / 4]
     Norm pre_norm;              // [hidden], or none
     std::vector<VisionLayer> layers;
     Norm post_norm;           // [hidden], or none

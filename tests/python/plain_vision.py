@@ -43,24 +43,52 @@ class PlainVision:
         return rows / spread * self.vector(f"{name}.weight") + self.vector(f"{name}.bias")
 
     def tower_norm(self, name: str, rows: Floats) -> Floats:
+        if self.key("norm", "layer") == "rms":
+            mean = (rows * rows).mean(axis=1, keepdims=True)
+            return rows / np.sqrt(mean + self.key("norm_epsilon")) * self.vector(f"{name}.weight")
         return self.layer_norm(name, rows, self.key("norm_epsilon"))
 
     def patches(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """The numbers of every patch, [patches, 3 * patch * patch]."""
         size = self.key("patch_size")
-        grid = self.key("image_size") // size
+        h, w = pixels.shape[0] // size, pixels.shape[1] // size
         table = self.vector("v.pixel_values").reshape(3, 256)
         picture = np.stack([table[c][pixels[:, :, c]] for c in range(3)])  # [3, h, w]
-        cut = picture[:, : grid * size, : grid * size].reshape(3, grid, size, grid, size)
-        return cut.transpose(1, 3, 0, 2, 4).reshape(grid * grid, -1)
+        cut = picture[:, : h * size, : w * size].reshape(3, h, size, w, size)
+        return cut.transpose(1, 3, 0, 2, 4).reshape(h * w, -1)
 
-    def attention(self, layer: str, rows: Floats) -> Floats:
+    def turned(self, x: Floats, shape: tuple[int, int]) -> Floats:
+        """Queries or keys [patches, heads, d], by the rows and columns of their patches."""
+        frequencies = self.vector("v.rope.inverse_frequencies")
+        places = np.arange(len(x))
+        at = places // shape[1], places % shape[1]
+        angles = np.concatenate([np.outer(one, frequencies) for one in at], axis=1)[:, None]
+        first, second = np.split(x, 2, axis=2)
+        cosines, sines = np.cos(angles), np.sin(angles)
+        return np.concatenate(
+            (first * cosines - second * sines, second * cosines + first * sines), axis=2
+        )
+
+    def hidden_from(self, number: int, shape: tuple[int, int]) -> npt.NDArray[np.bool_]:
+        """Which patches each one does not see in a layer, bool [patches, patches]."""
+        count, window = shape[0] * shape[1], self.key("window", 0)
+        if not window or number in self.key("full_layers", []):
+            return np.zeros((count, count), dtype=bool)
+        y, x = np.arange(count) // shape[1] // window, np.arange(count) % shape[1] // window
+        return (y[:, None] != y) | (x[:, None] != x)
+
+    def attention(self, number: int, rows: Floats, shape: tuple[int, int]) -> Floats:
+        layer = f"v.blk.{number}"
         heads, d = self.key("heads"), self.key("head_size")
         q, k, v = (
             self.linear(f"{layer}.attn_{name}", rows).reshape(len(rows), heads, d) for name in "qkv"
         )
+        if self.key("position", "learned") == "rotary":
+            q, k = self.turned(q, shape), self.turned(k, shape)
         k, v = (x.astype(np.float16).astype(np.float64) for x in (k, v))
         scores = np.einsum("qhd,khd->hqk", q, k) / np.sqrt(d)
+        if self.key("position", "learned") == "rotary":
+            scores[:, self.hidden_from(number, shape)] = -np.inf
         weights = np.exp(scores - scores.max(axis=2, keepdims=True))
         weights /= weights.sum(axis=2, keepdims=True)
         seen = np.einsum("hqk,khd->qhd", weights, v).reshape(len(rows), -1)
@@ -72,33 +100,40 @@ class PlainVision:
         first = int(self.key("class_token", False))
         if first:
             rows = np.concatenate((self.vector("v.class_embd")[None], rows))
-        rows = rows + self.vector("v.position_embd.weight").reshape(rows.shape)
+        size = self.key("patch_size")
+        shape = pixels.shape[0] // size, pixels.shape[1] // size
+        if self.key("position", "learned") == "learned":
+            rows = rows + self.vector("v.position_embd.weight").reshape(rows.shape)
         if self.key("pre_norm", False):
             rows = self.tower_norm("v.pre_ln", rows)
         for i in range(self.key("layers")):
             layer = f"v.blk.{i}"
-            rows = rows + self.attention(layer, self.tower_norm(f"{layer}.ln1", rows))
-            inner = self.linear(f"{layer}.ffn_up", self.tower_norm(f"{layer}.ln2", rows))
-            rows = rows + self.linear(f"{layer}.ffn_down", gate(self.key("activation"), inner))
+            rows = rows + self.attention(i, self.tower_norm(f"{layer}.ln1", rows), shape)
+            read = self.tower_norm(f"{layer}.ln2", rows)
+            inner = self.linear(f"{layer}.ffn_up", read)
+            if self.key("feed_forward", "plain") == "gated":
+                inner *= gate(self.key("activation"), self.linear(f"{layer}.ffn_gate", read))
+            else:
+                inner = gate(self.key("activation"), inner)
+            rows = rows + self.linear(f"{layer}.ffn_down", inner)
         rows = rows[first:]
         return self.tower_norm("v.post_ln", rows) if self.key("post_norm", False) else rows
 
-    def grid(self, rows: Floats) -> Floats:
+    def grid(self, rows: Floats, shape: tuple[int, int]) -> Floats:
         """Rows after averaging and regrouping, [tokens, read]."""
-        side = int(np.sqrt(len(rows)))
         pool, group = self.key("pool", 1), self.key("regroup", 1)
-        cells = rows.reshape(side, side, -1)
-        side //= pool
-        cells = cells.reshape(side, pool, side, pool, -1).mean(axis=(1, 3))
-        beyond = -side % group
-        cells = np.pad(cells, ((0, beyond), (0, beyond), (0, 0)))
-        side = (side + beyond) // group
-        cells = cells.reshape(side, group, side, group, -1).transpose(0, 2, 1, 3, 4)
-        return cells.reshape(side * side, -1)
+        h, w = shape[0] // pool, shape[1] // pool
+        cells = rows.reshape(h, pool, w, pool, -1).mean(axis=(1, 3))
+        cells = np.pad(cells, ((0, -h % group), (0, -w % group), (0, 0)))
+        h, w = -(-h // group), -(-w // group)
+        cells = cells.reshape(h, group, w, group, -1).transpose(0, 2, 1, 3, 4)
+        return cells.reshape(h * w, -1)
 
     def embeddings(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """What a decoder reads of a picture, [tokens, embedding]."""
-        rows = self.grid(self.tower(pixels))
+        size = self.key("patch_size")
+        shape = pixels.shape[0] // size, pixels.shape[1] // size
+        rows = self.grid(self.tower(pixels), shape)
         kind = self.key("connector_norm", "none")
         if kind == "layer":
             rows = self.layer_norm("mm.norm", rows, self.key("connector_norm_epsilon"))

@@ -31,7 +31,10 @@ def encoded(model: _native.NativeModel, pixels: np.ndarray) -> np.ndarray:
     """Embeddings of pictures [pictures, side, side, 3]."""
     vision = model.vision()
     assert vision is not None
-    out = np.full((len(pixels), vision.tokens, vision.embedding_size), np.nan, dtype=np.float32)
+    tokens = vision.tokens
+    if vision.step:
+        tokens = pixels.shape[1] // vision.step * (pixels.shape[2] // vision.step)
+    out = np.full((len(pixels), tokens, vision.embedding_size), np.nan, dtype=np.float32)
     model.encode_pictures(pixels, out, threads=2)
     return out
 
@@ -133,7 +136,9 @@ def test_a_model_says_what_it_reads_pictures_with(tmp_path: Path) -> None:
         for name in ("layers", "hidden_size", "heads", "head_size", "feed_forward_size"):
             assert getattr(vision, name) == keys[name]
         side = keys["image_size"] // keys["patch_size"] // keys.get("pool", 1)
-        assert vision.tokens == (-(-side // keys.get("regroup", 1))) ** 2
+        rotary = keys.get("position") == "rotary"
+        assert vision.tokens == (0 if rotary else (-(-side // keys.get("regroup", 1))) ** 2)
+        assert vision.step == (keys["patch_size"] * keys["regroup"] if rotary else 0)
         assert vision.embedding_size == PLAIN.hidden_size
         assert vision.newline is None
         assert vision.bidirectional == keys.get("bidirectional", False)

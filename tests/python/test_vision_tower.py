@@ -76,7 +76,8 @@ def test_every_hidden_state_is_that_of_transformers(opened):
     for number in range(a.layers):
         assert difference(stream, theirs[number]) < BOUND
         weights = torch_tower.layer_weights(a, vision, number)
-        stream = torch_tower.layer(a, number, weights).run(stream)
+        positions = torch_tower.positions_of(a, vision, number, (a.grid, a.grid))
+        stream = torch_tower.layer(a, number, weights, positions).run(stream)
 
 
 def test_a_text_with_a_picture_has_the_logits_of_transformers(opened):

@@ -66,6 +66,30 @@ FORMS: dict[str, dict[str, Any]] = {
         "connector_activation": "gelu_tanh",
     },
     "exact gelu": {"activation": "gelu"},
+    "as Qwen2-VL": {
+        "image_size": 96,
+        "position": "rotary",
+        "activation": "quick_gelu",
+        "post_norm": True,
+        "regroup": 2,
+        "connector": "mlp",
+        "connector_size": 88,
+        "no biases": ("v.patch_embd",),
+    },
+    "as Qwen2.5-VL": {
+        "image_size": 96,
+        "position": "rotary",
+        "norm": "rms",
+        "feed_forward": "gated",
+        "activation": "silu",
+        "window": 4,
+        "full_layers": [1],
+        "post_norm": True,
+        "regroup": 2,
+        "connector": "mlp",
+        "connector_size": 88,
+        "no biases": ("v.patch_embd",),
+    },
 }
 
 
@@ -86,6 +110,8 @@ def matrix_shapes(keys: dict[str, Any], embedding: int) -> dict[str, tuple[int, 
         for name in ("attn_q", "attn_k", "attn_v"):
             shapes[f"v.blk.{i}.{name}"] = (queries, hidden)
         shapes[f"v.blk.{i}.attn_out"] = (hidden, queries)
+        if keys.get("feed_forward") == "gated":
+            shapes[f"v.blk.{i}.ffn_gate"] = (width, hidden)
         shapes[f"v.blk.{i}.ffn_up"] = (width, hidden)
         shapes[f"v.blk.{i}.ffn_down"] = (hidden, width)
     if keys["connector"] == "mlp":
@@ -125,18 +151,23 @@ def vision_tensors(form: str, embedding: int, seed: int = 0) -> list[tuple[str, 
     rows = grid * grid + int(keys.get("class_token", False))
     tensors: list[tuple[str, TensorSource]] = [
         ("v.pixel_values", np.concatenate(table).astype(np.float32)),
-        ("v.position_embd.weight", floats(rows * keys["hidden_size"])),
     ]
+    if keys.get("position") == "rotary":
+        frequencies = 0.1 ** np.arange(keys["head_size"] // 4)
+        tensors.append(("v.rope.inverse_frequencies", frequencies.astype(np.float32)))
+    else:
+        tensors.append(("v.position_embd.weight", floats(rows * keys["hidden_size"])))
     if keys.get("class_token"):
         tensors.append(("v.class_embd", floats(keys["hidden_size"])))
     for name, size in norm_sizes(keys).items():
         tensors.append((f"{name}.weight", floats(size, 1.0)))
-        if name != "mm.norm" or keys["connector_norm"] == "layer":
+        kind = keys["connector_norm"] if name == "mm.norm" else keys.get("norm", "layer")
+        if kind == "layer":
             tensors.append((f"{name}.bias", floats(size)))
     kinds = ((8, 32), (4, 64), (3, 128), (8, 128), (6, 64))
     for i, (name, (n, k)) in enumerate(matrix_shapes(keys, embedding).items()):
         bits, group = kinds[i % len(kinds)]
-        if name.endswith(("attn_q", "attn_k", "attn_v")):
+        if name.endswith(("attn_q", "attn_k", "attn_v", "ffn_gate", "ffn_up")):
             group = 64  # they read one input
         packed = random_matrix(n, k, 0.35 * k**-0.5, generator, bits, group)
         tensors.append((f"{name}.weight", packed))
@@ -153,8 +184,12 @@ def write_vision(form: str, path: Path, decoder: Architecture = PLAIN) -> None:
 
 
 def random_picture(form: str, seed: int = 0) -> np.ndarray[Any, np.dtype[np.uint8]]:
-    """Pixels, uint8 [image_size, image_size, 3], with a part of one colour."""
-    side = vision_keys(form)["image_size"]
-    pixels = np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
+    """Pixels, uint8 [height, width, 3], with a part of one colour.
+
+    A square, or of any shape: one whose edges end within a window.
+    """
+    keys = vision_keys(form)
+    shape = (keys["image_size"],) * 2 if keys.get("position") != "rotary" else (60, 36)
+    pixels = np.random.default_rng(seed).integers(0, 256, (*shape, 3), dtype=np.uint8)
     pixels[:7, :13] = 128
     return pixels

@@ -154,10 +154,59 @@ ANY_RESOLUTION = {
 }
 
 
+_QWEN_TEXT = dict(
+    TEXT,
+    bos_token_id=1,
+    eos_token_id=2,
+    rope_parameters={"rope_type": "default", "mrope_section": [2, 3, 3], "rope_theta": 10000.0},
+)
+_QWEN_TEXT.pop("head_dim")
+_PIXELS = {
+    "image_processor_type": "Qwen2VLImageProcessor",
+    "size": {"shortest_edge": 12 * 12 * 4, "longest_edge": 12 * 12 * 40},
+    "patch_size": 6,
+    "merge_size": 2,
+}
+# Qwen2-VL and Qwen2.5-VL, whose pictures keep their shape.
+ANY_SHAPE = {
+    "qwen2_vl": (
+        lambda: tf.Qwen2VLForConditionalGeneration(
+            tf.Qwen2VLConfig(
+                text_config=_QWEN_TEXT,
+                vision_config=dict(
+                    depth=3, embed_dim=48, hidden_size=64, num_heads=3, mlp_ratio=2, patch_size=6
+                ),
+                image_token_id=PLACEHOLDER,
+            )
+        ),
+        _PIXELS,
+    ),
+    "qwen2_5_vl": (
+        lambda: tf.Qwen2_5_VLForConditionalGeneration(
+            tf.Qwen2_5_VLConfig(
+                text_config=_QWEN_TEXT,
+                vision_config=dict(
+                    depth=3,
+                    hidden_size=48,
+                    out_hidden_size=64,
+                    num_heads=3,
+                    intermediate_size=88,
+                    patch_size=6,
+                    window_size=24,
+                    fullatt_block_indexes=[1],
+                ),
+                image_token_id=PLACEHOLDER,
+            )
+        ),
+        _PIXELS,
+    ),
+}
+
+
 def make(row, seed=0):
     """The model of a row with weights that all matter: norms far from one, biases far from zero."""
     torch.manual_seed(seed)
-    model = {**ROWS, **ANY_RESOLUTION}[row][0]().eval()
+    model = {**ROWS, **ANY_RESOLUTION, **ANY_SHAPE}[row][0]().eval()
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.dim() > 1:
@@ -173,7 +222,7 @@ def save(row, directory, seed=0):
     """Saves a row's model as a checkpoint with its processor's settings; gives the model."""
     model = make(row, seed)
     model.save_pretrained(directory)
-    settings = json.dumps({**ROWS, **ANY_RESOLUTION}[row][1])
+    settings = json.dumps({**ROWS, **ANY_RESOLUTION, **ANY_SHAPE}[row][1])
     (directory / "preprocessor_config.json").write_text(settings, encoding="utf-8")
     return model
 

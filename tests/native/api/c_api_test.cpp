@@ -848,8 +848,8 @@ TEST(no_failing_allocation_comes_through) {
     const std::vector<uint8_t> pixels(size_t{3} * info.image_size * info.image_size, 99);
     std::vector<float> embeddings(size_t{info.tokens} * info.embedding_size);
     CHECK(exhaust("awqe_vision_encode", [&](awqe_error* error) {
-              return awqe_vision_encode(model, pixels.data(), 1, 3, embeddings.data(), nullptr,
-                                        nullptr, error);
+              return awqe_vision_encode(model, pixels.data(), 1, 0, 0, 3, embeddings.data(),
+                                        nullptr, nullptr, error);
           }) > 0);
     awqe_model_close(model);
 }

@@ -233,14 +233,16 @@ TEST(a_form_without_kernels_is_refused_and_auto_takes_the_cpu) {
 
 TEST(pictures_that_are_seen_in_both_directions_are_refused_and_text_is_read) {
     if (!gpu_is_there()) return;
-    const OwnedModel model = open_bytes(random_vision_model(vision_forms().back()).build());
+    VisionForm form;
+    form.image_size = 48;
+    form.bidirectional = true;
+    const OwnedModel model = open_bytes(random_vision_model(form).build());
     const awqe_model_info info = info_of(model);
     const OwnedSession session = open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16);
     awqe_vision_info vision = {};
     vision.struct_size = sizeof(vision);
     awqe_error error = {};
     need(awqe_vision_info_get(model.get(), &vision, &error), error);
-    CHECK(vision.bidirectional);
     const std::vector<float> rows(size_t{vision.tokens} * vision.embedding_size);
     CHECK_EQUAL(
         awqe_session_evaluate_embeddings(session.get(), rows.data(), vision.tokens,

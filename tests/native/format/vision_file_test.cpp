@@ -128,9 +128,9 @@ TEST(words) {
     word(with_mlp, "connector_activation", "quick_gelu, gelu, gelu_tanh, silu, relu");
     word(plain, "connector_norm", "none, layer, rms");
     word(plain, "connector", "linear, mlp");
-    word(plain, "position", "learned");
-    word(plain, "norm", "layer");
-    word(plain, "feed_forward", "plain");
+    word(plain, "position", "learned, rotary");
+    word(plain, "norm", "layer, rms");
+    word(plain, "feed_forward", "plain, gated");
 }
 
 TEST(limits_of_numbers) {
@@ -211,6 +211,61 @@ TEST(rows_that_see_each_other) {
     check_refused(file,
                   "awq_edge.vision.bidirectional is true, although awq_edge.decoder.position "
                   "is alibi: no distance is counted forwards");
+}
+
+TEST(towers_that_turn) {
+    const auto rotary = [](VisionForm& form) {
+        form.rotary = true;
+        form.image_size = 96;
+        form.regroup = 2;
+        form.heads = 2;
+        form.head_size = 20;
+    };
+    const auto windows = [&](VisionForm& form) {
+        rotary(form);
+        form.window = 4;
+    };
+    check_refused(broken(rotary, number("head_size", 18)),
+                  "awq_edge.vision.head_size is 18, although awq_edge.vision.position is rotary");
+    const char* const kGoesWith =
+        "awq_edge.vision.position is rotary, which goes with no class_token, no pool and an "
+        "image_size that is a multiple of patch_size times regroup";
+    check_refused(broken(rotary, number("image_size", 97)), kGoesWith);
+    check_refused(broken(rotary, number("pool", 2)), kGoesWith);
+    check_refused(broken(plain, number("window", 4)),
+                  "there is a key awq_edge.vision.window, although awq_edge.vision.position is "
+                  "learned");
+    const Change full = [](FileSpec& f) { f.set(kVision + "full_layers", kList, u32_array({1})); };
+    check_refused(broken(rotary, full),
+                  "there is a key awq_edge.vision.full_layers, although there is no "
+                  "awq_edge.vision.window");
+    check_accepted(broken(windows, full));
+    check_refused(broken(windows, number("window", 0)),
+                  "key awq_edge.vision.window is 0, allowed are 1 to ");
+    check_refused(
+        broken(rotary, [](FileSpec& f) { f.set(kVision + "bidirectional", kBoolean, {1}); }),
+        "awq_edge.vision.bidirectional is true, although awq_edge.vision.position is "
+        "rotary");
+    check_refused(broken(rotary,
+                         [](FileSpec& f) {
+                             f.set_floats("v.rope.inverse_frequencies",
+                                          {1.0f, 2.0f, 0.5f, 0.2f, 0.1f});
+                         }),
+                  "tensor v.rope.inverse_frequencies holds 2 at index 1; the largest magnitude is "
+                  "1");
+    check_refused(
+        broken(rotary, [](FileSpec& f) { f.set_floats("v.position_embd.weight", {1.0f}); }),
+        "v.position_embd.weight");
+    const Change sections = [](FileSpec& f) {
+        f.set("awq_edge.decoder.rope_sections", kList, u32_array({1, 1}));
+    };
+    check_refused(broken(rotary, sections),
+                  "key awq_edge.decoder.rope_sections has 2 elements, a position three numbers");
+    check_refused(broken(rotary,
+                         [](FileSpec& f) {
+                             f.set("awq_edge.decoder.rope_sections", kList, u32_array({1, 1, 2}));
+                         }),
+                  "key awq_edge.decoder.rope_sections holds 4 angles, a head of 6 has 3");
 }
 
 TEST(keys_that_exclude_each_other) {

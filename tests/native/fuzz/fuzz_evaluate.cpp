@@ -219,16 +219,19 @@ std::vector<float> embeddings_of(const awqe_model* model, const char* kernels, u
     auto info = sized<awqe_vision_info>();
     uint64_t scratch = 0;
     if (awqe_vision_info_get(model, &info, nullptr) != AWQE_OK || info.image_size > kMostPixels ||
-        awqe_vision_memory(model, threads, &scratch, nullptr) != AWQE_OK || scratch > kMostBytes) {
+        awqe_vision_memory(model, 0, 0, threads, &scratch, nullptr) != AWQE_OK ||
+        scratch > kMostBytes) {
         return {};
     }
     std::vector<uint8_t> pixels(size_t{3} * info.image_size * info.image_size);
     for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<uint8_t>(i * i >> 3);
-    std::vector<float> embeddings(size_t{info.tokens} * info.embedding_size);
+    const size_t side = info.step == 0 ? 0 : info.image_size / info.step;
+    const size_t tokens = info.step == 0 ? size_t{info.tokens} : side * side;
+    std::vector<float> embeddings(tokens * info.embedding_size);
     setenv("AWQ_EDGE_KERNELS", kernels, 1);
     awqe_error error;
-    if (awqe_vision_encode(model, pixels.data(), 1, threads, embeddings.data(), nullptr, nullptr,
-                           &error) != AWQE_OK) {
+    if (awqe_vision_encode(model, pixels.data(), 1, 0, 0, threads, embeddings.data(), nullptr,
+                           nullptr, &error) != AWQE_OK) {
         give_up(std::string(kernels) + ": " + error.message);
     }
     return embeddings;

@@ -33,6 +33,8 @@ constexpr uint64_t kGolden[] = {
     0xe921aa759a935210,  // regrouped over the edge, a layer norm
     0xd1972bb6db12df2f,  // an average of nine, regrouped
     0xe1197f265d75ba5f,  // seen in both directions
+    0xedeebc40e482dfe4,  // turned by row and column
+    0xe1af735cb02da82b,  // windows, RMS norms and a gate
 };
 
 awqe_vision_info info_of(const OwnedModel& model) {
@@ -43,12 +45,25 @@ awqe_vision_info info_of(const OwnedModel& model) {
     return info;
 }
 
+// Of the pictures of a test: a square, or where they have any shape, one that ends within a window.
+struct Shape {
+    uint32_t height, width;    // pixels
+    uint32_t tokens, columns;  // embeddings, and those of a row
+};
+
+Shape shape_of(const awqe_vision_info& info) {
+    if (info.step != 0) return {5 * info.step, 7 * info.step, 35, 7};
+    uint32_t side = 1;
+    while (side * side < info.tokens) ++side;
+    return {info.image_size, info.image_size, info.tokens, side};
+}
+
 size_t picture_bytes(const awqe_vision_info& info) {
-    return size_t{info.image_size} * info.image_size * 3;
+    return size_t{shape_of(info).height} * shape_of(info).width * 3;
 }
 
 size_t picture_numbers(const awqe_vision_info& info) {
-    return size_t{info.tokens} * info.embedding_size;
+    return size_t{shape_of(info).tokens} * info.embedding_size;
 }
 
 // Two pictures; the second has a patch of one colour, all of whose groups are equal numbers.
@@ -57,7 +72,7 @@ std::vector<uint8_t> pictures_for(const awqe_vision_info& info) {
     Random random(7);
     for (uint8_t& u : pixels) u = static_cast<uint8_t>(random.bits());
     std::fill_n(pixels.begin() + static_cast<ptrdiff_t>(picture_bytes(info)),
-                info.image_size * info.patch_size * 3, uint8_t{128});
+                shape_of(info).width * info.patch_size * 3, uint8_t{128});
     return pixels;
 }
 
@@ -68,8 +83,9 @@ std::vector<float> encode(const OwnedModel& model, const std::vector<uint8_t>& p
     const size_t count = pixels.size() / picture_bytes(info);
     std::vector<float> embeddings(count * picture_numbers(info), NAN);
     awqe_error error;
-    need(awqe_vision_encode(model.get(), pixels.data(), count, threads, embeddings.data(), nullptr,
-                            nullptr, &error),
+    need(awqe_vision_encode(model.get(), pixels.data(), count, shape_of(info).height,
+                            shape_of(info).width, threads, embeddings.data(), nullptr, nullptr,
+                            &error),
          error);
     return embeddings;
 }
@@ -94,6 +110,22 @@ void read_tokens(const OwnedSession& session, const std::vector<uint32_t>& token
          error);
 }
 
+// The first picture of `rows`, and the logits after each of its embeddings.
+void read_picture(const OwnedSession& session, const std::vector<float>& rows, const Shape& shape,
+                  std::vector<float>& logits) {
+    logits.resize(shape.tokens * kVocabulary);
+    awqe_batch_input input = {};
+    input.struct_size = sizeof(input);
+    input.which = AWQE_LOGITS_ALL;
+    input.session = session.get();
+    input.embeddings = rows.data();
+    input.count = shape.tokens;
+    input.columns = shape.columns;
+    input.logits = logits.data();
+    awqe_error error;
+    need(awqe_batch_evaluate(&input, 1, nullptr, nullptr, &error), error);
+}
+
 // FNV-1a over the bytes of floats.
 uint64_t hash_more(uint64_t hash, const std::vector<float>& values) {
     for (const float value : values) {
@@ -114,11 +146,7 @@ uint64_t hash_of(const OwnedModel& model, const char* kernels, uint32_t threads)
     std::vector<float> logits;
     read_tokens(session, {1, 5, 2}, logits);
     hash = hash_more(hash, logits);
-    logits.resize(info.tokens * kVocabulary);
-    awqe_error error;
-    need(awqe_session_evaluate_embeddings(session.get(), embeddings.data(), info.tokens,
-                                          AWQE_LOGITS_ALL, logits.data(), nullptr, nullptr, &error),
-         error);
+    read_picture(session, embeddings, shape_of(info), logits);
     hash = hash_more(hash, logits);
     read_tokens(session, {3, 8, 0, 4}, logits);
     return hash_more(hash, logits);
@@ -192,7 +220,7 @@ TEST(several_encodings_at_once_give_what_each_gives_alone) {
     std::vector<std::thread> callers;
     for (size_t i = 0; i < kCallers; ++i) {
         callers.emplace_back([&, i] {
-            statuses[i] = awqe_vision_encode(model.get(), pixels.data(), kPictures,
+            statuses[i] = awqe_vision_encode(model.get(), pixels.data(), kPictures, 0, 0,
                                              static_cast<uint32_t>(i + 1), found[i].data(), nullptr,
                                              nullptr, nullptr);
         });
@@ -219,20 +247,17 @@ TEST(without_pictures_the_decoder_is_what_it_would_be_alone) {
 
 namespace {
 
-void read_picture(const OwnedSession& session, const std::vector<float>& rows, size_t count,
-                  std::vector<float>& logits) {
-    logits.resize(count * kVocabulary);
-    awqe_error error;
-    need(awqe_session_evaluate_embeddings(session.get(), rows.data(), count, AWQE_LOGITS_ALL,
-                                          logits.data(), nullptr, nullptr, &error),
-         error);
+VisionForm bidirectional_form() {
+    for (const VisionForm& form : vision_forms()) {
+        if (form.bidirectional) return form;
+    }
+    fail(__FILE__, __LINE__, "no form is seen in both directions");
 }
 
 }  // namespace
 
 TEST(a_picture_that_is_seen_in_both_directions_is_read_as_a_whole) {
-    const VisionForm form = vision_forms().back();
-    CHECK(form.bidirectional);
+    const VisionForm form = bidirectional_form();
     const OwnedModel model = open_bytes(random_vision_model(form).build());
     VisionForm forwards = form;
     forwards.bidirectional = false;
@@ -248,15 +273,15 @@ TEST(a_picture_that_is_seen_in_both_directions_is_read_as_a_whole) {
     // first row sees what is behind it.
     const OwnedSession session = open_session(model, "", 2);
     std::vector<float> logits, of_causal;
-    read_picture(session, picture, info.tokens, logits);
-    read_picture(open_session(causal, "", 2), picture, info.tokens, of_causal);
+    read_picture(session, picture, shape_of(info), logits);
+    read_picture(open_session(causal, "", 2), picture, shape_of(info), of_causal);
     CHECK(std::memcmp(logits.data(), of_causal.data(), kVocabulary * sizeof(float)) != 0);
     std::vector<float> changed = picture;
     changed.back() += 1.0f;
     std::vector<float> of_changed;
-    read_picture(open_session(model, "", 1), changed, info.tokens, of_changed);
+    read_picture(open_session(model, "", 1), changed, shape_of(info), of_changed);
     CHECK(std::memcmp(logits.data(), of_changed.data(), kVocabulary * sizeof(float)) != 0);
-    read_picture(open_session(causal, "", 1), changed, info.tokens, of_changed);
+    read_picture(open_session(causal, "", 1), changed, shape_of(info), of_changed);
     check_same_bits(of_changed.data(), of_causal.data(), kVocabulary, "seen forwards alone");
 
     // What comes behind it may go and come again.
@@ -278,12 +303,12 @@ TEST(a_picture_that_is_seen_in_both_directions_is_read_as_a_whole) {
 }
 
 TEST(a_picture_beside_texts_is_what_it_is_alone) {
-    const OwnedModel model = open_bytes(random_vision_model(vision_forms().back()).build());
+    const OwnedModel model = open_bytes(random_vision_model(bidirectional_form()).build());
     const awqe_vision_info info = info_of(model);
     const std::vector<float> rows = encode(model, pictures_for(info), "", 1);
     const std::vector<uint32_t> text = {1, 5, 2, 8, 8, 0, 3};
     std::vector<float> of_picture, of_text;
-    read_picture(open_session(model, "", 1), rows, info.tokens, of_picture);
+    read_picture(open_session(model, "", 1), rows, shape_of(info), of_picture);
     read_tokens(open_session(model, "", 1), text, of_text);
     std::vector<OwnedSession> sessions;
     std::vector<std::vector<float>> logits;
@@ -308,6 +333,76 @@ TEST(a_picture_beside_texts_is_what_it_is_alone) {
         const std::vector<float>& alone = i % 2 == 0 ? of_text : of_picture;
         check_same_bits(logits[i].data(), alone.data(), alone.size(), "together");
     }
+}
+
+TEST(rows_of_a_picture_turn_by_their_place_and_text_goes_on_behind_the_longer_side) {
+    const VisionForm form = vision_forms().back();
+    CHECK(form.rotary);
+    const OwnedModel model = open_bytes(random_vision_model(form).build());
+    const awqe_vision_info info = info_of(model);
+    CHECK_EQUAL(info.step, 8u);
+    CHECK_EQUAL(info.tokens, 0u);
+    const Shape shape = shape_of(info);
+    const std::vector<float> rows = encode(model, pictures_for(info), "", 1);
+    std::vector<float> by_place, one_by_one, of_one_row;
+    const OwnedSession session = open_session(model, "", 2);
+    read_picture(session, rows, shape, by_place);
+    read_picture(open_session(model, "", 1), rows, {0, 0, shape.tokens, 0}, one_by_one);
+    read_picture(open_session(model, "", 1), rows, {0, 0, shape.tokens, shape.tokens}, of_one_row);
+    CHECK(std::memcmp(by_place.data(), one_by_one.data(), by_place.size() * sizeof(float)) != 0);
+    CHECK(std::memcmp(by_place.data(), of_one_row.data(), by_place.size() * sizeof(float)) != 0);
+
+    // A context that is saved knows how far its numbers are; one that is cut goes back.
+    std::vector<float> behind, again;
+    read_tokens(session, {3, 8, 0}, behind);
+    awqe_error error;
+    const uint32_t end = shape.tokens;
+    uint64_t bytes = 0;
+    need(awqe_session_saved_bytes(session.get(), 0, end, &bytes, &error), error);
+    std::vector<uint8_t> saved(bytes);
+    need(awqe_session_save(session.get(), 0, end, saved.data(), saved.size(), &error), error);
+    const OwnedSession other = open_session(model, "", 1);
+    need(awqe_session_restore(other.get(), saved.data(), saved.size(), &error), error);
+    read_tokens(other, {3, 8, 0}, again);
+    check_same_bits(again.data(), behind.data(), behind.size(), "restored");
+    need(awqe_session_truncate(session.get(), end, &error), error);
+    read_tokens(session, {3, 8, 0}, again);
+    check_same_bits(again.data(), behind.data(), behind.size(), "cut");
+
+    awqe_batch_input input = {};
+    input.struct_size = sizeof(input);
+    input.session = session.get();
+    input.embeddings = rows.data();
+    input.count = 5;
+    input.columns = 2;
+    CHECK_EQUAL(awqe_batch_evaluate(&input, 1, nullptr, nullptr, &error), AWQE_INVALID_ARGUMENT);
+    check_error(error, AWQE_INVALID_ARGUMENT, "count is 5, which is no whole number of rows of 2");
+}
+
+TEST(pictures_of_any_shape_are_whole_squares) {
+    const OwnedModel any = open_bytes(random_vision_model(vision_forms().back()).build());
+    const OwnedModel square = open_bytes(random_vision_model(vision_forms()[0]).build());
+    std::vector<uint8_t> pixels(size_t{200} * 200 * 3);
+    std::vector<float> out(size_t{200} * 200);
+    awqe_error error;
+    const auto refused = [&](const OwnedModel& model, uint32_t height, uint32_t width,
+                             const char* sentence) {
+        CHECK_EQUAL(awqe_vision_encode(model.get(), pixels.data(), 1, height, width, 1, out.data(),
+                                       nullptr, nullptr, &error),
+                    AWQE_INVALID_ARGUMENT);
+        check_error(error, AWQE_INVALID_ARGUMENT, sentence);
+        uint64_t bytes = 1;
+        CHECK_EQUAL(awqe_vision_memory(model.get(), height, width, 1, &bytes, &error),
+                    AWQE_INVALID_ARGUMENT);
+    };
+    refused(any, 16, 20, "pictures are 16 x 20 pixels, this model reads multiples of 8 up to 96");
+    refused(any, 0, 16, "pictures are 0 x 16 pixels");
+    refused(any, 104, 16, "pictures are 104 x 16 pixels");
+    refused(square, 32, 32, "pictures are 32 x 32 pixels, this model reads 33 x 33");
+    uint64_t small = 0, large = 0;
+    need(awqe_vision_memory(any.get(), 8, 8, 1, &small, &error), error);
+    need(awqe_vision_memory(any.get(), 0, 0, 1, &large, &error), error);
+    CHECK(0 < small && small < large);
 }
 
 TEST(what_the_model_says_of_itself) {
@@ -341,8 +436,9 @@ TEST(what_cannot_work_is_refused) {
     const auto refused = [&](const awqe_model* of, const uint8_t* from, size_t count,
                              uint32_t threads, float* to, awqe_status status,
                              const char* sentence) {
-        CHECK_EQUAL(awqe_vision_encode(of, from, count, threads, to, nullptr, nullptr, &error),
-                    status);
+        CHECK_EQUAL(
+            awqe_vision_encode(of, from, count, 0, 0, threads, to, nullptr, nullptr, &error),
+            status);
         check_error(error, status, sentence);
     };
     refused(text.get(), pixels.data(), 1, 1, out.data(), AWQE_UNSUPPORTED, "has no vision part");
@@ -368,11 +464,11 @@ TEST(what_cannot_work_is_refused) {
     CHECK_EQUAL(awqe_vision_info_get(model.get(), &info, &error), AWQE_INVALID_ARGUMENT);
     CHECK_EQUAL(info.layers, 77u);
     uint64_t bytes = 1;
-    CHECK_EQUAL(awqe_vision_memory(text.get(), 1, &bytes, &error), AWQE_UNSUPPORTED);
+    CHECK_EQUAL(awqe_vision_memory(text.get(), 0, 0, 1, &bytes, &error), AWQE_UNSUPPORTED);
     CHECK_EQUAL(bytes, uint64_t{0});
-    CHECK_EQUAL(awqe_vision_memory(nullptr, 1, &bytes, &error), AWQE_INVALID_ARGUMENT);
-    CHECK_EQUAL(awqe_vision_memory(model.get(), 1, nullptr, &error), AWQE_INVALID_ARGUMENT);
-    CHECK_EQUAL(awqe_vision_memory(model.get(), 2000, &bytes, &error), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(awqe_vision_memory(nullptr, 0, 0, 1, &bytes, &error), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(awqe_vision_memory(model.get(), 0, 0, 1, nullptr, &error), AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(awqe_vision_memory(model.get(), 0, 0, 2000, &bytes, &error), AWQE_INVALID_ARGUMENT);
 }
 
 namespace {
@@ -404,8 +500,8 @@ TEST(a_callback_cancels_between_parts_and_keeps_whole_pictures) {
     for (size_t after = 1; after < kPictures * parts; ++after) {
         std::vector<float> out(expected.size(), 7.0f);
         Stop s = {after};
-        CHECK_EQUAL(awqe_vision_encode(model.get(), pixels.data(), kPictures, 2, out.data(), stop,
-                                       &s, &error),
+        CHECK_EQUAL(awqe_vision_encode(model.get(), pixels.data(), kPictures, 0, 0, 2, out.data(),
+                                       stop, &s, &error),
                     AWQE_CANCELLED);
         check_error(error, AWQE_CANCELLED,
                     "cancelled after " + std::to_string(after) + " of 8 parts");
@@ -417,7 +513,7 @@ TEST(a_callback_cancels_between_parts_and_keeps_whole_pictures) {
     }
     Stop never = {1000};
     std::vector<float> out(expected.size());
-    CHECK_EQUAL(awqe_vision_encode(model.get(), pixels.data(), kPictures, 1, out.data(), stop,
+    CHECK_EQUAL(awqe_vision_encode(model.get(), pixels.data(), kPictures, 0, 0, 1, out.data(), stop,
                                    &never, &error),
                 AWQE_OK);
     CHECK_EQUAL(never.told, kPictures * parts - 1);
@@ -442,12 +538,12 @@ TEST(announced_memory_is_what_encoding_takes_and_gives_back) {
     std::vector<float> out(picture_numbers(info));
     uint64_t one = 0, three = 0, during = 0;
     awqe_error error;
-    need(awqe_vision_memory(model.get(), 1, &one, &error), error);
-    need(awqe_vision_memory(model.get(), 3, &three, &error), error);
+    need(awqe_vision_memory(model.get(), 0, 0, 1, &one, &error), error);
+    need(awqe_vision_memory(model.get(), 0, 0, 3, &three, &error), error);
     CHECK(three > one);
     const auto run = [&] {
-        need(awqe_vision_encode(model.get(), pixels.data(), 1, 1, out.data(), note_address_space,
-                                &during, &error),
+        need(awqe_vision_encode(model.get(), pixels.data(), 1, 0, 0, 1, out.data(),
+                                note_address_space, &during, &error),
              error);
     };
     const size_t threads = thread_count();
@@ -471,8 +567,8 @@ TEST(announced_memory_is_what_encoding_takes_and_gives_back) {
                         &thread, nullptr,
                         [](void* user) -> void* {
                             const Call& c = *static_cast<const Call*>(user);
-                            awqe_vision_encode(c.model, c.pixels, 1, 1, c.out, end_thread, nullptr,
-                                               nullptr);
+                            awqe_vision_encode(c.model, c.pixels, 1, 0, 0, 1, c.out, end_thread,
+                                               nullptr, nullptr);
                             return nullptr;
                         },
                         &call),

@@ -29,6 +29,11 @@ struct VisionForm {
     bool connector_bias = false;
     bool newline = false;
     bool bidirectional = false;
+    bool rotary = false;
+    bool rms = false;
+    bool gated = false;
+    uint32_t window = 0;
+    std::vector<uint32_t> full_layers = {};
 };
 
 constexpr uint32_t kVisionHidden = 40;
@@ -68,6 +73,18 @@ inline std::vector<VisionForm> vision_forms() {
     add("seen in both directions", [](Form& f) {
         f.image_size = 48, f.post_norm = true, f.connector_norm = "rms", f.bidirectional = true;
     });
+    const auto turned = [](Form& f) {
+        f.image_size = 96, f.rotary = true, f.patch_bias = false, f.post_norm = true;
+        f.regroup = 2, f.mlp = f.connector_bias = true, f.heads = 2, f.head_size = 20;
+    };
+    add("turned by row and column", [&](Form& f) {
+        turned(f);
+        f.activation = "quick_gelu";
+    });
+    add("windows, RMS norms and a gate", [&](Form& f) {
+        turned(f);
+        f.activation = "silu", f.rms = f.gated = true, f.window = 4, f.full_layers = {1};
+    });
     return forms;
 }
 
@@ -91,6 +108,13 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
     flag("pre_norm", form.pre_norm);
     flag("post_norm", form.post_norm);
     flag("bidirectional", form.bidirectional);
+    if (form.rotary) file.set_text(vision + "position", "rotary");
+    if (form.rms) file.set_text(vision + "norm", "rms");
+    if (form.gated) file.set_text(vision + "feed_forward", "gated");
+    if (form.window != 0) file.set_u32(vision + "window", form.window);
+    if (!form.full_layers.empty()) {
+        file.set(vision + "full_layers", kList, u32_array(form.full_layers));
+    }
     if (form.pool != 1) file.set_u32(vision + "pool", form.pool);
     if (form.regroup != 1) file.set_u32(vision + "regroup", form.regroup);
     const std::string norm_of_connector = form.connector_norm;
@@ -112,7 +136,7 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
     };
     const auto norm = [&](const std::string& name) {
         vector(name + ".weight", kVisionHidden, 1.0f, 0.25f);
-        vector(name + ".bias", kVisionHidden, 0.0f, 0.25f);
+        if (!form.rms) vector(name + ".bias", kVisionHidden, 0.0f, 0.25f);
     };
     const auto matrix = [&](const std::string& name, uint64_t rows, uint64_t columns, uint32_t bits,
                             bool biased) {
@@ -132,7 +156,11 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
     if (form.class_token) vector("v.class_embd", kVisionHidden, 0.0f, 0.5f);
     const uint32_t grid = form.image_size / form.patch_size;
     const uint32_t rows = grid * grid + (form.class_token ? 1 : 0);
-    vector("v.position_embd.weight", size_t{rows} * kVisionHidden, 0.0f, 0.5f);
+    if (form.rotary) {
+        vector("v.rope.inverse_frequencies", form.head_size / 4, 0.5f, 0.5f);
+    } else {
+        vector("v.position_embd.weight", size_t{rows} * kVisionHidden, 0.0f, 0.5f);
+    }
     if (form.pre_norm) norm("v.pre_ln");
     constexpr uint32_t kWidths[2][6] = {{4, 3, 8, 6, 5, 8}, {8, 4, 2, 3, 8, 6}};
     const uint32_t query_size = form.heads * form.head_size;
@@ -145,6 +173,7 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
         matrix(name + "attn_v", query_size, kVisionHidden, b[2], true);
         matrix(name + "attn_out", kVisionHidden, query_size, b[3], true);
         norm(name + "ln2");
+        if (form.gated) matrix(name + "ffn_gate", kVisionWidth, kVisionHidden, b[5], true);
         matrix(name + "ffn_up", kVisionWidth, kVisionHidden, b[4], true);
         matrix(name + "ffn_down", kVisionHidden, kVisionWidth, b[5], layer == 1);
     }
@@ -162,6 +191,9 @@ inline FileSpec random_vision_model(const VisionForm& form = {}) {
     decoder.qk_norm = false;
     decoder.context_length = 160;
     FileSpec file = random_model(decoder);
+    if (form.rotary) {  // what turns a picture's patches turns its rows in the decoder
+        file.set("awq_edge.decoder.rope_sections", kList, u32_array({1, 1, 1}));
+    }
     add_vision(file, form);
     return file;
 }
