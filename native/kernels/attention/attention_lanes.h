@@ -27,7 +27,15 @@ inline Lanes load_elements(const int8_t* row, size_t i, size_t head_size) {
 // x[row of the chunk, query] times the row's scale; an fp16 cache has none.
 template <size_t kQueries>
 inline void multiply_rows(float* x, const float* scales, size_t count) {
-    for (size_t t = 0; t < count; ++t) {
+    static_assert(kQueries == 1 || kQueries == 4);
+    constexpr size_t kRows = 16 / kQueries;  // in sixteen lanes
+    size_t t = 0;
+    for (; t + kRows <= count; t += kRows) {
+        float* const rows = x + t * kQueries;
+        const Lanes scale = kQueries == 1 ? load(scales + t) : load_each_four_times(scales + t);
+        store(rows, mul(load(rows), scale));
+    }
+    for (; t < count; ++t) {
         for (size_t q = 0; q < kQueries; ++q) x[t * kQueries + q] *= scales[t];
     }
 }

@@ -31,6 +31,10 @@ struct IntLanes {
 [[maybe_unused]] inline Lanes load(const float* p) {
     return {_mm256_loadu_ps(p), _mm256_loadu_ps(p + 8)};
 }
+[[maybe_unused]] inline Lanes load_each_four_times(const float* p) {
+    return {_mm256_set_m128(_mm_broadcast_ss(p + 1), _mm_broadcast_ss(p)),
+            _mm256_set_m128(_mm_broadcast_ss(p + 3), _mm_broadcast_ss(p + 2))};
+}
 [[maybe_unused]] inline void store(float* p, Lanes v) {
     _mm256_storeu_ps(p, v.low);
     _mm256_storeu_ps(p + 8, v.high);

@@ -28,6 +28,10 @@ struct IntLanes {
 [[maybe_unused]] inline Lanes zero() { return {_mm512_setzero_ps()}; }
 [[maybe_unused]] inline Lanes broadcast(float x) { return {_mm512_set1_ps(x)}; }
 [[maybe_unused]] inline Lanes load(const float* p) { return {_mm512_loadu_ps(p)}; }
+[[maybe_unused]] inline Lanes load_each_four_times(const float* p) {
+    const __m512i lane_of = _mm512_setr_epi32(0, 0, 0, 0, 1, 1, 1, 1, 2, 2, 2, 2, 3, 3, 3, 3);
+    return {_mm512_permutexvar_ps(lane_of, _mm512_castps128_ps512(_mm_loadu_ps(p)))};
+}
 [[maybe_unused]] inline void store(float* p, Lanes a) { _mm512_storeu_ps(p, a.v); }
 [[maybe_unused]] inline Lanes load_first(const float* p, size_t n) {
     return {_mm512_maskz_loadu_ps(first_mask(n), p)};

@@ -32,6 +32,9 @@ struct IntLanes {
 [[maybe_unused]] inline Lanes load(const float* p) {
     return {{vld1q_f32(p), vld1q_f32(p + 4), vld1q_f32(p + 8), vld1q_f32(p + 12)}};
 }
+[[maybe_unused]] inline Lanes load_each_four_times(const float* p) {
+    return {{vld1q_dup_f32(p), vld1q_dup_f32(p + 1), vld1q_dup_f32(p + 2), vld1q_dup_f32(p + 3)}};
+}
 [[maybe_unused]] inline void store(float* p, Lanes v) {
     for (int i = 0; i < 4; ++i) vst1q_f32(p + 4 * i, v.q[i]);
 }
