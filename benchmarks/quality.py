@@ -30,6 +30,7 @@ from compare_llama_cpp import cpu_name
 OUTPUT = Path(__file__).with_suffix(".md")
 COMMAND = [sys.executable, "-m", "awq_edge.cli.main"]
 FIRST_BYTES = 1_200_000
+TABLES = ("--head-bits", "8", "--embedding-bits", "8")  # where a row does not choose its size
 METHODS = ("rtn", "awq", "gptq", "awq+gptq", "auto")
 
 # Type, megabytes of the file, perplexity (the better of with and without imatrix): quantised with
@@ -222,17 +223,17 @@ def rows() -> list[Row]:
     for model in PROTOCOLS:
         for bits in (4, 3, 2):
             for method in METHODS:
-                options = ("--method", method, "--bits", str(bits))
+                options = ("--method", method, "--bits", str(bits), *TABLES)
                 made.append(Row(f"{model}, the decoder's matrices", f"{bits} bits, {method}",
                                 model, options))  # fmt: skip
     for name, size, _ in LLAMA_CPP:
         made.append(Row("novels-45m, whole files", name, "novels-45m", ("--size", f"{size:g}MB")))
     for method, bits, without in ABLATIONS:
         for part in without:
-            options = ("--method", method, "--bits", str(bits), "--without", part)
+            options = ("--method", method, "--bits", str(bits), *TABLES, "--without", part)
             made.append(Row(f"Ablation: parts of {method}", f"{bits} bits, without {part}",
                             "novels-45m", options))  # fmt: skip
-    default = ("--method", "auto", "--bits", "4")
+    default = ("--method", "auto", "--bits", "4", *TABLES)
     section = "Ablation: calibration of auto, 4 bits"
     made.append(Row(section, "128 blocks of novels", "novels-45m", default))
     for samples in (64, 32, 16):

@@ -71,10 +71,19 @@ def convert(
         Optional[int],
         typer.Option(help="Inputs that share a scale: 32, 64 or 128; 64 at 2 bits, else 128."),
     ] = None,
-    head_bits: Annotated[int, typer.Option(help="Bits of the head.")] = 8,
+    head_bits: Annotated[
+        Optional[int],
+        typer.Option(
+            help="Bits of the head; by default 6, and 8 if it is the embedding too, beside --bits "
+            "of more than 6, and with --from-awq."
+        ),
+    ] = None,
     embedding_bits: Annotated[
-        int, typer.Option(help="Bits of the embedding; a tied head takes the larger of the two.")
-    ] = 8,
+        Optional[int],
+        typer.Option(
+            help="Bits of the embedding; the same by default. A tied head takes the larger."
+        ),
+    ] = None,
     vision_bits: Annotated[
         int, typer.Option(help="Bits of a tower for pictures and of its connector.")
     ] = 8,
@@ -153,8 +162,8 @@ def convert(
         import_quantised(
             model,
             output,
-            embedding_bits=embedding_bits,
-            head_bits=head_bits,
+            embedding_bits=8 if embedding_bits is None else embedding_bits,
+            head_bits=8 if head_bits is None else head_bits,
             force=force,
             export=wanted,
             output=out,

@@ -80,10 +80,11 @@ def check_disk(
     """Refuses a conversion that would fill a disk in the end."""
     overhead = 24 / options.group_size
     tables = architecture.vocabulary_size * architecture.hidden_size
+    embedding_bits, head_bits = options.tables(tied=architecture.tied_head)
     packed = (
         architecture.linear_parameters() * (options.bits + overhead)
-        + tables * (options.embedding_bits + overhead)
-        + (0 if architecture.tied_head else tables * (options.head_bits + overhead))
+        + tables * (embedding_bits + overhead)
+        + (0 if architecture.tied_head else tables * (head_bits + overhead))
     ) / 8
     shapes = (tensor_shape(architecture, name) for name in tensor_names(architecture))
     packed += 4 * sum(shape[0] for shape in shapes if len(shape) == 1)  # a table of positions

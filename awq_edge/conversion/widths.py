@@ -66,9 +66,10 @@ def choose(
     """
     a = source.architecture
     names = [name for name in source.tensor_names() if len(source.shape(name)) == 2]
-    tables = {"token_embd.weight": options.embedding_bits, "output.weight": options.head_bits}
-    if a.tied_head:
-        tables = {"token_embd.weight": max(tables.values())}
+    embedding_bits, head_bits = options.tables(tied=a.tied_head)
+    tables = {"token_embd.weight": embedding_bits}
+    if not a.tied_head:
+        tables["output.weight"] = head_bits
     # One group size for all: matrices that read the same input share its rounding on the device.
     group_size = options.group_size
     if not options.mixed:

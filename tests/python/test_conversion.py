@@ -105,7 +105,7 @@ def test_bits_and_metadata(
     assert packed.metadata["awq_edge.quantization.method"] == "awq"
     assert packed.metadata["awq_edge.quantization.bits"] == bits
     assert packed.metadata["awq_edge.quantization.head_bits"] == 4
-    assert packed.metadata["awq_edge.quantization.embedding_bits"] == 8
+    assert packed.metadata["awq_edge.quantization.embedding_bits"] == (8 if bits == 8 else 6)
     assert len(packed.metadata["awq_edge.quantization.calibration_sha256"]) == 64
     assert packed.metadata["tokenizer.ggml.bos_token_id"] == 1
     assert packed.metadata["tokenizer.ggml.add_bos_token"] is True
