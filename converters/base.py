@@ -271,6 +271,11 @@ class Config(Values):
                 raise UnsupportedError(
                     f"The activation {shown(activation)} is not supported; only silu is."
                 )
+        if self.get("head_dim") is not None and self.integer("head_dim") < 1:
+            # Families that divide the hidden size would not look, and transformers then turns none.
+            raise InvalidArgumentError(
+                f"The model's head_dim is {self.integer('head_dim')}; it must be positive."
+            )
         partial, ropes = fields.pop("partial_rotary", False), fields.pop("ropes", None)
         context = 0
         if fields.get("position", "rotary") != "rotary":

@@ -7,7 +7,7 @@ from typing import Any
 import pytest
 from awq_edge.converters import find, known_model_types, text_part
 
-from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.errors import CheckpointError, InvalidArgumentError, UnsupportedError
 
 
 @pytest.mark.parametrize(
@@ -86,6 +86,14 @@ def test_a_decoder_that_sees_what_comes_later(value: object) -> None:
         if model_type not in text_part.WRAPPERS:
             with pytest.raises(UnsupportedError, match=r"both directions \(is_causal\)"):
                 find({"model_type": model_type, "is_causal": value})
+
+
+@pytest.mark.parametrize("model_type", ["stablelm", "gpt_neox", "llama", "qwen3", "falcon"])
+def test_a_head_without_a_width(model_type: str) -> None:
+    """Also where the hidden size is divided: transformers reads the key for the rotation."""
+    config = {"model_type": model_type, "head_dim": 0}
+    with pytest.raises(InvalidArgumentError, match="head_dim is 0"):
+        find(config).architecture(config)
 
 
 @pytest.mark.parametrize(
