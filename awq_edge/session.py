@@ -244,7 +244,6 @@ class Session:
 
         Raises:
             FileInvalidError: A number is not finite, as in ``logits``.
-            UnsupportedError: The session computes on a GPU.
         """
         import numpy as np
 

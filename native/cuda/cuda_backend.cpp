@@ -198,6 +198,7 @@ void CudaBackend::evaluate_type(const Block& block, KvType type) {
     std::vector<Row> rows;
     std::vector<Run> runs;
     std::vector<Wanted> wanted;
+    std::vector<Wanted> hidden;
     std::vector<const float*> embeddings;
     bool embedded = false;
     for (const awqe::Row* row : pass_) {
@@ -211,9 +212,10 @@ void CudaBackend::evaluate_type(const Block& block, KvType type) {
         embeddings.push_back(row->embedding);
         embedded = embedded || row->embedding != nullptr;
         if (row->logits != nullptr) wanted.push_back({number, row->logits});
+        if (row->hidden != nullptr) hidden.push_back({number, row->hidden});
     }
     if (!embedded) embeddings.clear();
-    step_for(type).run(rows, runs, wanted, embeddings);
+    step_for(type).run(rows, runs, wanted, hidden, embeddings);
 }
 
 }  // namespace awqe::cuda

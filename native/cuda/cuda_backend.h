@@ -23,7 +23,6 @@ class CudaBackend : public Backend {
     ~CudaBackend() override;
 
     const char* name() const override { return "cuda"; }
-    bool gives_hidden() const override { return false; }
     size_t block_rows() const override;
     bool places_rows() const override { return false; }
     size_t cache_bytes(const SequencePlan& plan) const override;

@@ -93,7 +93,7 @@ struct Step::Arrays {
     unsigned* wanted;
     unsigned* arrivals;  // [rows, heads], zero between kernels
     float* residual;
-    float* kept;  // rows of the residual stream whose logits are wanted
+    float* kept;  // rows of the residual stream of which something is wanted
     float* query;
     float* key;
     float* value;
@@ -108,13 +108,14 @@ struct Step::Arrays {
     int2* side;
     Partials partials;
     size_t partial_rows;
+    size_t most_rows;
     size_t bytes = 0;
     Buffer memory;
     PinnedBuffer staged_rows;    // Row [rows]
-    PinnedBuffer staged_wanted;  // unsigned [rows]
+    PinnedBuffer staged_wanted;  // unsigned [2, rows]: of logits, of what the head reads
     PinnedBuffer staged_logits;  // float [kFewRows, vocabulary]
 
-    Arrays(const Architecture& a, size_t m, Address base) {
+    Arrays(const Architecture& a, size_t m, Address base) : most_rows(m) {
         const auto take = [&]<class T>(T*& pointer, size_t count) {
             pointer = reinterpret_cast<T*>(base + bytes);
             bytes += round_up(count * sizeof(T), 256);
@@ -161,7 +162,7 @@ Step::Step(std::shared_ptr<const Device> device, const Architecture& a, const We
     arrays_ = std::make_unique<Arrays>(a, rows, memory.address());
     arrays_->memory = std::move(memory);
     arrays_->staged_rows = PinnedBuffer(device_, rows * sizeof(Row));
-    arrays_->staged_wanted = PinnedBuffer(device_, rows * sizeof(unsigned));
+    arrays_->staged_wanted = PinnedBuffer(device_, 2 * rows * sizeof(unsigned));
     arrays_->staged_logits = PinnedBuffer(device_, kFewRows * a.vocabulary_size * sizeof(float));
     const Driver& d = device_->driver();
     check(d.cuStreamCreate(&stream_, 1), "open a stream");  // 1: not ordered with other streams
@@ -519,6 +520,38 @@ void Step::feed_forward(size_t m, size_t layer) {
     add_to_stream(w.down, w.feed_forward_post_norm, activated, m);
 }
 
+// Rows of the stream to the kept ones, in the order of `wanted`. `staged`: their numbers, in memory
+// that the GPU reads by itself.
+void Step::keep(const std::vector<Wanted>& wanted, unsigned* staged) {
+    const Launcher launch(*device_, stream_);
+    Arrays& at = *arrays_;
+    for (size_t i = 0; i < wanted.size(); ++i) staged[i] = wanted[i].row;
+    check(device_->driver().cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.wanted), staged,
+                                                 wanted.size() * sizeof(unsigned), stream_),
+          "read the tokens");
+    launch((*kernels_)("gather"), {static_cast<unsigned>(wanted.size())}, kThreads, 0,
+           static_cast<const float*>(at.residual), static_cast<const unsigned*>(at.wanted),
+           static_cast<int>(a_.hidden_size), at.kept);
+}
+
+// What the head reads of some rows, before it is quantised.
+void Step::hand_out_hidden(const std::vector<Wanted>& hidden) {
+    if (hidden.empty()) return;
+    Arrays& at = *arrays_;
+    keep(hidden, at.staged_wanted.as<unsigned>() + at.most_rows);
+    if (weights_.output_norm().weight != nullptr) {
+        norm_rows(at.kept, nullptr, weights_.output_norm(), hidden.size(), a_.hidden_size,
+                  kNormInPlace);
+    }
+    const size_t bytes = a_.hidden_size * sizeof(float);
+    for (size_t i = 0; i < hidden.size(); ++i) {
+        check(
+            device_->driver().cuMemcpyDtoHAsync_v2(
+                hidden[i].numbers, reinterpret_cast<Address>(at.kept) + i * bytes, bytes, stream_),
+            "hand out what the head reads");
+    }
+}
+
 void Step::head(size_t m, const std::vector<Wanted>* wanted) {
     const Driver& d = device_->driver();
     const Launcher launch(*device_, stream_);
@@ -527,13 +560,7 @@ void Step::head(size_t m, const std::vector<Wanted>* wanted) {
     const size_t count = wanted == nullptr ? m : wanted->size();
     const float* last = at.residual;
     if (wanted != nullptr && count > 0) {
-        check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.wanted),
-                                     at.staged_wanted.as<unsigned>(), count * sizeof(unsigned),
-                                     stream_),
-              "read the tokens");
-        launch((*kernels_)("gather"), {static_cast<unsigned>(count)}, kThreads, 0,
-               static_cast<const float*>(at.residual), static_cast<const unsigned*>(at.wanted),
-               static_cast<int>(a_.hidden_size), at.kept);
+        keep(*wanted, at.staged_wanted.as<unsigned>());
         last = at.kept;
     }
     // Logits of many rows would take more memory than all else: some at a time.
@@ -556,7 +583,7 @@ void Step::head(size_t m, const std::vector<Wanted>* wanted) {
             continue;
         }
         for (size_t i = 0; i < some; ++i) {
-            check(d.cuMemcpyDtoHAsync_v2((*wanted)[done + i].logits, from + i * bytes, bytes,
+            check(d.cuMemcpyDtoHAsync_v2((*wanted)[done + i].numbers, from + i * bytes, bytes,
                                          stream_),
                   "hand out the logits");
         }
@@ -574,12 +601,12 @@ void Step::enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wan
 }
 
 void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
-               const std::vector<Wanted>& wanted, const std::vector<const float*>& embeddings) {
+               const std::vector<Wanted>& wanted, const std::vector<Wanted>& hidden,
+               const std::vector<const float*>& embeddings) {
     const Driver& d = device_->driver();
     Arrays& at = *arrays_;
     const size_t m = rows.size();
     std::copy(rows.begin(), rows.end(), at.staged_rows.as<Row>());
-    for (size_t i = 0; i < wanted.size(); ++i) at.staged_wanted.as<unsigned>()[i] = wanted[i].row;
     embeddings_ = embeddings.empty() ? nullptr : embeddings.data();
     unsigned chunks = 1;
     for (const uint32_t window : a_.sliding_windows) {
@@ -588,10 +615,11 @@ void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
     // A step that decodes is recorded once and replayed: the host then starts one graph instead of
     // some hundred kernels. Rounded up to a power of two, so that few graphs serve all positions;
     // kernels for chunks that a row does not see end at once.
-    const bool decodes =
-        m <= kFewRows && runs.size() == m && wanted.size() == m && embeddings_ == nullptr;
+    const bool decodes = m <= kFewRows && runs.size() == m && wanted.size() == m &&
+                         hidden.empty() && embeddings_ == nullptr;
     if (!decodes) {
         enqueue(m, runs, &wanted, chunks);
+        hand_out_hidden(hidden);
         check(d.cuStreamSynchronize(stream_), "finish a step");
         return;
     }
@@ -610,7 +638,7 @@ void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
     check(d.cuStreamSynchronize(stream_), "finish a step");
     for (size_t i = 0; i < m; ++i) {
         std::copy_n(at.staged_logits.as<float>() + wanted[i].row * size_t{a_.vocabulary_size},
-                    a_.vocabulary_size, wanted[i].logits);
+                    a_.vocabulary_size, wanted[i].numbers);
     }
 }
 

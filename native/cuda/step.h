@@ -24,10 +24,10 @@ struct Run {
     unsigned count;
 };
 
-// Logits that somebody asked for.
+// Numbers of a row that somebody asked for: logits, or what the head reads.
 struct Wanted {
     unsigned row;
-    float* logits;  // float [vocabulary], in host memory
+    float* numbers;  // float [vocabulary] or [hidden], in host memory
 };
 
 class Step {
@@ -41,9 +41,11 @@ class Step {
     static uint64_t bytes(const Architecture& a, size_t rows);
 
     // Computes `rows`, stores their keys and values, and gives logits of the rows that `wanted`
-    // names. `embeddings`: empty, or per row float [hidden] in the place of its token's, or NULL.
+    // names, and of those that `hidden` names what the head reads. `embeddings`: empty, or per row
+    // float [hidden] in the place of its token's, or NULL.
     void run(const std::vector<Row>& rows, const std::vector<Run>& runs,
-             const std::vector<Wanted>& wanted, const std::vector<const float*>& embeddings = {});
+             const std::vector<Wanted>& wanted, const std::vector<Wanted>& hidden = {},
+             const std::vector<const float*>& embeddings = {});
 
   private:
     struct Kernels;
@@ -66,7 +68,9 @@ class Step {
                        size_t m);
     void attention(size_t m, const std::vector<Run>& runs, size_t layer, unsigned chunks);
     void feed_forward(size_t m, size_t layer);
+    void keep(const std::vector<Wanted>& wanted, unsigned* staged);
     void head(size_t m, const std::vector<Wanted>* wanted);
+    void hand_out_hidden(const std::vector<Wanted>& hidden);
     GraphExec recorded(size_t m, const std::vector<Run>& runs, unsigned chunks);
     void forget_graphs();
     unsigned chunks_of(const Row& row, uint32_t window) const;

@@ -275,7 +275,7 @@ typedef struct awqe_batch_input {
     uint32_t columns;
     float* logits;  ///< As in awqe_session_evaluate(); may be NULL.
     /// float [count, hidden_size], to be filled: what the output matrix reads after each token, the
-    /// last layer's stream behind the final norm. NULL for none; AWQE_UNSUPPORTED on a GPU.
+    /// last layer's stream behind the final norm. NULL for none.
     float* hidden;
 } awqe_batch_input;
 

@@ -99,9 +99,6 @@ class Backend {
     // Whether rows may see beyond their own position, and turn by other numbers than it.
     virtual bool places_rows() const = 0;
 
-    // Whether rows may ask for hidden.
-    virtual bool gives_hidden() const = 0;
-
     // Bytes that a sequence takes, and those of working memory that sequences use in turn.
     virtual size_t cache_bytes(const SequencePlan& plan) const = 0;
     virtual size_t scratch_bytes(const SequencePlan& plan) const = 0;

@@ -207,6 +207,41 @@ TEST(embeddings_give_the_logits_of_the_cpu) {
     });
 }
 
+// float [tokens, hidden_size] of what the head reads, in parts; every other part with logits.
+std::vector<float> read_hidden(const OwnedModel& model, const awqe_model_info& info,
+                               awqe_device device, const std::vector<uint32_t>& tokens) {
+    const OwnedSession session = open_session(model, device, AWQE_KV_F16);
+    std::vector<float> hidden(tokens.size() * info.hidden_size);
+    std::vector<float> logits(tokens.size() * info.vocabulary_size);
+    bool with_logits = false;
+    for (size_t at = 0, part = 1; at < tokens.size(); part *= 3, with_logits = !with_logits) {
+        awqe_batch_input input = {};
+        input.struct_size = sizeof(input);
+        input.session = session.get();
+        input.which = with_logits ? AWQE_LOGITS_ALL : AWQE_LOGITS_NONE;
+        input.tokens = tokens.data() + at;
+        input.count = std::min(part, tokens.size() - at);
+        if (with_logits) input.logits = logits.data();
+        input.hidden = hidden.data() + at * info.hidden_size;
+        awqe_error error = {};
+        need(awqe_batch_evaluate(&input, 1, nullptr, nullptr, &error), error);
+        at += input.count;
+    }
+    return hidden;
+}
+
+TEST(hidden_states_are_those_of_the_cpu) {
+    if (!gpu_is_there()) return;
+    for_every_model([](const OwnedModel& model, const std::string& name) {
+        const awqe_model_info info = info_of(model);
+        const std::vector<uint32_t> tokens =
+            tokens_for(info, std::min<size_t>(info.context_length, 31), 7);
+        const std::vector<float> expected = read_hidden(model, info, AWQE_DEVICE_CPU, tokens);
+        const std::vector<float> is = read_hidden(model, info, AWQE_DEVICE_CUDA, tokens);
+        check_same(is.data(), expected.data(), is.size(), name + ", hidden states");
+    });
+}
+
 TEST(a_form_without_kernels_is_refused_and_auto_takes_the_cpu) {
     if (!gpu_is_there()) return;
     size_t refused = 0;
