@@ -83,6 +83,14 @@ uint64_t hash_of(const Model& model) {
     for (const uint32_t section : a.rope_sections) hash = hash_value(section, hash);
     for (const uint32_t table : a.rope_tables) hash = hash_value(table, hash);
     for (const uint32_t window : a.sliding_windows) hash = hash_value(window, hash);
+    if (a.experts != 0) {
+        for (const uint32_t value : {a.experts, a.experts_per_token, a.expert_size,
+                                     a.shared_expert_size, uint32_t(a.routing)}) {
+            hash = hash_value(value, hash);
+        }
+        hash = hash_value(a.router_epsilon, hash);
+        for (const uint32_t layer : a.expert_layers) hash = hash_value(layer, hash);
+    }
     return hash;
 }
 

@@ -8,6 +8,7 @@
 #include "awq_edge.h"
 #include "tests/native/support/check.h"
 #include "tests/native/support/owned.h"
+#include "tests/native/support/random_model.h"
 
 namespace awqe::test {
 namespace {
@@ -208,6 +209,35 @@ TEST(every_damaged_byte_is_refused_and_changes_nothing) {
     const OwnedSession expected = open_session(AWQE_KV_INT8);
     read(expected, 0, 30);
     CHECK(read(other, 30, 40) == read(expected, 30, 40));
+}
+
+// The same tensors, whose checksum is all that a file says of them.
+TEST(models_that_choose_experts_otherwise_exchange_nothing) {
+    std::vector<ModelForm> forms(5);
+    for (ModelForm& form : forms) form.experts = 5;
+    forms[1].experts_per_token = 3;
+    forms[2].routing = "softmax_renormalised";
+    forms[3].routing = forms[4].routing = "sparsemixer";
+    forms[4].router_epsilon = 0.25f;
+    const uint32_t tokens[] = {3, 1, 4, 1, 5};
+    awqe_error error;
+    std::vector<OwnedModel> models;
+    std::vector<Bytes> contexts;
+    for (const ModelForm& form : forms) {
+        models.push_back(open_bytes(random_model(form).build()));
+        const OwnedSession session = open_session(models.back(), "", 1, AWQE_KV_F16);
+        need(awqe_session_evaluate(session.get(), tokens, std::size(tokens), AWQE_LOGITS_NONE,
+                                   nullptr, nullptr, nullptr, &error),
+             error);
+        contexts.push_back(save(session, std::size(tokens)));
+    }
+    for (size_t i = 0; i < forms.size(); ++i) {
+        for (size_t j = 0; j < forms.size(); ++j) {
+            const OwnedSession session = open_session(models[i], "", 1, AWQE_KV_F16);
+            CHECK_EQUAL(restore(session, contexts[j], &error),
+                        i == j ? AWQE_OK : AWQE_INVALID_ARGUMENT);
+        }
+    }
 }
 
 TEST(what_does_not_fit_is_refused_in_words) {
