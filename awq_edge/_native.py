@@ -91,8 +91,10 @@ class VisionInfo:
         image_size: Pixels on a side of the square pictures that it reads.
         patch_size: The same of a patch.
         tokens: Embeddings that a picture becomes.
-        embedding_size: Numbers of each: the decoder's hidden size.
+        embedding_size: Numbers of each: the decoder's hidden size, or what its layers look at.
         weight_bytes: Of its tensors in the file.
+        session_bytes: That a session keeps of each picture that its layers look at; 0: pictures
+            stand in the place of tokens.
         newline: float32 [embedding_size] as bytes, the embedding that this family puts behind a
             row of a picture's embeddings; None where there is none.
         step: Not 0: pictures have any height and width that are multiples of it up to
@@ -110,6 +112,7 @@ class VisionInfo:
     tokens: int
     embedding_size: int
     weight_bytes: int
+    session_bytes: int
     newline: bytes | None
     step: int
     bidirectional: bool
@@ -684,6 +687,13 @@ class NativeSession:
         """Forgets every token from ``position`` on."""
         _, library = _load()
         _call(library.awqe_session_truncate, self.pointer, position)
+
+    def look_at(self, rows: Any) -> None:
+        """What layers look at from here on: float32 [tokens, embedding_size], or None: nothing."""
+        ffi, library = _load()
+        source = ffi.NULL if rows is None else ffi.from_buffer("float[]", rows)
+        count = 0 if rows is None else len(rows)
+        _call(library.awqe_session_look_at, self.pointer, source, count)
 
     def save(self, begin: int, end: int) -> bytearray:
         """The positions from ``begin`` to before ``end`` of the context, for ``restore``."""

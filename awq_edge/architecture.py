@@ -14,6 +14,7 @@ from typing import Any, ClassVar, Union
 import numpy as np
 import numpy.typing as npt
 
+from awq_edge.cross_attention import CrossAttention
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.layouts import MAX_COLUMNS
 from awq_edge.rope_scaling import Floats, RopeScaling
@@ -133,6 +134,7 @@ class Architecture:
             have, if there are experts.
         shared_expert_size: Width of a further one that every token passes; 0 = none.
         shared_router: Whether a router of its own weighs the shared expert, or nothing does.
+        cross: Gated blocks that look at pictures; None: the decoder has none.
     """
 
     # What the record of a tower for pictures has otherwise (``vision/architecture.py``).
@@ -185,6 +187,7 @@ class Architecture:
     expert_layers: tuple[int, ...] = ()
     shared_expert_size: int = 0
     shared_router: bool = False
+    cross: CrossAttention | None = None
 
     def __post_init__(self) -> None:
         """Checks the limits of ``native/format/FORMAT.md`` and spells out what is per layer."""
@@ -306,6 +309,7 @@ class Architecture:
                     f"The model's {what} is {value:g}; it must be a positive float32, or 0."
                 )
         self._check_experts()
+        self._check_cross()
         rotary = self.position == "rotary"
         layer_norms = self.norm == "layer"
         for refused, why in (
@@ -345,6 +349,22 @@ class Architecture:
         ):
             if refused:
                 raise UnsupportedError(f"The model {why}; no decoder here computes that.")
+
+    def _check_cross(self) -> None:
+        """Refuses gated blocks that do not fit this decoder, or are of no form that is computed."""
+        if self.cross is None:
+            return
+        if len(self.cross.layers) != self.layers:
+            raise InvalidArgumentError(
+                f"{len(self.cross.layers)} layers are said to have a gated block or none, of "
+                f"{self.layers} layers."
+            )
+        if self.parallel or self.experts:
+            raise UnsupportedError(
+                "The model has gated blocks beside parallel branches or experts; no decoder here "
+                "computes that."
+            )
+        self.cross.form(self.hidden_size)  # has limits of its own
 
     def _check_experts(self) -> None:
         """Refuses numbers of experts that no router can choose by."""
@@ -439,6 +459,7 @@ class Architecture:
             f"{_PREFIX}rope_theta": float(self.rope_theta),
             f"{_PREFIX}rope_scaling": scaling,
             **{f"{_PREFIX}{name}": value for name, value in later.items()},
+            **({} if self.cross is None else self.cross.to_metadata()),
         }
 
     @classmethod
@@ -486,6 +507,7 @@ class Architecture:
                 f"blk.{layer}.shared_router.weight" in tensors for layer in range(value["layers"])
             ),
             local_rope_scaling=RopeScaling.parse(value.get("local_rope_scaling", "none")),
+            cross=CrossAttention.from_metadata(metadata),
             **later,
         )
 
@@ -518,6 +540,10 @@ class Architecture:
             table[: rotated // 2] = frequencies
         return table
 
+    def has_cross(self, layer: int) -> bool:
+        """Whether a gated block stands before a layer."""
+        return self.cross is not None and self.cross.layers[layer] == 1
+
     def has_experts(self, layer: int) -> bool:
         """Whether a layer has a mixture of experts in the place of a feed-forward."""
         return self.experts > 0 and (not self.expert_layers or self.expert_layers[layer] == 1)
@@ -529,4 +555,5 @@ class Architecture:
         mixtures = sum(self.has_experts(layer) for layer in range(self.layers))
         rows = (self.layers - mixtures) * self.feed_forward_size
         rows += mixtures * (self.experts * self.expert_size + self.shared_expert_size)
-        return self.hidden_size * (self.layers * attention + matrices * rows)
+        cross = 0 if self.cross is None else self.cross.linear_parameters(self.hidden_size)
+        return self.hidden_size * (self.layers * attention + matrices * rows) + cross

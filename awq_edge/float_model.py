@@ -6,6 +6,7 @@ format: ``awq_edge.converters`` and ``awq_edge.checkpoints`` do.
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator
 
 import torch
@@ -15,12 +16,20 @@ from awq_edge.checkpoints import Checkpoint, DecoderTensors, open_checkpoint
 from awq_edge.checkpoints.vision_tensors import VisionTensors
 from awq_edge.converters.vision_part import TEXT_ALONE, vision_part
 from awq_edge.stages import layer_tensor_names, tensor_names
+from awq_edge.torch_decoder import LookedAt, Positions
 
 _ROWS = 8192  # of a matrix, read at once where only some are wanted
 
 
 class FloatModel:
-    """A float model, read one tensor at a time; calling it makes it a WeightSource."""
+    """A float model, read one tensor at a time; calling it makes it a WeightSource.
+
+    Attributes:
+        checkpoint: Where its tensors are.
+        architecture: Its decoder.
+        pictures: What gated blocks make of calibration pictures, rows float32 [p, m, row size];
+            None: there are none, and calibration texts see nothing.
+    """
 
     def __init__(self, checkpoint: Checkpoint) -> None:
         """Finds the converter for a checkpoint and checks that no tensor is missing.
@@ -30,6 +39,7 @@ class FloatModel:
             CheckpointError: A tensor is missing.
         """
         self.checkpoint = checkpoint
+        self.pictures: torch.Tensor | None = None
         self._tensors = DecoderTensors(checkpoint)
         self.architecture: Architecture = self._tensors.architecture
         for name in self.tensor_names():
@@ -58,6 +68,16 @@ class FloatModel:
             inside = (numbers >= first) & (numbers < first + len(block))
             rows[inside] = block[numbers[inside] - first]
         return rows
+
+    def positions(self, count: int, device: torch.device | None = None) -> Positions:
+        """Those of a calibration text; its parts look at one picture after the other."""
+        positions = Positions.of(self.architecture, count, self, device)
+        if self.pictures is None or self.architecture.cross is None:
+            return positions
+        seen = torch.arange(count) * len(self.pictures) // count
+        rows = self.pictures.to(device)
+        looked_at = LookedAt.of_rows(self.architecture.cross, rows, seen)
+        return dataclasses.replace(positions, looked_at=looked_at)
 
     def layer(self, index: int, device: torch.device | None = None) -> dict[str, torch.Tensor]:
         """Every tensor of one layer, by its name without ``blk.N.``."""

@@ -416,7 +416,7 @@ class Model:
         if not pictures:
             prompt = marked.hidden(prompt)
         elif place not in prompt:
-            prompt = f"{place}\n" * len(pictures) + prompt
+            prompt = reader.rules.in_front * len(pictures) + prompt
         return PicturePrompt.of_text(reader, self.tokenizer, prompt, marked, pictures, add_bos=None)
 
     def picture_chat(

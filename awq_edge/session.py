@@ -84,6 +84,8 @@ class Session:
         # What rows without a token are, by where they begin. The library knows where rows stand; an
         # entry is made before its rows are read, so that none is ever older than they are.
         self._contents: dict[int, NDArray[np.uint64]] = {}
+        # What tokens are that pictures are looked at from, by their positions.
+        self._looked_at: dict[int, int] = {}
         self.kernels = self._native.kernels
         self.threads = self._native.threads
         self.prefill_threads = self._native.prefill_threads
@@ -113,6 +115,8 @@ class Session:
         for begin, rows in self._contents.items():
             part = held[begin : begin + len(rows)]
             np.copyto(part, rows[: len(part)], where=part == NO_TOKEN)
+        for position, content in self._looked_at.items():
+            held[position : position + 1] = content
         return held
 
     @property
@@ -169,6 +173,7 @@ class Session:
                 f"Position {position} is not in the context, which holds {held} tokens."
             )
         self._native.truncate(position)
+        self._looked_at = {at: known for at, known in self._looked_at.items() if at < position}
 
     def evaluate(self, tokens: Sequence[int], *, progress: Progress | None = None) -> None:
         """Appends tokens. The result does not depend on how a text is divided into calls.
@@ -209,6 +214,38 @@ class Session:
             )
         if len(rows):
             Session.evaluate_together([(self, Rows(rows, contents, columns))], {}, {}, progress)
+
+    def look_at(self, rows: NDArray[np.float32] | None, *, content: int | None = None) -> None:
+        """Shows a picture to the layers that look at pictures, from the next position on.
+
+        They look at one at a time: the last one that they were shown before a position. The context
+        keeps all of them.
+
+        Args:
+            rows: float32 [rows, numbers], as ``PictureReader.encoded`` gives it; None: they look at
+                none from here on.
+            content: What the token at the next position is together with the picture, as
+                ``contents`` then tells it; None: nothing is known of the two.
+
+        Raises:
+            UnsupportedError: The model has no such layers.
+            InvalidArgumentError: The rows are no picture of this model's.
+        """
+        import numpy as np
+
+        vision = self.model.native.vision()
+        if rows is not None and vision is not None and vision.session_bytes:
+            rows = np.ascontiguousarray(rows, np.float32)
+            wanted = (vision.tokens, vision.embedding_size)
+            if rows.shape != wanted:
+                raise InvalidArgumentError(
+                    f"The picture has the shape {list(rows.shape)}: use {list(wanted)}."
+                )
+        held = self.position
+        self._native.look_at(rows)
+        self._looked_at = {at: known for at, known in self._looked_at.items() if at < held}
+        if rows is not None:
+            self._looked_at[held] = NO_TOKEN if content is None else content
 
     def logits(self, tokens: Sequence[int]) -> NDArray[np.float32]:
         """Appends tokens and gives the logits after each: float32 [tokens, vocabulary].
@@ -313,6 +350,7 @@ class Session:
         except BaseException:
             self._contents = known  # the context is what it was
             raise
+        self._looked_at = {}  # no saved context has any, and none continues one that has
         if contents is not None:
             begin = self.position - len(contents)
             self._contents = {**_before(known, begin), begin: contents}

@@ -22,6 +22,7 @@ class Origin(enum.Enum):
 
     STREAM = "stream"  # the hidden states
     ATTENTION = "attention"  # queries, keys and values
+    PICTURES = "pictures"  # queries, and keys and values of the picture that a position looks at
     ACTIVATION = "activation"  # of a gate, times what it lets through, or of one matrix's output
 
 
@@ -52,6 +53,7 @@ class Stage:
         routers: Float vectors, rows of a router one after the other, that read the same input.
         expert: Whose output the stage adds, by its place among the router's shares; the shared
             expert's is behind those of all others. None: the output counts as it is.
+        cross: Whether it belongs to a gated block, whose form is not the decoder's.
     """
 
     name: str
@@ -67,6 +69,7 @@ class Stage:
     window: int = 0
     routers: tuple[str, ...] = ()
     expert: int | None = None
+    cross: bool = False
 
 
 @functools.lru_cache(maxsize=2048)  # asked for again with every batch
@@ -76,6 +79,7 @@ def stages(architecture: Architecture, layer: int) -> tuple[Stage, ...]:
     queries_keys_values = ("attn_q", "attn_k", "attn_v")
     attention = _norms_of(a, "attn")
     return (
+        *(_gated_block(a) if a.has_cross(layer) else ()),
         Stage(
             "qkv",
             queries_keys_values,
@@ -95,6 +99,53 @@ def stages(architecture: Architecture, layer: int) -> tuple[Stage, ...]:
             window=a.sliding_windows[layer],
         ),
         *(_mixture(a) if a.has_experts(layer) else _feed_forward(a)),
+    )
+
+
+def _gated_block(architecture: Architecture) -> tuple[Stage, ...]:
+    """A block that looks at pictures, before the layer itself.
+
+    Its keys and values are made of pictures alone, once for each: they belong to the tower.
+    """
+    cross = architecture.cross
+    assert cross is not None
+    gated = cross.feed_forward == "gated"
+    upwards = ("cross_ffn_gate", "cross_ffn_up") if gated else ("cross_ffn_up",)
+    divides = gated or cross.activation == "relu"
+    return (
+        Stage(
+            "cross_q",
+            ("cross_attn_q",),
+            Origin.STREAM,
+            norm="cross_attn_norm",
+            absorber="cross_attn_norm",
+            cross=True,
+        ),
+        Stage(
+            "cross_output",
+            ("cross_attn_output",),
+            Origin.PICTURES,
+            made_of=("cross_attn_q",),
+            adds=True,
+            cross=True,
+        ),
+        Stage(
+            "cross_gate_up" if gated else "cross_up",
+            upwards,
+            Origin.STREAM,
+            norm="cross_ffn_norm",
+            absorber="cross_ffn_norm",
+            cross=True,
+        ),
+        Stage(
+            "cross_down",
+            ("cross_ffn_down",),
+            Origin.ACTIVATION,
+            made_of=upwards,
+            adds=True,
+            absorber="cross_ffn_up" if divides else None,
+            cross=True,
+        ),
     )
 
 
@@ -233,8 +284,8 @@ def is_routed(matrix: str) -> bool:
 
 
 def layer_norms(architecture: Architecture, layer: int) -> list[str]:
-    """The norms of the stream in a layer, "attn_norm" and so on."""
-    described = stages(architecture, layer)
+    """The norms of the stream in a layer, "attn_norm" and so on; not those of a gated block."""
+    described = [stage for stage in stages(architecture, layer) if not stage.cross]
     before = [stage.norm for stage in described]
     behind = [norm for stage in described for norm in (stage.post_norm, stage.sum_norm)]
     return [norm for norm in (*before, *behind) if norm is not None]
@@ -244,7 +295,8 @@ def layer_tensor_names(architecture: Architecture, layer: int) -> list[str]:
     """Every tensor of one layer, without "blk.N."."""
     a = architecture
     norms = layer_norms(a, layer)
-    names = [f"{norm}.weight" for norm in norms]
+    names = _cross_vectors(a) if a.has_cross(layer) else []
+    names += [f"{norm}.weight" for norm in norms]
     names += [f"{name}.weight" for stage in stages(a, layer) for name in stage.routers]
     names += [f"{name}.weight" for name in matrices(a, layer)]
     if a.qk_norm:
@@ -262,6 +314,15 @@ def layer_tensor_names(architecture: Architecture, layer: int) -> list[str]:
     if a.activation_scales:
         names += ["ffn_act.scales"]
     return names
+
+
+def _cross_vectors(architecture: Architecture) -> list[str]:
+    """What is no matrix of a gated block."""
+    cross = architecture.cross
+    assert cross is not None
+    kinds = ("weight", "bias") if cross.norm == "layer" else ("weight",)
+    norms = [f"{norm}.{kind}" for norm in ("cross_attn_norm", "cross_ffn_norm") for kind in kinds]
+    return norms + (["cross_attn_q_norm.weight"] if cross.qk_norm else [])
 
 
 def head_name(architecture: Architecture) -> str:
@@ -335,8 +396,15 @@ def tensor_shape(architecture: Architecture, name: str) -> tuple[int, ...]:
         "shared.ffn_up": (a.shared_expert_size, a.hidden_size),
         "shared.ffn_down": (a.hidden_size, a.shared_expert_size),
     }
+    if a.cross is not None:
+        block = (a.cross.feed_forward_size, a.hidden_size)
+        shapes["cross_attn_q"] = (a.cross.size, a.hidden_size)
+        shapes["cross_attn_output"] = (a.hidden_size, a.cross.size)
+        shapes["cross_ffn_gate"] = shapes["cross_ffn_up"] = block
+        shapes["cross_ffn_down"] = block[::-1]
     of_head = a.qk_norm_kind == "head"
     vectors = {
+        "cross_attn_q_norm": 0 if a.cross is None else a.cross.head_size,
         "attn_q_norm": a.head_size if of_head else queries,
         "attn_k_norm": a.head_size if of_head else keys,
         "ffn_act": a.feed_forward_size,

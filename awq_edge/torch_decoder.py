@@ -20,6 +20,7 @@ import torch.nn.functional as F
 
 from awq_edge import torch_router
 from awq_edge.architecture import Architecture
+from awq_edge.cross_attention import CrossAttention
 from awq_edge.stages import (
     Origin,
     Stage,
@@ -44,6 +45,50 @@ _SMALLEST_ACTIVATION = 2.0**-100  # groups of smaller values count as zero, as i
 
 
 @dataclasses.dataclass(frozen=True)
+class LookedAt:
+    """Pictures that gated blocks attend to, and which position sees which.
+
+    Attributes:
+        keys: Of p pictures of m rows, [p, h, m, d], by the layer that a block stands before.
+        values: The same.
+        seen: The picture that each position sees, int64 [t], or [b, t] where the blocks differ; -1:
+            none.
+    """
+
+    keys: Mapping[int, torch.Tensor]
+    values: Mapping[int, torch.Tensor]
+    seen: torch.Tensor
+
+    @classmethod
+    def of_rows(cls, cross: CrossAttention, rows: torch.Tensor, seen: torch.Tensor) -> LookedAt:
+        """Takes apart what a tower gives, float32 [p, m, ``cross.row_size``]."""
+        split = (*rows.shape[:2], len(cross.numbers), 2, cross.heads, cross.head_size)
+        parts = rows.view(split).permute(2, 3, 0, 4, 1, 5)  # [blocks, 2, p, h, m, d]
+        numbered = dict(zip(cross.numbers, parts))
+        return cls(
+            {number: part[0].contiguous() for number, part in numbered.items()},
+            {number: part[1].contiguous() for number, part in numbered.items()},
+            seen,
+        )
+
+    def attended(self, number: int, queries: torch.Tensor, *, fp16: bool) -> torch.Tensor:
+        """Values [b, h, t, d] for queries of the same shape; zeros where no picture is seen."""
+        p, h, m, d = self.keys[number].shape
+
+        def in_one_row(made: torch.Tensor) -> torch.Tensor:
+            made = made.half().float() if fp16 else made
+            return made.transpose(0, 1).reshape(h, p * m, d).expand(len(queries), -1, -1, -1)
+
+        keys, values = in_one_row(self.keys[number]), in_one_row(self.values[number])
+        seen = self.seen.to(queries.device)
+        seen = (seen[None] if seen.dim() == 1 else seen)[:, None, :, None]  # [b, 1, t, 1]
+        whose = torch.arange(p, device=queries.device).repeat_interleave(m)
+        visible = (whose == seen) | (seen < 0)  # a row without any key would be no number
+        mixed = F.scaled_dot_product_attention(queries, keys, values, attn_mask=visible)
+        return torch.where(seen < 0, 0.0, mixed)
+
+
+@dataclasses.dataclass(frozen=True)
 class Positions:
     """What attention knows of positions 0 … t - 1.
 
@@ -53,6 +98,7 @@ class Positions:
         slopes: By which each head's scores fall with the distance, [h]; None: they do not.
         ends: Before which position each one sees, int64 [b, t]; None: before the next one.
         visible: Which positions each one sees, bool [t, t], of towers; None: all.
+        looked_at: Pictures, in a decoder that looks at them; None: nobody sees any.
     """
 
     cosines: torch.Tensor | None = None
@@ -60,6 +106,7 @@ class Positions:
     slopes: torch.Tensor | None = None
     ends: torch.Tensor | None = None
     visible: torch.Tensor | None = None
+    looked_at: LookedAt | None = None
 
     @classmethod
     def of(
@@ -278,6 +325,9 @@ class Layer:
         self.number = number
         self.weights = weights
         self.stages = stages(architecture, number)
+        self._cross = None
+        if architecture.has_cross(number) and architecture.cross is not None:
+            self._cross = architecture.cross.form(architecture.hidden_size)
         self._positions = positions
         self._linear = plain_linear(weights) if linear is None else linear
         self._kv_fp16 = kv_fp16
@@ -341,17 +391,20 @@ class Layer:
         if stage.origin is Origin.STREAM:
             if stage.norm is None:
                 return source
-            return normalise(self.architecture, self.weights, stage.norm, source)
+            return normalise(self._form(stage), self.weights, stage.norm, source)
         if stage.expert is not None and routed is not None:
             source, rows = source.flatten(0, -2), routed.rows(stage.expert)
             source = source if rows is None else source[rows]
         products = (self._linear(name, source) for name in stage.made_of)
         if stage.origin is Origin.ATTENTION:
             return self._attention(stage, products)
-        activated = activate(self.architecture, next(products))
-        if self.architecture.feed_forward == "gated":
+        if stage.origin is Origin.PICTURES:
+            return self._looked_at(next(products))
+        form = self._form(stage)
+        activated = activate(form, next(products))
+        if form.feed_forward == "gated":
             return activated * next(products)
-        if self.architecture.activation_scales:
+        if form.activation_scales:
             return activated * self.weights["ffn_act.scales"]
         return activated
 
@@ -427,6 +480,25 @@ class Layer:
         outputs = (self.output(end, self.input(end, x, routed), routed) for end in ends)
         total = functools.reduce(torch.add, outputs)
         return total.view(*x.shape[:-1], total.shape[-1])
+
+    def _form(self, stage: Stage) -> Architecture:
+        """The decoder's, or that of its gated blocks."""
+        if not stage.cross:
+            return self.architecture
+        assert self._cross is not None
+        return self._cross
+
+    def _looked_at(self, queries: torch.Tensor) -> torch.Tensor:
+        """What the positions of queries [b, t, heads * d] see of pictures, of the same shape."""
+        form, pictures = self._cross, self._positions.looked_at
+        assert form is not None
+        if pictures is None:
+            return torch.zeros_like(queries)
+        split = queries.view(*queries.shape[:2], form.heads, form.head_size)
+        if "cross_attn_q_norm.weight" in self.weights:
+            split = normalise(form, self.weights, "cross_attn_q_norm", split)
+        mixed = pictures.attended(self.number, split.transpose(1, 2), fp16=self._kv_fp16)
+        return mixed.transpose(1, 2).reshape(queries.shape)
 
     def _attention(self, stage: Stage, products: Iterator[torch.Tensor]) -> torch.Tensor:
         """Mixes queries, keys and values [b, t, heads * d] to [b, t, heads * d]."""
@@ -525,6 +597,7 @@ def logits(
     *,
     both_ways: bool = False,
     turns: torch.Tensor | None = None,
+    looked_at: LookedAt | None = None,
 ) -> torch.Tensor:
     """Logits of every position, float32 [b, t, vocabulary]; one layer's weights at a time.
 
@@ -539,6 +612,7 @@ def logits(
             order, float32 [n, hidden].
         both_ways: Rows of a picture, those side by side, see each other.
         turns: The three numbers of every position, int64 [3, t]; None: its own.
+        looked_at: Pictures that gated blocks attend to.
     """
 
     def multiply_by(prefix: str, tensors: Mapping[str, torch.Tensor]) -> Linear:
@@ -564,6 +638,7 @@ def logits(
     positions = Positions.of(a, tokens.shape[1], weights, hidden.device, turns)
     if pictures is not None and both_ways:
         positions = dataclasses.replace(positions, ends=ends_of_pictures(pictures[0]))
+    positions = dataclasses.replace(positions, looked_at=looked_at)
     for number in range(a.layers):
         prefix = f"blk.{number}."
         tensors = {name: weights(prefix + name) for name in layer_tensor_names(a, number)}

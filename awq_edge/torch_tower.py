@@ -13,6 +13,8 @@ from collections.abc import Mapping
 import torch
 import torch.nn.functional as F
 
+from awq_edge import torch_resampler
+from awq_edge.cross_attention import CrossAttention
 from awq_edge.torch_decoder import (
     Layer,
     Linear,
@@ -114,13 +116,19 @@ def gathered(
     weights: WeightSource,
     stream: torch.Tensor,
     grid: tuple[int, int] | None = None,
+    watch: torch_resampler.Watch | None = None,
 ) -> torch.Tensor:
     """What the connector's first matrix reads of the stream behind the last layer, [b, t, k].
 
     ``grid``: rows and columns of patches; None: those of the square that the tower reads.
+    ``watch`` hears what the matrices of a resampler read.
     """
     a = architecture
-    rows = stream[:, 1:] if a.class_token else stream
+    rows = stream[:, 1:] if a.class_token and not a.keep_class else stream
+    if a.cross is not None:
+        if a.resampler is None:
+            return rows
+        return torch_resampler.resampled(a.resampler, weights, rows, watch)
     if a.post_norm:
         rows = _norm(a, weights, "v.post_ln", rows)
     height, width = grid or (a.grid, a.grid)
@@ -157,8 +165,10 @@ def regrouped(grid: torch.Tensor, size: int) -> torch.Tensor:
 def connected(
     architecture: VisionArchitecture, weights: WeightSource, rows: torch.Tensor
 ) -> torch.Tensor:
-    """What the decoder reads, [b, tokens, H], for what :func:`gathered` gives."""
+    """What the decoder reads, [b, tokens, row size], for what :func:`gathered` gives."""
     a = architecture
+    if a.cross is not None:
+        return torch.cat([_seen(a.cross, weights, n, rows) for n in a.cross.numbers], dim=-1)
 
     def product(name: str, x: torch.Tensor) -> torch.Tensor:
         bias = weights(f"{name}.bias") if a.connector_bias else None
@@ -170,11 +180,25 @@ def connected(
     return product("mm.2", activated(a.connector_activation, first))
 
 
+def _seen(
+    cross: CrossAttention, weights: WeightSource, number: int, rows: torch.Tensor
+) -> torch.Tensor:
+    """Keys and values of the gated block before a layer, [b, tokens, 2 * size]."""
+    keys = multiply(rows, weights(f"mm.blk.{number}.k.weight"), None)
+    values = multiply(rows, weights(f"mm.blk.{number}.v.weight"), None)
+    if cross.qk_norm:
+        weight = weights(f"mm.blk.{number}.k_norm.weight")
+        heads = keys.view(*keys.shape[:2], cross.heads, cross.head_size)
+        mean = heads.square().mean(dim=-1, keepdim=True)
+        keys = (heads * torch.rsqrt(mean + cross.norm_epsilon) * weight).view(keys.shape)
+    return torch.cat((keys, values), dim=-1)
+
+
 @torch.inference_mode()
 def encoded(
     architecture: VisionArchitecture, weights: WeightSource, pixels: torch.Tensor
 ) -> torch.Tensor:
-    """What the decoder reads of pictures, float32 [b, tokens, H].
+    """What the decoder reads of pictures, or looks at, float32 [b, tokens, row size].
 
     Args:
         architecture: The tower.

@@ -55,6 +55,7 @@ _CLASSES: Mapping[str, Mapping[str, Any]] = {
     },
     "Siglip": _SIGLIP,
     "Gemma3": {**_SIGLIP, "resample": 2},
+    "Idefics": {**_CLIP, "size": {"height": 224, "width": 224}, "do_center_crop": False},
     "Idefics3": _IDEFICS,
     "SmolVLM": _IDEFICS,
     "Qwen2VL": {
@@ -97,6 +98,9 @@ def processor(settings: Mapping[str, Any], family: str, side: int, *, where: str
         CheckpointError: It contradicts the tower.
     """
     kind = _kind(settings)
+    if kind == "Idefics" and settings.get("image_size") is not None:
+        length = Values(settings, {}).integer("image_size")  # counts before size
+        settings = {**settings, "size": {"height": length, "width": length}}
     values = Values(settings, _CLASSES[kind])
     number = values.get("resample")
     if number not in _FILTERS:

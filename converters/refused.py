@@ -73,7 +73,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
         _ENCODER,
     ),
     ("qwen3_vl.*|qwen2_5_omni.*", _TURNED),
-    ("flamingo|open_flamingo|idefics|mllama", _CROSSED),
+    ("mllama", _CROSSED),
     (
         "idefics2",
         "a resampler with queries of its own stands between its tower and its decoder, which is "
@@ -128,7 +128,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
 )
 
 # What a checkpoint's class computes beyond the decoder; "ForCausalLM" and wrappers generate text.
-_OTHER_TASK = re.compile(r"For(?!CausalLM|ConditionalGeneration)[A-Z]\w*$")
+_OTHER_TASK = re.compile(r"For(?!CausalLM|ConditionalGeneration|VisionText2Text)[A-Z]\w*$")
 
 
 def reason(model_type: str) -> str | None:

@@ -11,11 +11,13 @@ from typing import Any
 
 from awq_edge.errors import CheckpointError, UnsupportedError
 
+from .cross_part import block_tensor
 from .values import Values, shown
 
 # Types of such models, and what their text part may be; the first if it does not say.
 _TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
     "gemma3": ("gemma3_text",),
+    "idefics": ("llama",),
     "idefics3": ("llama",),
     "llava": ("llama", "mistral", "qwen2", "phi"),
     "llava_next": ("llama", "mistral", "qwen2"),
@@ -39,8 +41,14 @@ _PREFIXES = (
     "model.language_model.",
     "model.text_model.",
 )
-# As a decoder alone is called, in older files.
+# As a decoder alone is called, in older files; and where the parts of a model stand side by side.
 _ALONE = ("model.layers.", "model.embed_tokens.", "model.norm.")
+_OTHER_PARTS = ("vision_config", "perceiver_config")
+# Tables of rows that were learned later, behind those of the first.
+MORE_ROWS: Mapping[str, str] = {
+    "model.embed_tokens.weight": "model.embed_tokens.additional_embedding.weight",
+    "lm_head.weight": "lm_head.additional_fc.weight",
+}
 _HEADS = ("lm_head.", "language_model.lm_head.", "model.language_model.lm_head.")
 
 # What is said of the whole and counts for the text.
@@ -69,6 +77,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
         UnsupportedError: It is of another type than known.
     """
     types = _TEXT_TYPES[config["model_type"]]
+    if config["model_type"] == "idefics":
+        return _beside_its_text(config, types[0])
     text = dict(Values(config, {}).table("text_config").values)
     if not text and config["model_type"] in _FLAT:
         text = {key: value for key, value in config.items() if key != "model_type"}
@@ -107,6 +117,14 @@ def _of_one_position(table: Any) -> Any:
     }
 
 
+def _beside_its_text(config: Mapping[str, Any], model_type: str) -> dict[str, Any]:
+    """The text part of Idefics 1, which says of the whole what others say of their text."""
+    text = {key: value for key, value in config.items() if key not in _OTHER_PARTS}
+    values = Values(config, {"vocab_size": 32000, "additional_vocab_size": 0})
+    vocabulary = values.integer("vocab_size") + values.integer("additional_vocab_size")
+    return {**text, "model_type": model_type, "vocab_size": vocabulary}
+
+
 def text_tensor(name: str) -> str | None:
     """What a tensor is called where the text part stands alone; None if it is of another part."""
     for prefix in _HEADS:
@@ -114,6 +132,9 @@ def text_tensor(name: str) -> str | None:
             return f"lm_head.{name[len(prefix) :]}"
     if name.startswith(_ALONE):
         return name
+    block = block_tensor(name)
+    if block is not None:
+        return block
     for prefix in _PREFIXES:
         if name.startswith(prefix):
             return f"model.{name[len(prefix) :]}"

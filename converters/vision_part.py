@@ -16,8 +16,9 @@ import numpy as np
 import numpy.typing as npt
 
 from awq_edge.errors import CheckpointError, UnsupportedError
-from awq_edge.vision.architecture import VisionArchitecture
+from awq_edge.vision.architecture import Resampler, VisionArchitecture
 
+from .cross_part import CrossPart, block_tensor, cross_part
 from .preprocessor import grid_sizes
 from .values import Values, shown
 
@@ -40,6 +41,20 @@ _CLIP = {
     "layer_norm_eps": 1e-5,
 }
 _SIGLIP = {**_CLIP, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_IDEFICS1 = {
+    **_CLIP,
+    "patch_size": 14,
+    "intermediate_size": 5120,
+    "num_hidden_layers": 32,
+    "num_attention_heads": 16,
+    "hidden_act": "gelu",
+}
+_PERCEIVER = {
+    "resampler_n_latents": 64,
+    "resampler_depth": 6,
+    "resampler_n_heads": 16,
+    "resampler_head_dim": 96,
+}
 _IDEFICS = {**_SIGLIP, "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
 _QWEN = {"num_heads": 16, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
 _QWEN_2 = {
@@ -80,6 +95,9 @@ _PROJECTORS = (
     "model.visual.merger.mlp.",
     "visual.merger.mlp.",
 )
+_RESAMPLERS = ("model.perceiver_resampler.", "perceiver.")
+# What a gated block makes of pictures alone; the rest of it belongs to the decoder.
+_SEEN = (".k_proj.", ".v_proj.", ".k_layer_norm.", ".to_kv.")
 _NEWLINES = ("model.image_newline", "image_newline")
 # Of many towers' checkpoints, and of no use to a decoder: pooling heads, tables that count.
 _UNUSED = ("tower.head.", "tower.embeddings.position_ids")
@@ -93,6 +111,19 @@ _LAYER_NAMES = {
     "ln2": "layer_norm2",
     "ffn_up": "mlp.fc1",
     "ffn_down": "mlp.fc2",
+}
+_IDEFICS_RESAMPLER = {
+    "ln_rows": "0.context_layer_norm",
+    "ln1": "0.latents_layer_norm",
+    "attn_q": "0.q_proj",
+    "attn_k": "0.k_proj",
+    "attn_v": "0.v_proj",
+    "attn_out": "0.output_proj",
+    "attn_q_norm": "0.q_layer_norm",
+    "attn_k_norm": "0.k_layer_norm",
+    "ln2": "1.ln",
+    "ffn_up": "1.fc",
+    "ffn_down": "1.c_proj",
 }
 _TOWER_NAMES = {
     "v.patch_embd": "tower.embeddings.patch_embedding",
@@ -118,6 +149,31 @@ _LONGEST_SIDE = 16384
 
 
 @dataclasses.dataclass(frozen=True)
+class ResamplerNames:
+    """What a checkpoint calls the tensors of a resampler.
+
+    Attributes:
+        layers: In front of a layer's number.
+        of_layer: Our names of a layer's tensors to theirs.
+        post_norm: The norm behind the last layer.
+    """
+
+    layers: str
+    of_layer: Mapping[str, str]
+    post_norm: str
+
+    def stored_name(self, name: str) -> str:
+        """Theirs of one of ours."""
+        if name == "v.resampler.latents":
+            return "resampler.latents"
+        stem, _, kind = name.rpartition(".")
+        *_, layer, ours = stem.split(".")
+        if ours == "post_ln":
+            return f"resampler.{self.post_norm}.{kind}"
+        return f"resampler.{self.layers}.{layer}.{self.of_layer[ours]}.{kind}"
+
+
+@dataclasses.dataclass(frozen=True)
 class VisionPart:
     """What a config.json says of a tower.
 
@@ -140,6 +196,10 @@ class VisionPart:
         frames: Of a video that the patch matrix reads; a still picture is the same in all. 0: it
             reads pictures.
         theta: Base of the frequencies by which a tower turns rows and columns.
+        ends: Id of the token behind which a text looks at no picture; None: there is none.
+        spelt: How the placeholder is spelt, where config.json does not know its id.
+        resampler: Our names of a resampler's layer to theirs, and its layers' and its norm's.
+        cross: The gated blocks that pictures' keys and values belong to.
     """
 
     family: str
@@ -159,6 +219,10 @@ class VisionPart:
     fused: bool = False
     frames: int = 0
     theta: float = _QWEN_THETA
+    ends: int | None = None
+    spelt: str = ""
+    resampler: ResamplerNames | None = None
+    cross: CrossPart | None = None
 
     def stored_name(self, name: str) -> str:
         """What a checkpoint calls one of our tensors, its prefix made ours."""
@@ -167,6 +231,11 @@ class VisionPart:
         if name == "mm.image_newline":
             return "newline"
         stem, _, kind = name.rpartition(".")
+        if name.startswith("v.resampler.") and self.resampler is not None:
+            return self.resampler.stored_name(name)
+        if name.startswith("mm.blk.") and self.cross is not None:
+            _, _, layer, ours = name.split(".", 3)
+            return self.cross.stored_name(int(layer), ours)
         if name in self.connector:
             return f"projector.{self.connector[name]}"
         if stem in self.connector:
@@ -189,10 +258,14 @@ class VisionPart:
 
 def vision_tensor(name: str) -> str | None:
     """A tensor's name with its prefix made ours; None if it is of another part."""
-    for ours, prefixes in (("projector.", _PROJECTORS), ("tower.", _TOWERS)):
+    named = (("projector.", _PROJECTORS), ("resampler.", _RESAMPLERS), ("tower.", _TOWERS))
+    for ours, prefixes in named:
         for prefix in prefixes:
             if name.startswith(prefix):
                 return ours + name[len(prefix) :]
+    block = block_tensor(name)
+    if block is not None:
+        return block if any(part in block for part in _SEEN) else None
     return "newline" if name in _NEWLINES else None
 
 
@@ -343,6 +416,60 @@ def _idefics(family: str, placeholder: int) -> Callable[[Values, int], VisionPar
         )
 
     return read
+
+
+def _idefics1(config: Values, decoder_size: int) -> VisionPart:
+    """Idefics 1: a tower whose class token stays, a resampler if there is one, gated blocks."""
+    values = dict(config.table("vision_config").values)
+    if "embed_dim" in values:
+        values["hidden_size"] = values["embed_dim"]
+    tower = Values(values, _IDEFICS1)
+    cross = cross_part(config.values)
+    assert cross is not None
+    fields = _tower(tower, tower.integer("num_hidden_layers"))
+    resampler = None
+    if config.flag("use_resampler"):
+        perceiver = Values(config.table("perceiver_config").values, _PERCEIVER)
+        resampler = Resampler(
+            layers=perceiver.integer("resampler_depth"),
+            rows=perceiver.integer("resampler_n_latents"),
+            heads=perceiver.integer("resampler_n_heads"),
+            head_size=perceiver.integer("resampler_head_dim"),
+            feed_forward_size=4 * fields["hidden_size"],
+            activation="relu",
+            norm_epsilon=1e-5,
+            qk_norm=perceiver.flag("qk_layer_norms_perceiver"),
+        )
+    return VisionPart(
+        "idefics",
+        VisionArchitecture(
+            **fields,
+            decoder_size=decoder_size,
+            class_token=True,
+            keep_class=True,
+            patch_bias=False,
+            pre_norm=True,
+            resampler=resampler,
+            connector="cross",
+            connector_bias=False,
+            cross=cross.record,
+        ),
+        {},
+        0,
+        "around",
+        spelt="<image>",
+        ends=_end_of_text(config),
+        resampler=ResamplerNames("blocks", _IDEFICS_RESAMPLER, "layer_norm"),
+        cross=cross,
+    )
+
+
+def _end_of_text(config: Values) -> int | None:
+    """The token that ends texts; the first of several."""
+    ends = config.get("eos_token_id", 2)
+    if isinstance(ends, list) and ends:
+        ends = ends[0]
+    return Values({"eos_token_id": ends}, {}).integer("eos_token_id") if ends is not None else None
 
 
 def bucketed_positions(side: int) -> npt.NDArray[np.int64]:
@@ -511,6 +638,7 @@ _READERS: Mapping[str, Callable[[Values, int], VisionPart]] = {
     "llava_onevision": _onevision,
     "smolvlm": _idefics("smolvlm", 128257),
     "idefics3": _idefics("idefics3", 128257),
+    "idefics": _idefics1,
     "gemma3": _gemma3,
     "qwen2_vl": _qwen("qwen2_vl", windows=False),
     "qwen2_5_vl": _qwen("qwen2_5_vl", windows=True),

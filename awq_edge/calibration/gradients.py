@@ -91,7 +91,7 @@ class Gradients:
             ``coupling.py``, by "attn_q" and so on.
         """
         a = self._architecture
-        positions = Positions.of(a, tokens.shape[1], self._source, self._device)
+        positions = self._source.positions(tokens.shape[1], self._device)
         with torch.no_grad():
             self._forward(tokens, positions)
             self._turn(numbers)

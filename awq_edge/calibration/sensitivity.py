@@ -24,7 +24,7 @@ from awq_edge.quantize import gptq, grids
 from awq_edge.quantize.probe import Weights
 from awq_edge.quantize.statistics import Products
 from awq_edge.stages import head_name, read_together
-from awq_edge.torch_decoder import Layer, Positions
+from awq_edge.torch_decoder import Layer
 
 # Text that is walked with: enough to rank matrices by. From blocks of all kinds of text: they lie
 # kind by kind.
@@ -92,7 +92,7 @@ def measure(
     """
     a = source.architecture
     blocks = chosen(blocks)
-    positions = Positions.of(a, blocks.shape[1], source, device)
+    positions = source.positions(blocks.shape[1], device)
     used, places = torch.unique(blocks, return_inverse=True)
     table = source.rows("token_embd.weight", used)
     begun, moved = (

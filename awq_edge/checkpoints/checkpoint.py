@@ -21,7 +21,7 @@ from awq_edge.checkpoints import hub
 from awq_edge.checkpoints.gguf_file import is_gguf
 from awq_edge.checkpoints.json_files import read_json
 from awq_edge.checkpoints.resolver import find_tensors, foreign_weights, gguf_instead
-from awq_edge.checkpoints.stored_tensor import StoredTensor
+from awq_edge.checkpoints.stored_tensor import StoredTensor, joined
 from awq_edge.converters import text_part, vision_part
 from awq_edge.errors import CheckpointError
 from awq_edge.outputs.place import checkpoint_files
@@ -249,9 +249,11 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
     tensors = find_tensors(directory)
     if not text_part.is_wrapper(config):
         return Checkpoint(directory, config, tensors)
-    text = Checkpoint(
-        directory, text_part.text_config(config), _part(tensors, text_part.text_tensor)
-    )
+    found = _part(tensors, text_part.text_tensor)
+    for name, more in text_part.MORE_ROWS.items():
+        if more in found and name in found:
+            found[name] = _with_more_rows(found[name], found.pop(more))
+    text = Checkpoint(directory, text_part.text_config(config), found)
     text.vision = Checkpoint(directory, config, _part(tensors, vision_part.vision_tensor))
     return text
 
@@ -262,6 +264,15 @@ def _part(
     """Those tensors that a part of a model calls something, by what it calls them."""
     named = ((inner_name(name), tensor) for name, tensor in tensors.items())
     return {inner: tensor for inner, tensor in named if inner is not None}
+
+
+def _with_more_rows(first: StoredTensor, second: StoredTensor) -> StoredTensor:
+    if len(first.shape) != 2 or first.shape[1:] != second.shape[1:]:
+        raise CheckpointError(
+            f"{first.path} holds rows of two widths in one table, {list(first.shape)} and "
+            f"{list(second.shape)}: it is damaged."
+        )
+    return joined(first, second)
 
 
 def _open_gguf(path: Path, quantised: bool) -> Checkpoint:

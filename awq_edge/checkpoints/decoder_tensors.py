@@ -14,12 +14,21 @@ import torch
 from awq_edge.architecture import Architecture
 from awq_edge.checkpoints.checkpoint import Checkpoint
 from awq_edge.converters import Converter, Slice, Stored, find
+from awq_edge.converters.cross_part import cross_part
 from awq_edge.errors import CheckpointError
 from awq_edge.stages import tensor_names, tensor_shape
 
 _EMBEDDING, _HEAD = "token_embd.weight", "output.weight"
 _FREQUENCIES = "rope.inverse_frequencies"  # of no checkpoint: the record knows them
 _ROWS = 8192  # of the embedding and the head, compared at once
+
+
+def _of_block(name: str) -> tuple[int, str] | None:
+    """The layer behind a gated block, and its tensor's name; None for one of another part."""
+    parts = name.split(".", 2)
+    if len(parts) < 3 or not parts[2].startswith("cross_"):
+        return None
+    return int(parts[1]), parts[2]
 
 
 class DecoderTensors:
@@ -51,6 +60,11 @@ class DecoderTensors:
         self.architecture = self._with_its_head(self.architecture, is_integer)
         if any(name in checkpoint for name in self.activation_scales()):
             self.architecture = dataclasses.replace(self.architecture, activation_scales=True)
+        self._cross = None
+        if checkpoint.vision is not None:
+            self._cross = cross_part(checkpoint.vision.config)
+        if self._cross is not None:
+            self.architecture = dataclasses.replace(self.architecture, cross=self._cross.record)
         self._refuse_stray_biases()
 
     def activation_scales(self) -> list[str]:
@@ -66,12 +80,17 @@ class DecoderTensors:
 
     def stored_name(self, name: str) -> str:
         """The checkpoint's name of one of our tensors."""
+        block = _of_block(name)
+        if block is not None and self._cross is not None:
+            return str(self._cross.stored_name(*block))
         return self._names.get(name) or str(self._converter.checkpoint_name(name))
 
     def changes(self, name: str) -> Stored:
         """What makes the checkpoint's numbers ours."""
         if name == _FREQUENCIES:
             return Stored(values=self.architecture.inverse_frequencies())
+        if _of_block(name) is not None:
+            return Stored()
         return self._converter.changes(self.checkpoint.config, self.architecture, name)
 
     def tensor(self, name: str, device: torch.device | None = None) -> torch.Tensor:
@@ -102,7 +121,25 @@ class DecoderTensors:
         if change.row_factors is not None:
             factors = torch.from_numpy(change.row_factors).to(values.device)
             values = values * factors.reshape(-1, *[1] * (values.ndim - 1))
+        gate = self._gate(name)
+        if gate is not None:
+            values = values * self._gate_values(gate, len(values)).to(values.device)
         return values.reshape(self.shape(name))
+
+    def _gate(self, name: str) -> str | None:
+        """What a matrix of a gated block is multiplied by the hyperbolic tangent of."""
+        block = _of_block(name)
+        return None if block is None or self._cross is None else self._cross.gate(*block)
+
+    def _gate_values(self, gate: str, rows: int) -> torch.Tensor:
+        """Factors of so many rows, float32 [rows, 1], or [1, 1] for all of them."""
+        values = self.checkpoint.stored(gate).flatten()
+        if len(values) not in (1, rows):
+            raise CheckpointError(
+                f"The gate {gate} of {self.checkpoint.directory} has {len(values)} numbers; 1 or "
+                f"{rows} are needed."
+            )
+        return values.double().tanh().float()[:, None]
 
     def row_blocks(self, name: str, rows: int) -> Iterator[tuple[int, torch.Tensor]]:
         """Reads a matrix a block of rows at a time, as ``Checkpoint.row_blocks`` does."""
@@ -124,6 +161,11 @@ class DecoderTensors:
             self.checkpoint.check(part, self.stored_shape(name))
         if change.product is not None:
             self.checkpoint.check(change.product.name, change.product.shape)
+        gate = self._gate(name)
+        if gate is not None and gate not in self.checkpoint:
+            raise CheckpointError(
+                f"The checkpoint {self.checkpoint.directory} has no tensor {gate}."
+            )
 
     def _slice(self, name: str) -> Slice | None:
         """Where a tensor lies among others in one, if the checkpoint holds it so."""

@@ -1,11 +1,13 @@
 """One tensor of a checkpoint as a file holds it: where it lies, its type and its shape.
 
-Owns the record that every kind of file gives for its tensors. Refuses to open files.
+Owns the record that every kind of file gives for its tensors, and rows that lie in two of them.
+Refuses to open files.
 """
 
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Callable
 from pathlib import Path
 
@@ -30,3 +32,32 @@ class StoredTensor:
     dtype: torch.dtype | None
     shape: tuple[int, ...]
     read: Callable[[int, int], torch.Tensor]
+
+
+def joined(first: StoredTensor, second: StoredTensor) -> StoredTensor:
+    """The rows of one matrix and, behind them, those of another, as one tensor.
+
+    Where they differ in type they are float32.
+    """
+    dtype = first.dtype if first.dtype == second.dtype else torch.float32
+    if None in (first.dtype, second.dtype):
+        dtype = None
+    border = math.prod(first.shape)
+
+    def read(begin: int, count: int) -> torch.Tensor:
+        end = begin + count
+        parts = []
+        if begin < border:
+            parts.append(first.read(begin, min(end, border) - begin))
+        if end > border or not parts:
+            at = max(begin - border, 0)
+            parts.append(second.read(at, end - border - at))
+        return parts[0] if len(parts) == 1 else torch.cat([part.to(dtype) for part in parts])
+
+    return StoredTensor(
+        first.path,
+        first.type_name,
+        dtype,
+        (first.shape[0] + second.shape[0], *first.shape[1:]),
+        read,
+    )

@@ -122,12 +122,22 @@ class VisionTensors:
             entry["square"] = self.architecture.step
         if self.part.most_tiles:
             entry["most_tiles"] = self.part.most_tiles
+        if self.part.ends is not None:
+            entry["ends"] = self.part.ends
         if tokenizer_json is not None:
-            wanted = {"placeholder": self.part.placeholder}
-            if self.part.around is not None:
-                wanted["begin"], wanted["end"] = self.part.around
             added = json.loads(tokenizer_json).get("added_tokens", [])
             spelt = {token.get("id"): token.get("content") for token in added}
+            if self.part.spelt:
+                ids = {word: number for number, word in spelt.items()}
+                if self.part.spelt not in ids:
+                    raise CheckpointError(
+                        f"The tokenizer of {self.checkpoint.directory} has no added token "
+                        f"{self.part.spelt}, which stands for pictures in its family."
+                    )
+                entry["token"] = ids[self.part.spelt]
+            wanted = {"placeholder": entry["token"]}
+            if self.part.around is not None:
+                wanted["begin"], wanted["end"] = self.part.around
             for name, number in wanted.items():
                 if number not in spelt:
                     raise CheckpointError(
@@ -144,6 +154,8 @@ class VisionTensors:
             return (a.hidden_size, 3, *frames, a.patch_size, a.patch_size)
         if name == "v.position_embd.weight":
             return (a.positions, a.hidden_size)
+        if name == "v.resampler.latents" and a.resampler is not None:
+            return (a.resampler.rows, a.hidden_size)
         shape = self.shape(name)
         if self.part.fused and name.split(".")[-2] in _THIRDS:
             return (3 * shape[0], *shape[1:])

@@ -85,7 +85,10 @@ def inspect(
 
 def _pictures(vision: "VisionInfo") -> str:
     read = f"{vision.image_size}x{vision.image_size} pixels in patches of {vision.patch_size}, "
-    read += f"{vision.tokens} tokens each"
+    if vision.session_bytes:
+        read += f"looked at as {vision.tokens} rows, {size_text(vision.session_bytes)} each"
+    else:
+        read += f"{vision.tokens} tokens each"
     if vision.step:
         read = f"of any shape in patches of {vision.patch_size}, a token for {vision.step}x"
         read += f"{vision.step} pixels"

@@ -99,7 +99,7 @@ def convert(
     plain = _metadata(source, tokenizer, options, digest)
     tiles = None
     if vision is not None:
-        tiles = calibration_tiles(vision.processor.preprocessing, options)
+        tiles = calibration_tiles(vision, options)
         plain.update(_vision_metadata(vision, tokenizer, options, tiles))
     key = _key(source, options, digest, None if tiles is None else tiles_digest(tiles))
     left = read_manifest(output)
@@ -133,12 +133,14 @@ def convert(
                 for layer in work.layers:
                     events.layer_done(layer, source.architecture.layers)
             else:
+                with torch.inference_mode():
+                    if vision is not None:
+                        tower = TowerWalk(vision, options, device, work, events)
+                        source.pictures = tower.run(tiles)
                 others = {} if vision is None else stored_bytes(vision.architecture, options)
                 found = widths.choose(source, options, blocks, device, plain, events, others)
                 chosen, predicted = found.quantisers, found.divergence
                 with torch.inference_mode():
-                    if vision is not None:
-                        TowerWalk(vision, options, device, work, events).run(tiles)
                     Walk(source, options, chosen, device, work, events, processes).run(blocks)
                 metadata = {**plain, **widths.metadata(chosen)}
                 names = source.tensor_names() + ([] if vision is None else vision.tensor_names())

@@ -4,7 +4,9 @@ Owns what is measured on calibration pictures, and that every layer reads what t
 before it give. Below 8 bits AWQ's searches find scales and clips of the tower's layers, and clips
 of the connector, whose input nothing absorbs a scale of; at 8 bits everything is rounded to
 nearest, and pictures only show that nothing overflows. Patches keep 8 bits in any case: they are a
-hundredth of a tower, and all of a picture passes through them.
+hundredth of a tower, and all of a picture passes through them. A resampler and the keys and values
+of gated blocks belong to the tower: they are computed once for a picture, not for a token, so that
+their width costs no time while a text is written.
 """
 
 from __future__ import annotations
@@ -30,24 +32,29 @@ from awq_edge.quantize.probe import Probe, Weights
 from awq_edge.quantize.statistics import InputStatistics
 from awq_edge.torch_decoder import Positions, activated, multiply
 from awq_edge.vision.architecture import VisionArchitecture, in_file
-from awq_edge.vision.preprocessing import Preprocessing
 
 _MOST_TILES = 64  # of all pictures, spread over them
 _SHOWN_TILES = 4  # enough to see whether a tower overflows
+_SEEN_TILES = 8  # by a calibration text, one after the other, in a decoder that looks at pictures
 _PROBE_POSITIONS = 4096
 _BATCH_FLOATS = 1 << 24  # in the widest intermediate of one batch
 _PATCH_BITS = 8
 _LARGEST_HALF = 65504.0  # keys and values are kept as fp16
+_BEHIND = ("v.resampler.", "mm.blk.")
+# Queries and keys, whose error passes through their product.
+_COMPARED = (".attn_q.weight", ".attn_k.weight", ".k.weight")
 
 
-def calibration_tiles(preprocessing: Preprocessing, options: Options) -> torch.Tensor | None:
+def calibration_tiles(vision: VisionTensors, options: Options) -> torch.Tensor | None:
     """What a tower is calibrated on, uint8 [n, s, s, 3]; None: the method reads nothing."""
+    preprocessing = vision.processor.preprocessing
+    least = _SHOWN_TILES if vision.architecture.cross is None else _SEEN_TILES
     if not methods.METHODS[options.method].calibrated:
         return None
     folder = options.calibration_images
     found = pictures.drawn() if folder is None else pictures.of_folder(folder)
     tiles = np.concatenate([preprocessing.of_one_size(rgb) for rgb in found])
-    most = _SHOWN_TILES if options.vision_bits == 8 else _MOST_TILES
+    most = least if options.vision_bits == 8 else _MOST_TILES
     if len(tiles) > most:
         tiles = tiles[np.linspace(0, len(tiles) - 1, most).round().astype(int)]
     return torch.from_numpy(np.ascontiguousarray(tiles))
@@ -94,11 +101,15 @@ class TowerWalk:
         self._events = events
         self._grid: tuple[int, int] | None = None
 
-    def run(self, tiles: torch.Tensor | None) -> None:
+    def run(self, tiles: torch.Tensor | None) -> torch.Tensor | None:
         """Makes every tensor file.
 
         Args:
             tiles: Calibration pictures, uint8 [n, s, s, 3]; None for a method that needs none.
+
+        Returns:
+            What gated blocks look at of these, float32 [n, tokens, row size], as the packed tower
+            makes it; None without pictures or blocks.
         """
         a, layers = self._architecture, self._architecture.layers
         self._grid = None if tiles is None else torch_tower.grid_of(a, tiles)
@@ -108,10 +119,13 @@ class TowerWalk:
             self._events.note(f"tower, layer {number + 1}/{layers}")
             with solvable(f"layer {number} of the tower"):
                 stream = self._walked(number, stream)
+        if a.cross is not None:
+            return self._for_blocks(stream)
         rows = None
         if stream is not None:
             rows = torch_tower.gathered(a, self._weights, stream, self._grid)
         self._connector(rows)
+        return None
 
     def _positions(self, number: int) -> Positions:
         """What a layer knows of the patches of calibration pictures."""
@@ -216,6 +230,38 @@ class TowerWalk:
                 f"Layer {number} of the tower gives values that are not finite for calibration "
                 "pictures: the checkpoint is probably damaged."
             )
+
+    def _for_blocks(self, stream: torch.Tensor | None) -> torch.Tensor | None:
+        """Packs the resampler and the gated blocks' keys and values, in the order of their use."""
+        a = self._architecture
+        names = a.tensor_names()
+        if stream is None:
+            for name in names:
+                if name.startswith(_BEHIND) and len(a.tensor_shape(name)) == 2:
+                    self._store(name, self._weights(name), self._quantiser)
+            return None
+        made: dict[str, torch.Tensor] = {}
+
+        def pack(name: str, read: torch.Tensor) -> None:
+            weight, limits = self._weights(name), None
+            if self._searched and not name.endswith(_COMPARED):
+                limits = self._clipped(weight, read)
+            made[name] = self._store(name, weight, self._quantiser, limits)
+
+        def weights(name: str) -> torch.Tensor:
+            return made[name] if name in made else self._weights(name)
+
+        rows = torch_tower.gathered(a, weights, stream, watch=pack)
+        for name in a.connector_matrices():
+            pack(f"{name}.weight", rows)
+        seen = torch_tower.connected(a, weights, rows)
+        largest = float(seen.abs().max())
+        if not largest <= _LARGEST_HALF:  # NaN neither
+            raise UnsupportedError(
+                f"The gated blocks make a key or a value of {largest:g} of a calibration picture; "
+                f"up to {_LARGEST_HALF:g} are supported."
+            )
+        return seen
 
     def _connector(self, rows: torch.Tensor | None) -> None:
         """Packs the connector, for what it reads of the pictures, [n, t, k]."""

@@ -108,7 +108,7 @@ class Walk:
         hidden = self._embedding(blocks)
         positions = None
         if hidden is not None:
-            positions = Positions.of(a, hidden.shape[1], self._source, self._device)
+            positions = self._source.positions(hidden.shape[1], self._device)
         with contextlib.closing(self._packer), self._recorder:
             for layer, weights in self._layers(range(len(work.layers), a.layers)):
                 hidden = self._walked(layer, weights, hidden, positions)

@@ -13,7 +13,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING
 
-from awq_edge.errors import InvalidArgumentError
+from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.outputs.place import (
     Identity,
     Place,
@@ -80,6 +80,11 @@ class Export:
             group_size: Of all decoder matrices.
             checkpoint: That of its floats, if it will be at hand.
         """
+        if architecture.cross is not None:
+            raise UnsupportedError(
+                "The model looks at pictures through layers of its own, which no other program's "
+                "file holds: it cannot be exported."
+            )
         if self.kind == "hf-awq":
             from awq_edge.interchange import export_hf_awq
 

@@ -73,6 +73,11 @@ class QuantisedCheckpoint:
         self._packing = _find_packing(checkpoint)
         self._tensors = DecoderTensors(checkpoint, self._holds_integers)
         self.architecture: Architecture = self._tensors.architecture
+        if self.architecture.cross is not None:
+            raise UnsupportedError(
+                f"{checkpoint.directory} looks at pictures through layers of its own, which are "
+                "not imported; convert the original float checkpoint instead."
+            )
         self.format_name = self._packing.name
         self.bits = self._packing.bits
         self.group_size = _our_group_size(self._packing.group_size)

@@ -36,7 +36,7 @@ from awq_edge.quantize.statistics import InputStatistics, output_error
 from awq_edge.stages import Origin, Stage, fed_by
 
 # Their error passes through the product of queries and keys, where a group's own error says little.
-NEVER_CLIPPED = frozenset(("attn_q", "attn_k"))
+NEVER_CLIPPED = frozenset(("attn_q", "attn_k", "cross_attn_q"))
 
 _EXPONENTS = tuple(step / 20 for step in range(20))
 _CLIP_SHARES = tuple(1 - step / 20 for step in range(10))  # of a group's largest magnitude
@@ -173,7 +173,7 @@ def _branch_error(
 ) -> OutputError:
     """Of what a branch gives to the stream, for the input of its first stage."""
     ends = fed_by(probe.architecture, probe.number, first)
-    if all(end.origin is not Origin.ATTENTION for end in ends):
+    if all(end.origin is Origin.ACTIVATION for end in ends):
         # Without context, tokens apart from each other tell more than neighbours.
         x, target = x.flatten(0, 1), target.flatten(0, 1)
         stride = max(1, len(x) // _FEED_FORWARD_TOKENS)

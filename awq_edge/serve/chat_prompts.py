@@ -80,6 +80,11 @@ def chat_prompt(model: Model, wanted: Wanted) -> ChatPrompt:
     if not sent:
         ids = marked.tokens(model.tokenizer, marked.hidden(text), [], add_bos=False)
         return ChatPrompt(text, ids)
+    if model.pictures.looked_at:
+        raise UnsupportedError(
+            f"{model.name} looks at pictures through layers of its own, which are not served so "
+            "far: run and chat show them to it."
+        )
     pictures = model.pictures.together([picture.prepared(model) for picture in sent])
     whole = PicturePrompt.of_text(
         model.pictures, model.tokenizer, text, marked, pictures, add_bos=False

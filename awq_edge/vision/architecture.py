@@ -10,7 +10,14 @@ from __future__ import annotations
 import dataclasses
 from typing import ClassVar
 
-from awq_edge.architecture import ACTIVATIONS, Architecture, MetadataValue
+from awq_edge.architecture import (
+    ACTIVATIONS,
+    MAX_HEAD_SIZE,
+    Architecture,
+    MetadataValue,
+    check_layers,
+)
+from awq_edge.cross_attention import CrossAttention
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 
 _PREFIX = "awq_edge.vision."
@@ -31,11 +38,97 @@ class Tower(Architecture):
 
 
 @dataclasses.dataclass(frozen=True)
+class Resampler:
+    """Learned rows that attend to a tower's rows and to themselves, layer after layer.
+
+    A layer is stream + W_o attention, queries of norm(stream), keys and values of norm(tower's
+    rows) and of norm(stream) behind them; then stream + feed-forward(norm(stream)). A norm ends it.
+
+    Attributes:
+        layers: How many.
+        rows: How many it learned.
+        heads: Of attention.
+        head_size: Width of a head.
+        feed_forward_size: Width between the matrices of the feed-forward.
+        activation: Of it.
+        norm_epsilon: Of every norm.
+        qk_norm: Whether queries and keys are normed, each head by one weight and bias.
+    """
+
+    layers: int
+    rows: int
+    heads: int
+    head_size: int
+    feed_forward_size: int
+    activation: str
+    norm_epsilon: float
+    qk_norm: bool = False
+
+    def __post_init__(self) -> None:
+        """Refuses what no file can hold."""
+        check_layers(self.layers)
+        widest = max(self.heads * self.head_size, self.feed_forward_size)
+        smallest = min(self.heads, self.head_size, self.feed_forward_size, self.rows)
+        if smallest < 1 or widest > _MOST_COLUMNS or self.head_size > MAX_HEAD_SIZE:
+            raise UnsupportedError("The resampler's sizes are none that a model file can have.")
+        if self.rows > _MOST_POSITIONS:
+            raise UnsupportedError(
+                f"The resampler has {self.rows} rows; at most {_MOST_POSITIONS} are supported."
+            )
+        if self.activation not in Tower.activations:
+            raise UnsupportedError(
+                f"The resampler's activation {self.activation!r} is none of "
+                f"{', '.join(Tower.activations)}."
+            )
+
+    @property
+    def size(self) -> int:
+        """Width of queries, of keys and of values."""
+        return self.heads * self.head_size
+
+    def to_metadata(self) -> dict[str, MetadataValue]:
+        """The entries of a model file."""
+        entries = dataclasses.asdict(self)
+        if not self.qk_norm:
+            del entries["qk_norm"]
+        return {f"{_PREFIX}resampler.{name}": value for name, value in entries.items()}
+
+    def tensor_names(self) -> list[str]:
+        """Its tensors, in file order."""
+        names = ["v.resampler.latents"]
+        for layer in range(self.layers):
+            names += [f"v.resampler.{layer}.{name}" for name in self.layer_tensor_names()]
+        return [*names, "v.resampler.post_ln.weight", "v.resampler.post_ln.bias"]
+
+    def layer_tensor_names(self) -> list[str]:
+        """Those of one layer, without ``v.resampler.N.``."""
+        norms = ["ln_rows", "ln1"] + (["attn_q_norm", "attn_k_norm"] if self.qk_norm else [])
+        matrices = ("attn_q", "attn_k", "attn_v", "attn_out", "ffn_up", "ffn_down")
+        names = [f"{norm}.{kind}" for norm in (*norms, "ln2") for kind in ("weight", "bias")]
+        return names + [f"{matrix}.weight" for matrix in matrices]
+
+    def tensor_shape(self, name: str, width: int) -> tuple[int, ...]:
+        """The shape of one of its tensors, for the tower's width."""
+        if name == "v.resampler.latents":
+            return (self.rows * width,)
+        shapes = {
+            "attn_out": (width, self.size),
+            "ffn_up": (self.feed_forward_size, width),
+            "ffn_down": (width, self.feed_forward_size),
+            **dict.fromkeys(("attn_q", "attn_k", "attn_v"), (self.size, width)),
+            **dict.fromkeys(("attn_q_norm", "attn_k_norm"), (self.head_size,)),
+        }
+        return shapes.get(name.split(".")[-2], (width,))
+
+
+@dataclasses.dataclass(frozen=True)
 class VisionArchitecture:
     """One tower and its connector, described by data.
 
     Behind the last layer: the class token goes, a norm, the mean of ``pool`` x ``pool`` patches,
-    ``regroup`` x ``regroup`` of these one after the other as one row, a norm, the connector.
+    ``regroup`` x ``regroup`` of these one after the other as one row, a norm, the connector. Or, in
+    a model whose decoder looks at pictures: the resampler, if there is one, and keys and values of
+    every gated block, of which a picture's rows consist.
 
     Attributes:
         layers: How many are computed.
@@ -56,7 +149,8 @@ class VisionArchitecture:
         regroup: Side of the squares of these that become one row.
         connector_norm: none, layer or rms.
         connector_norm_epsilon: Of it.
-        connector: linear: one matrix; mlp: two, with an activation between.
+        connector: linear: one matrix; mlp: two, with an activation between; cross: two for every
+            gated block.
         connector_size: Width between the two.
         connector_activation: Between the two.
         connector_bias: Whether they have biases.
@@ -69,6 +163,10 @@ class VisionArchitecture:
         feed_forward: Of its layers: plain or gated.
         window: Side of the squares of patches that see each other; 0: all do.
         full_layers: Those in which all do nevertheless.
+        keep_class: Whether the class token stays behind the last layer.
+        resampler: What makes a fixed number of rows of them; None: nothing does.
+        cross: The decoder's gated blocks, which the connector makes keys and values for; None: a
+            picture's rows stand in the text.
     """
 
     layers: int
@@ -100,6 +198,9 @@ class VisionArchitecture:
     feed_forward: str = "plain"
     window: int = 0
     full_layers: tuple[int, ...] = ()
+    keep_class: bool = False
+    resampler: Resampler | None = None
+    cross: CrossAttention | None = None
 
     def __post_init__(self) -> None:
         """Refuses what no file can hold."""
@@ -138,6 +239,13 @@ class VisionArchitecture:
         if max(3 * self.patch_size**2, self.connector_input) > _MOST_COLUMNS:
             raise UnsupportedError(
                 "The tower's patches, or what the connector reads, are too wide."
+            )
+        if (self.cross is None) != (self.connector != "cross"):
+            raise InvalidArgumentError("A connector to gated blocks needs these blocks.")
+        if self.cross is not None and self.row_size > _MOST_COLUMNS:
+            raise UnsupportedError(
+                f"A picture's row has {self.row_size} numbers in the gated blocks; at most "
+                f"{_MOST_COLUMNS} are supported."
             )
         self.tower()  # has limits of its own
 
@@ -189,8 +297,17 @@ class VisionArchitecture:
 
     @property
     def tokens(self) -> int:
-        """Rows that the decoder reads of one picture, where they have one size."""
+        """Rows that the decoder reads of one picture, or looks at, where they have one size."""
+        if self.resampler is not None:
+            return self.resampler.rows
+        if self.cross is not None:
+            return self.positions - (self.class_token and not self.keep_class)
         return int(-(-(self.grid // self.pool) // self.regroup)) ** 2
+
+    @property
+    def row_size(self) -> int:
+        """Numbers of each of them."""
+        return self.decoder_size if self.cross is None else self.cross.row_size
 
     @property
     def connector_input(self) -> int:
@@ -229,6 +346,7 @@ class VisionArchitecture:
             ("norm", "layer"),
             ("feed_forward", "plain"),
             ("window", 0),
+            ("keep_class", False),
         ):
             if getattr(a, name) != default:
                 entries[name] = getattr(a, name)
@@ -236,7 +354,8 @@ class VisionArchitecture:
             entries["full_layers"] = list(a.full_layers)
         if a.connector == "mlp" and a.connector_activation != "gelu":
             entries["connector_activation"] = a.connector_activation
-        return {f"{_PREFIX}{name}": value for name, value in entries.items()}
+        resampler = {} if a.resampler is None else a.resampler.to_metadata()
+        return {**{f"{_PREFIX}{name}": value for name, value in entries.items()}, **resampler}
 
     def tensor_names(self) -> list[str]:
         """Every tensor of the tower and the connector, in file order: as a picture meets them."""
@@ -250,6 +369,12 @@ class VisionArchitecture:
         for layer in range(a.layers):
             names += [in_file(layer, name) for name in self.layer_tensor_names()]
         names += [f"v.post_ln.{kind}" for kind in kinds] if a.post_norm else []
+        names += [] if a.resampler is None else a.resampler.tensor_names()
+        if a.cross is not None:
+            for number in a.cross.numbers:
+                names += [f"mm.blk.{number}.k.weight", f"mm.blk.{number}.v.weight"]
+                names += [f"mm.blk.{number}.k_norm.weight"] if a.cross.qk_norm else []
+            return names
         names += ["mm.norm.weight"] if a.connector_norm != "none" else []
         names += ["mm.norm.bias"] if a.connector_norm == "layer" else []
         for matrix in self.connector_matrices():
@@ -269,6 +394,8 @@ class VisionArchitecture:
 
     def connector_matrices(self) -> list[str]:
         """The connector's."""
+        if self.cross is not None:
+            return [f"mm.blk.{number}.{kind}" for number in self.cross.numbers for kind in "kv"]
         return ["mm.0", "mm.2"] if self.connector == "mlp" else ["mm.0"]
 
     def tensor_shape(self, name: str) -> tuple[int, ...]:
@@ -278,6 +405,11 @@ class VisionArchitecture:
         a = self
         if name.startswith("v.blk."):
             return tensor_shape(self.tower(), by_decoder(name))
+        if name.startswith("v.resampler.") and a.resampler is not None:
+            return a.resampler.tensor_shape(name, a.hidden_size)
+        if name.startswith("mm.blk.") and a.cross is not None:
+            of_head = name.endswith(".k_norm.weight")
+            return (a.cross.head_size,) if of_head else (a.cross.size, a.hidden_size)
         first = a.connector_size if a.connector == "mlp" else a.decoder_size
         matrices = {
             "v.patch_embd": (a.hidden_size, 3 * a.patch_size**2),

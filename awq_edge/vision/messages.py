@@ -112,5 +112,5 @@ def _last_of_user(
 
 
 def _as_text(parts: Sequence[Mapping[str, Any]], marked: Marked) -> str:
-    place = f"{marked.rules.place}\n"
+    place = marked.rules.in_front
     return "".join(place if part["type"] == "image" else part["text"] for part in parts)

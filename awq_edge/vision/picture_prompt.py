@@ -31,7 +31,7 @@ _ROW = np.uint64(1 << 63)
 
 @dataclasses.dataclass(frozen=True)
 class Span:
-    """Rows of a picture, side by side in a prompt.
+    """Rows of a picture, side by side in a prompt; or the token from which it is looked at.
 
     Attributes:
         begin: Where the first one stands.
@@ -68,6 +68,7 @@ class PicturePrompt:
     Attributes:
         tokens: Ids; the placeholder's where rows of a picture stand.
         spans: These, in order.
+        ends: From where on no picture is looked at, until the next one; in order.
         contents: uint64 [tokens]: ids, and for every row of a picture a number that follows from
             the picture's content and from nothing else, as ``Session.contents`` has them.
     """
@@ -106,6 +107,10 @@ class PicturePrompt:
                 self.contents[begin : begin + count] = numbers[first_row : first_row + count]
                 done += count
                 first_row += count
+        self.ends: tuple[int, ...] = ()
+        if reader.looked_at and reader.rules.ends >= 0:
+            behind = np.flatnonzero(np.array(self.tokens, dtype=np.int64) == reader.rules.ends) + 1
+            self.ends = tuple(behind.tolist())
         self.spans = tuple(spans)
 
     @classmethod
@@ -128,7 +133,7 @@ class PicturePrompt:
     def held(self) -> list[int]:
         """The ids as a session holds them."""
         ids = np.array(self.tokens, dtype=np.uint32)
-        for span in self.spans:
+        for span in () if self._reader.looked_at else self.spans:
             ids[span.begin : span.end] = NO_TOKEN
         return [int(one) for one in ids]
 
@@ -174,6 +179,9 @@ class PicturePrompt:
             progress: Called with the tokens read so far and their number; may raise to stop.
         """
         total, first = len(self.tokens) - begin, begin
+        if self._reader.looked_at:
+            self._read_looking(session, begin, progress)
+            return
 
         def report(done: int, _total: int) -> None:
             if progress is not None:
@@ -189,6 +197,29 @@ class PicturePrompt:
                     rows.embeddings, progress=report, contents=rows.contents, columns=rows.columns
                 )
             begin = end
+
+    def _read_looking(self, session: Session, begin: int, progress: Progress | None) -> None:
+        """The same where layers look at pictures, each from its token on."""
+        total, first = len(self.tokens) - begin, begin
+
+        def report(done: int, _total: int) -> None:
+            if progress is not None:
+                progress(begin - first + done, total)
+
+        # Where two meet, the picture counts.
+        turns: dict[int, PreparedPicture | None] = dict.fromkeys(self.ends)
+        turns.update((span.begin, span.picture) for span in self.spans)
+        for at in sorted((*turns, len(self.tokens))):
+            if begin < at:
+                session.evaluate(self.tokens[begin:at], progress=report)
+            if begin <= at < len(self.tokens):
+                picture = turns[at]
+                if picture is None:
+                    session.look_at(None)
+                else:
+                    rows = self._reader.encoded(picture)
+                    session.look_at(rows, content=int(self.contents[at]))
+            begin = max(begin, at)
 
 
 def _row_contents(key: bytes, count: int) -> Contents:

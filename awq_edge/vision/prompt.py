@@ -24,8 +24,18 @@ if TYPE_CHECKING:
 METADATA_KEY = "awq_edge.vision.prompt"
 # plain: a picture's rows and nothing else; paragraph: Gemma 3's, between two words on a line of
 # their own; rows_and_columns: SmolVLM's and Idefics3's words; any_resolution: LLaVA 1.6's rows, as
-# ``arrangement.py`` puts them; squares: a row for every square of a picture.
-LAYOUTS = ("plain", "paragraph", "rows_and_columns", "any_resolution", "squares")
+# ``arrangement.py`` puts them; squares: a row for every square of a picture; single: one token that
+# the text behind it looks at a picture from: OpenFlamingo; around: the same with a word before it
+# and behind it, and one between two pictures: Idefics 1.
+LAYOUTS = (
+    "plain",
+    "paragraph",
+    "rows_and_columns",
+    "any_resolution",
+    "squares",
+    "single",
+    "around",
+)
 _AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
 _MOST_ROWS = 6  # beyond, the words have no token
 
@@ -43,6 +53,8 @@ class PromptRules:
         end: The word behind them.
         most_tiles: Of how many tiles any_resolution keeps the rows; 0: of all.
         square: Pixels on a side of what becomes a row, where pictures have any size.
+        ends: Id of the token behind which nobody looks at a picture until the next one; -1: there
+            is none.
     """
 
     token: int
@@ -52,11 +64,17 @@ class PromptRules:
     end: str = ""
     most_tiles: int = 0
     square: int = 0
+    ends: int = -1
 
     @property
     def place(self) -> str:
         """How a prompt says where a picture stands."""
         return self.begin or self.placeholder
+
+    @property
+    def in_front(self) -> str:
+        """What stands in a text for a picture that a user has put nowhere."""
+        return self.place if self.layout in ("single", "around") else f"{self.place}\n"
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -81,7 +99,7 @@ class PromptRules:
             or not {"token", "layout"} <= set(values) <= set(known)
             or any(type(value) is not known[name] for name, value in values.items())
             or values["layout"] not in LAYOUTS
-            or min(values["token"], values.get("most_tiles", 0)) < 0
+            or min(values["token"], values.get("most_tiles", 0), values.get("ends", 0)) < 0
             or (values["layout"] == "squares") != (values.get("square", 0) > 0)
         ):
             raise FileInvalidError(
@@ -109,10 +127,12 @@ class PromptRules:
         one = self.placeholder * rows
         if self.layout in ("any_resolution", "squares"):
             return self.placeholder * sum(self.runs(tiled, rows))
-        if self.layout == "plain":
+        if self.layout in ("plain", "single"):
             return one * len(tiled.tiles)
         if self.layout == "paragraph":
             return f"\n\n{self.begin}{one}{self.end}\n\n"
+        if self.layout == "around":
+            return f"{_AROUND}{one * len(tiled.tiles)}{_AROUND}"
         if max(tiled.rows, tiled.columns) > _MOST_ROWS:
             raise InvalidArgumentError(
                 f"The picture becomes {tiled.rows} rows of {tiled.columns} tiles, and the model "
@@ -194,8 +214,11 @@ class Marked:
                 written.append(marked.get(part, part))
                 turn += [(marked[part], True)] if part in marked else []
             if number < len(pictures):
-                written.append(pictures[number])
-                turn += [(part, False) for part in _cut(pictures[number], words) if part in words]
+                follows = bool(number) and not piece and self.rules.layout == "around"
+                # Two pictures without a text between share a word.
+                shown = pictures[number][len(_AROUND) if follows else 0 :]
+                written.append(shown)
+                turn += [(part, False) for part in _cut(shown, words) if part in words]
         ids = tokenizer.encode("".join(written), add_bos=add_bos)
         spelt = {word: tokenizer.encode(word, add_bos=False) for word in words}
         known = {one[0]: word for word, one in spelt.items() if len(one) == 1}

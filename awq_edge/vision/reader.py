@@ -60,7 +60,9 @@ class PictureReader:
 
     Attributes:
         rules: How they stand in a text.
-        rows: Of the decoder's, for each tile.
+        rows: Places in a text that a tile takes: as many as the decoder reads rows of it, or one
+            that its layers look at it from.
+        looked_at: Whether they do.
         whole: Whether a session reads all rows of a picture or none: they see each other, or turn
             by where they stand in it.
         encodings: How many tiles the tower has read.
@@ -94,7 +96,9 @@ class PictureReader:
                 f"{model.path} has no tensor mm.image_newline, which ends the lines of its "
                 "pictures: convert the model again."
             )
-        self.rows = vision.tokens
+        self.looked_at = vision.session_bytes > 0
+        self.rows = 1 if self.looked_at else vision.tokens
+        self._tokens = vision.tokens
         self.whole = vision.bidirectional or vision.step > 0
         self._step = vision.step
         self._width = vision.embedding_size
@@ -175,7 +179,7 @@ class PictureReader:
         progress: Progress | None = None,
         threads: Callable[[], int] | None = None,
     ) -> Rows:
-        """What the decoder reads of a picture, float32 [rows, hidden].
+        """What the decoder reads of a picture, or looks at, float32 [rows, numbers].
 
         Args:
             picture: A prepared one.
@@ -186,7 +190,7 @@ class PictureReader:
             if picture.key in self._cache:
                 self._cache.move_to_end(picture.key)
                 return self._cache[picture.key]
-            shape = (sum(self.rules.runs(picture.tiled, self.rows)), self._width)
+            shape = (sum(self.rules.runs(picture.tiled, self._tokens)), self._width)
             rows = None if self.stored is None else self.stored.read(picture.key, shape)
             if rows is not None:
                 self.from_disk += 1
@@ -214,7 +218,7 @@ class PictureReader:
     ) -> Rows:
         """Asks the tower, tile by tile: float32 [tiles, rows of each, hidden]."""
         tiles = np.ascontiguousarray(picture.tiled.tiles)
-        rows = self.rules.runs(picture.tiled, self.rows)[0] if self._step else self.rows
+        rows = self.rules.runs(picture.tiled, self.rows)[0] if self._step else self._tokens
         found = np.empty((len(tiles), rows, self._width), np.float32)
         for tile in range(len(tiles)):
 

@@ -14,6 +14,7 @@
 #include "native/runtime/bandwidth.h"
 #include "native/runtime/cpus.h"
 #include "native/runtime/gpu_backend.h"
+#include "native/runtime/picture_rows.h"
 #include "native/runtime/thread_choice.h"
 #include "native/runtime/vision_encoding.h"
 
@@ -70,6 +71,9 @@ void fill(awqe_vision_info& info, const Model& model) {
     }
     info.newline = vision.newline;
     info.bidirectional = a.bidirectional;
+    if (model.cross() != nullptr) {
+        info.session_bytes = PictureRows::bytes(*model.cross(), a.tokens());
+    }
 }
 
 void require_vocabulary(size_t count, size_t vocabulary) {
@@ -217,6 +221,10 @@ awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_opti
             m.backend(awqe::device_of(options), std::getenv("AWQ_EDGE_KERNELS"));
         memory->weight_bytes = m.model().file().size();
         memory->cache_bytes = backend.cache_bytes(plan);
+        if (m.model().cross() != nullptr) {
+            memory->cache_bytes += awqe::PictureRows::bytes(
+                *m.model().cross(), m.model().vision()->architecture.tokens());
+        }
         memory->scratch_bytes =
             backend.scratch_bytes(plan) + awqe::Session::own_bytes(m.model(), plan);
     });
@@ -271,6 +279,11 @@ awqe_status awqe_session_reusable(const awqe_session* session, const uint32_t* t
 
 awqe_status awqe_session_truncate(awqe_session* session, uint32_t position, awqe_error* error) {
     return awqe::guard(error, [&] { awqe::Used(session)->truncate(position); });
+}
+
+awqe_status awqe_session_look_at(awqe_session* session, const float* rows, size_t count,
+                                 awqe_error* error) {
+    return awqe::guard(error, [&] { awqe::Used(session)->look_at(rows, count); });
 }
 
 awqe_status awqe_session_saved_bytes(const awqe_session* session, uint32_t begin, uint32_t end,

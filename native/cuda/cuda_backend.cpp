@@ -131,6 +131,10 @@ CudaBackend::CudaBackend(const Model& model)
         fail(AWQE_UNSUPPORTED,
              "the GPU has no mixtures of experts so far; use the CPU for this model");
     }
+    if (model.cross() != nullptr) {
+        fail(AWQE_UNSUPPORTED,
+             "the GPU has no layers that look at pictures so far; use the CPU for this model");
+    }
     const Device::Use use(*device_);
     weights_ = std::make_unique<Weights>(device_, model);
 }

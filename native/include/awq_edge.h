@@ -40,7 +40,7 @@ extern "C" {
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
 /// whoever loads the library.
-#define AWQE_ABI_VERSION 9
+#define AWQE_ABI_VERSION 10
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -172,7 +172,7 @@ typedef struct awqe_memory {
     uint32_t struct_size;
     uint64_t weight_bytes;   ///< Mapped from the file: shared between processes, reclaimable.
     uint64_t cache_bytes;    ///< Keys and values. A layer with a sliding window keeps what it can
-                             ///< still see.
+                             ///< still see; of pictures that layers look at, one is counted.
     uint64_t scratch_bytes;  ///< Everything else. Sessions of a model that do not compute at the
                              ///< same time share most of it.
 } awqe_memory;
@@ -242,6 +242,14 @@ awqe_status awqe_session_evaluate_embeddings(awqe_session* session, const float*
                                              size_t count, uint32_t which, float* logits,
                                              awqe_progress progress, void* user, awqe_error* error);
 
+/// Of a model whose layers look at pictures (awqe_vision_info.session_bytes): from the next
+/// position on they look at this one, until another call says otherwise; before the first call at
+/// none. `rows`: float [count, embedding_size], a picture's embeddings as awqe_vision_encode()
+/// gives them, which are its keys and values in every such layer; the session keeps them as halves.
+/// NULL: no picture from here on. What awqe_session_truncate() forgets takes its pictures with it.
+awqe_status awqe_session_look_at(awqe_session* session, const float* rows, size_t count,
+                                 awqe_error* error);
+
 /// Bytes of the positions from `begin` to before `end` of the context, saved: at least one, at most
 /// awqe_session_position() is the end, and less than that only from awqe_session_earliest() on.
 awqe_status awqe_session_saved_bytes(const awqe_session* session, uint32_t begin, uint32_t end,
@@ -304,8 +312,12 @@ typedef struct awqe_vision_info {
                               ///< with `step`, the most.
     uint32_t patch_size;      ///< The same of a patch.
     uint32_t tokens;          ///< Embeddings that a picture becomes; 0 with `step`.
-    uint32_t embedding_size;  ///< Numbers of each: the decoder's hidden size.
+    uint32_t embedding_size;  ///< Numbers of each: the decoder's hidden size, unless its layers
+                              ///< look at pictures.
     uint64_t weight_bytes;    ///< Of its tensors, mapped from the file.
+    uint64_t session_bytes;   ///< That a session keeps of each picture that its layers look at, by
+                              ///< awqe_session_look_at(); 0: a picture's embeddings are read in the
+                              ///< place of tokens.
     const float* newline;     ///< [embedding_size]: the embedding that this family puts behind a
                               ///< row of a picture's embeddings; NULL where there is none.
     uint32_t step;            ///< Not 0: height and width of a picture are multiples of it, and it

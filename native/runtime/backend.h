@@ -14,6 +14,8 @@
 
 namespace awqe {
 
+class PictureRows;
+
 // Rows that go through the layers together. Long enough to use each weight that was unpacked many
 // times, short enough for the activations of a wide feed-forward (128 x 14336 floats) to stay in a
 // cache of some megabytes.
@@ -68,10 +70,11 @@ struct Row {
     size_t seen;  // it sees the positions before this one: its own is the last of them,
                   // but within a picture whose rows see each other
     Turns turns;
-    uint32_t token;          // below the size of the vocabulary
-    const float* embedding;  // float [hidden], in the place of the token's; or NULL
-    float* logits;           // float [vocabulary], to be filled; or NULL
-    float* hidden;           // float [hidden], to be filled with what the head reads; or NULL
+    uint32_t token;              // below the size of the vocabulary
+    const float* embedding;      // float [hidden], in the place of the token's; or NULL
+    float* logits;               // float [vocabulary], to be filled; or NULL
+    float* hidden;               // float [hidden], to be filled with what the head reads; or NULL
+    const PictureRows* picture;  // that gated blocks look at; or NULL: they see none
 };
 
 // Rows of one sequence come in ascending positions without a gap, the first of them right behind

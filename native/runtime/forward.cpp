@@ -192,8 +192,10 @@ void head(const Step& step) {
 
 InputSizes largest_input(const Model& model) {
     InputSizes largest;
-    for (const LayerWeights& w : model.layers()) {
-        for (const Linear* linear : w.linears()) largest.add(*linear);
+    for (const std::vector<LayerWeights>* all : {&model.layers(), &model.blocks()}) {
+        for (const LayerWeights& w : *all) {
+            for (const Linear* linear : w.linears()) largest.add(*linear);
+        }
     }
     largest.add(model.head());
     return largest;
@@ -205,14 +207,18 @@ Activations::Activations(const Model& model, size_t row_count, unsigned threads,
     : rows(row_count), experts(model, row_count, threads, arena) {
     const Architecture& a = model.architecture();
     const InputSizes sizes = largest_input(model);
+    // A gated block has sizes of its own.
+    const Architecture& block = model.cross() == nullptr ? a : model.cross()->form;
+    const size_t query_size = std::max(a.query_size(), block.query_size());
+    const size_t feed_forward_size = std::max(a.feed_forward_size, block.feed_forward_size);
     residual = arena.take<float>(rows * a.hidden_size);
-    query = arena.take<float>(rows * a.query_size());
+    query = arena.take<float>(rows * query_size);
     key = arena.take<float>(rows * a.key_size());
     value = arena.take<float>(rows * a.key_size());
-    attended = arena.take<float>(rows * a.query_size());
+    attended = arena.take<float>(rows * query_size);
     waiting = arena.take<float>(a.parallel ? rows * a.hidden_size : 0);
-    gate = arena.take<float>(rows * a.feed_forward_size);
-    up = arena.take<float>(rows * a.feed_forward_size);
+    gate = arena.take<float>(rows * feed_forward_size);
+    up = arena.take<float>(rows * feed_forward_size);
     projected = arena.take<float>(rows * a.hidden_size);
     rope_tables = a.rope_table_count();
     cosines = arena.take<float>(rope_tables * rows * (a.head_size / 2));
@@ -235,8 +241,14 @@ void forward(const Model& model, const KernelTable& kernels, const Block& block,
               0};
     embed(step);
     const size_t layers = model.layers().size();
+    const CrossArchitecture* const cross = model.cross();
+    size_t block_number = 0;  // of the next gated block
     for (size_t layer = 0; layer < layers; ++layer) {
         const LayerWeights& w = model.layers()[layer];
+        if (block_number < model.blocks().size() && cross->before[block_number] == layer) {
+            gated_block(step, *cross, model.blocks()[block_number], block_number);
+            ++block_number;
+        }
         // Behind the last layer's keys and values only the rows matter that give something.
         const size_t wanted = layer + 1 < layers ? step.m : block.wanted;
         attention(step, w, layer, wanted);

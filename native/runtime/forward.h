@@ -21,7 +21,7 @@ struct Activations {
     Activations(const Model& model, size_t rows, unsigned threads, Arena& arena);
 
     float* residual;   // [m, hidden]: the stream that every layer adds to
-    float* query;      // [m, heads * head_size]
+    float* query;      // [m, heads * head_size]; of the wider, a layer or a gated block
     float* key;        // [m, kv_heads * head_size]
     float* value;      // [m, kv_heads * head_size]
     float* attended;   // [m, heads * head_size]

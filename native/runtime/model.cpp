@@ -67,19 +67,19 @@ class Norms {
     bool biased_;
 };
 
-FeedForward read_feed_forward(const GgufFile& file, const Architecture& a,
-                              const std::string& layer) {
-    constexpr const char* kPlain = "awq_edge.decoder.feed_forward is plain";
-    constexpr const char* kGated = "awq_edge.decoder.feed_forward is gated";
+FeedForward read_feed_forward(const GgufFile& file, const Architecture& a, const std::string& layer,
+                              const char* key_prefix) {
+    const std::string key = std::string(key_prefix) + "feed_forward";
+    const std::string plain = key + " is plain", gated = key + " is gated";
     FeedForward w = {};
     w.up = need_linear(file, layer + "ffn_up", a.feed_forward_size, a.hidden_size);
     const std::string scales = layer + "ffn_act.scales";
     if (a.gated) {
         w.gate = need_linear(file, layer + "ffn_gate", a.feed_forward_size, a.hidden_size);
         need_equal_groups(layer, "ffn_gate", w.gate, "ffn_up", w.up);
-        need_absent(file, scales, kGated);
+        need_absent(file, scales, gated.c_str());
     } else {
-        need_absent(file, layer + "ffn_gate.weight", kPlain);
+        need_absent(file, layer + "ffn_gate.weight", plain.c_str());
         if (file.find_tensor(scales) != nullptr) {
             w.activation_scales = need_vector(file, scales, a.feed_forward_size);
         }
@@ -162,9 +162,34 @@ LayerWeights read_layer(const GgufFile& file, const Architecture& a, const Norms
     if (a.expert_layers[index] != 0) {
         w.experts = read_experts(file, a, layer);
     } else {
-        w.feed_forward = read_feed_forward(file, a, layer);
+        w.feed_forward = read_feed_forward(file, a, layer, "awq_edge.decoder.");
     }
     w.feed_forward_post_norm = norms.need_if(behind, layer + "ffn_post_norm", hidden, kPlaces);
+    return w;
+}
+
+// The gated block before a layer.
+LayerWeights read_block(const GgufFile& file, const Architecture& form, uint32_t layer) {
+    const std::string name = "blk." + std::to_string(layer) + ".cross_";
+    const auto norm = [&](const char* stem) -> Norm {
+        const std::string bias = name + stem + ".bias";
+        const bool biased = form.norm == NormKind::kLayer;
+        if (!biased) need_absent(file, bias, "awq_edge.cross.norm is rms");
+        return {need_vector(file, name + stem + ".weight", form.hidden_size),
+                biased ? need_vector(file, bias, form.hidden_size) : nullptr};
+    };
+    LayerWeights w = {};
+    w.attention_norm = norm("attn_norm");
+    w.query = need_linear(file, name + "attn_q", form.query_size(), form.hidden_size);
+    if (form.qk_norm != QkNorm::kNone) {
+        w.query_norm.weight = need_vector(file, name + "attn_q_norm.weight", form.head_size);
+    } else {
+        need_absent(file, name + "attn_q_norm.weight", "awq_edge.cross.qk_norm is false");
+    }
+    w.attention_output =
+        need_linear(file, name + "attn_output", form.hidden_size, form.query_size());
+    w.feed_forward_norm = norm("ffn_norm");
+    w.feed_forward = read_feed_forward(file, form, name, "awq_edge.cross.");
     return w;
 }
 
@@ -188,7 +213,10 @@ uint64_t tensor_parameters(const Tensor& tensor) {
 }  // namespace
 
 std::vector<const Linear*> LayerWeights::linears() const {
-    std::vector<const Linear*> all = {&query, &key, &value, &attention_output};
+    std::vector<const Linear*> all;
+    for (const Linear* linear : {&query, &key, &value, &attention_output}) {
+        if (linear->weight.rows > 0) all.push_back(linear);
+    }
     const auto add = [&](const FeedForward& w) {
         for (const Linear* linear : {&w.gate, &w.up, &w.down}) {
             if (linear->weight.rows > 0) all.push_back(linear);
@@ -226,7 +254,17 @@ Model::Model(std::unique_ptr<MappedFile> mapping, const uint8_t* bytes, size_t s
     for (uint32_t i = 0; i < a.layers; ++i) {
         layers_.push_back(read_layer(file_, a, norms, qk_norms, i));
     }
-    vision_ = read_vision(file_, a.hidden_size);
+    cross_ = read_cross_architecture(file_, a);
+    if (cross_) {
+        for (const uint32_t layer : cross_->before) {
+            blocks_.push_back(read_block(file_, cross_->form, layer));
+        }
+    }
+    vision_ = read_vision(file_, a.hidden_size, cross());
+    if (cross_ && !vision_) {
+        fail(AWQE_FILE_INVALID,
+             "there is a key awq_edge.cross.layers, although there is no awq_edge.vision.layers");
+    }
     if (picture_rows() > 0 && a.position == PositionKind::kAlibi) {
         fail(AWQE_FILE_INVALID,
              "awq_edge.vision.bidirectional is true, although awq_edge.decoder.position is alibi: "

@@ -12,6 +12,7 @@
 #include "native/format/layouts.h"
 #include "native/format/mapped_file.h"
 #include "native/runtime/architecture.h"
+#include "native/runtime/cross_architecture.h"
 #include "native/runtime/tensors.h"
 #include "native/runtime/vision_weights.h"
 
@@ -76,6 +77,11 @@ class Model {
     const float* inverse_frequencies() const { return inverse_frequencies_; }
     const float* alibi_slopes() const { return alibi_slopes_; }  // [heads], or NULL
 
+    // The gated blocks; NULL in a decoder that looks at no pictures.
+    const CrossArchitecture* cross() const { return cross_ ? &*cross_ : nullptr; }
+    // [cross()->before.size()]: their weights, without keys and values, which are the pictures'.
+    const std::vector<LayerWeights>& blocks() const { return blocks_; }
+
     // The tower and its connector; NULL in a model of text alone.
     const VisionModel* vision() const { return vision_ ? &*vision_ : nullptr; }
     // Of a picture whose rows see each other, so that they are read together; 0: none do.
@@ -101,6 +107,8 @@ class Model {
     Linear head_;
     const float* inverse_frequencies_;
     const float* alibi_slopes_;
+    std::optional<CrossArchitecture> cross_;
+    std::vector<LayerWeights> blocks_;
     std::optional<VisionModel> vision_;
 
     Model(std::unique_ptr<MappedFile> mapping, const uint8_t* bytes, size_t size);

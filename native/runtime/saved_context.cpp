@@ -67,9 +67,7 @@ uint64_t hash_value(const T& value, uint64_t hash) {
 }
 
 // Everything that decides about results beside the tensors.
-uint64_t hash_of(const Model& model) {
-    const Architecture& a = model.architecture();
-    uint64_t hash = model.picture_rows();
+uint64_t hash_of(const Architecture& a, uint64_t hash) {
     for (const uint32_t value :
          {a.layers, a.hidden_size, a.vocabulary_size, a.heads, a.kv_heads, a.head_size,
           a.feed_forward_size, uint32_t{a.tied_head}, uint32_t(a.norm), uint32_t(a.norm_places),
@@ -91,6 +89,13 @@ uint64_t hash_of(const Model& model) {
         hash = hash_value(a.router_epsilon, hash);
         for (const uint32_t layer : a.expert_layers) hash = hash_value(layer, hash);
     }
+    return hash;
+}
+uint64_t hash_of(const Model& model) {
+    uint64_t hash = hash_of(model.architecture(), model.picture_rows());
+    if (model.cross() == nullptr) return hash;
+    hash = hash_of(model.cross()->form, hash);
+    for (const uint32_t layer : model.cross()->before) hash = hash_value(layer, hash);
     return hash;
 }
 
@@ -125,6 +130,12 @@ size_t Session::saved_bytes(size_t begin, size_t end) const {
              "end is %zu, but the layers with a sliding window have kept what is needed from %zu "
              "on: save up to that or further",
              end, earliest());
+    }
+    for (const Seen& seen : pictures_) {
+        if (seen.rows == nullptr || seen.position >= end) continue;
+        fail(AWQE_UNSUPPORTED,
+             "the context looks at pictures, which are not saved: read its text and the pictures "
+             "again");
     }
     const size_t logits = saves_logits(end) ? model_.architecture().vocabulary_size : 0;
     const size_t words = turns_apart() ? 2 : 1;
@@ -181,7 +192,10 @@ void Session::restore(const uint8_t* bytes, size_t size) {
         fail(AWQE_CONTEXT_FULL, "the saved context has %zu tokens, this session has room for %zu",
              end, plan_.positions);
     }
-    if ((begin > 0 && begin != position_) || header.before != hash_tokens(arrays_.tokens, begin)) {
+    // Which pictures an earlier text looked at, no token tells.
+    const bool seen = begin > 0 && !pictures_.empty();
+    if (seen || (begin > 0 && begin != position_) ||
+        header.before != hash_tokens(arrays_.tokens, begin)) {
         fail(AWQE_INVALID_ARGUMENT,
              "these %u tokens were saved behind another text than the %zu tokens of this context",
              header.count, position());
@@ -215,6 +229,7 @@ void Session::restore(const uint8_t* bytes, size_t size) {
         }
     }
     // From here on nothing fails.
+    pictures_.clear();
     std::memcpy(arrays_.tokens + begin, content, token_bytes);
     std::memcpy(arrays_.next_turns + (turn_bytes > 0 ? begin : 0), saved_turns, turn_bytes);
     std::memcpy(arrays_.logits, saved_turns + turn_bytes, logits_bytes);

@@ -9,6 +9,11 @@
 #include "native/runtime/cpus.h"
 
 namespace awqe {
+namespace {
+
+constexpr float kHalfOverflow = 65520.0f;  // rounds to infinity in half precision
+
+}  // namespace
 
 SequencePlan session_plan(const Model& model, const awqe_session_options* options) {
     const awqe_session_options defaults = {};
@@ -123,6 +128,37 @@ void Session::check_picture(const Reading& reading) const {
     }
 }
 
+void Session::look_at(const float* rows, size_t count) {
+    const CrossArchitecture* const cross = model_.cross();
+    if (cross == nullptr) {
+        fail(AWQE_UNSUPPORTED,
+             "the layers of this model look at no pictures: its pictures are read as embeddings in "
+             "the place of tokens, if it has a vision part");
+    }
+    const size_t tokens = model_.vision()->architecture.tokens();
+    if (rows != nullptr && count != tokens) {
+        fail(AWQE_INVALID_ARGUMENT, "count is %zu, but a picture of this model has %zu rows", count,
+             tokens);
+    }
+    const size_t size = cross->row_size();
+    for (size_t i = 0; rows != nullptr && i < count * size; ++i) {
+        if (std::fabs(rows[i]) < kHalfOverflow) continue;  // NaN neither
+        fail(AWQE_INVALID_ARGUMENT, "row %zu holds a number that half precision does not, at %zu",
+             i / size, i % size);
+    }
+    std::unique_ptr<const PictureRows> made;
+    if (rows != nullptr) made = std::make_unique<const PictureRows>(*cross, rows, count);
+    while (!pictures_.empty() && pictures_.back().position >= position_) pictures_.pop_back();
+    pictures_.push_back({position_, std::move(made)});
+}
+
+const PictureRows* Session::seen_at(size_t position) const {
+    for (auto seen = pictures_.rbegin(); seen != pictures_.rend(); ++seen) {
+        if (seen->position <= position) return seen->rows.get();
+    }
+    return nullptr;
+}
+
 void Session::begin(const Reading& reading, Session* next) {
     reading_ = reading;
     next_ = next;
@@ -158,6 +194,7 @@ Row Session::row(size_t index) const {
     row.position = position_ + index;
     row.seen = reads_whole() ? position_ + reading_.count : row.position + 1;
     if (turns_apart()) row.turns = turns(at);
+    row.picture = seen_at(row.position);
     if (reading_.tokens != nullptr) {
         row.token = reading_.tokens[at];
     } else {
@@ -208,6 +245,7 @@ void Session::truncate(size_t position) {
     }
     if (position == 0) stored_ = floor_ = 0;
     if (position < position_) has_logits_ = false;  // they belong to a token that is forgotten
+    while (!pictures_.empty() && pictures_.back().position >= position) pictures_.pop_back();
     position_ = position;
 }
 
@@ -220,7 +258,9 @@ void Session::copy_tokens(uint32_t* tokens, size_t count) const {
 }
 
 size_t Session::reusable(const uint32_t* tokens, size_t count) const {
-    const size_t most = std::min(count, position());
+    // What pictures were looked at, no token tells.
+    const size_t known = pictures_.empty() ? position() : pictures_[0].position;
+    const size_t most = std::min({count, position(), known});
     size_t shared = 0;
     while (shared < most && tokens[shared] == arrays_.tokens[shared] &&
            tokens[shared] != kNoToken) {

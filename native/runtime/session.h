@@ -10,12 +10,14 @@
 #include <cstddef>
 #include <cstdint>
 #include <memory>
+#include <vector>
 
 #include "awq_edge.h"
 #include "native/runtime/arena.h"
 #include "native/runtime/backend.h"
 #include "native/runtime/model.h"
 #include "native/runtime/open_model.h"
+#include "native/runtime/picture_rows.h"
 #include "native/runtime/sampler.h"
 
 namespace awqe {
@@ -62,6 +64,10 @@ class Session {
     void copy_tokens(uint32_t* tokens, size_t count) const;
     // As awqe_session_reusable() says.
     size_t reusable(const uint32_t* tokens, size_t count) const;
+
+    // From the next position on, gated blocks look at a picture: float [count, row size], as its
+    // encoding gives it; or at none, if rows is NULL. Throws Failure.
+    void look_at(const float* rows, size_t count);
 
     // The positions [begin, end) as bytes, and back: see saved_context.cpp.
     size_t saved_bytes(size_t begin, size_t end) const;
@@ -113,7 +119,14 @@ class Session {
     // behind it.
     Turns turns(size_t index) const;
     size_t next_turn(size_t index) const;
+    // A picture, or none, that is looked at from a position on.
+    struct Seen {
+        size_t position;
+        std::unique_ptr<const PictureRows> rows;
+    };
+
     void require_logits() const;
+    const PictureRows* seen_at(size_t position) const;
     bool saves_logits(size_t end) const { return has_logits_ && end == position_; }
 
     bool wants_all() const {
@@ -130,6 +143,7 @@ class Session {
     std::atomic<size_t> position_ = 0;
     std::atomic<size_t> stored_ = 0;  // positions that were ever stored since position 0
     std::atomic<size_t> floor_ = 0;   // what a restored context can go back to, apart from 0
+    std::vector<Seen> pictures_;      // in ascending positions
     bool has_logits_ = false;
     Reading reading_ = {};
     Session* next_ = nullptr;

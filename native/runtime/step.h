@@ -69,7 +69,11 @@ void attention(Step& step, const LayerWeights& w, size_t layer, size_t wanted);
 
 void feed_forward(const Step& step, const LayerWeights& w);
 
-// The same for a layer with experts.
+// A block of its own form before a layer; `number` counts the blocks from 0.
+void gated_block(const Step& step, const CrossArchitecture& cross, const LayerWeights& w,
+                 size_t number);
+
+// In the place of a feed-forward.
 void mixture_of_experts(const Step& step, const LayerWeights& w);
 
 }  // namespace awqe

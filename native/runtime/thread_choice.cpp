@@ -32,8 +32,10 @@ class Measurement {
   public:
     Measurement(const Model& model, const KernelTable& kernels, unsigned threads)
         : kernels_(kernels), threads_(threads), pool_(threads) {
-        for (const LayerWeights& w : model.layers()) {
-            for (const Linear* linear : w.linears()) matrices_.push_back(&linear->weight);
+        for (const std::vector<LayerWeights>* all : {&model.layers(), &model.blocks()}) {
+            for (const LayerWeights& w : *all) {
+                for (const Linear* linear : w.linears()) matrices_.push_back(&linear->weight);
+            }
         }
         matrices_.push_back(&model.head().weight);
         size_t codes = 0;

@@ -15,6 +15,9 @@ constexpr const char* kLayers = "awq_edge.vision.layers";
 constexpr const char* kConnectorSize = "awq_edge.vision.connector_size";
 constexpr const char* kConnectorActivation = "awq_edge.vision.connector_activation";
 constexpr const char* kConnectorNormEpsilon = "awq_edge.vision.connector_norm_epsilon";
+constexpr const char* kResampler = "awq_edge.vision.resampler.layers";
+constexpr const char* kForBlocks = "awq_edge.vision.connector is cross";
+constexpr const char* kKeepClass = "awq_edge.vision.keep_class";
 constexpr uint32_t kMaxLayers = 1024;
 constexpr uint32_t kMaxHeadSize = 256;
 constexpr uint32_t kMaxSide = 1u << 14;  // pixels
@@ -122,16 +125,20 @@ void read_connector(const GgufFile& file, VisionArchitecture& a) {
     } else {
         a.connector_norm_epsilon = need_positive(file, kConnectorNormEpsilon);
     }
-    const bool two =
-        need_word<bool>(file, "awq_edge.vision.connector", {{"linear", false}, {"mlp", true}});
-    if (two) {
+    enum class Kind { kLinear, kMlp, kCross };
+    const Kind kind =
+        need_word<Kind>(file, "awq_edge.vision.connector",
+                        {{"linear", Kind::kLinear}, {"mlp", Kind::kMlp}, {"cross", Kind::kCross}});
+    a.for_blocks = kind == Kind::kCross;
+    if (kind == Kind::kMlp) {
         a.connector_size = need_size(file, kConnectorSize, kMaxColumns);
         a.connector_activation = file.find_entry(kConnectorActivation) == nullptr
                                      ? Activation::kGelu
                                      : need_activation(file, kConnectorActivation);
     } else {
-        check_absent(file, kConnectorSize, "awq_edge.vision.connector is linear");
-        check_absent(file, kConnectorActivation, "awq_edge.vision.connector is linear");
+        const char* const why = a.for_blocks ? kForBlocks : "awq_edge.vision.connector is linear";
+        check_absent(file, kConnectorSize, why);
+        check_absent(file, kConnectorActivation, why);
     }
 }
 
@@ -183,6 +190,50 @@ void read_use(const GgufFile& file, VisionArchitecture& a) {
     }
 }
 
+void read_resampler(const GgufFile& file, VisionArchitecture& a) {
+    if (file.find_entry(kResampler) == nullptr) {
+        for (const Entry& entry : file.entries()) {
+            if (entry.key.rfind("awq_edge.vision.resampler.", 0) != 0) continue;
+            check_absent(file, entry.key.c_str(), "there is no awq_edge.vision.resampler.layers");
+        }
+        return;
+    }
+    ResamplerArchitecture r = {};
+    r.layers = need_size(file, kResampler, kMaxLayers);
+    r.rows = need_size(file, "awq_edge.vision.resampler.rows", kMaxRows);
+    r.heads = need_size(file, "awq_edge.vision.resampler.heads", kMaxColumns);
+    r.head_size = need_size(file, "awq_edge.vision.resampler.head_size", kMaxHeadSize);
+    r.feed_forward_size =
+        need_size(file, "awq_edge.vision.resampler.feed_forward_size", kMaxColumns);
+    r.activation = need_activation(file, "awq_edge.vision.resampler.activation");
+    r.norm_epsilon = need_positive(file, "awq_edge.vision.resampler.norm_epsilon");
+    r.qk_norm = flag_or(file, "awq_edge.vision.resampler.qk_norm", false);
+    const uint64_t query_size = uint64_t{r.heads} * r.head_size;
+    if (query_size > kMaxColumns) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.vision.resampler.heads times awq_edge.vision.resampler.head_size is %" PRIu64
+             ", at most %u is allowed",
+             query_size, kMaxColumns);
+    }
+    a.resampler = r;
+}
+
+// What stands between a tower and rows of a text does not stand before gated blocks.
+void check_blocks(const GgufFile& file, const VisionArchitecture& a) {
+    constexpr const char* kNotCross = "awq_edge.vision.connector is not cross";
+    if (!a.for_blocks) {
+        check_absent(file, kKeepClass, kNotCross);
+        check_absent(file, kResampler, kNotCross);
+        return;
+    }
+    for (const char* key :
+         {"awq_edge.vision.post_norm", "awq_edge.vision.pool", "awq_edge.vision.regroup",
+          "awq_edge.vision.connector_norm", "awq_edge.vision.bidirectional"}) {
+        check_absent(file, key, kForBlocks);
+    }
+    if (!a.class_token) check_absent(file, kKeepClass, "there is no class token");
+}
+
 }  // namespace
 
 std::optional<VisionArchitecture> read_vision_architecture(const GgufFile& file) {
@@ -196,6 +247,9 @@ std::optional<VisionArchitecture> read_vision_architecture(const GgufFile& file)
     read_grid(file, a);
     read_rotary(file, a);
     read_connector(file, a);
+    a.keep_class = flag_or(file, kKeepClass, false);
+    read_resampler(file, a);
+    check_blocks(file, a);
     read_use(file, a);
     // What only those use who prepare pictures and prompts.
     allow_entry(file, "awq_edge.vision.family", ValueType::kString);

@@ -11,6 +11,20 @@
 
 namespace awqe {
 
+// Learned rows that attend to the tower's.
+struct ResamplerArchitecture {
+    uint32_t layers;
+    uint32_t rows;
+    uint32_t heads;
+    uint32_t head_size;
+    uint32_t feed_forward_size;
+    Activation activation;
+    float norm_epsilon;
+    bool qk_norm;
+
+    uint32_t query_size() const { return heads * head_size; }
+};
+
 enum class ConnectorNorm { kNone, kLayer, kRms };
 
 // Between a picture of image_size x image_size pixels and rows for the decoder.
@@ -32,8 +46,9 @@ struct VisionArchitecture {
     uint32_t window;                    // patches on a side that see each other; 0: all do
     std::vector<uint32_t> full_layers;  // in which all do nevertheless
     bool class_token;
-    bool pre_norm;   // of the stream's beginning
-    bool post_norm;  // of the stream's end
+    bool keep_class;  // it stays behind the last layer
+    bool pre_norm;    // of the stream's beginning
+    bool post_norm;   // of the stream's end
     // Between the tower and the decoder, in this order.
     uint32_t pool;     // average over pool x pool patches
     uint32_t regroup;  // regroup x regroup neighbours become one wide row
@@ -43,6 +58,9 @@ struct VisionArchitecture {
     Activation connector_activation;  // between them
     // In the decoder: a picture's rows see each other in both directions.
     bool bidirectional;
+    // Or, for a decoder that looks at pictures: keys and values for its gated blocks.
+    bool for_blocks;
+    std::optional<ResamplerArchitecture> resampler;
 
     uint32_t query_size() const { return heads * head_size; }
     uint32_t patch_columns() const { return 3 * patch_size * patch_size; }
@@ -50,7 +68,12 @@ struct VisionArchitecture {
     uint32_t rows() const { return grid() * grid() + (class_token ? 1 : 0); }
     uint32_t pooled_grid() const { return grid() / pool; }
     uint32_t token_grid() const { return pooled(grid()); }
-    uint32_t tokens() const { return token_grid() * token_grid(); }
+    uint32_t kept_rows() const { return rows() - first_kept(); }  // behind the last layer
+    uint32_t first_kept() const { return class_token && !keep_class ? 1 : 0; }
+    uint32_t tokens() const {
+        if (resampler) return resampler->rows;
+        return for_blocks ? kept_rows() : token_grid() * token_grid();
+    }
     // Tokens on a side of so many patches.
     uint32_t pooled(uint32_t patches) const { return (patches / pool + regroup - 1) / regroup; }
     uint32_t connector_columns() const { return regroup * regroup * hidden_size; }

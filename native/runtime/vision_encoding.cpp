@@ -63,7 +63,7 @@ VisionEncoding::VisionEncoding(std::shared_ptr<const OpenModel> model, const cha
       count_(count),
       shape_(shape),
       embeddings_(embeddings),
-      parts_(vision_.layers.size() + 2),
+      parts_(vision_.layers.size() + vision_.resampler.size() + 2),
       pages_(encoding_bytes(vision_, shape, threads), PageSize::kSmall),
       activations_([&] {
           Arena arena(pages_);
@@ -78,16 +78,23 @@ void VisionEncoding::step() {
     const size_t part = done_ % parts_;
     const size_t height =
         a.rotary ? shape_.height * a.patch_size : a.image_size;  // a square's rest is there too
-    const size_t tokens = size_t{a.pooled(static_cast<uint32_t>(shape_.height))} *
-                          a.pooled(static_cast<uint32_t>(shape_.width));
+    const size_t tokens = a.for_blocks ? a.tokens()
+                                       : size_t{a.pooled(static_cast<uint32_t>(shape_.height))} *
+                                             a.pooled(static_cast<uint32_t>(shape_.width));
+    const size_t layers = vision_.layers.size();
     const uint8_t* const pixels = pixels_ + picture * height * shape_.line * 3;
     float* const embeddings = embeddings_ + picture * tokens * vision_.embedding_size;
     backend_.pool().run(threads_, [&](Team& team) {
         VisionStep step(vision_, shape_, activations_, backend_.kernels(), team);
         if (part == 0) {
             enter_tower(step, pixels);
-        } else if (part + 1 < parts_) {
+            if (a.resampler) enter_resampler(step);
+        } else if (part <= layers) {
             tower_layer(step, part - 1);
+        } else if (part + 1 < parts_) {
+            resampler_layer(step, part - 1 - layers);
+        } else if (a.for_blocks) {
+            leave_for_blocks(step, embeddings);
         } else {
             leave_tower(step, embeddings);
         }

@@ -304,12 +304,18 @@ VisionActivations::VisionActivations(const VisionModel& w, const VisionShape& sh
                                      unsigned threads, Arena& arena) {
     const VisionArchitecture& a = w.architecture;
     const size_t rows = shape.patches() + (a.class_token ? 1 : 0);
-    const size_t strip = std::min(kStripRows, rows);  // there are no more tokens than patches
+    // A resampler has rows and widths of its own.
+    const ResamplerArchitecture none = {};
+    const ResamplerArchitecture& r = a.resampler ? *a.resampler : none;
+    const size_t all_rows = rows + r.rows;
+    const size_t query_size = std::max(a.query_size(), r.query_size());
+    const size_t seen = std::max(rows * a.query_size(), all_rows * r.query_size());
+    const size_t strip = std::min(kStripRows, all_rows);  // there are no more tokens than these
     InputSizes sizes;
     for (const Linear* linear : w.linears()) sizes.add(*linear);
-    residual = arena.take<float>(rows * a.hidden_size);
-    keys = arena.take<uint16_t>(rows * a.query_size());
-    values = arena.take<uint16_t>(rows * a.query_size());
+    residual = arena.take<float>(all_rows * a.hidden_size);
+    keys = arena.take<uint16_t>(seen);
+    values = arena.take<uint16_t>(seen);
     const size_t angles = a.rotary ? rows * (a.head_size / 2) : 0;
     cosines = arena.take<float>(angles);
     sines = arena.take<float>(angles);
@@ -317,9 +323,10 @@ VisionActivations::VisionActivations(const VisionModel& w, const VisionShape& sh
     for (uint32_t** array : {&patch_of_row, &row_of_patch, &window_begin, &window_end}) {
         *array = arena.take<uint32_t>(ordered);
     }
-    query = arena.take<float>(strip * a.query_size());
-    attended = arena.take<float>(strip * a.query_size());
-    wide = arena.take<float>(strip * std::max(a.feed_forward_size, a.connector_size));
+    query = arena.take<float>(strip * query_size);
+    attended = arena.take<float>(strip * query_size);
+    wide = arena.take<float>(
+        strip * std::max({a.feed_forward_size, a.connector_size, r.feed_forward_size}));
     gate = arena.take<float>(a.gated ? strip * a.feed_forward_size : 0);
     branch = arena.take<float>(strip * a.hidden_size);
     row_stride = round_up(sizes.width, 16);

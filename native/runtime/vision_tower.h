@@ -35,7 +35,7 @@ struct VisionActivations {
     // Queries of a head that one thread takes at a time: they share every load of a key or a value.
     static constexpr size_t kQueries = 16;
 
-    float* residual;   // [rows, hidden]
+    float* residual;   // [rows, hidden], a resampler's rows behind the tower's
     uint16_t* keys;    // half [heads, rows, head_size]
     uint16_t* values;  // half [heads, rows, head_size]
 
@@ -114,6 +114,12 @@ void enter_tower(VisionStep& step, const uint8_t* pixels);
 void tower_layer(VisionStep& step, size_t number);
 // embeddings: float [tokens, embedding_size]
 void leave_tower(VisionStep& step, float* embeddings);
+
+// In the place of leave_tower() where a decoder looks at pictures (vision_resampler.cpp); the first
+// two where there is a resampler.
+void enter_resampler(VisionStep& step);
+void resampler_layer(VisionStep& step, size_t number);
+void leave_for_blocks(VisionStep& step, float* embeddings);
 
 // ---- what both files use ------------------------------------------------------------------------
 

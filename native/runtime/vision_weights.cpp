@@ -82,6 +82,71 @@ void read_positions(const GgufFile& file, VisionModel& w) {
     }
 }
 
+// The norm of a head, of queries or of keys.
+Norm head_norm_if(const GgufFile& file, const ResamplerArchitecture& r, const std::string& name) {
+    return layer_norm_if(file, r.qk_norm, name, r.head_size,
+                         "awq_edge.vision.resampler.qk_norm is false");
+}
+
+VisionLayer read_resampler_layer(const GgufFile& file, uint32_t hidden,
+                                 const ResamplerArchitecture& r, uint32_t index) {
+    const std::string layer = "v.resampler." + std::to_string(index) + ".";
+    VisionLayer w = {};
+    w.tower_norm = need_layer_norm(file, layer + "ln_rows", hidden);
+    w.attention_norm = need_layer_norm(file, layer + "ln1", hidden);
+    w.query = need_linear(file, layer + "attn_q", r.query_size(), hidden);
+    w.key = need_linear(file, layer + "attn_k", r.query_size(), hidden);
+    w.value = need_linear(file, layer + "attn_v", r.query_size(), hidden);
+    need_equal_groups(layer, "attn_k", w.key, "attn_v", w.value);
+    w.query_norm = head_norm_if(file, r, layer + "attn_q_norm");
+    w.key_norm = head_norm_if(file, r, layer + "attn_k_norm");
+    w.attention_output = need_linear(file, layer + "attn_out", hidden, r.query_size());
+    w.feed_forward_norm = need_layer_norm(file, layer + "ln2", hidden);
+    w.up = need_linear(file, layer + "ffn_up", r.feed_forward_size, hidden);
+    w.down = need_linear(file, layer + "ffn_down", hidden, r.feed_forward_size);
+    return w;
+}
+
+void read_resampler(const GgufFile& file, VisionModel& w) {
+    const uint32_t hidden = w.architecture.hidden_size;
+    const std::optional<ResamplerArchitecture>& r = w.architecture.resampler;
+    constexpr const char* kLatents = "v.resampler.latents";
+    if (!r) {
+        need_absent(file, kLatents, "there is no awq_edge.vision.resampler.layers");
+        return;
+    }
+    w.latents = need_vector(file, kLatents, uint64_t{r->rows} * hidden);
+    for (uint32_t i = 0; i < r->layers; ++i) {
+        w.resampler.push_back(read_resampler_layer(file, hidden, *r, i));
+    }
+    w.resampler_norm = need_layer_norm(file, "v.resampler.post_ln", hidden);
+}
+
+// Keys and values of every gated block, all of one input.
+void read_blocks(const GgufFile& file, const CrossArchitecture& cross, VisionModel& w) {
+    const Architecture& form = cross.form;
+    w.block_form = form;
+    const uint32_t hidden = w.architecture.hidden_size;
+    need_absent(file, "mm.0.weight", "awq_edge.vision.connector is cross");
+    for (const uint32_t layer : cross.before) {
+        const std::string name = "mm.blk." + std::to_string(layer) + ".";
+        SeenBlock block = {};
+        block.key = need_linear(file, name + "k", form.query_size(), hidden);
+        block.value = need_linear(file, name + "v", form.query_size(), hidden);
+        const Linear& first = w.blocks.empty() ? block.key : w.blocks[0].key;
+        const std::string first_name = "mm.blk." + std::to_string(cross.before[0]) + ".k";
+        need_equal_groups(name, "k", block.key, "v", block.value);
+        need_equal_groups("", (name + "k").c_str(), block.key, first_name.c_str(), first);
+        const std::string norm = name + "k_norm.weight";
+        if (form.qk_norm != QkNorm::kNone) {
+            block.key_norm.weight = need_vector(file, norm, form.head_size);
+        } else {
+            need_absent(file, norm, "awq_edge.cross.qk_norm is false");
+        }
+        w.blocks.push_back(block);
+    }
+}
+
 void read_connector(const GgufFile& file, VisionModel& w) {
     const VisionArchitecture& a = w.architecture;
     const uint32_t columns = a.connector_columns();
@@ -110,24 +175,36 @@ void read_connector(const GgufFile& file, VisionModel& w) {
 
 std::vector<const Linear*> VisionModel::linears() const {
     std::vector<const Linear*> all = {&patches};
-    for (const VisionLayer& w : layers) {
-        for (const Linear* linear :
-             {&w.query, &w.key, &w.value, &w.attention_output, &w.gate, &w.up, &w.down}) {
-            if (linear->weight.rows > 0) all.push_back(linear);
+    for (const std::vector<VisionLayer>* some : {&layers, &resampler}) {
+        for (const VisionLayer& w : *some) {
+            for (const Linear* linear :
+                 {&w.query, &w.key, &w.value, &w.attention_output, &w.gate, &w.up, &w.down}) {
+                if (linear->weight.rows > 0) all.push_back(linear);
+            }
         }
     }
-    all.push_back(&connector);
+    for (const SeenBlock& block : blocks) {
+        all.push_back(&block.key);
+        all.push_back(&block.value);
+    }
+    if (connector.weight.rows > 0) all.push_back(&connector);
     if (connector_output.weight.rows > 0) all.push_back(&connector_output);
     return all;
 }
 
-std::optional<VisionModel> read_vision(const GgufFile& file, uint32_t embedding_size) {
+std::optional<VisionModel> read_vision(const GgufFile& file, uint32_t hidden_size,
+                                       const CrossArchitecture* cross) {
     const std::optional<VisionArchitecture> found = read_vision_architecture(file);
     if (!found) return std::nullopt;
     const VisionArchitecture& a = *found;
     VisionModel w = {};
     w.architecture = a;
-    w.embedding_size = embedding_size;
+    if (a.for_blocks != (cross != nullptr)) {
+        fail(AWQE_FILE_INVALID,
+             "awq_edge.vision.connector is %s, although there is %s awq_edge.cross.layers",
+             a.for_blocks ? "cross" : "not cross", a.for_blocks ? "no" : "an");
+    }
+    w.embedding_size = cross == nullptr ? hidden_size : static_cast<uint32_t>(cross->row_size());
     w.pixel_values = need_vector(file, "v.pixel_values", 3 * 256);
     w.patches = need_linear(file, "v.patch_embd", a.hidden_size, a.patch_columns());
     constexpr const char* kClass = "v.class_embd";
@@ -142,7 +219,12 @@ std::optional<VisionModel> read_vision(const GgufFile& file, uint32_t embedding_
     for (uint32_t i = 0; i < a.layers; ++i) w.layers.push_back(read_layer(file, a, i));
     w.post_norm =
         tower_norm_if(file, a, a.post_norm, "v.post_ln", "awq_edge.vision.post_norm is false");
-    read_connector(file, w);
+    read_resampler(file, w);
+    if (a.for_blocks) {
+        read_blocks(file, *cross, w);
+    } else {
+        read_connector(file, w);
+    }
     return w;
 }
 

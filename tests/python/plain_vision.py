@@ -116,7 +116,7 @@ class PlainVision:
             else:
                 inner = gate(self.key("activation"), inner)
             rows = rows + self.linear(f"{layer}.ffn_down", inner)
-        rows = rows[first:]
+        rows = rows if self.key("keep_class", False) else rows[first:]
         return self.tower_norm("v.post_ln", rows) if self.key("post_norm", False) else rows
 
     def grid(self, rows: Floats, shape: tuple[int, int]) -> Floats:

@@ -127,7 +127,7 @@ TEST(words) {
     word(plain, "activation", "quick_gelu, gelu, gelu_tanh, silu, relu");
     word(with_mlp, "connector_activation", "quick_gelu, gelu, gelu_tanh, silu, relu");
     word(plain, "connector_norm", "none, layer, rms");
-    word(plain, "connector", "linear, mlp");
+    word(plain, "connector", "linear, mlp, cross");
     word(plain, "position", "learned, rotary");
     word(plain, "norm", "layer, rms");
     word(plain, "feed_forward", "plain, gated");

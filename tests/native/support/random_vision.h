@@ -34,6 +34,14 @@ struct VisionForm {
     bool gated = false;
     uint32_t window = 0;
     std::vector<uint32_t> full_layers = {};
+    // For a decoder that looks at pictures:
+    std::vector<uint32_t> blocks = {};  // per layer, 1 if a gated block stands before it; or none
+    bool keep_class = false;
+    bool resampler = false;
+    bool qk_norm = false;  // of the blocks, and of the resampler
+    const char* block_norm = "rms";
+    bool plain_block = false;
+    const char* block_activation = "silu";
 };
 
 constexpr uint32_t kVisionHidden = 40;
@@ -69,6 +77,21 @@ inline std::vector<VisionForm> vision_forms() {
     add("an average of nine, regrouped", [](Form& f) {
         f.activation = "relu", f.pool = 3, f.regroup = 2, f.head_size = 64, f.heads = 1;
     });
+    // 64 patches and a class token, of which a resampler makes 6 rows: more than a chunk of keys.
+    add("gated blocks, a resampler", [](Form& f) {
+        f.image_size = 33, f.class_token = f.pre_norm = f.keep_class = f.resampler = true;
+        f.patch_bias = false, f.activation = "gelu", f.blocks = {1, 0};
+    });
+    add("gated blocks with norms of queries and keys", [](Form& f) {
+        f.class_token = f.keep_class = f.resampler = f.qk_norm = true, f.blocks = {1, 1};
+    });
+    add("plain gated blocks with layer norms", [](Form& f) {
+        f.class_token = f.resampler = true, f.blocks = {0, 1}, f.block_norm = "layer";
+        f.plain_block = true, f.block_activation = "gelu", f.activation = "quick_gelu";
+    });
+    add("gated blocks that see the tower's own rows", [](Form& f) {
+        f.image_size = 48, f.class_token = true, f.blocks = {0, 1}, f.block_activation = "relu";
+    });
     // More rows than a block of text has.
     add("seen in both directions", [](Form& f) {
         f.image_size = 48, f.post_norm = true, f.connector_norm = "rms", f.bidirectional = true;
@@ -86,6 +109,85 @@ inline std::vector<VisionForm> vision_forms() {
         f.activation = "silu", f.rms = f.gated = true, f.window = 4, f.full_layers = {1};
     });
     return forms;
+}
+
+// The widths of a gated block differ from a layer's, to both sides.
+constexpr uint32_t kBlockHeads = 3, kBlockHeadSize = 10, kBlockWidth = 28;
+constexpr uint32_t kLatents = 6, kResamplerHeads = 2, kResamplerHeadSize = 11;
+
+// The keys and tensors of gated blocks and of what gives them pictures.
+inline void add_blocks(FileSpec& file, const VisionForm& form) {
+    Random random(3);
+    const std::string cross = "awq_edge.cross.", resampler = "awq_edge.vision.resampler.";
+    const auto vector = [&](const std::string& name, size_t size, float middle) {
+        std::vector<float> values(size);
+        for (float& v : values) v = middle + random.real(0.25f);
+        file.set_floats(name, values);
+    };
+    const auto norm = [&](const std::string& name, size_t size, bool biased) {
+        vector(name + ".weight", size, 1.0f);
+        if (biased) vector(name + ".bias", size, 0.0f);
+    };
+    const auto matrix = [&](const std::string& name, uint64_t rows, uint64_t columns,
+                            uint32_t bits) {
+        set_random_matrix(file, name + ".weight", rows, columns, bits, random);
+    };
+    file.set(cross + "layers", kList, u32_array(form.blocks));
+    file.set_u32(cross + "heads", kBlockHeads);
+    file.set_u32(cross + "head_size", kBlockHeadSize);
+    file.set_u32(cross + "feed_forward_size", kBlockWidth);
+    file.set_text(cross + "norm", form.block_norm);
+    file.set(cross + "norm_epsilon", kF32, bytes_of(1e-4f));
+    file.set_text(cross + "feed_forward", form.plain_block ? "plain" : "gated");
+    file.set_text(cross + "activation", form.block_activation);
+    if (form.qk_norm) file.set(cross + "qk_norm", kBoolean, {1});
+    if (form.keep_class) file.set("awq_edge.vision.keep_class", kBoolean, {1});
+    constexpr uint32_t kSize = kBlockHeads * kBlockHeadSize;
+    const bool biased = std::string(form.block_norm) == "layer";
+    for (size_t layer = 0; layer < form.blocks.size(); ++layer) {
+        if (form.blocks[layer] == 0) continue;
+        const std::string block = "blk." + std::to_string(layer) + ".cross_";
+        norm(block + "attn_norm", kEmbedding, biased);
+        matrix(block + "attn_q", kSize, kEmbedding, 4);
+        if (form.qk_norm) norm(block + "attn_q_norm", kBlockHeadSize, false);
+        matrix(block + "attn_output", kEmbedding, kSize, 3);
+        norm(block + "ffn_norm", kEmbedding, biased);
+        if (!form.plain_block) matrix(block + "ffn_gate", kBlockWidth, kEmbedding, 4);
+        matrix(block + "ffn_up", kBlockWidth, kEmbedding, 8);
+        matrix(block + "ffn_down", kEmbedding, kBlockWidth, 5);
+        const std::string seen = "mm.blk." + std::to_string(layer) + ".";
+        matrix(seen + "k", kSize, kVisionHidden, 8);
+        matrix(seen + "v", kSize, kVisionHidden, 6);
+        if (form.qk_norm) norm(seen + "k_norm", kBlockHeadSize, false);
+    }
+    if (!form.resampler) return;
+    file.set_u32(resampler + "layers", 2);
+    file.set_u32(resampler + "rows", kLatents);
+    file.set_u32(resampler + "heads", kResamplerHeads);
+    file.set_u32(resampler + "head_size", kResamplerHeadSize);
+    file.set_u32(resampler + "feed_forward_size", 60);
+    file.set_text(resampler + "activation", "relu");
+    file.set(resampler + "norm_epsilon", kF32, bytes_of(1e-5f));
+    if (form.qk_norm) file.set(resampler + "qk_norm", kBoolean, {1});
+    vector("v.resampler.latents", size_t{kLatents} * kVisionHidden, 0.0f);
+    constexpr uint32_t kQueries = kResamplerHeads * kResamplerHeadSize;
+    for (int layer = 0; layer < 2; ++layer) {
+        const std::string name = "v.resampler." + std::to_string(layer) + ".";
+        norm(name + "ln_rows", kVisionHidden, true);
+        norm(name + "ln1", kVisionHidden, true);
+        for (const char* stem : {"attn_q", "attn_k", "attn_v"}) {
+            matrix(name + stem, kQueries, kVisionHidden, layer == 0 ? 8 : 4);
+        }
+        if (form.qk_norm) {
+            norm(name + "attn_q_norm", kResamplerHeadSize, true);
+            norm(name + "attn_k_norm", kResamplerHeadSize, true);
+        }
+        matrix(name + "attn_out", kVisionHidden, kQueries, 6);
+        norm(name + "ln2", kVisionHidden, true);
+        matrix(name + "ffn_up", 60, kVisionHidden, 8);
+        matrix(name + "ffn_down", kVisionHidden, 60, 3);
+    }
+    norm("v.resampler.post_ln", kVisionHidden, true);
 }
 
 inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
@@ -122,7 +224,8 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
         file.set_text(vision + "connector_norm", norm_of_connector);
         file.set(vision + "connector_norm_epsilon", kF32, bytes_of(1e-5f));
     }
-    file.set_text(vision + "connector", form.mlp ? "mlp" : "linear");
+    const bool for_blocks = !form.blocks.empty();
+    file.set_text(vision + "connector", for_blocks ? "cross" : form.mlp ? "mlp" : "linear");
     if (form.mlp) {
         file.set_u32(vision + "connector_size", kConnectorWidth);
         if (std::string(form.connector_activation) != defaults.connector_activation) {
@@ -178,6 +281,10 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
         matrix(name + "ffn_down", kVisionHidden, kVisionWidth, b[5], layer == 1);
     }
     if (form.post_norm) norm("v.post_ln");
+    if (for_blocks) {
+        add_blocks(file, form);
+        return;
+    }
     const uint32_t columns = form.regroup * form.regroup * kVisionHidden;
     if (norm_of_connector != "none") vector("mm.norm.weight", columns, 1.0f, 0.25f);
     if (norm_of_connector == "layer") vector("mm.norm.bias", columns, 0.0f, 0.25f);
