@@ -34,8 +34,8 @@ _TURNED = (
     "numbers, which is not computed yet"
 )
 _CROSSED = (
-    "its decoder attends to pictures through layers of their own (gated cross-attention), which is "
-    "not computed yet"
+    "its decoder attends to pictures through layers of its own: those of Idefics 1 are computed, "
+    "these are not yet"
 )
 _LATER = "no converter for it has been written yet"
 
@@ -73,7 +73,7 @@ _REASONS: tuple[tuple[str, str], ...] = (
         _ENCODER,
     ),
     ("qwen3_vl.*|qwen2_5_omni.*", _TURNED),
-    ("mllama", _CROSSED),
+    ("flamingo|open_flamingo|mllama", _CROSSED),
     (
         "idefics2",
         "a resampler with queries of its own stands between its tower and its decoder, which is "
