@@ -66,11 +66,12 @@ $(VENV)/.dev: $(NATIVE) $(VENV)/.torch
 # What a new machine can do at once, as -j2: pip fetches the largest package while the compilers work. Nothing needs it.
 .PHONY: ahead ahead-library
 ahead: $(VENV)/.torch ahead-library
+# ninja counts its own jobs: make's jobserver is closed to a recipe that is no make.
 ahead-library: | $(VENV)/.tools
 	$(BUILD_TOOLS) cmake --preset release --log-level=WARNING
-	$(BIN)/cmake --build --preset release --target awq_edge
+	MAKEFLAGS= $(BIN)/cmake --build --preset release --target awq_edge
 	$(BUILD_TOOLS) cmake --preset dev --log-level=WARNING
-	$(BIN)/cmake --build --preset dev --target awq_edge
+	MAKEFLAGS= $(BIN)/cmake --build --preset dev --target awq_edge
 
 setup: $(VENV)/.dev
 
