@@ -68,7 +68,7 @@ def run(
     config = sampling.config(max_tokens)
     with running.open(file, context, kv, guessing) as model:
         keep_pictures(model)
-        pictures = model.pictures.together(images or (), detail)
+        pictures = model.pictures.together(images, detail) if images else []
         for notice in (notice for picture in pictures for notice in picture.notices):
             output.status(notice)
         pieces = [] if not echo else [text]
