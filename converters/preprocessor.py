@@ -112,6 +112,11 @@ def processor(settings: Mapping[str, Any], family: str, side: int, *, where: str
         raise UnsupportedError(
             f"{where} does not resize its pictures, which then have no size that a tower reads."
         )
+    if values.flag("do_pan_and_scan", False):
+        raise UnsupportedError(
+            f"{where} cuts further tiles out of pictures (do_pan_and_scan), as nobody does here; "
+            "set it to false, and whole pictures are read alone."
+        )
     chosen = _FILTERS[number]
     made = _WAYS.get(kind, _square)(values, chosen, kind, where)
     if made.side != side:

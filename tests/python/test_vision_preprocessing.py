@@ -172,6 +172,7 @@ def test_a_damaged_record_is_refused(text):
     [
         ({"image_processor_type": "PixtralImageProcessor"}, "PixtralImageProcessor"),
         ({"image_processor_type": None}, "null"),
+        ({"image_processor_type": "Gemma3ImageProcessor", "do_pan_and_scan": True}, "pan_and_scan"),
         ({"resample": 0}, "filter 0"),
         ({"do_resize": False}, "does not resize"),
         ({"size": {"shortest_edge": 47}, "crop_size": 47}, "47 pixels"),
