@@ -257,9 +257,9 @@ def test_the_wheels_compiler_sees_the_cpus_features(tmp_path: Path) -> None:
         '#include <stdio.h>\n#include "native/kernels/cpu_features.h"\n'
         'int main() { printf("%u", awqe::cpu_features()); }\n'
     )
-    command = [str(tools.python), "-m", "ziglang", "cc", "-target", "x86_64-linux-gnu.2.31"]
+    command = [str(tools.python), "-m", "ziglang", "c++", "-target", "x86_64-linux-gnu.2.31"]
     # -s, as every library for a device is linked: the compiler makes its C++ library once for that.
-    command += ["-mcpu=x86_64", "-s", "-x", "c++", "-std=c++20", f"-I{ROOT}"]
+    command += ["-mcpu=x86_64", "-s", "-std=c++20", f"-I{ROOT}"]
     command += ["-o", str(tmp_path / "a")]
     command += [str(ROOT / "native/kernels/cpu_features.cpp"), str(tmp_path / "main.cpp")]
     subprocess.run(command, check=True)
