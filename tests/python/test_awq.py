@@ -250,7 +250,7 @@ def test_limits_chosen_apart_are_better() -> None:
 
 
 def test_clip_is_skipped_for_queries_and_keys_by_exact_name() -> None:
-    assert awq.NEVER_CLIPPED == {"attn_q", "attn_k"}
+    assert awq.NEVER_CLIPPED == {"attn_q", "attn_k", "cross_attn_q"}
     clipped = [name for name in stages.matrices(architecture(), 0) if name not in awq.NEVER_CLIPPED]
     assert clipped == ["attn_v", "attn_output", "ffn_gate", "ffn_up", "ffn_down"]
 

@@ -259,6 +259,7 @@ def test_an_engine_without_work_sleeps(stories: Model, engine: Engine) -> None:
     text = asked(stories, "Once upon a time")
     engine.submit([text])
     heard(text).end()
+    time.sleep(0.3)  # a text is heard before the step that wrote it has ended
     thread = next(
         thread for thread in psutil.Process().threads() if thread.id == engine._thread.native_id
     )
