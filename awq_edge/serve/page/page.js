@@ -657,9 +657,9 @@ $("stop").addEventListener("click", () => { running?.controller.abort(); $("inpu
 $("new").addEventListener("click", () => choose(fresh()));
 $("menu").addEventListener("click", () => menu(!$("side").classList.contains("open")));
 $("open-settings").addEventListener("click", openSettings);
-$("settings").addEventListener("close", () => {
-  if ($("settings").returnValue === "save") saveSettings();
-  $("settings").returnValue = "";
+// Not at "close", which comes some time later: what is sent at once would go without them.
+$("settings").addEventListener("submit", (event) => {
+  if (event.submitter?.value === "save") saveSettings();
 });
 $("model").addEventListener("change", () => {
   settings.model = $("model").value;
