@@ -52,14 +52,12 @@ class CrossPart:
         names: Our names of a block's tensors to theirs, those of keys and values too.
         gates: The gate of a branch by our name of the matrix that ends it: its outputs count by
             the hyperbolic tangent of this, one number or one for each.
-        fused: Whether keys and values are one matrix, values behind keys.
     """
 
     record: CrossAttention
     blocks: Mapping[int, int]
     names: Mapping[str, str]
     gates: Mapping[str, str]
-    fused: bool = False
 
     def stored_name(self, layer: int, name: str) -> str:
         """What a checkpoint calls a block's tensor, ``cross_attn_q.weight`` or ``k.weight``."""
