@@ -47,22 +47,6 @@ QuantizedRows read_stream(const VisionStep& step, const Norm& norm, size_t g,
     });
 }
 
-// The strip's stream takes up W x: whoever computes a row of the matrix also adds it.
-void add_to_stream(const VisionStep& step, const Linear& linear, const QuantizedRows& x) {
-    const size_t hidden = step.a.hidden_size;
-    float* const branch = step.at.branch;
-    step.team.share(blocks_of(linear.weight), grain_of(step), [&](size_t begin, size_t end) {
-        multiply(step, linear, x, branch, hidden, begin, end);
-        const size_t end_column = std::min<size_t>(end * kBlockRows, hidden);
-        for (size_t t = 0; t < step.m; ++t) {
-            float* const residual = step.residual(t);
-            for (size_t n = begin * kBlockRows; n < end_column; ++n) {
-                residual[n] += branch[t * hidden + n];
-            }
-        }
-    });
-}
-
 void store_keys_and_values(const VisionStep& step, const VisionLayer& w) {
     const size_t rows = seen_rows(step);
     const size_t heads = step.a.resampler->heads;

@@ -79,22 +79,6 @@ QuantizedRows read_stream(const VisionStep& step, const Norm& norm, size_t g) {
     });
 }
 
-// The strip's stream takes up W x + bias: whoever computes a row of the matrix also adds it.
-void add_to_stream(const VisionStep& step, const Linear& linear, const QuantizedRows& x) {
-    const size_t hidden = step.a.hidden_size;
-    float* const branch = step.at.branch;
-    step.team.share(blocks_of(linear.weight), grain_of(step), [&](size_t begin, size_t end) {
-        multiply(step, linear, x, branch, hidden, begin, end);
-        const size_t end_column = std::min<size_t>(end * kBlockRows, hidden);
-        for (size_t t = 0; t < step.m; ++t) {
-            float* const residual = step.residual(t);
-            for (size_t n = begin * kBlockRows; n < end_column; ++n) {
-                residual[n] += branch[t * hidden + n];
-            }
-        }
-    });
-}
-
 // Turns one head of a row by the row and the column of its patch.
 void turn(const VisionStep& step, size_t row, float* x) {
     if (!step.a.rotary) return;
@@ -202,6 +186,21 @@ void feed_forward(const VisionStep& step, const VisionLayer& w) {
 }
 
 }  // namespace
+
+void add_to_stream(const VisionStep& step, const Linear& linear, const QuantizedRows& x) {
+    const size_t hidden = step.a.hidden_size;
+    float* const branch = step.at.branch;
+    step.team.share(blocks_of(linear.weight), grain_of(step), [&](size_t begin, size_t end) {
+        multiply(step, linear, x, branch, hidden, begin, end);
+        const size_t end_column = std::min<size_t>(end * kBlockRows, hidden);
+        for (size_t t = 0; t < step.m; ++t) {
+            float* const residual = step.residual(t);
+            for (size_t n = begin * kBlockRows; n < end_column; ++n) {
+                residual[n] += branch[t * hidden + n];
+            }
+        }
+    });
+}
 
 void activate_product(const VisionStep& step, const Linear& linear, Activation activation,
                       const QuantizedRows& x, const float* factor, float* y) {

@@ -126,6 +126,8 @@ void leave_for_blocks(VisionStep& step, float* embeddings);
 // y = act(W x[t] + bias), times factor where there is one: float [m, n]
 void activate_product(const VisionStep& step, const Linear& linear, Activation activation,
                       const QuantizedRows& x, const float* factor, float* y);
+// The strip's stream takes up W x + bias: whoever computes a row of the matrix also adds it.
+void add_to_stream(const VisionStep& step, const Linear& linear, const QuantizedRows& x);
 // The norm of every row of the stream, in its place.
 void normalise_stream(VisionStep& step, const Norm& norm);
 

@@ -13,6 +13,7 @@
 #include "native/kernels/codes/codes_avx2.h"
 #include "native/kernels/gemm/few_avx2.h"
 #include "native/kernels/gemm/gemm_ug.h"
+#include "native/kernels/gemm/passes_x86.h"
 #include "native/kernels/gemv/gemv_avx2.h"
 
 namespace awqe {
@@ -23,7 +24,6 @@ constexpr size_t kTileInputs = 512;  // 8 KB of expanded codes, a quarter of a 3
 constexpr size_t kTileGroups = kTileInputs / 32;
 constexpr size_t kTileTokens = 192;     // as in gemm_avx512.h
 constexpr size_t kTileFromTokens = 12;  // fewer go faster in passes of up to kFewTokens
-constexpr size_t kPassBytes = 131072;   // of weights that meet every pass, from the second cache
 
 struct Tile {
     alignas(32) uint8_t codes[kTileInputs / 4][kTileRows][4];
@@ -239,37 +239,6 @@ inline void multiply_tile(const PackedMatrix& w, const QuantizedRows& x, size_t 
     }
 }
 
-// The rows of x from `token` on.
-inline QuantizedRows rows_from(const QuantizedRows& x, size_t token) {
-    QuantizedRows rest = x;
-    rest.codes += token * x.code_stride;
-    rest.scales += token * x.group_stride;
-    rest.sums += token * x.group_stride;
-    return rest;
-}
-
-// Fewer than kTileFromTokens tokens, the rows of x from the first one on: up to kFewTokens at a
-// time, for so many rows of the matrix that their weights stay in the cache from pass to pass.
-template <int kBits, class Sum>
-inline void multiply_in_passes(const PackedMatrix& w, const QuantizedRows& x, size_t tokens,
-                               float* y, size_t y_stride, size_t row_begin, size_t row_end) {
-    const size_t blocks = kPassBytes / w.block_bytes;
-    const size_t stretch = (blocks < 2 ? 2 : blocks / 2 * 2) * kBlockRows;
-    for (size_t row = row_begin; row < row_end; row += stretch) {
-        const size_t end = row_end - row < stretch ? row_end : row + stretch;
-        for (size_t token = 0; token < tokens; token += kFewTokens) {
-            const size_t count = tokens - token < kFewTokens ? tokens - token : kFewTokens;
-            const QuantizedRows some = rows_from(x, token);
-            float* const out = y + token * y_stride;
-            if (count == 1) {
-                gemv<kBits, Sum>(&w, &some, out, row, end);
-            } else {
-                multiply_few<kBits, Sum>(w, some, count, out, y_stride, row, end);
-            }
-        }
-    }
-}
-
 // kTokens: as many as leave 16 registers for their sums, two of codes and one broadcast.
 template <int kBits, class Sum, int kTokens>
 inline void gemm(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y, size_t y_stride,
@@ -277,8 +246,15 @@ inline void gemm(const PackedMatrix* w, const QuantizedRows* x, size_t m, float*
     for (size_t token = 0; token < m; token += kTileTokens) {
         const size_t count = m - token < kTileTokens ? m - token : kTileTokens;
         if (count < kTileFromTokens) {
-            multiply_in_passes<kBits, Sum>(*w, rows_from(*x, token), count, y + token * y_stride,
-                                           y_stride, row_begin, row_end);
+            multiply_in_passes(
+                *w, rows_from(*x, token), count, kFewTokens, y + token * y_stride, y_stride,
+                row_begin, row_end,
+                [&](const QuantizedRows& row, float* out, size_t begin, size_t end) {
+                    gemv<kBits, Sum>(w, &row, out, begin, end);
+                },
+                [&](const QuantizedRows& some, size_t rows, float* out, size_t begin, size_t end) {
+                    multiply_few<kBits, Sum>(*w, some, rows, out, y_stride, begin, end);
+                });
             continue;
         }
         for (size_t row = row_begin; row < row_end; row += kTileRows) {

@@ -15,6 +15,7 @@
 #include "native/kernels/codes/codes_avx512.h"
 #include "native/kernels/gemm/few_avx512.h"
 #include "native/kernels/gemm/gemm_ug.h"
+#include "native/kernels/gemm/passes_x86.h"
 #include "native/kernels/gemv/gemv_avx512.h"
 
 namespace awqe {
@@ -30,7 +31,6 @@ template <int kBits>
 constexpr size_t kTileFromTokens = kBits == 3 || kBits == 5 ? 9
                                    : kBits == 6             ? 16
                                                             : 28;
-constexpr size_t kPassBytes = 131072;  // of weights that meet every pass, from the second cache
 
 struct Tile {
     alignas(64) uint8_t codes[kTileInputs / 4][kTileRows][4];
@@ -206,45 +206,21 @@ inline void multiply_tile(const PackedMatrix& w, const QuantizedRows& x, size_t 
     }
 }
 
-// The rows of x from `token` on.
-inline QuantizedRows rows_from(const QuantizedRows& x, size_t token) {
-    QuantizedRows rest = x;
-    rest.codes += token * x.code_stride;
-    rest.scales += token * x.group_stride;
-    rest.sums += token * x.group_stride;
-    return rest;
-}
-
-// Fewer than kTileFromTokens<kBits> tokens, the rows of x from the first one on: up to kFewTokens
-// at a time, for so many rows of the matrix that their weights stay in the cache from pass to pass.
-template <int kBits>
-inline void multiply_in_passes(const PackedMatrix& w, const QuantizedRows& x, size_t tokens,
-                               float* y, size_t y_stride, size_t row_begin, size_t row_end) {
-    const size_t blocks = kPassBytes / w.block_bytes;
-    const size_t stretch = (blocks < 2 ? 2 : blocks / 2 * 2) * kBlockRows;
-    for (size_t row = row_begin; row < row_end; row += stretch) {
-        const size_t end = row_end - row < stretch ? row_end : row + stretch;
-        for (size_t token = 0; token < tokens; token += kFewTokens) {
-            const size_t count = tokens - token < kFewTokens ? tokens - token : kFewTokens;
-            const QuantizedRows some = rows_from(x, token);
-            float* const out = y + token * y_stride;
-            if (count == 1) {
-                gemv<kBits>(&w, &some, out, row, end);
-            } else {
-                multiply_few<kBits>(w, some, count, out, y_stride, row, end);
-            }
-        }
-    }
-}
-
 template <int kBits>
 inline void gemm(const PackedMatrix* w, const QuantizedRows* x, size_t m, float* y, size_t y_stride,
                  size_t row_begin, size_t row_end) {
     for (size_t token = 0; token < m; token += kTileTokens) {
         const size_t count = m - token < kTileTokens ? m - token : kTileTokens;
         if (count < kTileFromTokens<kBits>) {
-            multiply_in_passes<kBits>(*w, rows_from(*x, token), count, y + token * y_stride,
-                                      y_stride, row_begin, row_end);
+            multiply_in_passes(
+                *w, rows_from(*x, token), count, kFewTokens, y + token * y_stride, y_stride,
+                row_begin, row_end,
+                [&](const QuantizedRows& row, float* out, size_t begin, size_t end) {
+                    gemv<kBits>(w, &row, out, begin, end);
+                },
+                [&](const QuantizedRows& some, size_t rows, float* out, size_t begin, size_t end) {
+                    multiply_few<kBits>(*w, some, rows, out, y_stride, begin, end);
+                });
             continue;
         }
         for (size_t row = row_begin; row < row_end; row += kTileRows) {
