@@ -20,6 +20,7 @@ from boards import ROOT, WORK, arm_wheel
 from conftest import Command
 
 from awq_edge import __version__, _native
+from awq_edge._native import library as native_library
 from awq_edge.device import library, sources, wheel
 from awq_edge.device.library import LibraryBuild, find_tools
 from awq_edge.device.project import metadata_files, runtime_requirements
@@ -108,14 +109,14 @@ def test_the_wheel_holds_what_cffi_makes_of_the_header(
     exec(source, module.__dict__)
     monkeypatch.setitem(sys.modules, "awq_edge._declarations", module)
     monkeypatch.setattr("awq_edge._declarations", module, raising=False)
-    ffi = _native._declared(text)
+    ffi = native_library._declared(text)
     assert ffi is module.ffi
     library = ffi.dlopen(str(_native.library_path()))
     assert library.awqe_abi_version() == library.AWQE_ABI_VERSION
     assert ffi.string(library.awqe_version()).decode() == __version__
     for name in ("awqe_error", "awqe_session_options", "awqe_batch_input"):
-        assert ffi.sizeof(name) == _native._load()[0].sizeof(name)
-    assert _native._declared(text + " ") is not module.ffi
+        assert ffi.sizeof(name) == native_library.load()[0].sizeof(name)
+    assert native_library._declared(text + " ") is not module.ffi
 
 
 def test_pip_takes_the_wheel_for_a_board(stand_in: Path, tmp_path: Path) -> None:

@@ -9,6 +9,9 @@ import pytest
 
 from awq_edge import _native, errors
 from awq_edge._native import NativeModel
+from awq_edge._native import library as native_library
+from awq_edge._native import metadata as native_metadata
+from awq_edge._native import model as native_model
 
 TINY = Path(__file__).parents[1] / "data/tiny.awq.gguf"
 
@@ -110,13 +113,14 @@ def test_a_long_array_is_one_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatc
     )
     path = _with_entries(tmp_path / "long.gguf", [long])
     calls: list[object] = []
-    real = _native._call
+    real = native_library.call
 
     def counted(*arguments: object) -> None:
         calls.append(arguments[0])
         real(*arguments)  # type: ignore[arg-type]  # passed on as they came
 
-    monkeypatch.setattr(_native, "_call", counted)
+    for module in (native_model, native_metadata):
+        monkeypatch.setattr(module, "call", counted)
     found = _metadata(path)
     assert found["other.long"] == list(range(256)) * (count // 256)
     assert len(calls) == len(found) + 1  # one for each entry, and opening

@@ -13,6 +13,7 @@ import pytest
 from conftest import ROOT
 
 from awq_edge import Model, __version__, _native, errors
+from awq_edge._native import library as native_library
 
 
 def test_declarations_are_the_text_between_the_markers() -> None:
@@ -31,13 +32,13 @@ def test_every_status_has_its_exception() -> None:
     expected = {
         name.replace("_", "").lower() + "error": int(value) for name, value in names if value != "0"
     }
-    found = {kind.__name__.lower(): i + 1 for i, kind in enumerate(_native._EXCEPTIONS)}
+    found = {kind.__name__.lower(): i + 1 for i, kind in enumerate(native_library._EXCEPTIONS)}
     assert found == expected
 
 
 def test_library_and_package_are_one_release() -> None:
     pyproject = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    ffi, library = _native._load()
+    ffi, library = native_library.load()
     assert ffi.string(library.awqe_version()).decode() == __version__
     assert f'version = "{__version__}"' in pyproject
 

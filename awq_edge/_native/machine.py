@@ -1,0 +1,121 @@
+"""What the library says of the machine: kernels, their self-test, memory's speed, the GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+from awq_edge import errors
+from awq_edge._native.library import call, load, structure, text_at
+
+
+@dataclass(frozen=True)
+class Gpu:
+    """The GPU that the device "cuda" computes on.
+
+    Attributes:
+        name: Its maker's.
+        capability: Compute capability, 10 * major + minor; 87 is a Jetson Orin.
+        driver_version: Of CUDA that the driver supports, 1000 * major + 10 * minor.
+        multiprocessors: How many are switched on.
+        integrated: CPU and GPU share one memory.
+        memory_bytes: All of its memory.
+        free_bytes: What of it is free.
+    """
+
+    name: str
+    capability: int
+    driver_version: int
+    multiprocessors: int
+    integrated: bool
+    memory_bytes: int
+    free_bytes: int
+
+
+@dataclass(frozen=True)
+class SelftestResult:
+    """One operation of one kernel table: cases run, and those whose bits were wrong."""
+
+    kernels: str
+    operation: str
+    cases: int
+    differing: int
+
+
+def read_bandwidth(threads: int, size_bytes: int) -> float:
+    """Bytes per second that ``threads`` threads read from memory, the best of several passes."""
+    ffi, library = load()
+    result = ffi.new("double*")
+    call(library.awqe_read_bandwidth, threads, size_bytes, result)
+    return float(result[0])
+
+
+def gpu() -> Gpu:
+    """Asks for the GPU.
+
+    Raises:
+        UnsupportedError: There is none that this library can use; the text says why.
+    """
+    ffi, library = load()
+    found = structure("awqe_gpu")
+    call(library.awqe_gpu_get, found)
+    return Gpu(
+        name=ffi.string(found.name).decode("utf-8", "replace"),
+        integrated=bool(found.integrated),
+        **{
+            name: int(getattr(found, name))
+            for name in (
+                "capability",
+                "driver_version",
+                "multiprocessors",
+                "memory_bytes",
+                "free_bytes",
+            )
+        },
+    )
+
+
+def kernel_tables() -> list[str]:
+    """The kernel tables that this CPU can run, best first; the last one is ``reference``."""
+    ffi, library = load()
+    names: list[str] = []
+    while True:
+        name = library.awqe_kernels(len(names))
+        if name == ffi.NULL:
+            return names
+        names.append(text_at(ffi, name))
+
+
+def selftest(report: Callable[[SelftestResult], None]) -> None:
+    """Runs every kernel that this CPU can run against the reference, bit for bit.
+
+    Args:
+        report: called for each operation of each table; may raise, which ends the self-test and
+            comes out of it.
+    """
+    ffi, library = load()
+    raised: list[BaseException] = []
+
+    def keep(_kind: object, error: BaseException, _traceback: object) -> None:
+        raised.append(error)
+
+    def tell(_user: object, result: Any) -> bool:
+        report(
+            SelftestResult(
+                text_at(ffi, result.kernels),
+                text_at(ffi, result.operation),
+                int(result.cases),
+                int(result.differing),
+            )
+        )
+        return True
+
+    signature = "bool(void*, const awqe_selftest_result*)"
+    callback = ffi.callback(signature, tell, error=False, onerror=keep)
+    try:
+        call(library.awqe_selftest, callback, ffi.NULL)
+    except errors.CancelledError:
+        if raised:
+            raise raised[0] from None
+        raise

@@ -1,0 +1,56 @@
+"""Options of a session as the library takes them."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from awq_edge import errors
+from awq_edge._native.library import structure
+
+# How keys and values may be kept: the names of awqe_kv_type, in the order of the enum.
+KV_TYPES = ("fp16", "int8")
+# Names of the awqe_device values, in their order.
+DEVICES = ("cpu", "auto", "cuda")
+
+
+def kv_type_number(name: str) -> int:
+    """The awqe_kv_type of a name."""
+    if name not in KV_TYPES:
+        raise errors.InvalidArgumentError(
+            f"There is no cache of type '{name}': use one of {', '.join(KV_TYPES)}."
+        )
+    return KV_TYPES.index(name)
+
+
+def device_number(name: str) -> int:
+    """The awqe_device of a name."""
+    if name not in DEVICES:
+        raise errors.InvalidArgumentError(
+            f"There is no device '{name}': use one of {', '.join(DEVICES)}."
+        )
+    return DEVICES.index(name)
+
+
+def thread_count(threads: int) -> int:
+    """The same number, if a uint32 holds it."""
+    if not 0 <= threads < 1 << 32:
+        raise errors.InvalidArgumentError(f"There are no {threads} threads: ask for 0 or more.")
+    return threads
+
+
+def session_options(
+    context_length: int, threads: int, prefill_threads: int, kv_type: str, device: str
+) -> Any:
+    """An ``awqe_session_options``."""
+    options = structure("awqe_session_options")
+    options.kv_type = kv_type_number(kv_type)
+    options.device = device_number(device)
+    try:
+        options.context_length = context_length
+        options.threads = threads
+        options.prefill_threads = prefill_threads
+    except OverflowError as error:
+        raise errors.InvalidArgumentError(
+            f"The context length and thread counts are whole numbers from 0 on: {error}."
+        ) from error
+    return options
