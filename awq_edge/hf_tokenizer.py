@@ -10,7 +10,7 @@ from __future__ import annotations
 import dataclasses
 import functools
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from awq_edge.checkpoints.special_tokens import (
     hold_ids,
     ids_by_content,
     read_special_tokens,
+    special_token,
 )
 from awq_edge.checkpoints.tiktoken_file import convert_tiktoken, is_tiktoken
 from awq_edge.errors import CheckpointError, UnsupportedError
@@ -111,7 +112,7 @@ def tokenizer_of(checkpoint: Checkpoint) -> StoredTokenizer | None:
     """
     if isinstance(checkpoint, GgufCheckpoint):
         return _tokenizer_in(checkpoint)
-    return read_tokenizer(checkpoint.directory, checkpoint.config)
+    return read_tokenizer(checkpoint.directory, checkpoint.config, checkpoint.extra_tokens)
 
 
 def _tokenizer_in(checkpoint: GgufCheckpoint) -> StoredTokenizer | None:
@@ -141,12 +142,15 @@ def _tokenizer_in(checkpoint: GgufCheckpoint) -> StoredTokenizer | None:
     )
 
 
-def read_tokenizer(directory: Path, config: Mapping[str, Any]) -> StoredTokenizer | None:
+def read_tokenizer(
+    directory: Path, config: Mapping[str, Any], extra: Sequence[str] = ()
+) -> StoredTokenizer | None:
     """Reads the tokenizer beside a checkpoint.
 
     Args:
         directory: The checkpoint.
         config: Its config.json.
+        extra: ``Checkpoint.extra_tokens``.
 
     Returns:
         None if there is none.
@@ -165,6 +169,7 @@ def read_tokenizer(directory: Path, config: Mapping[str, Any]) -> StoredTokenize
     tokenizer["truncation"] = tokenizer["padding"] = None
 
     tokens = read_special_tokens(directory, settings, class_name, names)
+    tokens.extra.extend(special_token(word) for word in extra)
     without_id = add_tokens(tokenizer, tokens)
     if "eos_token" in without_id:
         raise CheckpointError(
@@ -177,6 +182,13 @@ def read_tokenizer(directory: Path, config: Mapping[str, Any]) -> StoredTokenize
     loaded = _load_with_ids(tokenizer, place)
     ids = ids_by_content(tokenizer)
 
+    rows: Any = config.get("vocab_size")
+    for word in extra:
+        if is_whole_number(rows) and ids[word] >= rows:
+            raise CheckpointError(
+                f"The word {word} has the id {ids[word]} by the tokenizer of {directory}, and the "
+                f"model's table {rows} rows: the tokenizer, or the table, is another model's."
+            )
     generation = read_optional_json(directory / "generation_config.json")
     bos_id = _first(
         [
@@ -185,7 +197,7 @@ def read_tokenizer(directory: Path, config: Mapping[str, Any]) -> StoredTokenize
             *_ids(generation.get("bos_token_id")),
         ]
     )
-    candidates = [_named_id(tokens, "eos_token", ids)]
+    candidates = [*(ids[word] for word in extra[:1]), _named_id(tokens, "eos_token", ids)]
     candidates += _ids(generation.get("eos_token_id")) + _ids(config.get("eos_token_id"))
     size = 1 + max(ids.values(), default=-1)
     eos_ids = tuple(dict.fromkeys(id for id in candidates if id is not None and 0 <= id < size))

@@ -13,6 +13,7 @@ from typing import Any
 from awq_edge.cross_attention import CrossAttention
 from awq_edge.errors import CheckpointError, UnsupportedError
 
+from .open_flamingo import MODEL_TYPE
 from .values import Values, shown
 
 BLOCKS = "blocks."  # in front of the names of blocks' tensors, theirs made ours
@@ -39,6 +40,16 @@ _IDEFICS_NAMES = {
     "k": "cross_attn.k_proj",
     "v": "cross_attn.v_proj",
     "k_norm": "cross_attn.k_layer_norm",
+}
+_OPEN_FLAMINGO_NAMES = {
+    "cross_attn_norm": "attn.norm",
+    "cross_attn_q": "attn.to_q",
+    "cross_attn_output": "attn.to_out",
+    "cross_ffn_norm": "ff.0",
+    "cross_ffn_up": "ff.1",
+    "cross_ffn_down": "ff.3",
+    "k": "attn.to_k",
+    "v": "attn.to_v",
 }
 
 
@@ -74,10 +85,8 @@ class CrossPart:
 
 def block_tensor(name: str) -> str | None:
     """A tensor's name with its prefix made ours; None if it is none of a gated block."""
-    for prefix in ("model.gated_cross_attn_layers.", "lang_encoder.gated_cross_attn_layers."):
-        if name.startswith(prefix):
-            return BLOCKS + name[len(prefix) :]
-    return None
+    prefix = "model.gated_cross_attn_layers."
+    return BLOCKS + name[len(prefix) :] if name.startswith(prefix) else None
 
 
 def cross_part(config: Mapping[str, Any]) -> CrossPart | None:
@@ -132,4 +141,29 @@ def _idefics(config: Mapping[str, Any]) -> CrossPart:
     )
 
 
-_READERS: Mapping[str, Callable[[Mapping[str, Any]], CrossPart]] = {"idefics": _idefics}
+def _open_flamingo(config: Mapping[str, Any]) -> CrossPart:
+    """OpenFlamingo: LayerNorm and two plain matrices, called by the layer behind the block."""
+    values = Values(config, {})
+    layers, every = values.integer("num_hidden_layers"), values.integer("cross_attn_every_n_layers")
+    record = CrossAttention(
+        layers=tuple(int((layer + 1) % every == 0) for layer in range(layers)),
+        heads=values.integer("cross_heads"),
+        head_size=values.integer("cross_head_dim"),
+        feed_forward_size=values.integer("cross_intermediate_size"),
+        norm="layer",
+        norm_epsilon=1e-5,
+        feed_forward="plain",
+        activation="gelu",
+    )
+    return CrossPart(
+        record,
+        {layer: layer for layer in record.numbers},
+        _OPEN_FLAMINGO_NAMES,
+        {"cross_attn_output": "attn_gate", "cross_ffn_down": "ff_gate"},
+    )
+
+
+_READERS: Mapping[str, Callable[[Mapping[str, Any]], CrossPart]] = {
+    "idefics": _idefics,
+    MODEL_TYPE: _open_flamingo,
+}

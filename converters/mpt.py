@@ -1,4 +1,7 @@
-"""MPT: ALiBi, fused rows, norms without biases; some clamp queries, keys and values."""
+"""MPT: ALiBi, fused rows, norms without biases; some clamp queries, keys and values.
+
+Its first models, MPT-1B, have a type, names and keys of their own, and norm queries and keys.
+"""
 
 from __future__ import annotations
 
@@ -27,6 +30,27 @@ _NAMES = {
     "blk.N.ffn_down": f"{_LAYER}.ffn.down_proj",
 }
 
+_FIRST_NAMES = {
+    **_NAMES,
+    "output_norm": "transformer.ln_f",
+    "blk.N.attn_norm": f"{_LAYER}.ln_1",
+    "blk.N.attn_q_norm": f"{_LAYER}.attn.q_ln",
+    "blk.N.attn_k_norm": f"{_LAYER}.attn.k_ln",
+    "blk.N.ffn_norm": f"{_LAYER}.ln_2",
+    "blk.N.ffn_up": f"{_LAYER}.mlp.mlp_up",
+    "blk.N.ffn_down": f"{_LAYER}.mlp.mlp_down",
+}
+del _FIRST_NAMES["blk.N.ffn_act"]
+# What later files say in a table attn_config, by the keys of the first ones.
+_FIRST_ATTENTION = {
+    "alibi": "alibi",
+    "alibi_bias_max": "alibi_bias_max",
+    "clip_qkv": "attn_clip_qkv",
+    "prefix_lm": "prefix_lm",
+    "qk_ln": "attn_qk_ln",
+    "softmax_scale": "softmax_scale",
+}
+
 _DEFAULTS = {
     **SHARED_DEFAULTS,
     "vocab_size": 50368,
@@ -45,11 +69,28 @@ _KEYS = {
     "num_attention_heads": ("n_heads",),
     "max_position_embeddings": ("max_seq_len",),
 }
+_FIRST_DEFAULTS = {**_DEFAULTS, "vocab_size": 50257}
+_FIRST_KEYS = {**_KEYS, "expansion_ratio": ("mlp_ratio",)}
+
+
+def _is_first(config: Config) -> bool:
+    return bool(config.get("model_type") == "mosaic_gpt")
+
+
+def _attention(config: Config) -> Values:
+    """What a config.json says of attention, by the keys of today's."""
+    if not _is_first(config):
+        return config.table("attn_config")
+    there = {ours: config.get(theirs) for ours, theirs in _FIRST_ATTENTION.items()}
+    return Values(
+        {"alibi": False, **{key: value for key, value in there.items() if value is not None}}, {}
+    )
 
 
 def _architecture(config: Config) -> Architecture:
-    attention = config.table("attn_config")
+    attention = _attention(config)
     _refuse_other_forms(config, attention)
+    normed = attention.flag("qk_ln")
     clamp = 0.0 if attention.get("clip_qkv") is None else attention.number("clip_qkv")
     hidden = config.integer("hidden_size")
     head_size = hidden // config.heads()
@@ -65,6 +106,8 @@ def _architecture(config: Config) -> Architecture:
         feed_forward_size=config.integer("expansion_ratio") * hidden,
         activation="gelu",
         qkv_clamp=clamp,
+        qk_norm=normed,
+        qk_norm_kind="width" if normed else "head",
     )
 
 
@@ -73,8 +116,10 @@ def _refuse_other_forms(config: Config, attention: Values) -> None:
     refused = None
     if not attention.flag("alibi", True):
         refused = "learned positions instead of ALiBi (alibi)"
-    elif attention.flag("qk_ln"):
+    elif attention.flag("qk_ln") and not _is_first(config):
         refused = "norms over queries and keys (qk_ln)"
+    elif attention.flag("qk_ln") and attention.get("clip_qkv") is not None:
+        refused = "a clamp in front of norms over queries and keys (attn_clip_qkv)"
     elif attention.flag("prefix_lm"):
         refused = "a prefix that attends in both directions (prefix_lm)"
     elif attention.flag("rope"):
@@ -100,7 +145,7 @@ def _query_factor(attention: Values, head_size: int) -> float:
 
 
 def _stored(config: Config, a: Architecture, stem: str) -> Stored:
-    attention = config.table("attn_config")
+    attention = _attention(config)
     if stem == "alibi":
         largest = attention.number("alibi_bias_max", 8.0)
         return Stored(values=alibi_slopes(a.heads, largest))
@@ -112,7 +157,9 @@ def _stored(config: Config, a: Architecture, stem: str) -> Stored:
         if stem in ("attn_q", "attn_k", "attn_v"):
             return _times(fused_qkv(a, stem), root)
         return Stored(factor=1.0 / root) if stem == "attn_output" else Stored()
-    return _times(fused_qkv(a, stem), factor if stem == "attn_q" else 1.0)
+    if stem == "attn_q_norm":
+        return Stored(factor=factor)
+    return _times(fused_qkv(a, stem), factor if stem == "attn_q" and not a.qk_norm else 1.0)
 
 
 def _times(stored: Stored | None, factor: float) -> Stored:
@@ -121,4 +168,9 @@ def _times(stored: Stored | None, factor: float) -> Stored:
     return Stored(rows=stored.rows, all_rows=stored.all_rows, factor=factor)
 
 
-CONVERTER = Converter("mpt", _NAMES, _architecture, _DEFAULTS, _stored, keys=_KEYS)
+CONVERTERS = (
+    Converter("mpt", _NAMES, _architecture, _DEFAULTS, _stored, keys=_KEYS),
+    Converter(
+        "mosaic_gpt", _FIRST_NAMES, _architecture, _FIRST_DEFAULTS, _stored, keys=_FIRST_KEYS
+    ),
+)

@@ -34,8 +34,8 @@ _TURNED = (
     "numbers, which is not computed yet"
 )
 _CROSSED = (
-    "its decoder attends to pictures through layers of its own: those of Idefics 1 are computed, "
-    "these are not yet"
+    "its decoder attends to pictures through layers of its own: those of Idefics 1 and of "
+    "OpenFlamingo are computed, these are not yet"
 )
 _LATER = "no converter for it has been written yet"
 
@@ -73,7 +73,12 @@ _REASONS: tuple[tuple[str, str], ...] = (
         _ENCODER,
     ),
     ("qwen3_vl.*|qwen2_5_omni.*", _TURNED),
-    ("flamingo|open_flamingo|mllama", _CROSSED),
+    ("mllama|otter", _CROSSED),
+    (
+        "flamingo|open_flamingo",
+        "OpenFlamingo is read as it was released, from a directory that holds checkpoint.pt, "
+        "language_model/ and vision_tower/, and no config.json",
+    ),
     (
         "idefics2",
         "a resampler with queries of its own stands between its tower and its decoder, which is "
@@ -118,7 +123,6 @@ _REASONS: tuple[tuple[str, str], ...] = (
     ("qwen", _own_code("a later Qwen, such as Qwen/Qwen1.5-7B (type qwen2)")),
     ("baichuan", _own_code("a copy of its weights converted to the type llama")),
     ("mixformer-sequential|phi-msft", _own_code("microsoft/phi-1_5 or microsoft/phi-2 (type phi)")),
-    ("mosaic_gpt", _own_code("mosaicml/mpt-7b (type mpt)")),
     ("Yi", _own_code("01-ai/Yi-6B as it is today (type llama)")),
     (
         "gpt_bigcode-santacoder",

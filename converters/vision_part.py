@@ -19,6 +19,7 @@ from awq_edge.errors import CheckpointError, UnsupportedError
 from awq_edge.vision.architecture import Resampler, VisionArchitecture
 
 from .cross_part import CrossPart, block_tensor, cross_part
+from .open_flamingo import MODEL_TYPE, PICTURE
 from .preprocessor import grid_sizes
 from .values import Values, shown
 
@@ -30,7 +31,7 @@ _ACTIVATIONS: Mapping[str, str] = {
     "relu": "relu",
 }
 # What the classes of towers take for keys that are absent.
-_CLIP = {
+CLIP = {
     "hidden_size": 768,
     "intermediate_size": 3072,
     "num_hidden_layers": 12,
@@ -40,9 +41,9 @@ _CLIP = {
     "hidden_act": "quick_gelu",
     "layer_norm_eps": 1e-5,
 }
-_SIGLIP = {**_CLIP, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
+_SIGLIP = {**CLIP, "patch_size": 16, "hidden_act": "gelu_pytorch_tanh", "layer_norm_eps": 1e-6}
 _IDEFICS1 = {
-    **_CLIP,
+    **CLIP,
     "patch_size": 14,
     "intermediate_size": 5120,
     "num_hidden_layers": 32,
@@ -95,9 +96,9 @@ _PROJECTORS = (
     "model.visual.merger.mlp.",
     "visual.merger.mlp.",
 )
-_RESAMPLERS = ("model.perceiver_resampler.", "perceiver.")
+_RESAMPLERS = ("model.perceiver_resampler.",)
 # What a gated block makes of pictures alone; the rest of it belongs to the decoder.
-_SEEN = (".k_proj.", ".v_proj.", ".k_layer_norm.", ".to_kv.")
+SEEN = (".k_proj.", ".v_proj.", ".k_layer_norm.", ".to_k.", ".to_v.")
 _NEWLINES = ("model.image_newline", "image_newline")
 # Of many towers' checkpoints, and of no use to a decoder: pooling heads, tables that count.
 _UNUSED = ("tower.head.", "tower.embeddings.position_ids")
@@ -124,6 +125,17 @@ _IDEFICS_RESAMPLER = {
     "ln2": "1.ln",
     "ffn_up": "1.fc",
     "ffn_down": "1.c_proj",
+}
+_OPEN_FLAMINGO_RESAMPLER = {
+    "ln_rows": "0.norm_media",
+    "ln1": "0.norm_latents",
+    "attn_q": "0.to_q",
+    "attn_k": "0.to_k",
+    "attn_v": "0.to_v",
+    "attn_out": "0.to_out",
+    "ln2": "1.0",
+    "ffn_up": "1.1",
+    "ffn_down": "1.3",
 }
 _TOWER_NAMES = {
     "v.patch_embd": "tower.embeddings.patch_embedding",
@@ -200,6 +212,7 @@ class VisionPart:
         spelt: How the placeholder is spelt, where config.json does not know its id.
         resampler: Our names of a resampler's layer to theirs, and its layers' and its norm's.
         cross: The gated blocks that pictures' keys and values belong to.
+        settings: How pictures are prepared where no file says so; None: a file must.
     """
 
     family: str
@@ -223,6 +236,7 @@ class VisionPart:
     spelt: str = ""
     resampler: ResamplerNames | None = None
     cross: CrossPart | None = None
+    settings: Mapping[str, Any] | None = None
 
     def stored_name(self, name: str) -> str:
         """What a checkpoint calls one of our tensors, its prefix made ours."""
@@ -265,7 +279,7 @@ def vision_tensor(name: str) -> str | None:
                 return ours + name[len(prefix) :]
     block = block_tensor(name)
     if block is not None:
-        return block if any(part in block for part in _SEEN) else None
+        return block if any(part in block for part in SEEN) else None
     return "newline" if name in _NEWLINES else None
 
 
@@ -344,7 +358,7 @@ def _patches(
             "siglip_vision_model are supported."
         )
     clip = kind == "clip_vision_model"
-    values = Values(tower.values, _CLIP if clip else _SIGLIP)
+    values = Values(tower.values, CLIP if clip else _SIGLIP)
     if strategy != ("default" if clip else "full"):
         raise UnsupportedError(
             f"The model takes patches by the strategy {shown(strategy)}; the tower is a {kind}, of "
@@ -461,6 +475,47 @@ def _idefics1(config: Values, decoder_size: int) -> VisionPart:
         ends=_end_of_text(config),
         resampler=ResamplerNames("blocks", _IDEFICS_RESAMPLER, "layer_norm"),
         cross=cross,
+    )
+
+
+def _open_flamingo(config: Values, decoder_size: int) -> VisionPart:
+    """OpenFlamingo: CLIP's patches as its last layer leaves them, a resampler, gated blocks."""
+    cross = cross_part(config.values)
+    assert cross is not None
+    tower = Values(config.table("vision_config").values, CLIP)
+    resampler = Resampler(
+        layers=config.integer("resampler_depth"),
+        rows=config.integer("resampler_n_latents"),
+        heads=config.integer("resampler_n_heads"),
+        head_size=config.integer("resampler_head_dim"),
+        feed_forward_size=config.integer("resampler_intermediate_size"),
+        activation="gelu",
+        norm_epsilon=1e-5,
+    )
+    return VisionPart(
+        MODEL_TYPE,
+        VisionArchitecture(
+            **_tower(tower, tower.integer("num_hidden_layers")),
+            decoder_size=decoder_size,
+            class_token=True,
+            patch_bias=False,
+            pre_norm=True,
+            resampler=resampler,
+            connector="cross",
+            connector_bias=False,
+            cross=cross.record,
+        ),
+        {},
+        0,
+        "single",
+        spelt=PICTURE,
+        resampler=ResamplerNames("layers", _OPEN_FLAMINGO_RESAMPLER, "norm"),
+        cross=cross,
+        settings={
+            "image_processor_type": "CLIPImageProcessor",
+            "size": {"shortest_edge": tower.integer("image_size")},
+            "crop_size": tower.integer("image_size"),
+        },
     )
 
 
@@ -639,6 +694,7 @@ _READERS: Mapping[str, Callable[[Values, int], VisionPart]] = {
     "smolvlm": _idefics("smolvlm", 128257),
     "idefics3": _idefics("idefics3", 128257),
     "idefics": _idefics1,
+    MODEL_TYPE: _open_flamingo,
     "gemma3": _gemma3,
     "qwen2_vl": _qwen("qwen2_vl", windows=False),
     "qwen2_5_vl": _qwen("qwen2_5_vl", windows=True),

@@ -42,12 +42,15 @@ class Checkpoint:
         config: Its config.json.
         configured_by: What says the shapes of its tensors.
         caution: What a user should know of its weights, in one sentence.
+        extra_tokens: Special tokens that its family adds to any tokenizer; the first of them ends a
+            text, before what the tokenizer's own files say.
         vision: The tower and the connector of a model that sees pictures, with the configuration of
             the whole; None: there are none.
     """
 
     configured_by = "config.json"
     caution: str | None = None
+    extra_tokens: tuple[str, ...] = ()
     vision: Checkpoint | None = None
 
     def __init__(
@@ -223,6 +226,8 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
     directory = Path(model).expanduser()
     if not directory.exists():
         directory = hub.download(model)
+    from awq_edge.checkpoints.flamingo_directory import is_flamingo, open_flamingo_directory
+
     if not directory.is_dir():
         if directory.suffix == ".gguf" or is_gguf(directory):
             return _open_gguf(directory, quantised)
@@ -230,6 +235,8 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
             f"{directory} is a file; give the directory that holds config.json and the weights."
         )
     config_path = directory / "config.json"
+    if is_flamingo(directory):
+        return open_flamingo_directory(directory)
     if not config_path.exists():
         # What lies there instead may say more than the name of the file that does not.
         raise CheckpointError(

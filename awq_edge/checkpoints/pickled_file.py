@@ -23,8 +23,12 @@ from awq_edge.errors import CheckpointError, UnsupportedError
 _SAFE_SINCE = (2, 6)
 
 
-def tensors_of(path: Path) -> dict[str, StoredTensor]:
+def tensors_of(path: Path, table: str | None = None) -> dict[str, StoredTensor]:
     """Every tensor of a file, by its name; what is no tensor is left out.
+
+    Args:
+        path: The file.
+        table: Where it is a training's: the name of the table that holds the weights.
 
     Raises:
         CheckpointError: It is no such file, or holds something that the restricted unpickler
@@ -41,6 +45,8 @@ def tensors_of(path: Path) -> dict[str, StoredTensor]:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of torch, pickle and zip, whatever the file makes them raise
         raise CheckpointError(f"{path} cannot be read as weights: {_reason(error)}.") from error
+    if isinstance(loaded, dict) and isinstance(loaded.get(table), dict):
+        loaded = loaded[table]
     if not isinstance(loaded, dict):
         raise CheckpointError(f"{path} holds no table of tensors by their names.")
     found = {

@@ -247,6 +247,11 @@ def check_form(tokenizer: Mapping[str, Any], place: Path) -> None:
         raise CheckpointError(f"{place} is not a tokenizer: its added tokens are no list of them.")
 
 
+def special_token(content: str) -> Entry:
+    """The entry of a special token, but for its id."""
+    return {**_plain(content), "special": True}
+
+
 def _plain(content: str) -> Entry:
     return {"content": content, **dict.fromkeys(_FLAGS, False)}
 

@@ -1,6 +1,7 @@
 """One tensor of a checkpoint as a file holds it: where it lies, its type and its shape.
 
-Owns the record that every kind of file gives for its tensors, and rows that lie in two of them.
+Owns the record that every kind of file gives for its tensors, rows that lie in two of them, and
+rows that are some of one.
 Refuses to open files.
 """
 
@@ -32,6 +33,26 @@ class StoredTensor:
     dtype: torch.dtype | None
     shape: tuple[int, ...]
     read: Callable[[int, int], torch.Tensor]
+
+
+def some_rows(whole: StoredTensor, first: int, count: int) -> StoredTensor:
+    """Rows of a tensor, which follow each other, as a tensor of their own."""
+    columns = math.prod(whole.shape[1:])
+
+    def read(begin: int, wanted: int) -> torch.Tensor:
+        return whole.read(first * columns + begin, wanted)
+
+    return dataclasses.replace(whole, shape=(count, *whole.shape[1:]), read=read)
+
+
+def with_zeros(whole: StoredTensor, rows: int) -> StoredTensor:
+    """A tensor with so many rows of zeros behind its own."""
+    dtype = torch.float32 if whole.dtype is None else whole.dtype
+    shape = (rows, *whole.shape[1:])
+    zeros = StoredTensor(
+        whole.path, whole.type_name, dtype, shape, lambda _, count: torch.zeros(count, dtype=dtype)
+    )
+    return joined(whole, zeros)
 
 
 def joined(first: StoredTensor, second: StoredTensor) -> StoredTensor:

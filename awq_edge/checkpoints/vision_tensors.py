@@ -7,6 +7,7 @@ prepared. Refuses to know a family: ``awq_edge.converters`` does.
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -68,7 +69,7 @@ class VisionTensors:
                 f"The checkpoint {checkpoint.directory} holds {_some(spare)}, which the "
                 f"{part.family} tower of its config.json does not have; one of the two is wrong."
             )
-        where, settings = _processor_settings(checkpoint.directory)
+        where, settings = _processor_settings(checkpoint.directory, part.settings)
         a = self.architecture
         side = a.step if a.rotary else a.image_size
         self.processor = processor(settings, part.family, side, where=str(where))
@@ -167,8 +168,15 @@ def _some(names: list[str]) -> str:
     return first if len(names) <= _SHOWN else f"{first} and {len(names) - _SHOWN} more"
 
 
-def _processor_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
-    """The file that says how pictures are prepared, and its table; the older one counts more."""
+def _processor_settings(
+    directory: Path, otherwise: Mapping[str, Any] | None
+) -> tuple[Path, Mapping[str, Any]]:
+    """The file that says how pictures are prepared, and its table; the older one counts more.
+
+    Args:
+        directory: The checkpoint.
+        otherwise: The table where there is no such file; None: there must be one.
+    """
     found: dict[str, Any] = {}
     where = None
     for name in (_PROCESSOR, _PREPROCESSOR):
@@ -180,6 +188,8 @@ def _processor_settings(directory: Path) -> tuple[Path, dict[str, Any]]:
             table = table.get("image_processor")
         if isinstance(table, dict) and table:
             found, where = {**found, **table}, path
+    if where is None and otherwise is not None:
+        return directory, otherwise
     if where is None:
         raise CheckpointError(
             f"{directory} holds no {_PREPROCESSOR}, which says how pictures are prepared."

@@ -24,15 +24,16 @@ if TYPE_CHECKING:
 METADATA_KEY = "awq_edge.vision.prompt"
 # plain: a picture's rows and nothing else; paragraph: Gemma 3's, between two words on a line of
 # their own; rows_and_columns: SmolVLM's and Idefics3's words; any_resolution: LLaVA 1.6's rows, as
-# ``arrangement.py`` puts them; squares: a row for every square of a picture; around: one token that
-# the text behind it looks at a picture from, with a word before it and behind it, and one between
-# two pictures: Idefics 1.
+# ``arrangement.py`` puts them; squares: a row for every square of a picture; single: one token that
+# the text behind it looks at a picture from: OpenFlamingo; around: the same with a word before it
+# and behind it, and one between two pictures: Idefics 1.
 LAYOUTS = (
     "plain",
     "paragraph",
     "rows_and_columns",
     "any_resolution",
     "squares",
+    "single",
     "around",
 )
 _AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
@@ -73,7 +74,7 @@ class PromptRules:
     @property
     def in_front(self) -> str:
         """What stands in a text for a picture that a user has put nowhere."""
-        return self.place if self.layout == "around" else f"{self.place}\n"
+        return self.place if self.layout in ("single", "around") else f"{self.place}\n"
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -126,7 +127,7 @@ class PromptRules:
         one = self.placeholder * rows
         if self.layout in ("any_resolution", "squares"):
             return self.placeholder * sum(self.runs(tiled, rows))
-        if self.layout == "plain":
+        if self.layout in ("plain", "single"):
             return one * len(tiled.tiles)
         if self.layout == "paragraph":
             return f"\n\n{self.begin}{one}{self.end}\n\n"

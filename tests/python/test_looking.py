@@ -7,14 +7,23 @@ import sys
 import numpy as np
 import pytest
 import torch
-from cross_models import ROWS, SIDE, make, save, save_tokenizer, seen_pictures
+from cross_models import (
+    ROWS,
+    SIDE,
+    difference,
+    make,
+    normalised,
+    opened,
+    save,
+    save_tokenizer,
+    seen_pictures,
+)
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from vision_models import PLACEHOLDER, WORDS, pictures
 
 from awq_edge import Model, conversion, torch_decoder, torch_tower
 from awq_edge.errors import CheckpointError, InvalidArgumentError, UnsupportedError
-from awq_edge.float_model import open_float_model, open_vision_part
 from awq_edge.generation import GenerationConfig
 from awq_edge.model_file import PackedFile
 from awq_edge.torch_decoder import LookedAt
@@ -23,24 +32,6 @@ BOUND = 1e-4  # the largest difference over the largest magnitude
 GREEDY = GenerationConfig(max_tokens=5, temperature=0.0)
 # A text before the first picture, two pictures, an end of the text, a third picture.
 TOKENS = [5, 9, 100, 17, 4, 100, 33, 20, 2, 21, 8, 100, 40]
-
-
-def opened(directory):
-    source = open_float_model(str(directory))
-    return source, open_vision_part(source)[0]
-
-
-def difference(ours, theirs):
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def normalised(vision, pixels):
-    mean, std = (
-        torch.tensor(values)[:, None, None]
-        for values in (vision.processor.mean, vision.processor.deviation)
-    )
-    return ((pixels.permute(0, 3, 1, 2).double() / 255 - mean) / std).float()
 
 
 def mask_of(seen, count):

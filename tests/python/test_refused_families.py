@@ -48,7 +48,7 @@ from awq_edge.errors import CheckpointError, InvalidArgumentError, UnsupportedEr
         (dict(model_type="qwen"), "code of its own; use .*Qwen1.5"),
         (dict(model_type="baichuan"), "code of its own"),
         (dict(model_type="mixformer-sequential"), "code of its own; use microsoft/phi-1_5"),
-        (dict(model_type="mosaic_gpt"), "code of its own; use mosaicml/mpt-7b"),
+        (dict(model_type="open_flamingo"), "a directory that holds checkpoint.pt"),
         (dict(model_type="Yi"), "code of its own; use 01-ai/Yi-6B"),
         (dict(model_type="gpt2"), "no converter for it"),
         (dict(model_type="cohere2"), "no converter for it"),
