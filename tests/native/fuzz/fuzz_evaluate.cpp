@@ -1,8 +1,8 @@
 // Differential fuzz target: any bytes as a model file that is opened, evaluated and sampled through
 // the C API, with every kernel table that this CPU can run, both caches, as a block and token by
-// token; a file with a vision part encodes a picture too. All must be those of the reference, NaN
-// for NaN, and the sampler must refuse exactly those that are not finite; anything else aborts and
-// says what. Built twice:
+// token; a file with a vision part encodes a picture too, and reads a text in which it is seen. All
+// must be those of the reference, NaN for NaN, and the sampler must refuse exactly those that are
+// not finite; anything else aborts and says what. Built twice:
 //   build/fuzz/tests/native/fuzz_evaluate build/fuzz/evaluate tests/data/fuzz/evaluate   libFuzzer
 //   fuzz_evaluate_files DIRECTORY CASES [SEED]                  plain, on every machine, by ctest
 //
@@ -32,6 +32,7 @@ namespace {
 constexpr uint64_t kMostBytes = 64u << 20;  // of a session; a larger one shows nothing more
 constexpr size_t kTokens = 8;
 constexpr uint32_t kMostPixels = 128;  // on a side of a picture
+constexpr size_t kAround = 2;          // tokens before a picture, and behind it
 
 struct Close {
     void operator()(awqe_model* model) const { awqe_model_close(model); }
@@ -105,14 +106,15 @@ struct Evaluation {
     size_t vocabulary = 0;
 };
 
-// No session if it would be too large.
-Evaluation open_session(const awqe_model* model, const Way& way) {
+// A session of as many tokens as the model's context has, at most `most`; none if it would be too
+// large.
+Evaluation open_session(const awqe_model* model, const Way& way, size_t most) {
     auto info = sized<awqe_model_info>();
     awqe_model_info_get(model, &info, nullptr);
     auto options = sized<awqe_session_options>();
     options.threads = options.prefill_threads = 1;
     options.kv_type = way.kv_type;
-    options.context_length = std::min<uint32_t>(info.context_length, kTokens);
+    options.context_length = static_cast<uint32_t>(std::min<size_t>(info.context_length, most));
     auto memory = sized<awqe_memory>();
     if (awqe_session_memory(model, &options, &memory, nullptr) != AWQE_OK ||
         memory.cache_bytes + memory.scratch_bytes > kMostBytes) {
@@ -122,7 +124,7 @@ Evaluation open_session(const awqe_model* model, const Way& way) {
     awqe_session* opened = nullptr;
     awqe_error error;
     if (awqe_session_open(model, &options, &opened, &error) != AWQE_OK) {
-        give_up(way.describe(kTokens) + ": " + error.message);
+        give_up(way.describe(most) + ": " + error.message);
     }
     return {Owned<awqe_session>(opened), options.context_length, info.vocabulary_size};
 }
@@ -200,7 +202,7 @@ void evaluate(const awqe_model* model) {
         std::vector<float> expected;
         for (const char* kernels : tables()) {
             const Way way = {kernels, kv_type};
-            const Evaluation evaluation = open_session(model, way);
+            const Evaluation evaluation = open_session(model, way, kTokens);
             if (evaluation.session == nullptr) return;
             if (expected.empty()) {
                 expected = logits_of(evaluation, way, block);
@@ -213,9 +215,17 @@ void evaluate(const awqe_model* model) {
     }
 }
 
-// Embeddings of a picture: float [tokens, embedding_size]; nothing without a vision part, or if it
-// is too large.
-std::vector<float> embeddings_of(const awqe_model* model, const char* kernels, uint32_t threads) {
+// A picture as every table has encoded it.
+struct Picture {
+    std::vector<float> rows;  // [tokens, embedding_size]; empty: there is none
+    size_t tokens = 0;
+    uint32_t columns = 0;    // embeddings of a row; 0 where a picture has one shape
+    bool looked_at = false;  // by layers, in place of being read
+    bool whole = false;      // read in one call
+};
+
+// Nothing without a vision part, or if it is too large.
+Picture picture_of(const awqe_model* model, const char* kernels, uint32_t threads) {
     auto info = sized<awqe_vision_info>();
     uint64_t scratch = 0;
     if (awqe_vision_info_get(model, &info, nullptr) != AWQE_OK || info.image_size > kMostPixels ||
@@ -225,29 +235,106 @@ std::vector<float> embeddings_of(const awqe_model* model, const char* kernels, u
     }
     std::vector<uint8_t> pixels(size_t{3} * info.image_size * info.image_size);
     for (size_t i = 0; i < pixels.size(); ++i) pixels[i] = static_cast<uint8_t>(i * i >> 3);
-    const size_t side = info.step == 0 ? 0 : info.image_size / info.step;
-    const size_t tokens = info.step == 0 ? size_t{info.tokens} : side * side;
-    std::vector<float> embeddings(tokens * info.embedding_size);
+    Picture picture;
+    picture.columns = info.step == 0 ? 0 : info.image_size / info.step;
+    picture.tokens =
+        info.step == 0 ? size_t{info.tokens} : size_t{picture.columns} * picture.columns;
+    picture.looked_at = info.session_bytes != 0;
+    picture.whole = info.bidirectional;
+    picture.rows.resize(picture.tokens * info.embedding_size);
     setenv("AWQ_EDGE_KERNELS", kernels, 1);
     awqe_error error;
-    if (awqe_vision_encode(model, pixels.data(), 1, 0, 0, threads, embeddings.data(), nullptr,
+    if (awqe_vision_encode(model, pixels.data(), 1, 0, 0, threads, picture.rows.data(), nullptr,
                            nullptr, &error) != AWQE_OK) {
         give_up(std::string(kernels) + ": " + error.message);
     }
-    return embeddings;
+    return picture;
 }
 
-void encode(const awqe_model* model) {
-    std::vector<float> expected;
+Picture encode(const awqe_model* model) {
+    Picture expected;
     uint32_t threads = 1;
     for (const char* kernels : tables()) {
-        std::vector<float> embeddings = embeddings_of(model, kernels, threads);
+        Picture picture = picture_of(model, kernels, threads);
         threads = 3 - threads;
-        if (embeddings.empty()) return;
-        if (expected.empty())
-            expected.swap(embeddings);  // the reference's
+        if (picture.rows.empty()) return {};
+        if (expected.rows.empty())
+            expected = std::move(picture);  // the reference's
         else
-            compare(embeddings, expected, kernels, "number of the embeddings");
+            compare(picture.rows, expected.rows, kernels, "number of the embeddings");
+    }
+    return expected;
+}
+
+// Two tokens, the picture, two tokens: the logits of all that is read, or none where the picture
+// holds what no session takes, which `refusal` then says.
+std::vector<float> logits_around(const Evaluation& evaluation, const Way& way,
+                                 const Picture& picture, size_t count, std::string& refusal) {
+    awqe_session* const session = evaluation.session.get();
+    std::vector<float> logits((2 * kAround + count) * evaluation.vocabulary);
+    float* next = logits.data();
+    awqe_error error;
+    const auto read = [&](const uint32_t* tokens, size_t rows) {
+        auto input = sized<awqe_batch_input>();
+        input.which = AWQE_LOGITS_ALL;
+        input.session = session;
+        input.tokens = tokens;
+        input.embeddings = tokens == nullptr ? picture.rows.data() : nullptr;
+        input.columns = tokens == nullptr ? picture.columns : 0;
+        input.count = rows;
+        input.logits = next;
+        next += rows * evaluation.vocabulary;
+        return awqe_batch_evaluate(&input, 1, nullptr, nullptr, &error);
+    };
+    for (const bool before : {true, false}) {
+        uint32_t tokens[kAround];
+        for (size_t i = 0; i < kAround; ++i) {
+            tokens[i] = static_cast<uint32_t>((i + (before ? 3 : 5)) % evaluation.vocabulary);
+        }
+        if (read(tokens, kAround) != AWQE_OK) give_up(way.describe(kAround) + ": " + error.message);
+        if (!before) break;
+        const awqe_status shown =
+            picture.looked_at
+                ? awqe_session_look_at(session, picture.rows.data(), picture.tokens, &error)
+                : read(nullptr, count);
+        if (shown == AWQE_OK) continue;
+        if (shown != AWQE_INVALID_ARGUMENT) give_up(way.describe(count) + ": " + error.message);
+        refusal = error.message;
+        return {};
+    }
+    return logits;
+}
+
+// A text in which the picture is seen; of one that is read row by row a few rows are enough.
+void see(const awqe_model* model, const Picture& picture) {
+    if (picture.rows.empty()) return;
+    size_t count = picture.tokens;
+    if (picture.looked_at)
+        count = 0;
+    else if (!picture.whole)
+        count = picture.columns != 0 ? picture.columns : std::min(count, kTokens);
+    for (const awqe_kv_type kv_type : {AWQE_KV_F16, AWQE_KV_INT8}) {
+        std::vector<float> expected;
+        std::string expected_refusal;
+        const char* first = nullptr;
+        for (const char* kernels : tables()) {
+            const Way way = {kernels, kv_type};
+            const Evaluation evaluation = open_session(model, way, 2 * kAround + count);
+            if (evaluation.session == nullptr || evaluation.tokens < 2 * kAround + count) return;
+            std::string refusal;
+            std::vector<float> logits = logits_around(evaluation, way, picture, count, refusal);
+            if (first == nullptr) {
+                first = kernels;
+                expected.swap(logits);
+                expected_refusal.swap(refusal);
+                continue;
+            }
+            if (refusal != expected_refusal) {
+                give_up(way.describe(count) + ": '" + refusal + "', and " + first + ": '" +
+                        expected_refusal + "'");
+            }
+            compare(logits, expected, way.describe(count), "logit around a picture");
+        }
     }
 }
 
@@ -267,7 +354,7 @@ extern "C" int LLVMFuzzerTestOneInput(const uint8_t* data, size_t size) {
     if (model == nullptr) return 0;
     awqe::test::read_descriptions(model.get());
     awqe::test::evaluate(model.get());
-    awqe::test::encode(model.get());
+    awqe::test::see(model.get(), awqe::test::encode(model.get()));
     return 0;
 }
 
