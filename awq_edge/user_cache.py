@@ -116,6 +116,19 @@ def open_own(path: Path) -> BinaryIO:
     return os.fdopen(descriptor, "rb")
 
 
+def lock_file(path: Path) -> BinaryIO:
+    """A file without contents, made if it is not there, for its lock alone.
+
+    Raises:
+        FileUnreadableError: There is something else, or it cannot be made.
+    """
+    try:
+        descriptor = os.open(path, os.O_RDWR | os.O_CREAT | _CAREFUL, 0o600)
+    except OSError as error:
+        raise FileUnreadableError(f"Cannot use the cache {path}: {error.strerror}.") from error
+    return os.fdopen(descriptor, "r+b")
+
+
 def write_own(path: Path, *parts: bytes | bytearray) -> None:
     """Writes a file that appears whole or not at all; until then its name begins with a dot.
 

@@ -1,11 +1,13 @@
 """Cross-compiles the shared library for a target with tools that pip installs: cmake, ninja, zig.
 
-Owns finding the tools, the build folder in the user's cache and the reading of ninja's progress.
+Owns finding the tools, the build folder in the user's cache, which one build has at a time, and the
+reading of ninja's progress.
 Refuses compiler flags: the toolchain files in ``targets/`` and CMakeLists.txt hold them.
 """
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import importlib.util
 import os
@@ -15,6 +17,7 @@ import shutil
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,8 +25,9 @@ from typing import IO
 
 from awq_edge.device.sources import native_source_directory
 from awq_edge.errors import BuildError, UnsupportedError
+from awq_edge.outputs.workplace import lock
 from awq_edge.profiles import Profile, targets_directory
-from awq_edge.user_cache import caches_of_all_programs, is_sound, own_folder
+from awq_edge.user_cache import caches_of_all_programs, is_sound, lock_file, own_folder
 
 LIBRARY_NAME = "libawq_edge.so"
 _INSTALL = "pip install 'awq-edge[build]'"
@@ -32,6 +36,8 @@ _LOG_NAME = "build.log"
 _STEP = re.compile(r"^\[(\d+)/(\d+)\]")
 # How often a build says that it lives: its first step may take two minutes.
 _PULSE_SECONDS = 1.0
+# How often it asks whether another build of the same folder has ended.
+_WAIT_SECONDS = 0.2
 
 Progress = Callable[[int, int], None]
 
@@ -96,6 +102,7 @@ class LibraryBuild:
         self.folder = own_folder("build") / f"{profile.machine}{gpu}-{origin}"
         self.library = self.folder / LIBRARY_NAME
         self.log = self.folder / _LOG_NAME
+        self._kept: tuple[int, ...] = ()  # descriptors that the tools inherit
 
     def _gpu_options(self, tools: Tools) -> list[str]:
         """What a board with a GPU needs besides: its kernels, compiled by NVRTC."""
@@ -118,11 +125,11 @@ class LibraryBuild:
         return not self.library.is_file()
 
     def run(self, progress: Progress | None = None) -> Path:
-        """Compiles what is not up to date.
+        """Compiles what is not up to date; waits for another build of the same folder.
 
         Args:
             progress: Called with steps done and steps in all, as ninja counts them, and at least
-                every second; both are 0 before it has counted.
+                every second; both are 0 before it has counted, and while it waits.
 
         Returns:
             The library.
@@ -131,6 +138,27 @@ class LibraryBuild:
             BuildError: A tool failed; the text names the log.
         """
         tools = find_tools()
+        with self._alone(progress):
+            return self._build(tools, progress)
+
+    @contextlib.contextmanager
+    def _alone(self, progress: Progress | None) -> Iterator[None]:
+        """Keeps other builds out of the folder while the block runs.
+
+        The tools inherit the lock: those of a build that was killed work on for a while.
+        """
+        with lock_file(self.folder.with_name(f"{self.folder.name}.lock")) as file:
+            while not lock(file.fileno()):
+                if progress is not None:
+                    progress(0, 0)
+                time.sleep(_WAIT_SECONDS)
+            self._kept = (file.fileno(),) if os.name == "posix" else ()
+            try:
+                yield
+            finally:
+                self._kept = ()
+
+    def _build(self, tools: Tools, progress: Progress | None) -> Path:
         if self.folder.exists() and not is_sound(self.folder):
             shutil.rmtree(self.folder)  # follows no link
         self.folder.mkdir(exist_ok=True)
@@ -176,6 +204,7 @@ class LibraryBuild:
             encoding="utf-8",
             errors="replace",
             env=environment,
+            pass_fds=self._kept,
         ) as process:
             problem = ""
             done = total = 0

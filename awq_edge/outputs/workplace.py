@@ -185,7 +185,7 @@ class Workplace:
                 "or choose another output."
             )
         try:
-            if not _lock(mark):
+            if not lock(mark):
                 raise self._busy()
             if _is_at(mark, self.path / MARK):
                 self._held = True
@@ -281,7 +281,12 @@ def _new(path: Path) -> BinaryIO:
     return os.fdopen(os.open(path, os.O_RDWR | _NEW | _BINARY, 0o666), "w+b")
 
 
-def _lock(descriptor: int) -> bool:
+def lock(descriptor: int) -> bool:
+    """Takes the lock of an open file for this process and those that inherit the descriptor.
+
+    Returns:
+        Whether it has it; False while another one does.
+    """
     try:
         import fcntl
     except ImportError:

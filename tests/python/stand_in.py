@@ -57,9 +57,8 @@ def to_deploy(folder: Path) -> Bundle:
     return Bundle(needs(), files, {name: file_digest(path) for name, path in files.items()})
 
 
-def _wheel(folder: Path, version: str, selftest: int) -> Path:
+def write_wheel(path: Path, version: str, selftest: int = 0) -> Path:
     """A package that stands for awq-edge: it prints its version, and its self-test may fail."""
-    path = folder / f"awq_edge-{version}-py3-none-any.whl"
     info = f"awq_edge-{version}.dist-info"
     body = (
         "import sys, time\n"
@@ -93,7 +92,7 @@ def stand_in_bundle(
     """A bundle with a stand-in for the package, and the small model."""
     wheels = folder / "wheels"
     wheels.mkdir(parents=True)
-    own = _wheel(wheels, version, selftest)
+    own = write_wheel(wheels / f"awq_edge-{version}-py3-none-any.whl", version, selftest)
     (wheels / f"{HERE}.txt").write_text(f"{own.name}\n")
     shutil.copy(model, folder)
     write_script(folder, replace(needs(), model=model, service=service))

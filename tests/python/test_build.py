@@ -8,9 +8,11 @@ import importlib.util
 import json
 import os
 import platform
+import signal
 import subprocess
 import sys
 import sysconfig
+import time
 import types
 import zipfile
 from pathlib import Path
@@ -188,6 +190,37 @@ def test_a_build_that_says_nothing_still_shows_that_it_lives(
         assert said.count(step) > 3
     assert said[-1] == (2, 2)
     assert (tmp_path / "log").read_text() == "[1/2] a\n[2/2] b\n"
+
+
+def test_builds_of_one_folder_wait_for_each_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also for the tools of one that was killed: they work on, and a second set would meet them."""
+    tool = tmp_path / "tool"
+    tool.write_text(
+        f"#!/bin/sh\ncd {tmp_path}\n[ -e at-work ] && echo met >> met\n"
+        "touch at-work\nsleep 1\nrm at-work\n"
+    )
+    tool.chmod(0o755)
+    monkeypatch.setattr(library, "find_tools", lambda: library.Tools(tool, tool, tool))
+    monkeypatch.setattr(library, "native_source_directory", lambda: tmp_path)
+    monkeypatch.setenv("AWQ_EDGE_CACHE", str(tmp_path / "cache"))
+    build = LibraryBuild(PI)
+    first = os.fork()
+    if first == 0:
+        try:
+            build.run()
+        finally:
+            os._exit(0)
+    while not (tmp_path / "at-work").exists():
+        time.sleep(0.01)
+    os.kill(first, signal.SIGKILL)
+    os.waitpid(first, 0)
+    said = []
+    build.library.touch()
+    assert LibraryBuild(PI).run(lambda *step: said.append(step)) == build.library
+    assert said.count((0, 0)) > 2
+    assert not (tmp_path / "met").exists()
 
 
 def test_a_package_without_sources_says_so(monkeypatch: pytest.MonkeyPatch) -> None:

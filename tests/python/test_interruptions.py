@@ -20,6 +20,7 @@ pytest.importorskip("gguf")
 
 import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
 import quantised_checkpoints as made  # noqa: E402
+from kill_conversions import kill_and_go_on  # noqa: E402
 
 from awq_edge.conversion import Events, Options, convert  # noqa: E402
 from awq_edge.conversion.work_directory import WorkDirectory  # noqa: E402
@@ -116,6 +117,22 @@ def test_a_conversion_with_its_export_goes_on_after_every_kill(source: str, tmp_
         convert(source, folder / "m", OPTIONS, export=Export("gguf", folder / "x"))
 
     goes_on_after_every_kill(action, tmp_path)
+
+
+def test_a_command_goes_on_after_kills_at_moments_of_its_own_time(
+    source: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A few of what ``kill_conversions.py`` does by the hundred, the command line included."""
+    monkeypatch.setenv("TERM", "dumb")
+    before = signal.signal(signal.SIGINT, signal.default_int_handler)
+    command = ["convert", source, "-o", "{out}/m", "--method", "rtn", "--group-size", "32", "-q"]
+    try:
+        found = kill_and_go_on(command, tmp_path, kills=4, interrupts=4, seed=3)
+    finally:
+        signal.signal(signal.SIGINT, before)
+    assert not found.faults
+    ended = sum(count for state, count in found.states.items() if "finished" not in state)
+    assert ended > 2, found.states
 
 
 def test_an_import_with_its_export_goes_on_after_every_kill(tmp_path: Path) -> None:

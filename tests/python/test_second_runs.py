@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import os
+import platform
 import shutil
 import signal
+import subprocess
 import sys
 import time
 import zipfile
@@ -18,9 +20,15 @@ torch = pytest.importorskip("torch")
 pytest.importorskip("transformers")
 
 import checkpoints  # noqa: E402  (after the checks for the packages of the extra convert)
+from boards import WORK  # noqa: E402
+from ssh_board import SshBoard, running_board  # noqa: E402
+from stand_in import write_wheel  # noqa: E402
 
+from awq_edge import __version__  # noqa: E402
 from awq_edge.cli import main as command_line  # noqa: E402
 from awq_edge.device import bundle as bundle_module  # noqa: E402
+from awq_edge.device import deploy as deploy_module  # noqa: E402
+from awq_edge.device import library as library_module  # noqa: E402
 from awq_edge.device.wheel import wheel_name  # noqa: E402
 from awq_edge.profiles import load_profile  # noqa: E402
 
@@ -32,6 +40,22 @@ _PAGE = (
 )
 BOARD = load_profile("rpi4b")
 _BOARD = f"--target {BOARD.name} --python 3.11 --wheel {wheel_name(BOARD)} --quiet"
+
+# What a board says of its first text.
+REPORT = {
+    "prompt": "Once",
+    "text": " upon a time",
+    "kernels": "reference",
+    "tokens": 3,
+    "decode_bytes": 1000,
+    "threads": 1,
+    "peak_rss_bytes": 1000,
+    "prefill_tokens_per_second": 1.0,
+    "decode_tokens_per_second": 1.0,
+    "temperature": [None, None],
+    "throttling": [None, None],
+    "board": {},
+}
 
 # Arguments, and what a second run says where the first one's result is in its way.
 COMMANDS: dict[str, tuple[str, str | None]] = {
@@ -51,6 +75,7 @@ COMMANDS: dict[str, tuple[str, str | None]] = {
     "analyze --force": (f"{_PAGE} --force", None),
     "bundle to a folder": (f"bundle model.gguf {_BOARD} --output board", "exists already"),
     "bundle to an archive": (f"bundle model.gguf {_BOARD} --output board.tar", "exists already"),
+    "build": (f"build --target {BOARD.name} --output dist", None),
     "pull": ("pull file://{folder}/model.gguf --name kept.gguf", "is there already"),
     "pull --force": ("pull file://{folder}/model.gguf --name kept.gguf --force", None),
     "list": ("list", None),
@@ -83,18 +108,38 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Iterator[Path]:
                 "numpy-1.0.dist-info/METADATA", "Metadata-Version: 2.1\nName: numpy\nVersion: 1.0\n"
             )
             archive.writestr("numpy-1.0.dist-info/WHEEL", "Wheel-Version: 1.0\nTag: py3-none-any\n")
-            archive.writestr("numpy-1.0.dist-info/RECORD", "")
+            named = ("METADATA", "WHEEL", "RECORD")
+            record = "".join(f"numpy-1.0.dist-info/{name},,\n" for name in named)
+            archive.writestr("numpy-1.0.dist-info/RECORD", record)
     monkeypatch.setattr(bundle_module, "runtime_requirements", lambda extras: ["numpy"])
     monkeypatch.setenv("PIP_NO_INDEX", "1")
     monkeypatch.setenv("PIP_FIND_LINKS", str(tmp_path / "index"))
     monkeypatch.setenv("PIP_CONFIG_FILE", "/dev/null")
+    _small_library(tmp_path / "native", monkeypatch)
     threads = torch.get_num_threads()
     torch.set_num_threads(1)  # a forked child has none of its parent's threads
     yield tmp_path
     torch.set_num_threads(threads)
 
 
-def run(arguments: str, kill_after: float | None = None) -> tuple[int, str]:
+def _small_library(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What 'build' compiles: three C files instead of all sources, by the tools of all."""
+    tree.mkdir()
+    names = ("one", "two", "three")
+    for name in names:
+        (tree / f"{name}.c").write_text(f"int {name}(int x) {{ return x + {len(name)}; }}\n")
+    sources = " ".join(f"{name}.c" for name in names)
+    (tree / "CMakeLists.txt").write_text(
+        "cmake_minimum_required(VERSION 3.22)\nproject(small C)\n"
+        f"add_library(awq_edge SHARED {sources})\n"
+    )
+    monkeypatch.setattr(library_module, "native_source_directory", lambda: tree)
+    # The C library that the compiler makes for a board, once.
+    (WORK / "zig").mkdir(parents=True, exist_ok=True)
+    monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(WORK / "zig"))
+
+
+def run(arguments: str | list[str], kill_after: float | None = None) -> tuple[int, str]:
     """Runs a command in a child; its status, minus the signal that ended it, and what it said."""
     child = os.fork()
     if child == 0:
@@ -104,7 +149,8 @@ def run(arguments: str, kill_after: float | None = None) -> tuple[int, str]:
                 os.dup2(os.open(f"said.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout = open(1, "w", closefd=False)  # pytest's are its own
             sys.stderr = open(2, "w", closefd=False)
-            sys.argv = ["awq-edge", *arguments.split()]
+            words = arguments.split() if isinstance(arguments, str) else arguments
+            sys.argv = ["awq-edge", *words]
             command_line.main()
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
@@ -122,7 +168,7 @@ def run(arguments: str, kill_after: float | None = None) -> tuple[int, str]:
 
 def results(folder: Path) -> dict[str, bytes]:
     """What lies there that a command may have written: every file, and every folder as empty."""
-    given = ("model.gguf", "text.txt", "bare", "source", "index", wheel_name(BOARD))
+    given = ("model.gguf", "text.txt", "bare", "source", "index", "native", wheel_name(BOARD))
     ignored = (*given, "cache", "said.1", "said.2")
     return {
         str(path.relative_to(folder)): path.read_bytes() if path.is_file() else b""
@@ -143,6 +189,8 @@ def remove(path: Path) -> None:
 def test_a_command_runs_again(name: str, folder: Path) -> None:
     if name.startswith("analyze"):
         pytest.importorskip("matplotlib")
+    if name == "build":
+        pytest.importorskip("ziglang")
     arguments, refusal = COMMANDS[name]
     arguments = arguments.replace("{folder}", str(folder))
     begun = time.monotonic()
@@ -165,3 +213,52 @@ def test_a_command_runs_again(name: str, folder: Path) -> None:
         done = refusal is not None and status == 1 and refusal in said  # before it was killed
         assert status == 0 or done, said
         assert results(folder) == whole
+
+
+@pytest.fixture
+def board(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshBoard]:
+    with running_board(tmp_path_factory.mktemp("board")) as started:
+        yield started
+
+
+@pytest.mark.skipif(platform.machine() != "x86_64", reason="this machine stands for x86_64-linux")
+def test_deploy_runs_again(folder: Path, board: SshBoard, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Over a real ssh server; a package of one module stands for awq-edge on the board."""
+    profile = load_profile("x86_64-linux")
+    write_wheel(folder / wheel_name(profile), __version__)
+    # The first text would be the real package's.
+    monkeypatch.setattr(deploy_module, "first_run", lambda remote, prefix, model: REPORT)
+    wheel = ("--wheel", wheel_name(profile), "--target", profile.name)
+    options = ("--ignore-memory", "--quiet", "--ssh", board.ssh)
+    arguments = ["deploy", "model.gguf", "board", *wheel, *options]
+
+    def on_the_board() -> dict[str, object]:
+        program = board.home / ".local/bin/awq-edge"
+        said = subprocess.run([program, "--version"], capture_output=True, text=True, check=True)
+        return {
+            "program": said.stdout,
+            "model": (board.prefix / "models/model.gguf").read_bytes(),
+            "folders": sorted(path.name for path in board.prefix.iterdir()),
+            "releases": len(list((board.prefix / "releases").iterdir())),
+        }
+
+    begun = time.monotonic()
+    assert run(arguments)[0] == 0, Path("said.2").read_text()
+    seconds = time.monotonic() - begun
+    whole = on_the_board()
+    assert whole["model"] == STORIES.read_bytes()
+
+    assert run(arguments)[0] == 0, Path("said.2").read_text()
+    assert on_the_board() == whole
+
+    for part in (0.2, 0.4, 0.6, 0.8, 0.95):
+        shutil.rmtree(board.home)
+        board.home.mkdir()
+        run(arguments, kill_after=part * seconds)
+        for _ in range(50):  # the board may not have noticed yet, which it says
+            status, said = run(arguments)
+            if "another deploy" not in said.lower():
+                break
+            time.sleep(0.1)
+        assert status == 0, said
+        assert on_the_board() == whole
