@@ -17,7 +17,7 @@ import statistics
 import time
 from pathlib import Path
 
-from shapes import SHAPES, write_awq_edge
+from shapes import SHAPES, architecture, write_awq_edge
 
 from awq_edge import Model, Session
 
@@ -67,7 +67,7 @@ def main() -> None:
     if options.model in SHAPES:
         path = Path(f"{options.model}-{options.bits}bit.awq.gguf")
         if not path.exists():
-            write_awq_edge(SHAPES[options.model], path, options.bits)
+            write_awq_edge(architecture(options.model), path, options.bits)
     with Model.open(path, threads=options.threads, check_memory=False) as model:
         rates = measure(model, options.sequences, options.context, options.tokens, options.rounds)
     first = rates[options.sequences[0]] / options.sequences[0]

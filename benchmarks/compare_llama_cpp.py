@@ -1,13 +1,17 @@
-"""Decode and prefill speed of awq-edge and llama.cpp on random weights of one shape, side by side.
+"""Decode and prefill speed of awq-edge and llama.cpp side by side, on random weights or real files.
 
     pip install llama-cpp-python
     python benchmarks/compare_llama_cpp.py --shape tinyllama-1.1b --threads 1 2
+    python benchmarks/compare_llama_cpp.py --shape tinyllama-1.1b opt-1.3b gemma-3-1b falcon-7b
+    python benchmarks/compare_llama_cpp.py --files OURS.awq.gguf THEIRS.gguf --prompt 512 2048 8192
 
 Both systems run in turn, several times, in this one process, so that a noisy machine disturbs
 both; what counts is the ratio of the medians. Both files are read from the disk anew, as after a
 start of the machine: what the page cache holds of a file just written lies in small pages.
-awq-edge: 4 bits (or --bits), groups of 128, head and embedding at 8 bits. llama.cpp: Q4_0 with a
-Q6_K head, what llama-quantize makes, with its own defaults (repacking, flash attention).
+Of a shape: awq-edge has 4 bits (or --bits), groups of 128, head and embedding at 8 bits; llama.cpp
+Q4_0 with a Q6_K head, what llama-quantize makes, with its own defaults (repacking, flash
+attention). Shapes of families that llama.cpp has not run alone. Decoding goes on behind --prompt
+tokens.
 """
 
 from __future__ import annotations
@@ -22,17 +26,29 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, Protocol
 
 import numpy as np
+from peer_shapes import peer_family, write_llama_cpp
 from rich.console import Console
 from rich.table import Table
-from shapes import SHAPES, write_awq_edge, write_llama_cpp
+from shapes import SHAPES, architecture, write_awq_edge
 
 from awq_edge import Model, __version__
 from awq_edge._native import read_bandwidth
 
-Measure = Callable[[str], float]
 BANDWIDTH_BYTES = 512 << 20  # far more than any cache
+PEER = "llama.cpp"
+
+
+class Runner(Protocol):
+    """One system with one file."""
+
+    def prefill(self) -> float:
+        """Tokens per second of the prompt; it is the context afterwards."""
+
+    def decode(self) -> float:
+        """Tokens per second behind the prompt, which stays the context."""
 
 
 def cpu_name() -> str:
@@ -46,53 +62,72 @@ def cpu_name() -> str:
     return platform.processor() or platform.machine()
 
 
-def awq_edge_runner(path: Path, threads: int, prompt: list[int], steps: int) -> Measure:
-    """A function that measures tokens per second of "prefill" or "decode"."""
-    model = Model.open(path, threads=threads)
-    session = model.session(context_length=len(prompt) + steps)
+class AwqEdge:
+    """awq-edge."""
 
-    def measure(what: str) -> float:
-        session.truncate(0)
-        if what == "prefill":
-            return timed(len(prompt), lambda: session.evaluate(prompt))
-        session.evaluate(prompt[:1])
-        return timed(steps, lambda: [session.evaluate([token]) for token in prompt[:steps]])
+    def __init__(self, path: Path, threads: int, prompt: list[int], steps: int, kv: str) -> None:
+        """Opens the file."""
+        model = Model.open(path, threads=threads, kv=kv)
+        self._session = model.session(context_length=len(prompt) + steps)
+        self._prompt, self._steps = prompt, steps
 
-    return measure
+    def prefill(self) -> float:
+        """Tokens per second of the prompt."""
+        self._session.truncate(0)
+        return timed(len(self._prompt), lambda: self._session.evaluate(self._prompt))
+
+    def decode(self) -> float:
+        """Tokens per second behind it."""
+        self._session.truncate(len(self._prompt))
+        ids = [self._prompt[i % len(self._prompt)] for i in range(self._steps)]
+        return timed(self._steps, lambda: [self._session.evaluate([token]) for token in ids])
 
 
-def llama_cpp_runner(path: Path, threads: int, prompt: list[int], steps: int) -> Measure:
-    """The same for llama.cpp, through its C API."""
-    import llama_cpp
+class LlamaCpp:
+    """The same through llama.cpp's C API."""
 
-    quiet = llama_cpp.llama_log_callback(lambda _level, _text, _user: None)
-    llama_cpp.llama_log_set(quiet, ctypes.c_void_p(0))
-    llama_cpp.llama_backend_init()
-    model = llama_cpp.llama_model_load_from_file(
-        str(path).encode(), llama_cpp.llama_model_default_params()
-    )
-    parameters = llama_cpp.llama_context_default_params()
-    parameters.n_ctx = len(prompt) + steps
-    parameters.n_batch = parameters.n_ubatch = len(prompt)
-    parameters.n_threads = parameters.n_threads_batch = threads
-    context = llama_cpp.llama_init_from_model(model, parameters)
-    ids = (llama_cpp.llama_token * len(prompt))(*prompt)
+    def __init__(self, path: Path, threads: int, prompt: list[int], steps: int) -> None:
+        """Opens the file."""
+        import llama_cpp
 
-    def evaluate(first: int, count: int) -> None:
-        at = ctypes.cast(ctypes.byref(ids, first * 4), ctypes.POINTER(llama_cpp.llama_token))
-        if llama_cpp.llama_decode(context, llama_cpp.llama_batch_get_one(at, count)) != 0:
+        self._library: Any = llama_cpp
+        # The callback must outlive the context.
+        self._quiet = llama_cpp.llama_log_callback(lambda _level, _text, _user: None)
+        llama_cpp.llama_log_set(self._quiet, ctypes.c_void_p(0))
+        llama_cpp.llama_backend_init()
+        self._model = llama_cpp.llama_model_load_from_file(
+            str(path).encode(), llama_cpp.llama_model_default_params()
+        )
+        if not self._model:
+            sys.exit(f"llama.cpp does not open {path}.")
+        parameters = llama_cpp.llama_context_default_params()
+        parameters.n_ctx = len(prompt) + steps
+        parameters.n_batch = len(prompt)
+        parameters.n_threads = parameters.n_threads_batch = threads
+        self._context = llama_cpp.llama_init_from_model(self._model, parameters)
+        self._ids = (llama_cpp.llama_token * len(prompt))(*prompt)
+        self._steps = steps
+
+    def prefill(self) -> float:
+        """Tokens per second of the prompt."""
+        self._library.llama_memory_clear(self._memory(), True)
+        return timed(len(self._ids), lambda: self._evaluate(0, len(self._ids)))
+
+    def decode(self) -> float:
+        """Tokens per second behind it."""
+        self._library.llama_memory_seq_rm(self._memory(), 0, len(self._ids), -1)
+        at = [i % len(self._ids) for i in range(self._steps)]
+        return timed(self._steps, lambda: [self._evaluate(i, 1) for i in at])
+
+    def _memory(self) -> Any:
+        return self._library.llama_get_memory(self._context)
+
+    def _evaluate(self, first: int, count: int) -> None:
+        token = ctypes.POINTER(self._library.llama_token)
+        at = ctypes.cast(ctypes.byref(self._ids, first * 4), token)
+        if self._library.llama_decode(self._context, self._library.llama_batch_get_one(at, count)):
             raise RuntimeError("llama_decode failed")
-        llama_cpp.llama_synchronize(context)
-
-    def measure(what: str) -> float:
-        llama_cpp.llama_memory_clear(llama_cpp.llama_get_memory(context), True)
-        if what == "prefill":
-            return timed(len(prompt), lambda: evaluate(0, len(prompt)))
-        evaluate(0, 1)
-        return timed(steps, lambda: [evaluate(i, 1) for i in range(steps)])
-
-    measure.keep = quiet  # type: ignore[attr-defined]  # the callback must outlive the context
-    return measure
+        self._library.llama_synchronize(self._context)
 
 
 def forget(path: Path) -> None:
@@ -109,16 +144,55 @@ def timed(tokens: int, work: Callable[[], object]) -> float:
     return tokens / (time.perf_counter() - started)
 
 
+def written(shape: str, bits: list[int], directory: Path) -> dict[str, Path]:
+    """Files of a shape by the system that reads them; those that are there are not made again."""
+    files = {f"awq-edge {width} bits": directory / f"{shape}.{width}bit.awq.gguf" for width in bits}
+    for width, file in zip(bits, files.values()):
+        if not file.exists():
+            write_awq_edge(architecture(shape), file, width)
+    family = peer_family(shape)
+    if family is None:
+        return files
+    peer = directory / f"{shape}.q4_0.gguf"
+    if not peer.exists():
+        write_llama_cpp(architecture(shape), family, peer)
+    return {PEER: peer, **files}
+
+
+def measured(runners: dict[str, Runner], threads: int, rounds: int) -> dict[str, Any]:
+    """Median tokens per second of prompts and of decoding, and bytes per second of reading."""
+    prefill: dict[str, list[float]] = {name: [] for name in runners}
+    decode: dict[str, list[float]] = {name: [] for name in runners}
+    bandwidths = []
+    for runner in runners.values():  # pages in, clocks up
+        runner.prefill()
+        runner.decode()
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            decode[name].append(runner.decode())
+        bandwidths.append(read_bandwidth(threads, BANDWIDTH_BYTES))
+    for _ in range(rounds):
+        for name, runner in runners.items():
+            prefill[name].append(runner.prefill())
+    return {
+        "decode": {name: statistics.median(speeds) for name, speeds in decode.items()},
+        "prefill": {name: statistics.median(speeds) for name, speeds in prefill.items()},
+        "read_bandwidth": statistics.median(bandwidths),
+    }
+
+
 def main() -> int:
     """Write the models, measure, print."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("--shape", choices=SHAPES, default="tinyllama-1.1b")
-    parser.add_argument("--bits", type=int, nargs="+", choices=(2, 3, 4, 8), default=[4])
+    parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["tinyllama-1.1b"])
+    parser.add_argument("--files", nargs=2, type=Path, metavar=("OURS", "THEIRS"))
+    parser.add_argument("--bits", type=int, nargs="+", choices=(2, 3, 4, 5, 6, 8), default=[4])
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
-    parser.add_argument("--prompt", type=int, default=512, help="tokens of the prefill")
+    parser.add_argument("--prompt", type=int, nargs="+", default=[512], help="tokens")
     parser.add_argument("--generate", type=int, default=32, help="tokens decoded per round")
+    parser.add_argument("--kv", choices=("fp16", "int8"), default="fp16", help="of ours")
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--models", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--json", action="store_true")
@@ -129,77 +203,69 @@ def main() -> int:
         sys.exit("This needs the peer: pip install llama-cpp-python")
 
     console = Console(stderr=True)
-    shape = SHAPES[arguments.shape]
     arguments.models.mkdir(parents=True, exist_ok=True)
-    peer_file = arguments.models / f"{arguments.shape}.q4_0.gguf"
-    files = {
-        bits: arguments.models / f"{arguments.shape}.{bits}bit.awq.gguf" for bits in arguments.bits
-    }
-    with console.status("writing random models"):
-        if not peer_file.exists():
-            write_llama_cpp(shape, peer_file)
-        for bits, file in files.items():
-            if not file.exists():
-                write_awq_edge(shape, file, bits)
-
-    generator = np.random.default_rng(7)
-    prompt = generator.integers(3, shape.vocabulary, arguments.prompt).tolist()
-    results = []
-    for path in (peer_file, *files.values()):
-        forget(path)
-    for threads in arguments.threads:
-        runners = {
-            "llama.cpp Q4_0": llama_cpp_runner(peer_file, threads, prompt, arguments.generate)
-        }
-        for bits, file in files.items():
-            runners[f"awq-edge {bits} bits"] = awq_edge_runner(
-                file, threads, prompt, arguments.generate
-            )
-        for what in ("decode", "prefill"):
-            speeds: dict[str, list[float]] = {name: [] for name in runners}
-            bandwidths = []
-            with console.status(f"{what}, {threads} threads"):
-                for measure in runners.values():
-                    measure(what)  # pages in, clocks up
-                for _ in range(arguments.rounds):
-                    for name, measure in runners.items():
-                        speeds[name].append(measure(what))
-                    if what == "decode":
-                        bandwidths.append(read_bandwidth(threads, BANDWIDTH_BYTES))
-            results.append(
-                {
-                    "what": what,
-                    "threads": threads,
-                    "tokens_per_second": {n: statistics.median(s) for n, s in speeds.items()},
-                    "read_bandwidth": statistics.median(bandwidths) if bandwidths else None,
-                }
-            )
-
-    decode_bytes = {}
-    for bits, file in files.items():
-        with Model.open(file) as model:
-            decode_bytes[f"awq-edge {bits} bits"] = model.info.decode_bytes
     table = Table(
-        title=f"{arguments.shape}, {cpu_name()}, awq-edge {__version__}, "
-        f"llama-cpp-python {llama_cpp.__version__}, median of {arguments.rounds}"
+        title=f"{cpu_name()}, awq-edge {__version__}, llama-cpp-python {llama_cpp.__version__}, "
+        f"median of {arguments.rounds}"
     )
-    for column in ("", "threads", "system", "tokens/s", "to llama.cpp", "of read bandwidth"):
-        table.add_column(column, justify="right" if column in ("tokens/s",) else "left")
-    for row in results:
-        peer = row["tokens_per_second"]["llama.cpp Q4_0"]
-        for name, speed in row["tokens_per_second"].items():
-            share = ""
-            if row["read_bandwidth"] and name in decode_bytes:
-                share = f"{100 * speed * decode_bytes[name] / row['read_bandwidth']:.0f} % of "
-                share += f"{row['read_bandwidth'] / 1e9:.1f} GB/s"
-            table.add_row(
-                row["what"], str(row["threads"]), name, f"{speed:.1f}", f"{speed / peer:.2f}", share
-            )
+    for column in ("model", "threads", "", "behind", "system", "tokens/s", "to llama.cpp"):
+        table.add_column(column, justify="right" if column == "tokens/s" else "left")
+    table.add_column("of read bandwidth")
+    results = []
+    for shape in ["files"] if arguments.files else arguments.shape:
+        if arguments.files:
+            files = {PEER: arguments.files[1], "awq-edge": arguments.files[0]}
+        else:
+            with console.status(f"writing {shape}"):
+                files = written(shape, arguments.bits, arguments.models)
+        decode_bytes = {}
+        vocabulary = 0 if arguments.files else architecture(shape).vocabulary_size
+        for name, file in files.items():
+            forget(file)
+            if name != PEER:
+                with Model.open(file) as model:
+                    decode_bytes[name] = model.info.decode_bytes
+                    vocabulary = model.info.vocabulary_size
+        generator = np.random.default_rng(7)
+        for threads in arguments.threads:
+            for length in arguments.prompt:
+                prompt = generator.integers(3, vocabulary, length).tolist()
+                runners: dict[str, Runner] = {}
+                for name, file in files.items():
+                    runners[name] = (
+                        LlamaCpp(file, threads, prompt, arguments.generate)
+                        if name == PEER
+                        else AwqEdge(file, threads, prompt, arguments.generate, arguments.kv)
+                    )
+                with console.status(f"{shape}, {threads} threads, {length} tokens"):
+                    found = measured(runners, threads, arguments.rounds)
+                results.append({"model": shape, "threads": threads, "prompt": length, **found})
+                _add_rows(table, results[-1], decode_bytes)
     if arguments.json:
-        print(json.dumps({"shape": arguments.shape, "cpu": cpu_name(), "results": results}))
+        print(json.dumps({"cpu": cpu_name(), "results": results}))
     else:
         Console(width=140).print(table)
     return 0
+
+
+def _add_rows(table: Table, result: dict[str, Any], decode_bytes: dict[str, int]) -> None:
+    for what in ("decode", "prefill"):
+        speeds = result[what]
+        for name, speed in speeds.items():
+            share = ""
+            if what == "decode" and name in decode_bytes:
+                rate = result["read_bandwidth"]
+                share = f"{100 * speed * decode_bytes[name] / rate:.0f} % of {rate / 1e9:.1f} GB/s"
+            table.add_row(
+                result["model"],
+                str(result["threads"]),
+                what,
+                str(result["prompt"]) if what == "decode" else "",
+                name,
+                f"{speed:.1f}",
+                f"{speed / speeds[PEER]:.2f}" if PEER in speeds else "no such family",
+                share,
+            )
 
 
 if __name__ == "__main__":

@@ -1,99 +1,75 @@
 """Time and memory of a conversion: random weights of a named shape, the shipped calibration text.
 
     python benchmarks/conversion.py llama-2-7b --device cuda
-    python benchmarks/conversion.py llama-2-7b --layers 1 --vocabulary 8192
+    python benchmarks/conversion.py falcon-7b --layers 1 --vocabulary 8192
 
-Owns the making of the checkpoint and the measuring. Time and memory do not depend on what the
-weights are. Prints the seconds of every layer, the peak of resident memory and of a GPU's memory.
-Under ``torchrun`` every process reports for itself; make the checkpoint before, with --make-only.
+Owns the making of the checkpoint (by transformers' class of the family, in a process of its own)
+and the measuring. Time and memory do not depend on what the weights are. Prints the seconds of
+every layer, the peak of resident memory and of a GPU's memory. Under ``torchrun`` every process
+reports for itself; make the checkpoint before, with --make-only.
 """
 
 from __future__ import annotations
 
 import argparse
-import json
 import os
 import resource
 import shutil
+import subprocess
+import sys
 import time
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
-from shapes import CONTEXT, SHAPES, Shape
+from shapes import CONTEXT, SHAPES, config
 
 from awq_edge.conversion import Events, Options, convert
 
 TOKENIZER = Path(__file__).parent.parent / "examples" / "novels-7m"
 # Peaks of activations differ widely between channels in real models: norms that do, too.
 NORM_SPREAD = 0.5
+# What families call their sizes.
+LAYERS = ("num_hidden_layers", "n_layer", "n_layers")
+POSITIONS = ("max_position_embeddings", "n_positions", "max_seq_len")
 
 
-def make_checkpoint(shape: Shape, directory: Path) -> None:
-    """Writes a Llama checkpoint in bfloat16, one file a layer."""
-    directory.mkdir(parents=True)
-    device = "cuda" if torch.cuda.is_available() else "cpu"
-    generator = torch.Generator(device).manual_seed(0)
-    files: dict[str, str] = {}
+def make_checkpoint(
+    shape: str, layers: int | None, vocabulary: int | None, directory: Path
+) -> None:
+    """Writes a checkpoint in bfloat16 as transformers does."""
+    from transformers import AutoConfig, AutoModelForCausalLM
 
-    def matrix(n: int, k: int) -> torch.Tensor:
-        values = torch.randn(n, k, device=device, generator=generator)
-        return values.mul_(0.7 / k**0.5).bfloat16().cpu()
-
-    def norm() -> torch.Tensor:
-        values = torch.randn(shape.hidden, device=device, generator=generator)
-        return (1 + NORM_SPREAD * values).abs().bfloat16().cpu()
-
-    def save(name: str, tensors: dict[str, torch.Tensor]) -> None:
-        save_file(tensors, directory / name)
-        files.update(dict.fromkeys(tensors, name))
-
-    tables = {"model.embed_tokens.weight": matrix(shape.vocabulary, shape.hidden)}
-    if not shape.tied:
-        tables["lm_head.weight"] = matrix(shape.vocabulary, shape.hidden)
-    save("tables.safetensors", {**tables, "model.norm.weight": norm()})
-    queries, keys = shape.heads * shape.head_size, shape.kv_heads * shape.head_size
-    for layer in range(shape.layers):
-        prefix = f"model.layers.{layer}."
-        tensors = {
-            "self_attn.q_proj.weight": matrix(queries, shape.hidden),
-            "self_attn.k_proj.weight": matrix(keys, shape.hidden),
-            "self_attn.v_proj.weight": matrix(keys, shape.hidden),
-            "self_attn.o_proj.weight": matrix(shape.hidden, queries),
-            "mlp.gate_proj.weight": matrix(shape.feed_forward, shape.hidden),
-            "mlp.up_proj.weight": matrix(shape.feed_forward, shape.hidden),
-            "mlp.down_proj.weight": matrix(shape.hidden, shape.feed_forward),
-            "input_layernorm.weight": norm(),
-            "post_attention_layernorm.weight": norm(),
-        }
-        if shape.qkv_bias:
-            for name, size in (("q", queries), ("k", keys), ("v", keys)):
-                tensors[f"self_attn.{name}_proj.bias"] = torch.zeros(size).bfloat16()
-        save(f"layer-{layer}.safetensors", {prefix + name: t for name, t in tensors.items()})
-    config = {
-        "architectures": ["Qwen2ForCausalLM" if shape.qkv_bias else "LlamaForCausalLM"],
-        "model_type": "qwen2" if shape.qkv_bias else "llama",
-        "hidden_size": shape.hidden,
-        "intermediate_size": shape.feed_forward,
-        "num_hidden_layers": shape.layers,
-        "num_attention_heads": shape.heads,
-        "num_key_value_heads": shape.kv_heads,
-        "head_dim": shape.head_size,
-        "vocab_size": shape.vocabulary,
-        "max_position_embeddings": CONTEXT,
-        "rms_norm_eps": 1e-5,
-        "rope_theta": 10000.0,
-        "hidden_act": "silu",
-        "tie_word_embeddings": shape.tied,
-        "bos_token_id": 1,
-        "eos_token_id": 2,
-        "torch_dtype": "bfloat16",
-    }
-    index = {"metadata": {}, "weight_map": files}
-    (directory / "model.safetensors.index.json").write_text(json.dumps(index))
+    described = config(shape)
+    made = AutoConfig.for_model(described.pop("model_type"), **described)
+    for name in LAYERS:
+        if layers and hasattr(made, name):
+            setattr(made, name, layers)
+            if getattr(made, "layer_types", None):
+                made.layer_types = made.layer_types[:layers]
+            break
+    if vocabulary:
+        made.vocab_size = vocabulary
+    for name in POSITIONS:
+        if hasattr(made, name):
+            setattr(made, name, min(getattr(made, name), CONTEXT))
+            break
+    made.bos_token_id, made.eos_token_id, made.pad_token_id = 1, 2, None
+    torch.manual_seed(0)
+    model = AutoModelForCausalLM.from_config(made, dtype=torch.bfloat16)
+    with torch.no_grad():
+        for name, weight in model.named_parameters():
+            if weight.dim() == 2 and "embed" not in name:
+                weight.normal_(0, 0.7 / weight.shape[1] ** 0.5)
+            elif weight.dim() == 1 and name.endswith("weight"):
+                weight.copy_((1 + NORM_SPREAD * torch.randn_like(weight)).abs())
+    directory.mkdir(parents=True, exist_ok=True)
     for name in ("tokenizer.json", "tokenizer_config.json"):
         shutil.copy(TOKENIZER / name, directory)
-    (directory / "config.json").write_text(json.dumps(config))  # last: with it, all is there
+    model.save_pretrained(directory / "making", max_shard_size="1GB")
+    # config.json last: with it, all is there.
+    for file in sorted((directory / "making").iterdir(), key=lambda f: f.name == "config.json"):
+        file.rename(directory / file.name)
+    (directory / "making").rmdir()
 
 
 def main() -> None:
@@ -111,15 +87,14 @@ def main() -> None:
     parser.add_argument("--make-only", action="store_true")
     arguments = parser.parse_args()
 
-    chosen = SHAPES[arguments.shape]
-    layers = arguments.layers or chosen.layers
-    vocabulary = arguments.vocabulary or chosen.vocabulary
-    shape = Shape(**{**vars(chosen), "layers": layers, "vocabulary": vocabulary})
-    checkpoint = arguments.directory / f"{arguments.shape}-{layers}-{vocabulary}"
-    if not (checkpoint / "config.json").exists():
-        make_checkpoint(shape, checkpoint)
+    parts = [arguments.shape, arguments.layers, arguments.vocabulary]
+    checkpoint = arguments.directory / "-".join(str(part) for part in parts if part)
     if arguments.make_only:
+        make_checkpoint(arguments.shape, arguments.layers, arguments.vocabulary, checkpoint)
         return
+    if not (checkpoint / "config.json").exists():
+        # Elsewhere: what the making takes is not what the conversion takes.
+        subprocess.run([sys.executable, *sys.argv, "--make-only"], check=True)
 
     begin = time.perf_counter()
     ends = [begin]

@@ -199,12 +199,13 @@ def token_counts(plugin: Path, directory: Path, peer: Path | None) -> list[Count
     sys.path.insert(0, str(ROOT / "benchmarks"))
     from dataclasses import replace
 
-    from shapes import SHAPES, write_awq_edge, write_llama_cpp
+    from peer_shapes import write_llama_cpp
+    from shapes import architecture, write_awq_edge
 
-    shape = replace(SHAPES["tinyllama-1.1b"], layers=2)
+    shape = replace(architecture("tinyllama-1.1b"), layers=2)
     attention = (2 * shape.heads + 2 * shape.kv_heads) * shape.head_size
-    layer = shape.hidden * (attention + 3 * shape.feed_forward)
-    weights = shape.layers * layer + shape.vocabulary * shape.hidden
+    layer = shape.hidden_size * (attention + 3 * shape.feed_forward_size)
+    weights = shape.layers * layer + shape.vocabulary_size * shape.hidden_size
     counts = []
 
     def add(system: str, cpu: str, program: str | Path, model: Path, head: str) -> float:
@@ -222,7 +223,7 @@ def token_counts(plugin: Path, directory: Path, peer: Path | None) -> list[Count
     ours = [add(table, CPUS[table], "token_loop", model, "head at 8 bits") for table in tables]
     if peer is not None:
         model = directory / "model.q4_0.gguf"
-        write_llama_cpp(shape, model)
+        write_llama_cpp(shape, "llama", model)
         theirs = add("llama.cpp", CPUS["neon"], peer, model, "head in Q6_K")
         ratio = ours[0] / theirs
         counts.append(Count("neon", "a token", "instruction of llama.cpp's", ratio))
