@@ -38,6 +38,7 @@ from awq_edge.checkpoints.special_tokens import (
     special_token,
 )
 from awq_edge.checkpoints.tiktoken_file import convert_tiktoken, is_tiktoken
+from awq_edge.converters.dialogue import Dialogue, dialogue_of
 from awq_edge.errors import CheckpointError, UnsupportedError
 from awq_edge.tokenizer import Tokenizer
 
@@ -112,7 +113,8 @@ def tokenizer_of(checkpoint: Checkpoint) -> StoredTokenizer | None:
     """
     if isinstance(checkpoint, GgufCheckpoint):
         return _tokenizer_in(checkpoint)
-    return read_tokenizer(checkpoint.directory, checkpoint.config, checkpoint.extra_tokens)
+    dialogue = None if checkpoint.vision is None else dialogue_of(checkpoint.vision.config)
+    return read_tokenizer(checkpoint.beside, checkpoint.config, checkpoint.extra_tokens, dialogue)
 
 
 def _tokenizer_in(checkpoint: GgufCheckpoint) -> StoredTokenizer | None:
@@ -143,7 +145,10 @@ def _tokenizer_in(checkpoint: GgufCheckpoint) -> StoredTokenizer | None:
 
 
 def read_tokenizer(
-    directory: Path, config: Mapping[str, Any], extra: Sequence[str] = ()
+    directory: Path,
+    config: Mapping[str, Any],
+    extra: Sequence[str] = (),
+    dialogue: Dialogue | None = None,
 ) -> StoredTokenizer | None:
     """Reads the tokenizer beside a checkpoint.
 
@@ -151,6 +156,7 @@ def read_tokenizer(
         directory: The checkpoint.
         config: Its config.json.
         extra: ``Checkpoint.extra_tokens``.
+        dialogue: What the model's own program does to it.
 
     Returns:
         None if there is none.
@@ -159,7 +165,7 @@ def read_tokenizer(
         CheckpointError: A file that counts is broken, or a token that ends texts has no id.
         UnsupportedError: It is of a kind that cannot become a tokenizer.json.
     """
-    settings = _settings(directory)
+    settings = {**_settings(directory), **({} if dialogue is None else dialogue.settings)}
     class_name = str(settings.get("tokenizer_class") or config.get("tokenizer_class") or "")
     place, tokenizer, names = _base(directory)
     if tokenizer is None:
@@ -170,6 +176,8 @@ def read_tokenizer(
 
     tokens = read_special_tokens(directory, settings, class_name, names)
     tokens.extra.extend(special_token(word) for word in extra)
+    if dialogue is not None:
+        tokens.extra.append(special_token(dialogue.placeholder))
     without_id = add_tokens(tokenizer, tokens)
     if "eos_token" in without_id:
         raise CheckpointError(
@@ -199,6 +207,7 @@ def read_tokenizer(
     )
     candidates = [*(ids[word] for word in extra[:1]), _named_id(tokens, "eos_token", ids)]
     candidates += _ids(generation.get("eos_token_id")) + _ids(config.get("eos_token_id"))
+    candidates += [ids.get(word) for word in (() if dialogue is None else dialogue.ends)]
     size = 1 + max(ids.values(), default=-1)
     eos_ids = tuple(dict.fromkeys(id for id in candidates if id is not None and 0 <= id < size))
 
@@ -214,12 +223,15 @@ def read_tokenizer(
         wanted_behind = [id for id in [_named_id(tokens, "eos_token", ids)] if id is not None]
     if (wanted, wanted_behind) != (before, behind):
         put_around(tokenizer, wanted, wanted_behind, place)
+    template = None if dialogue is None else dialogue.template(ids)
     return StoredTokenizer(
         json=_dumped(tokenizer),
         bos_id=bos_id,
         add_bos=adds_bos,
         eos_ids=eos_ids,
-        chat_templates=read_chat_templates(directory, settings),
+        chat_templates=(
+            read_chat_templates(directory, settings) if template is None else {"default": template}
+        ),
         special_tokens={
             name: token["content"]
             for name, token in tokens.named.items()

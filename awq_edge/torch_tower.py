@@ -137,6 +137,9 @@ def gathered(
         height, width = height // a.pool, width // a.pool
         cells = cells.view(len(rows), height, a.pool, width, a.pool, -1).mean(dim=(2, 4))
     rows = regrouped(cells, a.regroup)
+    if a.by_columns:
+        lines = rows.view(len(rows), -(-height // a.regroup), -(-width // a.regroup), -1)
+        rows = lines.transpose(1, 2).reshape(rows.shape)
     if a.connector_norm == "none":
         return rows
     weight, read = weights("mm.norm.weight"), rows.shape[-1:]

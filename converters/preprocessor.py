@@ -84,13 +84,17 @@ class Processor:
     factor: float
 
 
-def processor(settings: Mapping[str, Any], family: str, side: int, *, where: str) -> Processor:
+def processor(
+    settings: Mapping[str, Any], family: str, side: int, aspect: str = "", *, where: str
+) -> Processor:
     """What a preprocessor_config.json says.
 
     Args:
         settings: Its table.
         family: Of the model, ``VisionPart.family``.
         side: Of the squares that the tower reads.
+        aspect: What the model's program does first, which leaves the processor nothing to do:
+            squash, pad, or nothing.
         where: The checkpoint, for errors.
 
     Raises:
@@ -119,6 +123,10 @@ def processor(settings: Mapping[str, Any], family: str, side: int, *, where: str
         )
     chosen = _FILTERS[number]
     made = _WAYS.get(kind, _square)(values, chosen, kind, where)
+    if aspect == "squash":
+        made = Preprocessing("squash", made.side, "bicubic")  # as Pillow does if nothing is said
+    elif aspect == "pad":
+        made = Preprocessing("pad", made.side, chosen, background=_mean_colour(values, where))
     if made.side != side:
         raise CheckpointError(
             f"{where} makes pictures of {made.side} pixels on a side, and its tower reads {side}."
@@ -148,10 +156,8 @@ def _kind(settings: Mapping[str, Any]) -> str:
 def _square(values: Values, chosen: str, kind: str, where: str) -> Preprocessing:
     size = _size(values, "size", where)
     if values.flag("do_pad") and kind == "Llava":
-        mean = _channels(values, "image_mean", where)
-        background = tuple(int(value * 255) for value in mean)
         side = size.get("shortest_edge", size.get("height", 0))
-        return Preprocessing("pad", side, chosen, background=background)  # type: ignore[arg-type]  # three
+        return Preprocessing("pad", side, chosen, background=_mean_colour(values, where))
     if "shortest_edge" in size:
         if not values.flag("do_center_crop"):
             raise UnsupportedError(
@@ -180,12 +186,11 @@ def _any_resolution(values: Values, chosen: str, kind: str, where: str) -> Prepr
     sizes = grid_sizes(values.get("image_grid_pinpoints"), where)
     if kind != "LlavaOnevision":
         return Preprocessing("any_resolution", whole.side, chosen, sizes=sizes)
-    red, green, blue = (int(value * 255) for value in _channels(values, "image_mean", where))
     return Preprocessing(
         "any_resolution",
         whole.side,
         chosen,
-        background=(red, green, blue),
+        background=_mean_colour(values, where),
         sizes=sizes,
         alone=True,
     )
@@ -245,6 +250,12 @@ def _channels(values: Values, key: str, where: str) -> tuple[float, ...]:
         raise CheckpointError(f"{where} has {shown(value)} for {key}; three numbers are needed.")
     one = [Values({key: number}, {}).number(key) for number in value]
     return tuple(one)
+
+
+def _mean_colour(values: Values, where: str) -> tuple[int, int, int]:
+    """What stands around a padded picture."""
+    red, green, blue = (int(value * 255) for value in _channels(values, "image_mean", where))
+    return red, green, blue
 
 
 # Of processors that make more of a picture than one square.

@@ -90,10 +90,9 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "OneVision (types llava, llava_next and llava_onevision) are supported",
     ),
     (
-        "llava_llama|llava_qwen2?|vila.*|nvila.*",
-        "its parts lie in folders of their own, its tokenizer has no word for a picture, and how "
-        "it writes a prompt stands in its program alone; use a LLaVA of the type llava, llava_next "
-        "or llava_onevision instead",
+        "llava_qwen2?|vila.*|nvila.*",
+        "how it cuts a picture and writes a prompt stands in its program alone; VILA 1.5 (type "
+        "llava_llama) is supported",
     ),
     (
         "moondream.*",

@@ -20,6 +20,7 @@ _TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
     "idefics": ("llama",),
     "idefics3": ("llama",),
     "llava": ("llama", "mistral", "qwen2", "phi"),
+    "llava_llama": ("llama",),
     "llava_next": ("llama", "mistral", "qwen2"),
     "llava_onevision": ("qwen2",),
     "mistral3": ("mistral", "ministral", "ministral3"),
@@ -31,6 +32,16 @@ _TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
 _TIED = {"gemma3": True, "mistral3": True}
 WRAPPERS = tuple(_TEXT_TYPES)
 
+# Types whose parts lie in folders of their own, each with a config.json: which folder becomes which
+# table of the whole; the first holds the text and its tokenizer, the second the tower.
+FOLDERS: Mapping[str, Mapping[str, str]] = {
+    "llava_llama": {
+        "llm": "text_config",
+        "vision_tower": "vision_config",
+        "mm_projector": "projector_config",
+    },
+}
+
 # Types whose older files have the keys of the text beside those of the whole.
 _FLAT = ("qwen2_5_vl", "qwen2_vl")
 
@@ -40,6 +51,7 @@ _PREFIXES = (
     "model.language_model.model.",
     "model.language_model.",
     "model.text_model.",
+    "llm.model.",
 )
 # As a decoder alone is called, in older files; and where the parts of a model stand side by side.
 _ALONE = ("model.layers.", "model.embed_tokens.", "model.norm.")
@@ -49,7 +61,7 @@ MORE_ROWS: Mapping[str, str] = {
     "model.embed_tokens.weight": "model.embed_tokens.additional_embedding.weight",
     "lm_head.weight": "lm_head.additional_fc.weight",
 }
-_HEADS = ("lm_head.", "language_model.lm_head.", "model.language_model.lm_head.")
+_HEADS = ("lm_head.", "language_model.lm_head.", "model.language_model.lm_head.", "llm.lm_head.")
 
 # What is said of the whole and counts for the text.
 _OF_THE_WHOLE = (
@@ -92,6 +104,8 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"The text part of this {config['model_type']} has the type "
             f"{shown(text['model_type'])}; known are {', '.join(types)}."
         )
+    if config["model_type"] in FOLDERS:
+        return text  # a decoder that was saved alone says everything itself
     text.update({key: config[key] for key in _OF_THE_WHOLE if key in config})
     if config["model_type"] in _FLAT:
         for key in ("rope_scaling", "rope_parameters"):

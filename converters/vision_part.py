@@ -95,6 +95,7 @@ _PROJECTORS = (
     "connector.",
     "model.visual.merger.mlp.",
     "visual.merger.mlp.",
+    "mm_projector.",
 )
 _RESAMPLERS = ("model.perceiver_resampler.",)
 # What a gated block makes of pictures alone; the rest of it belongs to the decoder.
@@ -210,6 +211,8 @@ class VisionPart:
         theta: Base of the frequencies by which a tower turns rows and columns.
         ends: Id of the token behind which a text looks at no picture; None: there is none.
         spelt: How the placeholder is spelt, where config.json does not know its id.
+        apart: Whether the texts around pictures are tokenised one by one.
+        aspect: What becomes of a picture before its processor: squash, pad, or nothing.
         resampler: Our names of a resampler's layer to theirs, and its layers' and its norm's.
         cross: The gated blocks that pictures' keys and values belong to.
         settings: How pictures are prepared where no file says so; None: a file must.
@@ -234,6 +237,8 @@ class VisionPart:
     theta: float = _QWEN_THETA
     ends: int | None = None
     spelt: str = ""
+    apart: bool = False
+    aspect: str = ""
     resampler: ResamplerNames | None = None
     cross: CrossPart | None = None
     settings: Mapping[str, Any] | None = None
@@ -295,7 +300,10 @@ def vision_part(config: Mapping[str, Any], decoder_size: int) -> VisionPart | No
         CheckpointError: config.json contradicts itself.
     """
     model_type = config.get("model_type")
-    reader = _READERS.get(model_type) if isinstance(model_type, str) else None
+    from .vila import vila  # makes a record of this module's
+
+    readers = {**_READERS, "llava_llama": vila}
+    reader = readers.get(model_type) if isinstance(model_type, str) else None
     return None if reader is None else reader(Values(config, {}), decoder_size)
 
 
@@ -350,25 +358,18 @@ def _patches(
         strategy: What becomes of the class token.
         placeholder: Its default id.
     """
-    tower = config.table("vision_config")
-    kind = tower.get("model_type", "clip_vision_model")
-    if kind not in ("clip_vision_model", "siglip_vision_model"):
-        raise UnsupportedError(
-            f"The tower of this model is a {shown(kind)}; clip_vision_model and "
-            "siglip_vision_model are supported."
-        )
-    clip = kind == "clip_vision_model"
-    values = Values(tower.values, CLIP if clip else _SIGLIP)
+    values, clip = siglip_or_clip(config.table("vision_config"))
     if strategy != ("default" if clip else "full"):
         raise UnsupportedError(
-            f"The model takes patches by the strategy {shown(strategy)}; the tower is a {kind}, of "
-            f"which {'default' if clip else 'full'} is supported."
+            f"The model takes patches by the strategy {shown(strategy)}; the tower is a "
+            f"{'CLIP' if clip else 'SigLIP'}, of which {'default' if clip else 'full'} is "
+            "supported."
         )
     bias = config.flag("multimodal_projector_bias", True)
     return VisionPart(
         family,
         VisionArchitecture(
-            **_tower(values, _layers(config, values, layer)),
+            **tower_fields(values, layers_read(config, values, layer)),
             decoder_size=decoder_size,
             class_token=clip,
             patch_bias=not clip,
@@ -384,21 +385,33 @@ def _patches(
     )
 
 
-def _layers(config: Values, tower: Values, default: int) -> int:
+def siglip_or_clip(tower: Values) -> tuple[Values, bool]:
+    """A tower's table with what its class takes for absent keys, and whether that is CLIP's."""
+    kind = tower.get("model_type", "clip_vision_model")
+    if kind not in ("clip_vision_model", "siglip_vision_model"):
+        raise UnsupportedError(
+            f"The tower of this model is a {shown(kind)}; clip_vision_model and "
+            "siglip_vision_model are supported."
+        )
+    clip = kind == "clip_vision_model"
+    return Values(tower.values, CLIP if clip else _SIGLIP), clip
+
+
+def layers_read(
+    config: Values, tower: Values, default: int, key: str = "vision_feature_layer"
+) -> int:
     """How many layers are computed for the hidden states that the connector reads."""
     layers = tower.integer("num_hidden_layers")
-    chosen = config.get("vision_feature_layer", default)
+    chosen = config.get(key, default)
     if isinstance(chosen, list):
         raise UnsupportedError(
-            "The connector of this model reads several layers of its tower side by side "
-            "(vision_feature_layer is a list); one is supported."
+            f"The connector of this model reads several layers of its tower side by side ({key} is "
+            "a list); one is supported."
         )
-    chosen = config.integer("vision_feature_layer", default)
+    chosen = config.integer(key, default)
     computed = chosen if chosen >= 0 else layers + 1 + chosen
     if not 1 <= computed <= layers:
-        raise CheckpointError(
-            f"config.json has {chosen} for vision_feature_layer, and the tower {layers} layers."
-        )
+        raise CheckpointError(f"config.json has {chosen} for {key}, and the tower {layers} layers.")
     return computed
 
 
@@ -408,7 +421,7 @@ def _idefics(family: str, placeholder: int) -> Callable[[Values, int], VisionPar
     def read(config: Values, decoder_size: int) -> VisionPart:
         tower = Values(config.table("vision_config").values, _IDEFICS)
         architecture = VisionArchitecture(
-            **_tower(tower, tower.integer("num_hidden_layers")),
+            **tower_fields(tower, tower.integer("num_hidden_layers")),
             decoder_size=decoder_size,
             post_norm=True,
             regroup=config.integer("scale_factor", 2),
@@ -440,7 +453,7 @@ def _idefics1(config: Values, decoder_size: int) -> VisionPart:
     tower = Values(values, _IDEFICS1)
     cross = cross_part(config.values)
     assert cross is not None
-    fields = _tower(tower, tower.integer("num_hidden_layers"))
+    fields = tower_fields(tower, tower.integer("num_hidden_layers"))
     resampler = None
     if config.flag("use_resampler"):
         perceiver = Values(config.table("perceiver_config").values, _PERCEIVER)
@@ -495,7 +508,7 @@ def _open_flamingo(config: Values, decoder_size: int) -> VisionPart:
     return VisionPart(
         MODEL_TYPE,
         VisionArchitecture(
-            **_tower(tower, tower.integer("num_hidden_layers")),
+            **tower_fields(tower, tower.integer("num_hidden_layers")),
             decoder_size=decoder_size,
             class_token=True,
             patch_bias=False,
@@ -543,7 +556,7 @@ def bucketed_positions(side: int) -> npt.NDArray[np.int64]:
 def _gemma3(config: Values, decoder_size: int) -> VisionPart:
     """Gemma 3: means of patches, a norm, one matrix."""
     tower = Values(config.table("vision_config").values, _SIGLIP)
-    fields = _tower(tower, tower.integer("num_hidden_layers"))
+    fields = tower_fields(tower, tower.integer("num_hidden_layers"))
     grid = fields["image_size"] // max(fields["patch_size"], 1)
     side = round(max(config.integer("mm_tokens_per_image", 256), 0) ** 0.5)
     if side < 1 or grid % side:
@@ -592,7 +605,7 @@ def _qwen(family: str, *, windows: bool) -> Callable[[Values, int], VisionPart]:
         full: tuple[int, ...] = ()
         if windows:
             full = _numbers(values.get("fullatt_block_indexes"), "fullatt_block_indexes")
-        fields = _tower(
+        fields = tower_fields(
             Values(
                 {
                     "hidden_size": width,
@@ -646,7 +659,7 @@ def _numbers(value: Any, key: str) -> tuple[int, ...]:
     return tuple(value)
 
 
-def _tower(values: Values, layers: int) -> dict[str, Any]:
+def tower_fields(values: Values, layers: int) -> dict[str, Any]:
     """The fields that towers name alike."""
     heads, width = values.integer("num_attention_heads"), values.integer("hidden_size")
     channels = values.integer("num_channels", 3)

@@ -18,6 +18,7 @@ from typing import Any
 import torch
 
 from awq_edge.checkpoints import hub
+from awq_edge.checkpoints.folders import put_together
 from awq_edge.checkpoints.gguf_file import is_gguf
 from awq_edge.checkpoints.json_files import read_json
 from awq_edge.checkpoints.resolver import find_tensors, foreign_weights, gguf_instead
@@ -39,6 +40,7 @@ class Checkpoint:
 
     Attributes:
         directory: Where it lies.
+        beside: Where its tokenizer lies, and of a tower what says how pictures are prepared.
         config: Its config.json.
         configured_by: What says the shapes of its tensors.
         caution: What a user should know of its weights, in one sentence.
@@ -58,6 +60,7 @@ class Checkpoint:
     ) -> None:
         """Takes what :func:`open_checkpoint` found."""
         self.directory = directory
+        self.beside = directory
         self.config = config
         self._tensors = tensors
         self._sorted = sorted(tensors)
@@ -70,7 +73,7 @@ class Checkpoint:
 
     def files(self) -> list[Path]:
         """Every file that no output may replace."""
-        return checkpoint_files(self.directory)
+        return [file for place in self._places() for file in checkpoint_files(place)]
 
     def called(self, name: str) -> str:
         """What the files call a tensor that is asked for."""
@@ -162,9 +165,15 @@ class Checkpoint:
         """Name, size and time of every file that matters: changes when the checkpoint does."""
         paths = {entry.path for entry in self._tensors.values()}
         for pattern in ("*.json", "*.model", "*.tiktoken", "*.txt", "*.jinja"):
-            paths |= set(self.directory.glob(pattern))
+            for place in self._places():
+                paths |= set(place.glob(pattern))
         stats = [(path.name, path.stat()) for path in sorted(paths) if path.exists()]
         return [(name, stat.st_size, stat.st_mtime_ns) for name, stat in stats]
+
+    def _places(self) -> list[Path]:
+        """Every directory that files of it lie in."""
+        folders = text_part.FOLDERS.get(str((self.vision or self).config.get("model_type")), {})
+        return [self.directory, *(self.directory / folder for folder in folders)]
 
     def also_called(self, others: Mapping[str, str]) -> None:
         """Parts of names by what may stand in their place; a tensor of the first name counts."""
@@ -253,7 +262,11 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
             f"{directory} is already quantised ({method or 'unknown'}); convert the original float "
             f"checkpoint instead{', or import this one with --from-awq' if importable else ''}."
         )
-    tensors = find_tensors(directory)
+    folders = text_part.FOLDERS.get(str(config.get("model_type")))
+    if folders is None:
+        tensors = find_tensors(directory)
+    else:
+        config, tensors = put_together(directory, config, folders)
     if not text_part.is_wrapper(config):
         return Checkpoint(directory, config, tensors)
     found = _part(tensors, text_part.text_tensor)
@@ -262,6 +275,8 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
             found[name] = _with_more_rows(found[name], found.pop(more))
     text = Checkpoint(directory, text_part.text_config(config), found)
     text.vision = Checkpoint(directory, config, _part(tensors, vision_part.vision_tensor))
+    if folders is not None:
+        text.beside, text.vision.beside = (directory / folder for folder in list(folders)[:2])
     return text
 
 

@@ -9,7 +9,9 @@ import os
 import re
 from pathlib import Path
 
+from awq_edge.checkpoints.json_files import read_optional_json
 from awq_edge.checkpoints.resolver import INDEX_FILE, SINGLE_FILE
+from awq_edge.converters.text_part import FOLDERS
 from awq_edge.errors import CheckpointError
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
@@ -34,16 +36,21 @@ def download(model: str) -> Path:
         )
     import huggingface_hub
 
-    def fetch(patterns: tuple[str, ...]) -> Path:
+    def fetch(patterns: tuple[str, ...], unneeded: tuple[str, ...] = _UNNEEDED) -> Path:
         return Path(
             huggingface_hub.snapshot_download(
-                model, allow_patterns=list(patterns), ignore_patterns=list(_UNNEEDED)
+                model, allow_patterns=list(patterns), ignore_patterns=list(unneeded)
             )
         )
 
     try:
         directory = fetch(_FILES)
-        if not any((directory / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
+        kind = read_optional_json(directory / "config.json").get("model_type")
+        folders = FOLDERS.get(str(kind), {})
+        if folders:
+            inside = (*_FILES, *_PICKLED_FILES)
+            fetch(tuple(f"{folder}/{file}" for folder in folders for file in inside), ())
+        elif not any((directory / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
             directory = fetch((*_FILES, *_PICKLED_FILES))
         return directory
     except Exception as error:  # the hub's client raises the errors of several HTTP libraries

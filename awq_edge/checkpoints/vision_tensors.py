@@ -69,10 +69,10 @@ class VisionTensors:
                 f"The checkpoint {checkpoint.directory} holds {_some(spare)}, which the "
                 f"{part.family} tower of its config.json does not have; one of the two is wrong."
             )
-        where, settings = _processor_settings(checkpoint.directory, part.settings)
+        where, settings = _processor_settings(checkpoint.beside, part.settings)
         a = self.architecture
         side = a.step if a.rotary else a.image_size
-        self.processor = processor(settings, part.family, side, where=str(where))
+        self.processor = processor(settings, part.family, side, part.aspect, where=str(where))
         if part.sizes is not None and part.sizes != self.processor.preprocessing.sizes:
             raise CheckpointError(
                 f"The image_grid_pinpoints of {where} are not those of config.json: pictures would "
@@ -121,6 +121,8 @@ class VisionTensors:
         entry: dict[str, Any] = {"token": self.part.placeholder, "layout": self.part.layout}
         if self.part.layout == "squares":
             entry["square"] = self.architecture.step
+        if self.part.apart:
+            entry["apart"] = True
         if self.part.most_tiles:
             entry["most_tiles"] = self.part.most_tiles
         if self.part.ends is not None:

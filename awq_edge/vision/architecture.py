@@ -147,6 +147,7 @@ class VisionArchitecture:
         post_norm: Whether it ends with one.
         pool: Side of the squares of patches that are averaged.
         regroup: Side of the squares of these that become one row.
+        by_columns: Whether these rows leave column by column, and not line by line.
         connector_norm: none, layer or rms.
         connector_norm_epsilon: Of it.
         connector: linear: one matrix; mlp: two, with an activation between; cross: two for every
@@ -185,6 +186,7 @@ class VisionArchitecture:
     post_norm: bool = False
     pool: int = 1
     regroup: int = 1
+    by_columns: bool = False
     connector_norm: str = "none"
     connector_norm_epsilon: float = 0.0
     connector: str = "linear"
@@ -338,6 +340,7 @@ class VisionArchitecture:
             ("post_norm", False),
             ("pool", 1),
             ("regroup", 1),
+            ("by_columns", False),
             ("connector_norm", "none"),
             ("connector_norm_epsilon", 0.0),
             ("connector_size", 0),

@@ -36,6 +36,7 @@ LAYOUTS = (
     "single",
     "around",
 )
+_TYPES = {"int": int, "str": str, "bool": bool}
 _AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
 _MOST_ROWS = 6  # beyond, the words have no token
 
@@ -55,6 +56,8 @@ class PromptRules:
         square: Pixels on a side of what becomes a row, where pictures have any size.
         ends: Id of the token behind which nobody looks at a picture until the next one; -1: there
             is none.
+        apart: Whether each text between pictures is tokenised by itself, as a text begins; only the
+            first has a BOS.
     """
 
     token: int
@@ -65,6 +68,7 @@ class PromptRules:
     most_tiles: int = 0
     square: int = 0
     ends: int = -1
+    apart: bool = False
 
     @property
     def place(self) -> str:
@@ -93,7 +97,7 @@ class PromptRules:
             values = json.loads(text) if isinstance(text, str) else None
         except (ValueError, RecursionError):
             values = None
-        known = {field.name: {"int": int, "str": str}[str(field.type)] for field in fields}
+        known = {field.name: _TYPES[str(field.type)] for field in fields}
         if (
             not isinstance(values, dict)
             or not {"token", "layout"} <= set(values) <= set(known)
@@ -198,13 +202,31 @@ class Marked:
         Raises:
             InvalidArgumentError: There are more places than pictures, or fewer.
         """
-        place, words = self.rules.place, self.rules.words
+        place = self.rules.place
         pieces = text.split(place) if place else [text]
         if len(pieces) - 1 != len(pictures):
             raise InvalidArgumentError(
                 f"The text has {len(pieces) - 1} places for pictures, and {len(pictures)} pictures "
                 "are given: their numbers must be the same."
             )
+        if not self.rules.apart:
+            return self._read(tokenizer, pieces, pictures, add_bos)
+        begins = tokenizer.add_bos_token if add_bos is None else add_bos
+        result = self._read(tokenizer, pieces[:1], (), begins)
+        for shown, piece in zip(pictures, pieces[1:]):
+            result += tokenizer.encode(shown, add_bos=False)
+            result += self._read(tokenizer, [piece], (), False)
+        return result
+
+    def _read(
+        self,
+        tokenizer: Tokenizer,
+        pieces: Sequence[str],
+        pictures: Sequence[str],
+        add_bos: bool | None,
+    ) -> list[int]:
+        """Ids of texts with a picture between each two."""
+        words = self.rules.words
         # What stands for one of the words, in turn: the word, and whether the user typed it.
         written: list[str] = []
         turn: list[tuple[str, bool]] = []

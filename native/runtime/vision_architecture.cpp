@@ -17,6 +17,7 @@ constexpr const char* kConnectorActivation = "awq_edge.vision.connector_activati
 constexpr const char* kConnectorNormEpsilon = "awq_edge.vision.connector_norm_epsilon";
 constexpr const char* kResampler = "awq_edge.vision.resampler.layers";
 constexpr const char* kForBlocks = "awq_edge.vision.connector is cross";
+constexpr const char* kByColumns = "awq_edge.vision.by_columns";
 constexpr const char* kKeepClass = "awq_edge.vision.keep_class";
 constexpr uint32_t kMaxLayers = 1024;
 constexpr uint32_t kMaxHeadSize = 256;
@@ -113,6 +114,7 @@ void read_grid(const GgufFile& file, VisionArchitecture& a) {
              " numbers; at most %u are allowed",
              a.regroup, columns, kMaxColumns);
     }
+    a.by_columns = flag_or(file, kByColumns, false);
 }
 
 void read_connector(const GgufFile& file, VisionArchitecture& a) {
@@ -158,10 +160,11 @@ void read_rotary(const GgufFile& file, VisionArchitecture& a) {
             "a head's angles turn by rows, half by columns",
             a.head_size);
     }
-    if (a.class_token || a.pool != 1 || a.image_size % (a.patch_size * a.regroup) != 0) {
+    if (a.class_token || a.pool != 1 || a.by_columns ||
+        a.image_size % (a.patch_size * a.regroup) != 0) {
         fail(AWQE_FILE_INVALID,
-             "awq_edge.vision.position is rotary, which goes with no class_token, no pool and an "
-             "image_size that is a multiple of patch_size times regroup");
+             "awq_edge.vision.position is rotary, which goes with no class_token, no pool, no "
+             "by_columns and an image_size that is a multiple of patch_size times regroup");
     }
     a.window = size_or(file, kWindow, kMaxSide, 0);
     if (a.window == 0) {
@@ -228,7 +231,7 @@ void check_blocks(const GgufFile& file, const VisionArchitecture& a) {
     }
     for (const char* key :
          {"awq_edge.vision.post_norm", "awq_edge.vision.pool", "awq_edge.vision.regroup",
-          "awq_edge.vision.connector_norm", "awq_edge.vision.bidirectional"}) {
+          kByColumns, "awq_edge.vision.connector_norm", "awq_edge.vision.bidirectional"}) {
         check_absent(file, key, kForBlocks);
     }
     if (!a.class_token) check_absent(file, kKeepClass, "there is no class token");

@@ -52,6 +52,7 @@ struct VisionArchitecture {
     // Between the tower and the decoder, in this order.
     uint32_t pool;     // average over pool x pool patches
     uint32_t regroup;  // regroup x regroup neighbours become one wide row
+    bool by_columns;   // these rows follow each other column by column, otherwise line by line
     ConnectorNorm connector_norm;
     float connector_norm_epsilon;     // 0 without that norm
     uint32_t connector_size;          // width between two matrices; 0: there is one

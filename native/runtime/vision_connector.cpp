@@ -34,11 +34,14 @@ void pooled_row(const VisionStep& step, size_t r, size_t c, float* y) {
 const float* connector_row(const VisionStep& step, size_t token) {
     const VisionArchitecture& a = step.a;
     const size_t columns = a.connector_columns();
+    const size_t line = a.by_columns ? step.token_lines() : step.token_columns();
+    const size_t along = token % line * a.regroup;
+    const size_t across = token / line * a.regroup;
     float* const row = step.own_row();
     for (size_t i = 0; i < a.regroup; ++i) {
         for (size_t j = 0; j < a.regroup; ++j) {
-            const size_t r = token / step.token_columns() * a.regroup + i;
-            const size_t c = token % step.token_columns() * a.regroup + j;
+            const size_t r = (a.by_columns ? along : across) + i;
+            const size_t c = (a.by_columns ? across : along) + j;
             float* const part = row + (i * a.regroup + j) * a.hidden_size;
             if (r < step.shape.height / a.pool && c < step.shape.width / a.pool) {
                 pooled_row(step, r, c, part);

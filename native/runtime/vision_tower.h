@@ -80,9 +80,8 @@ struct VisionStep : Working {
     size_t first = 0;
 
     size_t rows() const { return shape.patches() + (a.class_token ? 1 : 0); }
-    size_t tokens() const {
-        return a.pooled(static_cast<uint32_t>(shape.height)) * token_columns();
-    }
+    size_t tokens() const { return token_lines() * token_columns(); }
+    size_t token_lines() const { return a.pooled(static_cast<uint32_t>(shape.height)); }
     size_t token_columns() const { return a.pooled(static_cast<uint32_t>(shape.width)); }
     // The row of a patch, and the other way.
     size_t row_of(size_t patch) const {

@@ -6,8 +6,6 @@ import torch
 import transformers as tf
 from vision_models import PLACEHOLDER, WORDS
 
-from awq_edge.float_model import open_float_model, open_vision_part
-
 SIDE = 26
 # Odd: a width that is no multiple of 32, three heads, a picture of which two pixels are cut off.
 _TOWER = dict(
@@ -109,24 +107,3 @@ def seen_pictures(tokens, end=2):
         found.append(-1 if ended else count)
         ended = ended or token == end
     return found
-
-
-def opened(directory):
-    """The float decoder of a checkpoint, and its tower."""
-    source = open_float_model(str(directory))
-    return source, open_vision_part(source)[0]
-
-
-def difference(ours, theirs):
-    """The largest one over the largest magnitude."""
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
-
-
-def normalised(vision, pixels):
-    """Pixels as transformers' towers take them, computed apart from the file's table."""
-    mean, std = (
-        torch.tensor(values)[:, None, None]
-        for values in (vision.processor.mean, vision.processor.deviation)
-    )
-    return ((pixels.permute(0, 3, 1, 2).double() / 255 - mean) / std).float()

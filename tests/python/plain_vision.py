@@ -127,6 +127,8 @@ class PlainVision:
         cells = np.pad(cells, ((0, -h % group), (0, -w % group), (0, 0)))
         h, w = -(-h // group), -(-w // group)
         cells = cells.reshape(h, group, w, group, -1).transpose(0, 2, 1, 3, 4)
+        if self.key("by_columns", False):
+            cells = cells.swapaxes(0, 1)
         return cells.reshape(h * w, -1)
 
     def embeddings(self, pixels: npt.NDArray[np.uint8]) -> Floats:

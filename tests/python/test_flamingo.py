@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 import torch
 from awq_edge.converters import find
-from cross_models import difference, normalised, opened
 from flamingo_models import END_OF_SHOT, KINDS, PICTURE, ROWS_OF_TABLE, SIDE, Flamingo
 from PIL import Image
 from safetensors.torch import load_file, save_file
 from vision_models import pictures
+from vision_support import difference, normalised, opened
 
 from awq_edge import Model, conversion, torch_decoder, torch_tower
 from awq_edge.errors import CheckpointError, UnsupportedError

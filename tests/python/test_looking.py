@@ -10,17 +10,14 @@ import torch
 from cross_models import (
     ROWS,
     SIDE,
-    difference,
     make,
-    normalised,
-    opened,
     save,
     save_tokenizer,
     seen_pictures,
 )
 from PIL import Image
-from safetensors.torch import load_file, save_file
 from vision_models import PLACEHOLDER, WORDS, pictures
+from vision_support import BOUND, change_tensors, difference, normalised, opened
 
 from awq_edge import Model, conversion, torch_decoder, torch_tower
 from awq_edge.errors import CheckpointError, InvalidArgumentError, UnsupportedError
@@ -28,7 +25,6 @@ from awq_edge.generation import GenerationConfig
 from awq_edge.model_file import PackedFile
 from awq_edge.torch_decoder import LookedAt
 
-BOUND = 1e-4  # the largest difference over the largest magnitude
 GREEDY = GenerationConfig(max_tokens=5, temperature=0.0)
 # A text before the first picture, two pictures, an end of the text, a third picture.
 TOKENS = [5, 9, 100, 17, 4, 100, 33, 20, 2, 21, 8, 100, 40]
@@ -90,13 +86,6 @@ def test_which_picture_a_token_sees_is_what_the_processor_of_transformers_says()
     assert theirs[0].tolist() == seen_pictures(TOKENS)
 
 
-def changed(directory, change):
-    path = directory / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
 @pytest.mark.parametrize(
     "name",
     [
@@ -109,7 +98,7 @@ def changed(directory, change):
 )
 def test_what_is_missing_is_named(name, tmp_path):
     save("a resampler", tmp_path)
-    changed(tmp_path, lambda tensors: tensors.pop(name))
+    change_tensors(tmp_path / "model.safetensors", lambda tensors: tensors.pop(name))
     with pytest.raises(CheckpointError, match=name.split("layers.")[-1].split("resampler.")[-1]):
         opened(tmp_path)
 
@@ -310,7 +299,7 @@ def test_calibration_reaches_gated_blocks_and_the_resampler(tmp_path):
             for reader in readers:
                 tensors[f"{block}.{reader}.weight"][:, :2] /= 24.0
 
-    changed(tmp_path, plant)
+    change_tensors(tmp_path / "model.safetensors", plant)
     source, vision = opened(tmp_path)
     plain = calibrated(tmp_path, tmp_path / "rtn", method="rtn", vision_bits=8)
     awq = calibrated(tmp_path, tmp_path / "awq", method="awq", vision_bits=8)

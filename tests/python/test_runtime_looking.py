@@ -13,11 +13,11 @@ pytest.importorskip("gguf")
 
 from decoder_forms import PLAIN, random_matrix, write_packed
 from plain_looking import PlainLooker, PlainLooking
+from vision_runtime import encoded, open_model, relative_errors
 
 from awq_edge import _native
 from awq_edge.architecture import Architecture
 from awq_edge.cross_attention import CrossAttention
-from awq_edge.errors import UnsupportedError
 from awq_edge.model_file import TensorSource, read_dequantised
 from awq_edge.vision.architecture import Resampler, VisionArchitecture
 
@@ -105,26 +105,6 @@ def write_looking(form: str, path: Path) -> VisionArchitecture:
 def random_picture(vision: VisionArchitecture, seed: int) -> np.ndarray:
     side = vision.image_size
     return np.random.default_rng(seed).integers(0, 256, (side, side, 3), dtype=np.uint8)
-
-
-def open_model(path: Path) -> _native.NativeModel:
-    try:
-        return _native.NativeModel(path)
-    except UnsupportedError as missing:
-        pytest.skip(f"no runtime library: {missing}")
-
-
-def encoded(model: _native.NativeModel, pixels: np.ndarray) -> np.ndarray:
-    info = model.vision()
-    assert info is not None
-    out = np.full((len(pixels), info.tokens, info.embedding_size), np.nan, dtype=np.float32)
-    model.encode_pictures(pixels, out, threads=2)
-    return out
-
-
-def relative_errors(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Of each row, in norm."""
-    return np.linalg.norm(rows - expected, axis=1) / np.linalg.norm(expected, axis=1)
 
 
 @pytest.mark.parametrize("form", FORMS)

@@ -14,34 +14,11 @@ from decoder_forms import PLAIN, write_packed
 from plain_decoder import PlainDecoder
 from plain_vision import PlainVision
 from vision_forms import FORMS, random_picture, vision_keys, write_vision
+from vision_runtime import encoded, open_model, relative_errors
 
 from awq_edge import _native
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.model_file import read_dequantised
-
-
-def open_model(path: Path) -> _native.NativeModel:
-    try:
-        return _native.NativeModel(path)
-    except UnsupportedError as missing:
-        pytest.skip(f"no runtime library: {missing}")
-
-
-def encoded(model: _native.NativeModel, pixels: np.ndarray) -> np.ndarray:
-    """Embeddings of pictures [pictures, side, side, 3]."""
-    vision = model.vision()
-    assert vision is not None
-    tokens = vision.tokens
-    if vision.step:
-        tokens = pixels.shape[1] // vision.step * (pixels.shape[2] // vision.step)
-    out = np.full((len(pixels), tokens, vision.embedding_size), np.nan, dtype=np.float32)
-    model.encode_pictures(pixels, out, threads=2)
-    return out
-
-
-def relative_errors(rows: np.ndarray, expected: np.ndarray) -> np.ndarray:
-    """Of each row, in norm."""
-    return np.linalg.norm(rows - expected, axis=1) / np.linalg.norm(expected, axis=1)
 
 
 @pytest.mark.parametrize("form", FORMS)

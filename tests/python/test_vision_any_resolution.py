@@ -12,30 +12,28 @@ from vision_models import (
     save,
     save_tokenizer,
 )
+from vision_support import (
+    BOUND,
+    GREEDY,
+    LONGER,
+    QUESTION,
+    bits_of_every_table,
+    change_json,
+    difference,
+    last_logits,
+    picture,
+)
 
 from awq_edge import Model, conversion, torch_decoder, torch_tower
 from awq_edge.errors import AwqEdgeError, FileInvalidError
 from awq_edge.float_model import open_float_model, open_vision_part
-from awq_edge.generation import GenerationConfig
 from awq_edge.model_file import read_dequantised
 from awq_edge.vision.arrangement import arranged, row_count, smaller
 from awq_edge.vision.tilings import Tiled
 
-GREEDY = GenerationConfig(max_tokens=6, temperature=0.0)
-QUESTION = [{"role": "user", "content": "what colour ?"}]
-BOUND = 1e-4
 FIRST = {"input_data_format": "channels_first"}
 # One pixel, lines, portraits, sizes of which rows are cut, and those of whole tiles.
 SIZES = [(1, 1), (1, 2000), (2000, 1), (40, 26), (37, 100), (300, 211), (26, 26), (52, 52)]
-
-
-def picture(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def difference(ours, theirs):
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 @pytest.fixture(scope="module", params=ANY_RESOLUTION)
@@ -190,12 +188,6 @@ def model(converted):
         yield opened
 
 
-def last_logits(model, prompt):
-    with model.session() as session:
-        session.generate(prompt, GREEDY).start()
-        return session.last_logits()
-
-
 def test_the_runtime_has_the_logits_of_the_float_model(converted, checkpoint, model):
     vision = checkpoint[3]
     shown = picture(60, 97, seed=2)
@@ -222,12 +214,7 @@ def test_the_second_question_costs_no_encoding(model):
     first.text()
     tiles = model.pictures.encodings
     assert tiles > 1
-    longer = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what colour ?"}]},
-        {"role": "assistant", "content": "red"},
-        {"role": "user", "content": "yes ?"},
-    ]
-    second = model.chat(longer, GREEDY, images=[picture(60, 97)])
+    second = model.chat(LONGER, GREEDY, images=[picture(60, 97)])
     second.text()
     assert model.pictures.encodings == tiles
     assert second.reused_tokens > first.prompt_tokens.count(PLACEHOLDER)
@@ -256,18 +243,7 @@ def test_several_pictures_are_cut_as_the_family_does(model):
 
 
 def test_every_table_and_thread_count_gives_the_same_bits(converted, monkeypatch):
-    from test_golden import runnable_kernels
-
-    found = []
-    for kernels in runnable_kernels():
-        for threads in (1, 3):
-            monkeypatch.setenv("AWQ_EDGE_KERNELS", kernels)
-            with Model.open(converted, context_length=256, threads=threads) as model:
-                prompt = model.picture_chat(QUESTION, [picture(60, 97)])[1]
-                rows = model.pictures.encoded(prompt.spans[0].picture)
-                found.append(rows.tobytes() + last_logits(model, prompt).tobytes())
-    assert len(found) > 2
-    assert len(set(found)) == 1
+    assert len(bits_of_every_table(converted, [picture(60, 97)], 256, monkeypatch)) == 1
 
 
 def test_run_takes_two_pictures(command, converted, tmp_path):
@@ -286,13 +262,6 @@ def test_run_takes_two_pictures(command, converted, tmp_path):
     assert json.loads(found.out)["prompt_tokens"] == len(expected)
 
 
-def changed(directory, file, change):
-    path = directory / file
-    values = json.loads(path.read_text(encoding="utf-8"))
-    change(values)
-    path.write_text(json.dumps(values), encoding="utf-8")
-
-
 @pytest.mark.parametrize(
     ("file", "keys", "words"),
     [
@@ -308,8 +277,8 @@ def changed(directory, file, change):
 def test_what_contradicts_itself_is_refused(tmp_path, file, keys, words):
     save("llava_onevision", tmp_path)
     if words == "no whole number":
-        changed(tmp_path, "config.json", lambda values: values.update(keys))
-    changed(tmp_path, file, lambda values: values.update(keys))
+        change_json(tmp_path / "config.json", lambda values: values.update(keys))
+    change_json(tmp_path / file, lambda values: values.update(keys))
     with pytest.raises(AwqEdgeError, match=words):
         open_vision_part(open_float_model(str(tmp_path)))
 

@@ -4,14 +4,13 @@ import numpy as np
 import pytest
 import torch
 from vision_models import BEGIN, END, PLACEHOLDER, TEMPLATE, pictures, save, save_tokenizer
+from vision_support import GREEDY, LONGER, QUESTION, last_logits
 
 from awq_edge import Model, conversion, torch_decoder
 from awq_edge.errors import ContextFullError, InvalidArgumentError
 from awq_edge.generation import GenerationConfig
 from awq_edge.model_file import read_dequantised
 
-GREEDY = GenerationConfig(max_tokens=6, temperature=0.0)
-QUESTION = [{"role": "user", "content": "what colour ?"}]
 ROWS = 4
 
 
@@ -35,12 +34,6 @@ def model(converted):
 
 def picture(seed=0):
     return pictures(1, 40, seed)[0].numpy()
-
-
-def last_logits(model, prompt):
-    with model.session() as session:
-        session.generate(prompt, GREEDY).start()
-        return session.last_logits()
 
 
 def gemma_processor(directory):
@@ -103,17 +96,12 @@ def test_a_question_about_two_pictures_has_the_logits_of_the_float_decoder(conve
 def test_the_second_question_costs_no_encoding_and_reads_no_row_again(model):
     first = model.chat(QUESTION, GREEDY, images=[picture()])
     first.text()
-    longer = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what colour ?"}]},
-        {"role": "assistant", "content": "red"},
-        {"role": "user", "content": "yes ?"},
-    ]
-    second = model.chat(longer, GREEDY, images=[picture()])
+    second = model.chat(LONGER, GREEDY, images=[picture()])
     second.text()
     assert model.pictures.encodings == 1
     assert second.reused_tokens > ROWS
     with model.session() as anew:
-        expected = anew.generate(model.picture_chat(longer, [picture()])[1], GREEDY)
+        expected = anew.generate(model.picture_chat(LONGER, [picture()])[1], GREEDY)
         expected.text()
     assert second.tokens == expected.tokens
 

@@ -8,28 +8,26 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import Qwen2VLProcessor
 from vision_models import ANY_SHAPE, PLACEHOLDER, save, save_tokenizer
+from vision_support import (
+    BOUND,
+    GREEDY,
+    LONGER,
+    QUESTION,
+    bits_of_every_table,
+    change_json,
+    difference,
+    last_logits,
+    picture,
+)
 
 from awq_edge import Model, conversion, torch_decoder, torch_tower
 from awq_edge.errors import AwqEdgeError, ContextFullError
 from awq_edge.float_model import open_float_model, open_vision_part
-from awq_edge.generation import GenerationConfig
 from awq_edge.model_file import PackedFile, read_dequantised
 
-GREEDY = GenerationConfig(max_tokens=6, temperature=0.0)
-QUESTION = [{"role": "user", "content": "what colour ?"}]
-BOUND = 1e-4
 STEP = 12
 # A pixel, lines, portraits, sizes that are rounded up, down, to even, and made smaller.
 SIZES = [(1, 1), (3, 500), (500, 3), (40, 26), (37, 100), (300, 211), (24, 24), (30, 54)]
-
-
-def picture(height, width, seed=0):
-    return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
-
-
-def difference(ours, theirs):
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 @pytest.fixture(scope="module", params=ANY_SHAPE)
@@ -159,12 +157,6 @@ def model(converted):
         yield opened
 
 
-def last_logits(model, prompt):
-    with model.session() as session:
-        session.generate(prompt, GREEDY).start()
-        return session.last_logits()
-
-
 @pytest.mark.parametrize("size", [(40, 90), (97, 60), (1, 1)])
 def test_the_runtime_encodes_what_the_float_tower_does(converted, checkpoint, model, size):
     vision = checkpoint[3]
@@ -210,17 +202,12 @@ def test_questions_about_two_pictures_have_the_logits_of_the_float_decoder(conve
 def test_the_second_question_costs_no_encoding_and_reads_no_row_again(model):
     first = model.chat(QUESTION, GREEDY, images=[picture(40, 90)])
     first.text()
-    longer = [
-        {"role": "user", "content": [{"type": "image"}, {"type": "text", "text": "what colour ?"}]},
-        {"role": "assistant", "content": "red"},
-        {"role": "user", "content": "yes ?"},
-    ]
-    second = model.chat(longer, GREEDY, images=[picture(40, 90)])
+    second = model.chat(LONGER, GREEDY, images=[picture(40, 90)])
     second.text()
     assert model.pictures.encodings == 1
     assert second.reused_tokens > first.prompt_tokens.count(PLACEHOLDER)
     with model.session() as anew:
-        expected = anew.generate(model.picture_chat(longer, [picture(40, 90)])[1], GREEDY)
+        expected = anew.generate(model.picture_chat(LONGER, [picture(40, 90)])[1], GREEDY)
         expected.text()
     assert second.tokens == expected.tokens
 
@@ -262,18 +249,7 @@ def test_contexts_limit_a_picture_before_it_is_encoded(model):
 
 
 def test_every_table_and_thread_count_gives_the_same_bits(converted, monkeypatch):
-    from test_golden import runnable_kernels
-
-    found = []
-    for kernels in runnable_kernels():
-        for threads in (1, 3):
-            monkeypatch.setenv("AWQ_EDGE_KERNELS", kernels)
-            with Model.open(converted, context_length=160, threads=threads) as model:
-                prompt = model.picture_chat(QUESTION, [picture(60, 97)])[1]
-                rows = model.pictures.encoded(prompt.spans[0].picture)
-                found.append(rows.tobytes() + last_logits(model, prompt).tobytes())
-    assert len(found) > 2
-    assert len(set(found)) == 1
+    assert len(bits_of_every_table(converted, [picture(60, 97)], 160, monkeypatch)) == 1
 
 
 def test_files_as_they_were_released_are_the_same(checkpoint, tmp_path):
@@ -320,10 +296,7 @@ def test_files_as_they_were_released_are_the_same(checkpoint, tmp_path):
 )
 def test_positions_that_cannot_be_are_refused(tmp_path, change, words):
     save("qwen2_vl", tmp_path)
-    path = tmp_path / "config.json"
-    values = json.loads(path.read_text(encoding="utf-8"))
-    change(values)
-    path.write_text(json.dumps(values), encoding="utf-8")
+    change_json(tmp_path / "config.json", change)
     with pytest.raises(AwqEdgeError, match=words):
         open_float_model(str(tmp_path))
 

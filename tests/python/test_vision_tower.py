@@ -6,16 +6,14 @@ import numpy as np
 import pytest
 import torch
 from awq_edge.converters.vision_part import bucketed_positions, vision_part
-from safetensors.torch import load_file, save_file
 from vision_models import PLACEHOLDER, ROWS, TOWER, make, pictures, save
+from vision_support import BOUND, change_tensors, difference, normalised
 
 from awq_edge import torch_decoder, torch_tower
 from awq_edge.checkpoints import open_checkpoint
 from awq_edge.checkpoints.vision_tensors import VisionTensors
 from awq_edge.errors import CheckpointError, UnsupportedError
 from awq_edge.float_model import open_float_model, open_vision_part
-
-BOUND = 1e-4  # the largest difference over the largest magnitude
 
 
 @pytest.fixture(params=ROWS)
@@ -25,20 +23,6 @@ def opened(request, tmp_path):
     checkpoint = source.checkpoint.vision
     part = vision_part(checkpoint.config, source.architecture.hidden_size)
     return request.param, model, source, VisionTensors(checkpoint, part)
-
-
-def normalised(vision, pixels):
-    """What transformers' model reads, float32 [b, 3, s, s], by the processor's own arithmetic."""
-    mean, std = (
-        torch.tensor(values)[:, None, None]
-        for values in (vision.processor.mean, vision.processor.deviation)
-    )
-    return (pixels.permute(0, 3, 1, 2).double() / 255 - mean) / std
-
-
-def difference(ours, theirs):
-    assert ours.shape == theirs.shape
-    return float((ours - theirs).abs().max() / theirs.abs().max())
 
 
 def features(name, model, read):
@@ -126,16 +110,10 @@ def test_positions_of_a_whole_tile_are_those_of_transformers(side):
     np.testing.assert_array_equal(bucketed_positions(side), found.long().numpy())
 
 
-def changed(directory, change):
-    path = directory / "model.safetensors"
-    tensors = load_file(path)
-    change(tensors)
-    save_file(tensors, path, metadata={"format": "pt"})
-
-
 def test_a_tower_of_which_a_tensor_is_missing_is_refused_by_its_name(tmp_path):
     save("llava", tmp_path)
-    changed(tmp_path, lambda tensors: tensors.pop("vision_tower.encoder.layers.1.mlp.fc1.weight"))
+    name = "vision_tower.encoder.layers.1.mlp.fc1.weight"
+    change_tensors(tmp_path / "model.safetensors", lambda tensors: tensors.pop(name))
     with pytest.raises(CheckpointError, match=r"tower.encoder.layers.1.mlp.fc1.weight"):
         open_vision_part(open_float_model(str(tmp_path)))
 
@@ -143,7 +121,7 @@ def test_a_tower_of_which_a_tensor_is_missing_is_refused_by_its_name(tmp_path):
 def test_a_connector_of_which_a_tensor_is_too_many_is_refused_by_its_name(tmp_path):
     save("llava", tmp_path)
     extra = {"multi_modal_projector.linear_3.weight": torch.zeros(2, 2)}
-    changed(tmp_path, lambda tensors: tensors.update(extra))
+    change_tensors(tmp_path / "model.safetensors", lambda tensors: tensors.update(extra))
     with pytest.raises(CheckpointError, match=r"projector.linear_3.weight"):
         open_vision_part(open_float_model(str(tmp_path)))
 
@@ -157,7 +135,7 @@ def test_layers_behind_the_one_that_is_read_may_be_there_or_not(tmp_path):
 
     whole = open_vision_part(open_float_model(str(tmp_path)))[0]
     before = torch_tower.encoded(whole.architecture, whole, pictures(1))
-    changed(tmp_path, cut)
+    change_tensors(tmp_path / "model.safetensors", cut)
     part = open_vision_part(open_float_model(str(tmp_path)))[0]
     assert part.architecture.layers == TOWER["num_hidden_layers"] - 1
     assert torch.equal(torch_tower.encoded(part.architecture, part, pictures(1)), before)

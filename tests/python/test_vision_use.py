@@ -1,7 +1,6 @@
 """Pictures in use: prompts, chats, the cache, what is refused, and the command line."""
 
 import base64
-import io
 import json
 import re
 from pathlib import Path
@@ -11,6 +10,7 @@ import pytest
 import torch
 from PIL import Image
 from vision_models import PLACEHOLDER, pictures, save, save_tokenizer
+from vision_support import GREEDY, QUESTION, last_logits, png
 
 from awq_edge import Model, conversion, torch_decoder, torch_tower
 from awq_edge.conversation import Conversation
@@ -21,13 +21,10 @@ from awq_edge.errors import (
     UnsupportedError,
 )
 from awq_edge.float_model import open_float_model, open_vision_part
-from awq_edge.generation import GenerationConfig
 from awq_edge.model_file import PackedFile, read_dequantised
 from awq_edge.stages import tensor_names
 
 EXAMPLE = Path(__file__).resolve().parents[2] / "examples" / "scenes-8m"
-GREEDY = GenerationConfig(max_tokens=6, temperature=0.0)
-QUESTION = [{"role": "user", "content": "what colour ?"}]
 
 
 @pytest.fixture(autouse=True)
@@ -56,19 +53,6 @@ def model(converted):
 
 def picture(seed=0, side=40):
     return pictures(1, side, seed)[0].numpy()
-
-
-def png(pixels):
-    file = io.BytesIO()
-    Image.fromarray(pixels).save(file, "PNG")
-    return file.getvalue()
-
-
-def last_logits(model, prompt):
-    """Behind a prompt that a session reads anew."""
-    with model.session() as session:
-        session.generate(prompt, GREEDY).start()
-        return session.last_logits()
 
 
 def test_the_tower_of_the_runtime_gives_what_the_float_tower_gives(converted, model):

@@ -36,6 +36,7 @@ FORMS: dict[str, dict[str, Any]] = {
     "as OneVision": {"connector": "mlp", "connector_size": 88},
     "as VILA 1.5": {
         "regroup": 2,
+        "by_columns": True,
         "connector": "mlp",
         "connector_size": 88,
         "connector_norm": "layer",

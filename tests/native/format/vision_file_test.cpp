@@ -99,11 +99,11 @@ TEST(required_keys) {
 
 TEST(types) {
     for (const char* key :
-         {"layers",        "hidden_size", "heads",        "head_size",    "feed_forward_size",
-          "image_size",    "patch_size",  "norm_epsilon", "activation",   "class_token",
-          "pre_norm",      "post_norm",   "pool",         "regroup",      "connector_norm",
-          "connector",     "position",    "norm",         "feed_forward", "family",
-          "preprocessing", "prompt",      "bidirectional"}) {
+         {"layers",        "hidden_size", "heads",         "head_size",    "feed_forward_size",
+          "image_size",    "patch_size",  "norm_epsilon",  "activation",   "class_token",
+          "pre_norm",      "post_norm",   "pool",          "regroup",      "connector_norm",
+          "connector",     "position",    "norm",          "feed_forward", "family",
+          "preprocessing", "prompt",      "bidirectional", "by_columns"}) {
         check_refused(broken(plain, [&](FileSpec& f) { f.set(kVision + key, 12, bytes_of(1.0)); }),
                       "key " + kVision + key + " has type f64");
     }
@@ -228,10 +228,12 @@ TEST(towers_that_turn) {
     check_refused(broken(rotary, number("head_size", 18)),
                   "awq_edge.vision.head_size is 18, although awq_edge.vision.position is rotary");
     const char* const kGoesWith =
-        "awq_edge.vision.position is rotary, which goes with no class_token, no pool and an "
-        "image_size that is a multiple of patch_size times regroup";
+        "awq_edge.vision.position is rotary, which goes with no class_token, no pool, no "
+        "by_columns and an image_size that is a multiple of patch_size times regroup";
     check_refused(broken(rotary, number("image_size", 97)), kGoesWith);
     check_refused(broken(rotary, number("pool", 2)), kGoesWith);
+    check_refused(broken(rotary, [](FileSpec& f) { f.set(kVision + "by_columns", kBoolean, {1}); }),
+                  kGoesWith);
     check_refused(broken(plain, number("window", 4)),
                   "there is a key awq_edge.vision.window, although awq_edge.vision.position is "
                   "learned");

@@ -23,6 +23,7 @@ struct VisionForm {
     bool patch_bias = true;
     uint32_t pool = 1;
     uint32_t regroup = 1;
+    bool by_columns = false;
     const char* connector_norm = "none";
     bool mlp = false;
     const char* connector_activation = "gelu";
@@ -95,6 +96,10 @@ inline std::vector<VisionForm> vision_forms() {
     // More rows than a block of text has.
     add("seen in both directions", [](Form& f) {
         f.image_size = 48, f.post_norm = true, f.connector_norm = "rms", f.bidirectional = true;
+    });
+    add("regrouped column by column", [](Form& f) {
+        f.regroup = 2, f.by_columns = true, f.connector_norm = "layer";
+        f.mlp = f.connector_bias = true;
     });
     const auto turned = [](Form& f) {
         f.image_size = 96, f.rotary = true, f.patch_bias = false, f.post_norm = true;
@@ -210,6 +215,7 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
     flag("pre_norm", form.pre_norm);
     flag("post_norm", form.post_norm);
     flag("bidirectional", form.bidirectional);
+    flag("by_columns", form.by_columns);
     if (form.rotary) file.set_text(vision + "position", "rotary");
     if (form.rms) file.set_text(vision + "norm", "rms");
     if (form.gated) file.set_text(vision + "feed_forward", "gated");
