@@ -89,11 +89,12 @@ class ShownPictures:
             document = None
         listed = document.get("turns") if isinstance(document, dict) else None
         turns = [self._turn(turn) for turn in listed] if isinstance(listed, list) else [None]
-        if not isinstance(document, dict) or any(turn is None for turn in turns):
+        system = document.get("system") if isinstance(document, dict) else None
+        if any(turn is None for turn in turns) or not isinstance(system, (str, type(None))):
             raise InvalidArgumentError(f"{path} is no conversation that /save wrote.")
         talk = self._conversation
         talk.reset()
-        talk.system = str(document.get("system") or "")
+        talk.system = system or ""
         talk.turns.extend(turn for turn in turns if turn is not None)
         return len(turns)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import os
 import struct
 import threading
 import time
@@ -529,7 +530,9 @@ def test_a_killed_server_encodes_no_picture_again(scenes_file: Path, tmp_path: P
         cold.stop()
 
 
-@pytest.mark.parametrize("damage", ["cut", "longer", "bit", "head", "empty", "link", "foreign"])
+@pytest.mark.parametrize(
+    "damage", ["cut", "longer", "bit", "head", "empty", "link", "foreign", "pipe"]
+)
 def test_a_damaged_picture_is_encoded_again(
     scenes_file: Path, tmp_path: Path, damage: str, caplog: pytest.LogCaptureFixture
 ) -> None:
@@ -543,6 +546,9 @@ def test_a_damaged_picture_is_encoded_again(
     if damage == "link":
         path.rename(tmp_path / "elsewhere")
         path.symlink_to(tmp_path / "elsewhere")
+    elif damage == "pipe":
+        path.unlink()
+        os.mkfifo(path)
     else:
         changed = {"cut": data[:-9], "longer": data + b"x", "empty": b"", "foreign": b"abc" * 99}
         data[{"bit": 500, "head": 9}.get(damage, 0)] ^= 4
@@ -559,6 +565,23 @@ def test_a_damaged_picture_is_encoded_again(
             rows, model.pictures.encoded(model.pictures.prepare(FILES[0]))
         )
         assert (model.pictures.encodings, model.pictures.from_disk) == (0, 1)
+
+
+def test_a_folder_in_a_picture_s_place_is_left_and_told_of(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    rows = np.ones((4, 8), np.float32)
+    stored = StoredPictures(tmp_path, 5000)
+    stored.write(b"key", rows)
+    (path,) = tmp_path.iterdir()
+    path.unlink()
+    (path / "inside").mkdir(parents=True)
+    for _ in range(2):
+        assert stored.read(b"key", (4, 8)) is None
+        stored.write(b"key", rows)
+    assert "is not used" in caplog.text and "cannot be kept" in caplog.text
+    assert (path / "inside").is_dir()
+    assert [entry.name for entry in tmp_path.iterdir()] == [path.name]  # nothing half-written
 
 
 def test_the_oldest_pictures_go(tmp_path: Path) -> None:

@@ -13,8 +13,10 @@ from vision_models import PLACEHOLDER, pictures, save, save_tokenizer
 from vision_support import GREEDY, QUESTION, last_logits, png
 
 from awq_edge import Model, conversion, torch_decoder, torch_tower
+from awq_edge.cli._saved_conversation import ShownPictures
 from awq_edge.conversation import Conversation
 from awq_edge.errors import (
+    AwqEdgeError,
     ContextFullError,
     FileInvalidError,
     InvalidArgumentError,
@@ -339,6 +341,43 @@ def test_a_damaged_saved_conversation_is_refused_in_a_sentence(
     talk = tmp_path / "talk.json"
     talk.write_text(json.dumps({"turns": [{"role": "user", "content": [part]}]}), encoding="utf-8")
     command("chat", scenes_file, stdin=f"/load {talk}\n".encode()).assert_one_sentence(words)
+
+
+def test_whatever_a_saved_conversation_has_become_it_loads_or_is_a_sentence(scenes_file, tmp_path):
+    """Bytes and values changed at random: of the document, of the base64, of the picture."""
+    random = np.random.default_rng(5)
+    path = tmp_path / "talk.json"
+    values = (None, True, 7, -1, 1e300, "", "image", [], {}, [[]], {"type": "image"}, "a" * 9)
+    loaded = refused = 0
+    with Model.open(scenes_file) as model:
+        shown = ShownPictures(Conversation(model))
+        for number in range(400):
+            content = bytearray(png(picture(side=24)))
+            if number % 3 == 0:
+                for _ in range(random.integers(1, 6)):
+                    content[random.integers(len(content))] = random.integers(256)
+            data = base64.b64encode(content).decode()
+            part = {"type": "image", "data": data}
+            asked = {"role": "user", "content": [part, {"type": "text", "text": "what ?"}]}
+            answered = {"role": "assistant", "content": "red"}
+            document = {"system": "", "turns": [asked, answered]}
+            if number % 3 == 1:
+                table = (document, asked, answered, part)[random.integers(4)]
+                key = list(table)[random.integers(len(table))]
+                table[key] = values[random.integers(len(values))]
+            text = bytearray(json.dumps(document).encode())
+            if number % 3 == 2:
+                for _ in range(random.integers(1, 6)):
+                    text[random.integers(len(text))] = random.integers(256)
+                del text[random.integers(len(text) // 2, 2 * len(text)) :]
+            path.write_bytes(text)
+            try:
+                assert shown.load(path) >= 0
+                loaded += 1
+            except AwqEdgeError as error:
+                assert str(error).endswith(".") and "\n" not in str(error)
+                refused += 1
+    assert loaded > 5 and refused > 100
 
 
 def test_a_model_of_text_alone_loads_no_pictures(command, chat_file, tmp_path):
