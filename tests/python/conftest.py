@@ -31,6 +31,7 @@ _UNITS = {
     "test_build.py": "boards",
     "test_embed_c.py": "boards",
     "test_emulated_board.py": "boards",
+    "test_emulated_families.py": "boards",
     "test_deploy.py": "user's cache",
     "test_raspberry_pi_document.py": "user's cache",
     **dict.fromkeys(
