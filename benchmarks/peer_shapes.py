@@ -9,7 +9,7 @@ from pathlib import Path
 
 import gguf
 import numpy as np
-from shapes import CONTEXT, config
+from shapes import CONTEXT, config, words
 
 from awq_edge import stages
 from awq_edge.architecture import Architecture
@@ -108,7 +108,14 @@ def _describe(writer: gguf.GGUFWriter, a: Architecture) -> None:
     writer.add_layer_norm_rms_eps(1e-5)
     writer.add_layer_norm_eps(1e-5)
     writer.add_vocab_size(a.vocabulary_size)
-    writer.add_tokenizer_model("no_vocab")
+    writer.add_tokenizer_model("llama")
+    writer.add_tokenizer_pre("default")
+    writer.add_token_list(words(a.vocabulary_size))
+    writer.add_token_scores([0.0] * a.vocabulary_size)
+    kinds = [gguf.TokenType.UNKNOWN] + [gguf.TokenType.NORMAL] * (a.vocabulary_size - 1)
+    writer.add_token_types(kinds)
+    writer.add_unk_token_id(0)
+    writer.add_add_bos_token(False)
     window = max(a.sliding_windows, default=0)
     if window:
         writer.add_sliding_window(window)

@@ -14,6 +14,9 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import tokenizers
+import tokenizers.decoders
+import tokenizers.models
 from awq_edge.converters import find
 
 from awq_edge import __version__, stages
@@ -80,6 +83,21 @@ def random_matrix(n: int, k: int, bits: int, group_size: int, rng: np.random.Gen
     return header + blocks.tobytes()
 
 
+def words(count: int) -> list[str]:
+    """A vocabulary for servers, which speak in texts: a word for every token."""
+    return ["<unk>", *(f" w{number}" for number in range(1, count))]
+
+
+def word_tokenizer(count: int) -> str:
+    """A ``tokenizer.json`` of :func:`words`."""
+    vocabulary = {word: number for number, word in enumerate(words(count))}
+    tokenizer = tokenizers.Tokenizer(
+        tokenizers.models.WordLevel(vocab=vocabulary, unk_token="<unk>")
+    )
+    tokenizer.decoder = tokenizers.decoders.Fuse()
+    return str(tokenizer.to_str())
+
+
 def write_awq_edge(a: Architecture, path: Path, bits: int = 4, group_size: int = 128) -> None:
     """Write an awq-edge file: decoder at ``bits``, embedding and head at 8 bits.
 
@@ -98,6 +116,8 @@ def write_awq_edge(a: Architecture, path: Path, bits: int = 4, group_size: int =
         "awq_edge.quantization.head_bits": 8,
         "awq_edge.quantization.embedding_bits": 8,
         "awq_edge.quantization.tool_version": __version__,
+        "tokenizer.huggingface.json": word_tokenizer(a.vocabulary_size),
+        "tokenizer.ggml.add_bos_token": False,
     }
     tensors: list[tuple[str, np.ndarray | bytes]] = []
     for name in stages.tensor_names(a):
