@@ -9,6 +9,7 @@ fine texture, noise, strokes as thin as those of letters, dark and light, grey a
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -24,21 +25,30 @@ _SUFFIXES = (".png", ".jpg", ".jpeg", ".webp", ".gif", ".bmp", ".tif", ".tiff", 
 _SIZES = ((240, 320), (320, 240), (256, 256), (180, 360))
 
 
-def of_folder(folder: Path) -> list[Pixels]:
+def files_of(folder: Path) -> list[Path]:
+    """The pictures of a folder, in the order of their names; none where it is no folder."""
+    if not folder.is_dir():
+        return []
+    return sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+
+
+def of_folder(folder: Path) -> Iterator[Pixels]:
     """Every picture of a folder, in the order of their names, uint8 [H, W, 3] each.
 
+    One is in memory at a time.
+
     Raises:
-        InvalidArgumentError: There is none, or one cannot be read.
+        InvalidArgumentError: There is none, or, when it is its turn, one cannot be read.
     """
     if not folder.is_dir():
         raise InvalidArgumentError(f"{folder} is no folder of calibration pictures.")
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in _SUFFIXES)
+    paths = files_of(folder)
     if not paths:
         raise InvalidArgumentError(
             f"{folder} holds no picture to calibrate on; files that end in {', '.join(_SUFFIXES)} "
             "count."
         )
-    return [read_picture(path).rgb for path in paths]
+    return (read_picture(path).rgb for path in paths)
 
 
 def drawn(count: int = DRAWN) -> list[Pixels]:

@@ -9,6 +9,7 @@ import torch
 
 from awq_edge.architecture import Architecture
 from awq_edge.calibration import gradients
+from awq_edge.calibration.pictures import files_of
 from awq_edge.checkpoints import Checkpoint
 from awq_edge.conversion.manifest import read_manifest
 from awq_edge.conversion.options import Options
@@ -62,11 +63,13 @@ def inputs_of(checkpoint: Checkpoint, options: Options) -> dict[str, list[Path]]
 
     Args:
         checkpoint: An open one.
-        options: With the calibration text.
+        options: With the calibration text and pictures.
     """
     inputs = {"the checkpoint": checkpoint.files()}
     if options.calibration is not None:
         inputs["the calibration text"] = [options.calibration]
+    if options.calibration_images is not None:
+        inputs["the calibration pictures"] = files_of(options.calibration_images)
     return inputs
 
 

@@ -55,6 +55,13 @@ def test_prompt_from_standard_input(command: Command) -> None:
     assert piped.out == command("run", STORIES, "-p", "Once upon a time", *GREEDY).out
 
 
+def test_line_ends_of_standard_input_are_no_tokens(command: Command) -> None:
+    """As Windows and its editors end lines; in the middle of a prompt they are line ends too."""
+    expected = command("run", STORIES, "-p", "Once\nupon a time", *GREEDY).out
+    for piped in (b"Once\r\nupon a time\r\n", b"\xef\xbb\xbfOnce\nupon a time\n"):
+        assert command("run", STORIES, "-p", "-", *GREEDY, stdin=piped).out == expected
+
+
 def test_standard_input_that_is_not_utf8(command: Command) -> None:
     result = command("run", STORIES, "-p", "-", stdin=b"caf\xe9")
     result.assert_one_sentence("not UTF-8", "byte 3")

@@ -161,6 +161,20 @@ def test_the_folder_of_calibration_pictures_counts(llava, tmp_path):
     assert digests[0] != digests[1]
 
 
+def test_a_calibration_picture_is_no_output(llava, tmp_path):
+    folder = tmp_path / "pictures"
+    folder.mkdir()
+    shown = folder / "one.png"
+    Image.fromarray(pictures(1, 40)[0].numpy()).save(shown)
+    (tmp_path / "hard").hardlink_to(shown)
+    before = shown.read_bytes()
+    options = conversion.Options(method="rtn", group_size=32, calibration_images=folder)
+    for output in (shown, tmp_path / "hard"):
+        with pytest.raises(InvalidArgumentError, match="would be overwritten"):
+            conversion.convert(str(llava), output, options, force=True)
+    assert shown.read_bytes() == before
+
+
 def test_a_folder_without_pictures_is_refused(tmp_path):
     with pytest.raises(InvalidArgumentError, match="holds no picture"):
         calibration_pictures.of_folder(tmp_path)
