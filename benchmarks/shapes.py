@@ -63,7 +63,9 @@ def architecture(shape: str) -> Architecture:
     return dataclasses.replace(found, context_length=CONTEXT)
 
 
-def random_matrix(n: int, k: int, bits: int, group_size: int, rng: np.random.Generator) -> bytes:
+def random_matrix(
+    n: int, k: int, bits: int, group_size: int, rng: np.random.Generator, size: float = 1.0
+) -> bytes:
     """A packed matrix of random codes: far quicker than packing a billion of them.
 
     Args:
@@ -72,10 +74,11 @@ def random_matrix(n: int, k: int, bits: int, group_size: int, rng: np.random.Gen
         bits: Width of the codes.
         group_size: 32, 64 or 128.
         rng: Source of the codes.
+        size: Of the weights, times the usual one.
     """
     layout = Layout(n, k, bits, group_size)
     blocks = rng.integers(0, 256, (layout.blocks, layout.block_bytes), dtype=np.uint8)
-    scales = np.full(layout.groups * 4, 2.0 / np.sqrt(k) / 2**bits, np.float16)
+    scales = np.full(layout.groups * 4, 2.0 * size / np.sqrt(k) / 2**bits, np.float16)
     blocks[:, : layout.zero_points_offset] = scales.view(np.uint8)
     blocks[:, layout.zero_points_offset : layout.codes_offset] &= (1 << bits) - 1
     header = MAGIC + struct.pack("<IQQII32x", LAYOUT_R4K32, n, k, bits, group_size)
@@ -98,7 +101,9 @@ def word_tokenizer(count: int) -> str:
     return str(tokenizer.to_str())
 
 
-def write_awq_edge(a: Architecture, path: Path, bits: int = 4, group_size: int = 128) -> None:
+def write_awq_edge(
+    a: Architecture, path: Path, bits: int = 4, group_size: int = 128, size: float = 1.0
+) -> None:
     """Write an awq-edge file: decoder at ``bits``, embedding and head at 8 bits.
 
     Args:
@@ -106,6 +111,8 @@ def write_awq_edge(a: Architecture, path: Path, bits: int = 4, group_size: int =
         path: File to write.
         bits: Width of the decoder's matrices.
         group_size: Inputs per scale.
+        size: Of the layers' weights, times the usual one. Where they are small, a token decides on
+            the next one alone, and texts go in circles.
     """
     rng = np.random.default_rng(1)
     metadata = a.to_metadata() | {
@@ -127,8 +134,8 @@ def write_awq_edge(a: Architecture, path: Path, bits: int = 4, group_size: int =
         elif name.startswith("alibi"):
             tensors.append((name, alibi_slopes(a.heads)))
         elif len(sizes) == 2:
-            width = bits if name.startswith("blk.") else 8
-            tensors.append((name, random_matrix(*sizes, width, group_size, rng)))
+            width, times = (bits, size) if name.startswith("blk.") else (8, 1.0)
+            tensors.append((name, random_matrix(*sizes, width, group_size, rng, times)))
         elif "router" in name or "position" in name:
             # Every expert is as likely as the others; a position is as large as an embedding.
             values = rng.standard_normal(sizes[0], np.float32) / a.hidden_size**0.5
