@@ -107,7 +107,7 @@ def processor(
         settings = {**settings, "size": {"height": length, "width": length}}
     values = Values(settings, _CLASSES[kind])
     number = values.get("resample")
-    if number not in _FILTERS:
+    if not isinstance(number, int) or number not in _FILTERS:
         raise UnsupportedError(
             f"{where} resizes pictures by the filter {shown(number)}; 1 (Lanczos), 2 (bilinear) "
             "and 3 (bicubic) are supported."

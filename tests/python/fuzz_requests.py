@@ -368,16 +368,8 @@ class Fuzzing:
             word = f"zq{random_.getrandbits(48):012x}"
             path, data = request(random_, word, self._pictures)
             try:
-                if connection is None:
-                    connection = http.client.HTTPConnection(
-                        "127.0.0.1", self.server.port, timeout=300
-                    )
-                connection.request("POST", path, data, {"Content-Type": "application/json"})
-                response = connection.getresponse()
-                answer = response.read()
+                connection, response, answer = self._sent(connection, path, data)
             except (OSError, http.client.HTTPException) as error:
-                if connection is not None:
-                    connection.close()
                 connection = None
                 self._fault(number, path, data, repr(error))
                 continue
@@ -392,6 +384,25 @@ class Fuzzing:
             with self._lock:
                 self.statuses[response.status] += 1
                 self.done += 1
+
+    def _sent(
+        self, kept: http.client.HTTPConnection | None, path: str, data: bytes
+    ) -> tuple[http.client.HTTPConnection, http.client.HTTPResponse, bytes]:
+        """Sends a body; gives the connection, the response and what it says.
+
+        A kept connection that was idle for too long may be closed by then: a new one is made.
+        """
+        new = http.client.HTTPConnection("127.0.0.1", self.server.port, timeout=300)
+        for connection in (new,) if kept is None else (kept, new):
+            try:
+                connection.request("POST", path, data, {"Content-Type": "application/json"})
+                response = connection.getresponse()
+                return connection, response, response.read()
+            except (OSError, http.client.HTTPException):
+                connection.close()
+                if connection is new:
+                    raise
+        raise AssertionError("two connections at most")
 
     def _fault(self, number: int, path: str, data: bytes, what: str) -> None:
         with self._lock:

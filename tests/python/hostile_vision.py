@@ -2,7 +2,8 @@
 
     python tests/python/hostile_vision.py [--count 300] [--seed 0] [--family smolvlm]
 
-Families and sizes are those of vision_models.py and cross_models.py. A case changes a number of the
+Families and sizes are those of vision_models.py, cross_models.py, vila_models.py and
+flamingo_models.py. A case changes a number of the
 tower's, a key of any part of config.json, the picture's token, what preprocessor_config.json says,
 the names, shapes or numbers of the tower's tensors, the text of a file, or the words of the
 template. Each is converted in a process with limited memory and time; what comes out is opened and
@@ -25,10 +26,13 @@ import resource
 import shutil
 import sys
 import tempfile
+import time
 from collections import Counter
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
+
+import psutil
 
 FAMILIES = (
     "llava",
@@ -41,8 +45,11 @@ FAMILIES = (
     "qwen2_5_vl",
     "a resampler",  # of Idefics
     "the tower's own rows",
+    "vila",  # three folders
+    "flamingo mpt",  # two folders and a pickled file
+    "flamingo mosaic_gpt",
 )
-SECONDS = 60
+SECONDS = 60  # of the processor
 MEMORY = 6 << 30
 # What a number, a list or a table may become.
 VALUES: tuple[Any, ...] = (
@@ -53,43 +60,45 @@ VALUES: tuple[Any, ...] = (
 SIZES: tuple[Any, ...] = (0, -1, 1, 2, 5, 1000, 2**20, 2**31, 2**63, 10**30, 1e300, 0.5, "26", None)
 
 
-def _json(path: Path, change: Callable[[dict[str, Any]], str]) -> str:
-    """Changes a file's document; gives what was changed."""
+def _json(
+    r: random.Random, folder: Path, name: str, change: Callable[[dict[str, Any]], str]
+) -> str:
+    """Changes the document of one of the files of a name; gives what was changed."""
+    path = r.choice(sorted(folder.rglob(name)) or sorted(folder.rglob("config.json")))
     document = json.loads(path.read_text(encoding="utf-8"))
     what = change(document)
     path.write_text(json.dumps(document), encoding="utf-8")
-    return f"{path.name}: {what}"
+    return f"{path.relative_to(folder)}: {what}"
 
 
-def _tables(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
+def tables(document: dict[str, Any]) -> Iterator[dict[str, Any]]:
     """A table, and those within it."""
     yield document
     for value in document.values():
         if isinstance(value, dict):
-            yield from _tables(value)
+            yield from tables(value)
 
 
 def tower_size(r: random.Random, folder: Path) -> str:
     """A number that says how large the tower or what it gives is."""
 
     def change(config: dict[str, Any]) -> str:
-        parts = [config["vision_config"]]
-        parts += [config[part] for part in ("perceiver_config",) if part in config]
-        part = r.choice([config, *parts, parts[0], parts[0]])
+        names = ("vision_config", "vision_config", "perceiver_config")
+        part = r.choice([config, *(config[name] for name in names if name in config)])
         numbers = [k for k, v in part.items() if type(v) is int or isinstance(v, list)]
         keys = [*numbers, "image_size", "patch_size", "num_attention_heads", "num_channels"]
         key, value = r.choice(keys), r.choice(SIZES)
         part[key] = value
         return f"{key} = {value!r:.40}"
 
-    return _json(folder / "config.json", change)
+    return _json(r, folder, "config.json", change)
 
 
 def config_value(r: random.Random, folder: Path) -> str:
     """Any key of any part of the configuration becomes anything, or goes."""
 
     def change(config: dict[str, Any]) -> str:
-        part = r.choice(list(_tables(config)))
+        part = r.choice(list(tables(config)))
         key = r.choice([*part, "vision_feature_layer", "scale_factor", "mm_tokens_per_image"])
         if r.random() < 0.2:
             part.pop(key, None)
@@ -97,7 +106,7 @@ def config_value(r: random.Random, folder: Path) -> str:
         part[key] = r.choice(VALUES)
         return f"{key} = {part[key]!r:.40}"
 
-    return _json(folder / "config.json", change)
+    return _json(r, folder, "config.json", change)
 
 
 def picture_token(r: random.Random, folder: Path) -> str:
@@ -112,14 +121,14 @@ def picture_token(r: random.Random, folder: Path) -> str:
         config[key] = value
         return f"{key} = {value!r:.40}"
 
-    return _json(folder / "config.json", change)
+    return _json(r, folder, "config.json", change)
 
 
 def preparation(r: random.Random, folder: Path) -> str:
     """How pictures are prepared."""
 
     def change(settings: dict[str, Any]) -> str:
-        part = r.choice(list(_tables(settings)))
+        part = r.choice(list(tables(settings)))
         more = ("size", "crop_size", "image_mean", "image_std", "resample", "rescale_factor")
         more += ("do_resize", "do_normalize", "do_rescale", "do_center_crop", "patch_size")
         key = r.choice([*part, *more, "image_processor_type", "max_pixels", "min_pixels"])
@@ -129,7 +138,7 @@ def preparation(r: random.Random, folder: Path) -> str:
         part[key] = r.choice((*VALUES, [0.0] * 3, [float("nan")] * 3, [1e-45] * 3, [1e38] * 3))
         return f"{key} = {part[key]!r:.40}"
 
-    return _json(folder / "preprocessor_config.json", change)
+    return _json(r, folder, "preprocessor_config.json", change)
 
 
 def _is_of_pictures(name: str) -> bool:
@@ -138,11 +147,13 @@ def _is_of_pictures(name: str) -> bool:
 
 def tensors(r: random.Random, folder: Path) -> str:
     """Tensors of the tower and what is behind it: gone, renamed, of another shape, broken."""
+    import torch
     from safetensors.torch import load_file, save_file
 
-    path = folder / "model.safetensors"
-    held = load_file(path)
-    seen = [name for name in held if _is_of_pictures(name)]
+    path = r.choice([*sorted(folder.rglob("*.safetensors")), *sorted(folder.rglob("*.pt"))])
+    pickled = path.suffix == ".pt"
+    held = torch.load(path, weights_only=True) if pickled else load_file(path)
+    seen = [name for name in held if _is_of_pictures(name)] or list(held)
     name = r.choice(seen)
     how = r.choice(("gone", "all gone", "named", "flat", "cut", "empty", "number", "number", "all"))
     tensor = held[name]
@@ -163,22 +174,27 @@ def tensors(r: random.Random, folder: Path) -> str:
         numbers = tensor.reshape(-1)
         numbers[r.randrange(len(numbers)) if how == "number" else slice(None)] = value
         how = f"{how} {value}"
-    save_file(held, path)
+    if pickled:
+        torch.save(held, path)
+    else:
+        save_file(held, path)
     return f"{name} {how}"
 
 
 def text(r: random.Random, folder: Path) -> str:
     """A file that is no document of its kind."""
     names = ("config.json", "preprocessor_config.json", "processor_config.json", "tokenizer.json")
-    name = r.choice((*names, "chat_template.jinja", "generation_config.json"))
+    name = r.choice((*names, "chat_template.jinja", "generation_config.json", "*.pt"))
+    found = sorted(folder.rglob(name))
+    path = r.choice(found) if found else folder / name.replace("*", "checkpoint")
     content = r.choice(
         (b"", b"null", b"[]", b"5", b"{", b"\xff\xfe{}", b'{"a":' * 5000, b"NaN", b"1" * 5000, None)
     )
     if content is None:
-        (folder / name).unlink(missing_ok=True)
-        return f"without {name}"
-    (folder / name).write_bytes(content)
-    return f"{name}: {content[:20]!r}"
+        path.unlink(missing_ok=True)
+        return f"without {path.name}"
+    path.write_bytes(content)
+    return f"{path.name}: {content[:20]!r}"
 
 
 def template(r: random.Random, folder: Path) -> str:
@@ -209,9 +225,17 @@ KINDS = (
 def make_family(family: str, folder: Path) -> None:
     """The sound checkpoint."""
     import cross_models
+    import flamingo_models
+    import vila_models
     import vision_models
 
     folder.mkdir()
+    if family == "vila":
+        vila_models.Vila().save(folder)
+        return
+    if family.startswith("flamingo"):
+        flamingo_models.Flamingo(family.split()[1]).save(folder)
+        return
     of = cross_models if family in cross_models.ROWS else vision_models
     of.save(family, folder)
     of.save_tokenizer(folder)
@@ -232,6 +256,7 @@ def ask(path: Path) -> str:
         said = [{"role": "user", "content": "what colour ?"}]
         try:
             model.generate([1, 5], greedy).text()
+            model.pictures.encoded(model.pictures.prepare(pixels.astype(np.uint8)))
             model.chat(said, greedy, images=[pixels.astype(np.uint8)]).text()
         except (errors.FileInvalidError, errors.UnsupportedError, errors.ContextFullError) as error:
             return f"asked: {error}"
@@ -292,6 +317,23 @@ def _work(bases: list[str], place: str, pipe: Any) -> None:
         pipe.send(try_one(seed, base, Path(place)))
 
 
+def _answers(process: Any, pipe: Any) -> bool:
+    """Waits for an answer; a busy machine is no hang, nor is one that begins."""
+    worker = psutil.Process(process.pid)
+
+    def used() -> float:
+        times = worker.cpu_times()
+        return float(times.user + times.system)
+
+    begun, end = used(), time.monotonic() + 10 * SECONDS
+    while not pipe.poll(2):
+        if not process.is_alive():
+            break  # the pipe says so
+        if used() - begun > SECONDS or time.monotonic() > end:
+            return False
+    return True
+
+
 def hostile(count: int, seed: int, families: tuple[str, ...], verbose: bool = False) -> Any:
     """Tries so many cases; gives how many ended how, and the faults."""
     counts: Counter[str] = Counter()
@@ -313,7 +355,7 @@ def hostile(count: int, seed: int, families: tuple[str, ...], verbose: bool = Fa
                 child.close()
             parent.send(number)
             try:
-                if parent.poll(SECONDS):
+                if _answers(process, parent):
                     outcome, what = parent.recv()
                 else:
                     outcome, what = "hang", f"seed {number}"
