@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ctypes
 import errno
 import importlib
 import json
@@ -14,6 +15,7 @@ import sys
 import time
 import traceback
 from collections import namedtuple
+from collections.abc import Callable
 from pathlib import Path
 
 import psutil
@@ -124,6 +126,62 @@ def test_ctrl_c_waits_until_a_package_is_loaded(
     assert sys.loaded  # type: ignore[attr-defined]  # the module sets it
     assert capsys.readouterr().err == "awq-edge: stopped.\n"
     assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+
+
+def _stopped_in(
+    work: Callable[[], None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A command that does this, and then waits, ends as Ctrl-C ends it."""
+
+    def command(*_: object, **__: object) -> None:
+        work()
+        time.sleep(20)
+
+    monkeypatch.setattr(main, "application", lambda _: command)
+    hook = sys.unraisablehook
+    started = time.monotonic()
+    with pytest.raises(SystemExit) as ended:
+        main.main()
+    assert ended.value.code == 130
+    assert time.monotonic() - started < 15
+    assert capsys.readouterr().err == "awq-edge: stopped.\n"
+    assert signal.getsignal(signal.SIGINT) is signal.default_int_handler
+    assert sys.unraisablehook is hook
+
+
+def test_ctrl_c_waits_until_a_compiler_is_done(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Its machine code calls Python, and went on without a result: a crash."""
+    compiled = []
+
+    def add(_: int) -> int:
+        compiled.append("whole")
+        return 1
+
+    module = {"__name__": "numba.core.compiler", "add": add, "signal": signal}
+    exec("def compile():\n    signal.raise_signal(signal.SIGINT)\n    add(1)\n", module)
+    _stopped_in(module["compile"], monkeypatch, capsys)  # type: ignore[arg-type]  # a function
+    assert compiled == ["whole"]
+
+
+@pytest.mark.parametrize("where", ["a callback", "the end of an object"])
+def test_ctrl_c_is_not_lost_where_python_drops_what_is_raised(
+    where: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    class Ends:
+        def __del__(self) -> None:
+            signal.raise_signal(signal.SIGINT)
+
+    callback = ctypes.CFUNCTYPE(None)(lambda: signal.raise_signal(signal.SIGINT))
+
+    def work() -> None:
+        if where == "a callback":
+            callback()
+        else:
+            Ends()
+
+    _stopped_in(work, monkeypatch, capsys)
 
 
 def test_ctrl_c_before_the_first_command_is_silent(tmp_path: Path) -> None:
