@@ -112,6 +112,8 @@ class Architecture:
         rope_tables: Which table of rotary frequencies each layer turns by; empty = the first one.
         rope_sections: How many angles of a head turn by the first, the second and the third number
             of a position; empty: positions have one. Those of a token are equal.
+        rope_interleaved: Whether the three take turns from angle to angle, the first has what is
+            left; otherwise section follows section.
         local_rope_theta: Base of the second table; 0: it turns nothing.
         local_rope_scaling: What stretches the second table.
         qk_norm_kind: ``head``: over each head, one weight for all of them; ``heads``: each head has
@@ -169,6 +171,7 @@ class Architecture:
     position: str = "rotary"
     rope_tables: tuple[int, ...] = ()
     rope_sections: tuple[int, ...] = ()
+    rope_interleaved: bool = False
     local_rope_theta: float = 0.0
     local_rope_scaling: RopeScaling | None = None
     qk_norm_kind: str = "head"
@@ -327,6 +330,15 @@ class Architecture:
                 f"turns {list(self.rope_sections)} angles by the numbers of a position",
             ),
             (
+                self.rope_interleaved
+                and (
+                    len(self.rope_sections) != 3
+                    or [self.turned_by.count(number) for number in range(3)]
+                    != list(self.rope_sections)
+                ),
+                f"turns {list(self.rope_sections)} angles by numbers that take turns",
+            ),
+            (
                 self.position == "alibi" and self.score_cap,
                 "caps its scores, and biases them by the distance",
             ),
@@ -413,6 +425,15 @@ class Architecture:
             if refused:
                 raise UnsupportedError(f"The model {why}; no decoder here computes that.")
 
+    @property
+    def turned_by(self) -> list[int]:
+        """Which number of a position each angle of a head turns by; empty: there is one."""
+        sections = self.rope_sections
+        if not self.rope_interleaved:
+            return [number for number, count in enumerate(sections) for _ in range(count)]
+        angles = range(self.head_size // 2)
+        return [i % 3 if i % 3 and i < 3 * sections[i % 3] else 0 for i in angles]
+
     def to_metadata(self) -> dict[str, MetadataValue]:
         """Keys and values of a model file: an int is a u32, a float an f32, a list a [u32].
 
@@ -440,6 +461,8 @@ class Architecture:
             later["rope_tables"] = list(self.rope_tables)
         if self.rope_sections:
             later["rope_sections"] = list(self.rope_sections)
+        if self.rope_interleaved:
+            later["rope_interleaved"] = True
         if self.local_rope_scaling is not None:
             later["local_rope_scaling"] = self.local_rope_scaling.describe()
         return {
@@ -502,6 +525,7 @@ class Architecture:
             rotary_size=int(value.get("rotary_size", 0)),
             rope_tables=tuple(int(table) for table in value.get("rope_tables", ())),
             rope_sections=tuple(int(count) for count in value.get("rope_sections", ())),
+            rope_interleaved=bool(value.get("rope_interleaved", False)),
             expert_layers=tuple(int(has) for has in value.get("expert_layers", ())),
             shared_router=any(
                 f"blk.{layer}.shared_router.weight" in tensors for layer in range(value["layers"])

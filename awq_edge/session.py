@@ -31,7 +31,7 @@ class Rows:
     """What is read in the place of tokens.
 
     Attributes:
-        embeddings: float32 [rows, hidden], C-contiguous.
+        embeddings: float32 [rows, numbers], C-contiguous: the stream's, and what taps give to it.
         contents: uint64 [rows]: what each one is, for ``Session.contents``; None: nobody knows.
         columns: Of a picture, row by row, for a model that turns its rows by both; 0: they come one
             after the other, as tokens do.
@@ -198,19 +198,19 @@ class Session:
         In ``tokens`` they are NO_TOKEN each, and never the beginning of a prompt of ids.
 
         Args:
-            embeddings: float32 [rows, hidden]: what tokens would have at the entrance of the first
-                layer.
+            embeddings: float32 [rows, numbers]: what tokens would have at the entrance of the first
+                layer, and behind it what the first layers' outputs take up, where a model does so.
             progress: As for ``evaluate``.
             contents: uint64 [rows]: what each is, as ``contents`` then tells it.
             columns: As of ``Rows``.
         """
         import numpy as np
 
-        hidden = self.model.info.hidden_size
+        numbers = self.model.native.row_size
         rows = np.ascontiguousarray(embeddings, np.float32)
-        if rows.ndim != 2 or rows.shape[1] != hidden:
+        if rows.ndim != 2 or rows.shape[1] != numbers:
             raise InvalidArgumentError(
-                f"The embeddings have the shape {list(rows.shape)}: use [rows, {hidden}]."
+                f"The embeddings have the shape {list(rows.shape)}: use [rows, {numbers}]."
             )
         if len(rows):
             Session.evaluate_together([(self, Rows(rows, contents, columns))], {}, {}, progress)

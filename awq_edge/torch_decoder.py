@@ -131,9 +131,7 @@ class Positions:
         numbers = torch.arange(count, device=tables.device).float()
         angles = torch.stack([torch.outer(numbers, table) for table in tables])
         if turns is not None and architecture.rope_sections:
-            axis = torch.repeat_interleave(
-                torch.arange(3), torch.tensor(architecture.rope_sections)
-            ).to(tables.device)
+            axis = torch.tensor(architecture.turned_by, device=tables.device)
             angles = turns.to(tables.device).float()[axis].T * tables[:, None]
         return cls(angles.cos(), angles.sin())
 
@@ -609,7 +607,8 @@ def logits(
             many, or of the number given for the matrix's name; None keeps floats.
         kv_fp16: Round keys and values to fp16.
         pictures: Where rows of pictures stand instead of tokens', bool [b, t], and these rows in
-            order, float32 [n, hidden].
+            order, float32 [n, hidden], or more: a layer's output takes up one ``hidden`` after the
+            other of what follows.
         both_ways: Rows of a picture, those side by side, see each other.
         turns: The three numbers of every position, int64 [3, t]; None: its own.
         looked_at: Pictures that gated blocks attend to.
@@ -633,7 +632,7 @@ def logits(
         tokens = tokens.masked_fill(pictures[0], 0)  # a placeholder may lie behind the vocabulary
     rows = weights("token_embd.weight")[tokens].float()
     if pictures is not None:
-        rows[pictures[0]] = pictures[1]
+        rows[pictures[0]] = pictures[1][:, : a.hidden_size]
     hidden = embedded(a, weights, rows)
     positions = Positions.of(a, tokens.shape[1], weights, hidden.device, turns)
     if pictures is not None and both_ways:
@@ -644,6 +643,9 @@ def logits(
         tensors = {name: weights(prefix + name) for name in layer_tensor_names(a, number)}
         linear = multiply_by(prefix, tensors)
         hidden = Layer(a, number, tensors, positions, linear, kv_fp16=kv_fp16).run(hidden)
+        first = (1 + number) * a.hidden_size
+        if pictures is not None and first < pictures[1].shape[1]:
+            hidden[pictures[0]] += pictures[1][:, first : first + a.hidden_size]
     hidden = ended(a, weights, hidden)
     head = head_name(a)
     product = multiply_by("", {head: weights(head)})(head[: -len(".weight")], hidden)

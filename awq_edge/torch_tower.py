@@ -77,9 +77,15 @@ def positions_of(
 
 
 def embedded(
-    architecture: VisionArchitecture, weights: WeightSource, read: torch.Tensor
+    architecture: VisionArchitecture,
+    weights: WeightSource,
+    read: torch.Tensor,
+    grid: tuple[int, int] | None = None,
 ) -> torch.Tensor:
-    """The stream in front of the first layer, [b, p, E], for what :func:`patches` gives."""
+    """The stream in front of the first layer, [b, p, E], for what :func:`patches` gives.
+
+    ``grid``: rows and columns of patches; None: those of the square that the tower reads.
+    """
     a = architecture
     bias = weights("v.patch_embd.bias") if a.patch_bias else None
     stream = multiply(read, weights("v.patch_embd.weight"), bias)
@@ -88,7 +94,42 @@ def embedded(
         stream = torch.cat((first, stream), dim=1)
     if not a.rotary:
         stream = stream + weights("v.position_embd.weight").view(a.positions, a.hidden_size)
+    elif a.position_grid:
+        table = weights("v.position_embd.weight").view(a.position_grid, a.position_grid, -1)
+        stream = stream + interpolated(table, *(grid or (a.grid, a.grid)))
     return _norm(a, weights, "v.pre_ln", stream) if a.pre_norm else stream
+
+
+def interpolated(table: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Positions of a grid from those of a square table, the corners at each other.
+
+    Args:
+        table: [s, s, E].
+        height: Rows of the grid.
+        width: Columns of it.
+
+    Returns:
+        [height * width, E].
+    """
+
+    def between(count: int) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+        at = torch.arange(count, device=table.device) * (len(table) - 1)
+        steps = max(count - 1, 1)
+        first = at // steps
+        return first, (first + 1).clamp(max=len(table) - 1), (at % steps).float() / steps
+
+    top, bottom, down = between(height)
+    left, right, across = between(width)
+    down, across = down[:, None, None], across[None, :, None]
+    taps = (
+        ((1 - down) * (1 - across), top, left),
+        ((1 - down) * across, top, right),
+        (down * (1 - across), bottom, left),
+        (down * across, bottom, right),
+    )
+    summed = sum(weight * table[rows][:, columns] for weight, rows, columns in taps)
+    assert isinstance(summed, torch.Tensor)
+    return summed.reshape(height * width, -1)
 
 
 def layer_weights(
@@ -165,10 +206,28 @@ def regrouped(grid: torch.Tensor, size: int) -> torch.Tensor:
     return squares.reshape(b, (h // size) * (w // size), size * size * e)
 
 
-def connected(
-    architecture: VisionArchitecture, weights: WeightSource, rows: torch.Tensor
+def tapped(
+    architecture: VisionArchitecture,
+    weights: WeightSource,
+    tap: int,
+    stream: torch.Tensor,
+    grid: tuple[int, int],
 ) -> torch.Tensor:
-    """What the decoder reads, [b, tokens, row size], for what :func:`gathered` gives."""
+    """What a tap's first matrix reads of the stream behind its layer, [b, t, k]."""
+    a = architecture
+    rows = regrouped(stream.view(len(stream), *grid, a.hidden_size), a.regroup)
+    name = f"mm.tap.{tap}.norm"
+    weight, bias = weights(f"{name}.weight"), weights(f"{name}.bias")
+    return F.layer_norm(rows, rows.shape[-1:], weight, bias, a.norm_epsilon)
+
+
+def connected(
+    architecture: VisionArchitecture, weights: WeightSource, rows: torch.Tensor, tap: int = -1
+) -> torch.Tensor:
+    """What the decoder reads, [b, tokens, H], for what :func:`gathered` or :func:`tapped` gives.
+
+    Where layers look at pictures, [b, tokens, row size].
+    """
     a = architecture
     if a.cross is not None:
         return torch.cat([_seen(a.cross, weights, n, rows) for n in a.cross.numbers], dim=-1)
@@ -177,10 +236,11 @@ def connected(
         bias = weights(f"{name}.bias") if a.connector_bias else None
         return multiply(x, weights(f"{name}.weight"), bias)
 
-    first = product("mm.0", rows)
+    matrices = a.connector_matrices(tap)
+    first = product(matrices[0], rows)
     if a.connector == "linear":
         return first
-    return product("mm.2", activated(a.connector_activation, first))
+    return product(matrices[1], activated(a.connector_activation, first))
 
 
 def _seen(
@@ -209,11 +269,16 @@ def encoded(
         pixels: uint8 [b, height, width, 3].
     """
     a, grid = architecture, grid_of(architecture, pixels)
-    stream = embedded(a, weights, patches(a, weights("v.pixel_values"), pixels))
+    stream = embedded(a, weights, patches(a, weights("v.pixel_values"), pixels), grid)
+    taps: list[torch.Tensor] = []
     for number in range(a.layers):
         positions = positions_of(a, weights, number, grid)
         stream = layer(a, number, layer_weights(a, weights, number), positions).run(stream)
-    return connected(a, weights, gathered(a, weights, stream, grid))
+        if number in a.taps:
+            tap = len(taps)
+            taps.append(connected(a, weights, tapped(a, weights, tap, stream, grid), tap))
+    rows = connected(a, weights, gathered(a, weights, stream, grid))
+    return torch.cat((rows, *taps), dim=-1)
 
 
 def _norm(

@@ -9,11 +9,9 @@ from __future__ import annotations
 import dataclasses
 
 from awq_edge.architecture import Architecture
-from awq_edge.errors import CheckpointError
 
 from .base import LLAMA_NAMES, SHARED_DEFAULTS, Config, Converter
-from .rotary import rope_table
-from .values import shown
+from .rotary import turned_sections
 
 _DEFAULTS = {
     **SHARED_DEFAULTS,
@@ -31,12 +29,7 @@ def _architecture(config: Config) -> Architecture:
 
 
 def _seeing_architecture(config: Config) -> Architecture:
-    sections = rope_table(config).get("mrope_section") or []
-    if not isinstance(sections, list) or any(type(one) is not int for one in sections):
-        raise CheckpointError(
-            f"config.json has {shown(sections)} for mrope_section, which are no numbers of angles."
-        )
-    return dataclasses.replace(_architecture(config), rope_sections=tuple(sections))
+    return dataclasses.replace(_architecture(config), rope_sections=turned_sections(config))
 
 
 # Of the classes of text within models that see.

@@ -273,3 +273,17 @@ def _attention_factor(table: Values, usual: float) -> float:
             f"between 0 and {_LARGEST_ATTENTION_FACTOR:g}."
         )
     return factor
+
+
+def turned_sections(config: Values) -> tuple[int, ...]:
+    """How many angles of a head turn by each of the numbers of a position; empty: nothing is said.
+
+    Raises:
+        CheckpointError: What is said are no numbers.
+    """
+    sections = rope_table(config).get("mrope_section") or []
+    if not isinstance(sections, list) or any(type(one) is not int for one in sections):
+        raise CheckpointError(
+            f"config.json has {shown(sections)} for mrope_section, which are no numbers of angles."
+        )
+    return tuple(sections)

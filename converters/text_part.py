@@ -26,6 +26,7 @@ _TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
     "mistral3": ("mistral", "ministral", "ministral3"),
     "qwen2_5_vl": ("qwen2_5_vl_text",),
     "qwen2_vl": ("qwen2_vl_text",),
+    "qwen3_vl": ("qwen3_vl_text",),
     "smolvlm": ("llama",),
 }
 # What their classes take for a head that config.json does not mention.
@@ -44,6 +45,7 @@ FOLDERS: Mapping[str, Mapping[str, str]] = {
 
 # Types whose older files have the keys of the text beside those of the whole.
 _FLAT = ("qwen2_5_vl", "qwen2_vl")
+_OF_THREE_NUMBERS = (*_FLAT, "qwen3_vl")  # their positions
 
 # In front of the names, as files have them and as newer classes do; the head may stand outside.
 _PREFIXES = (
@@ -107,7 +109,7 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     if config["model_type"] in FOLDERS:
         return text  # a decoder that was saved alone says everything itself
     text.update({key: config[key] for key in _OF_THE_WHOLE if key in config})
-    if config["model_type"] in _FLAT:
+    if config["model_type"] in _OF_THREE_NUMBERS:
         for key in ("rope_scaling", "rope_parameters"):
             text[key] = _of_one_position(text.get(key))
     # The head belongs to the whole. Where its class does not tie it, files may say so of the text

@@ -8,6 +8,7 @@ What is decoded is ``text_part.py``'s; how a picture is prepared, ``preprocessor
 from __future__ import annotations
 
 import dataclasses
+import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -75,6 +76,18 @@ _QWEN_2_5 = {
     "in_channels": 3,
     "window_size": 112,
     "fullatt_block_indexes": [7, 15, 23, 31],
+}
+
+_QWEN_3 = {
+    **_QWEN,
+    "depth": 27,
+    "hidden_size": 1152,
+    "hidden_act": "gelu_pytorch_tanh",
+    "intermediate_size": 4304,
+    "in_channels": 3,
+    "patch_size": 16,
+    "num_position_embeddings": 2304,
+    "deepstack_visual_indexes": [8, 16, 24],
 }
 
 # In front of the names of each part, the longest first.
@@ -155,6 +168,11 @@ _QWEN_LAYER_NAMES = {
 _QWEN_FEED_FORWARDS = {
     "plain": {"ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"},
     "gated": {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
+}
+_QWEN_3_LAYER_NAMES = {
+    **_QWEN_LAYER_NAMES,
+    "ffn_up": "mlp.linear_fc1",
+    "ffn_down": "mlp.linear_fc2",
 }
 _QWEN_TOWER_NAMES = {"v.patch_embd": "tower.patch_embed.proj", "v.post_ln": "tower.merger.ln_q"}
 _QWEN_THETA = 10000.0
@@ -653,6 +671,76 @@ def _qwen(family: str, *, windows: bool) -> Callable[[Values, int], VisionPart]:
     return read
 
 
+def _qwen3(config: Values, decoder_size: int) -> VisionPart:
+    """Qwen3-VL: as Qwen2-VL, with a table of positions, and connectors behind several layers."""
+    values = Values(config.table("vision_config").values, _QWEN_3)
+    width, regroup = values.integer("hidden_size"), values.integer("spatial_merge_size")
+    patch = values.integer("patch_size")
+    step = max(patch * regroup, 1)
+    places = values.integer("num_position_embeddings")
+    side = math.isqrt(max(places, 0))
+    if side**2 != places or not side:
+        raise CheckpointError(
+            f"config.json has {places} for num_position_embeddings, which are no square."
+        )
+    taps = _numbers(values.get("deepstack_visual_indexes"), "deepstack_visual_indexes")
+    fields = tower_fields(
+        Values(
+            {
+                **values.values,
+                "num_attention_heads": values.integer("num_heads"),
+                "hidden_size": width,
+                "intermediate_size": values.integer("intermediate_size"),
+                "num_channels": values.integer("in_channels"),
+                "image_size": _LONGEST_SIDE // step * step,
+                "patch_size": patch,
+                "layer_norm_eps": 1e-6,
+                "hidden_act": values.get("hidden_act"),
+            },
+            {},
+        ),
+        values.integer("depth"),
+    )
+    merger, tap = "tower.merger.{}", "tower.deepstack_merger_list.{}.{}"
+    parts = {"0": "linear_fc1", "2": "linear_fc2", "norm": "norm"}
+    return VisionPart(
+        "qwen3_vl",
+        VisionArchitecture(
+            **fields,
+            decoder_size=decoder_size,
+            post_norm=True,
+            regroup=regroup,
+            connector="mlp",
+            connector_size=width * regroup**2,
+            position="rotary",
+            position_grid=side,
+            taps=taps,
+        ),
+        {},
+        _placeholder(config, 151655),
+        "squares",
+        layers_at="tower.blocks.",
+        layer_names=_QWEN_3_LAYER_NAMES,
+        tower_names={
+            "v.patch_embd": "tower.patch_embed.proj",
+            "v.position_embd": "tower.pos_embed",
+            "v.post_ln": merger.format("norm"),
+            "mm.0": merger.format(parts["0"]),
+            "mm.2": merger.format(parts["2"]),
+            **{
+                f"mm.tap.{number}.{ours}": tap.format(number, theirs)
+                for number in range(len(taps))
+                for ours, theirs in parts.items()
+            },
+        },
+        fused=True,
+        frames=values.integer("temporal_patch_size"),
+        theta=Values(values.table("rope_parameters").values, {"rope_theta": _QWEN_THETA}).number(
+            "rope_theta"
+        ),
+    )
+
+
 def _numbers(value: Any, key: str) -> tuple[int, ...]:
     if not isinstance(value, list) or any(type(one) is not int or one < 0 for one in value):
         raise CheckpointError(f"config.json has {shown(value)} for {key}, which are no numbers.")
@@ -711,6 +799,7 @@ _READERS: Mapping[str, Callable[[Values, int], VisionPart]] = {
     "gemma3": _gemma3,
     "qwen2_vl": _qwen("qwen2_vl", windows=False),
     "qwen2_5_vl": _qwen("qwen2_5_vl", windows=True),
+    "qwen3_vl": _qwen3,
 }
 # Types with a tower that is not computed, which convert as the text that they hold.
 TEXT_ALONE: Mapping[str, str] = {

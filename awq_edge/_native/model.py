@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import os
 from dataclasses import dataclass
 from pathlib import Path
@@ -195,6 +196,14 @@ class NativeModel:
             if name not in ("newline", "bidirectional")
         }
         return VisionInfo(**sizes, newline=newline, bidirectional=bool(info.bidirectional))
+
+    @functools.cached_property
+    def row_size(self) -> int:
+        """Numbers of what is read in the place of a token: a picture's row where it is read."""
+        vision = self.vision()
+        if vision is None or vision.session_bytes:
+            return self.info().hidden_size
+        return vision.embedding_size
 
     def vision_memory(self, threads: int = 0, height: int = 0, width: int = 0) -> int:
         """Bytes that ``encode_pictures`` takes while it runs, beside its arguments.

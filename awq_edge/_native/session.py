@@ -34,6 +34,7 @@ class NativeSession:
         ffi, library = load()
         info = model.info()
         self.vocabulary_size, self.hidden_size = info.vocabulary_size, info.hidden_size
+        self.row_size = model.row_size
         options = session_options(context_length, threads, prefill_threads, kv_type, device)
         pointer = ffi.new("awqe_session**")
         call(library.awqe_session_open, model.pointer, options, pointer)
@@ -165,7 +166,7 @@ class Reading:
     Attributes:
         session: whose context grows.
         tokens: ids, each below the size of the vocabulary; None for embeddings.
-        embeddings: float32 [rows, hidden], C-contiguous, in the place of tokens' embeddings.
+        embeddings: float32 [rows, row size], C-contiguous, in the place of tokens' embeddings.
         logits: float32 [tokens, vocabulary], C-contiguous, to fill; None fills nothing.
         hidden: float32 [tokens, hidden], C-contiguous, to fill with what the output matrix reads
             after each token; None fills nothing.
@@ -205,7 +206,7 @@ def _fill_input(entry: Any, reading: Reading, held: list[Any]) -> None:
         entry.tokens, entry.count = rows, len(rows)
     else:
         rows = ffi.from_buffer("float[]", reading.embeddings)
-        entry.embeddings, entry.count = rows, len(rows) // reading.session.hidden_size
+        entry.embeddings, entry.count = rows, len(rows) // reading.session.row_size
         entry.columns = reading.columns
     entry.struct_size = ffi.sizeof("awqe_batch_input")
     entry.session = session

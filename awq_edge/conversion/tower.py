@@ -119,6 +119,8 @@ class TowerWalk:
             self._events.note(f"tower, layer {number + 1}/{layers}")
             with solvable(f"layer {number} of the tower"):
                 stream = self._walked(number, stream)
+            if number in a.taps:
+                self._tap(a.taps.index(number), stream)
         if a.cross is not None:
             return self._for_blocks(stream)
         rows = None
@@ -154,7 +156,7 @@ class TowerWalk:
 
         a, values = self._architecture, self._weights("v.pixel_values")
         read = torch_tower.patches(a, values, tiles.to(self._device))
-        return torch_tower.embedded(a, weights, read)
+        return torch_tower.embedded(a, weights, read, self._grid)
 
     def _walked(self, number: int, stream: torch.Tensor | None) -> torch.Tensor | None:
         """Packs a layer; gives the stream behind it, as the packed layer makes it."""
@@ -263,17 +265,24 @@ class TowerWalk:
             )
         return seen
 
-    def _connector(self, rows: torch.Tensor | None) -> None:
-        """Packs the connector, for what it reads of the pictures, [n, t, k]."""
+    def _tap(self, tap: int, stream: torch.Tensor | None) -> None:
+        """Packs the connector of a tap, for the stream behind its layer."""
+        rows = None
+        if stream is not None and self._grid is not None:
+            rows = torch_tower.tapped(self._architecture, self._weights, tap, stream, self._grid)
+        self._connector(rows, tap)
+
+    def _connector(self, rows: torch.Tensor | None, tap: int = -1) -> None:
+        """Packs the connector, or a tap's, for what it reads of the pictures, [n, t, k]."""
         a = self._architecture
-        for name in a.connector_matrices():
+        for name in a.connector_matrices(tap):
             weight = self._weights(f"{name}.weight")
             limits = None
             if rows is not None and self._searched:
                 limits = self._clipped(weight, rows)
             rounded = self._store(f"{name}.weight", weight, self._quantiser, limits)
-            if rows is not None and name == "mm.0" and a.connector == "mlp":
-                bias = self._weights("mm.0.bias") if a.connector_bias else None
+            if rows is not None and name.endswith(".0") and a.connector == "mlp":
+                bias = self._weights(f"{name}.bias") if a.connector_bias else None
                 rows = activated(a.connector_activation, multiply(rows, rounded, bias))
 
     def _clipped(self, weight: torch.Tensor, rows: torch.Tensor) -> torch.Tensor | None:

@@ -164,6 +164,10 @@ class VisionArchitecture:
         feed_forward: Of its layers: plain or gated.
         window: Side of the squares of patches that see each other; 0: all do.
         full_layers: Those in which all do nevertheless.
+        position_grid: Side of a table that the position of a patch that turns is interpolated from,
+            the corners of the picture at those of the table; 0: there is none.
+        taps: Layers behind which a connector of its own, a norm in front of it, reads the stream:
+            the outputs of the decoder's first layers take up what these make.
         keep_class: Whether the class token stays behind the last layer.
         resampler: What makes a fixed number of rows of them; None: nothing does.
         cross: The decoder's gated blocks, which the connector makes keys and values for; None: a
@@ -200,6 +204,8 @@ class VisionArchitecture:
     feed_forward: str = "plain"
     window: int = 0
     full_layers: tuple[int, ...] = ()
+    position_grid: int = 0
+    taps: tuple[int, ...] = ()
     keep_class: bool = False
     resampler: Resampler | None = None
     cross: CrossAttention | None = None
@@ -237,6 +243,19 @@ class VisionArchitecture:
             raise UnsupportedError(
                 f"A picture becomes {self.tokens} rows that see each other; at most "
                 f"{_MOST_TOGETHER} can."
+            )
+        ascending = all(one < two for one, two in zip(self.taps, self.taps[1:]))
+        if not (ascending and all(0 <= layer < self.layers for layer in self.taps)):
+            raise UnsupportedError(
+                f"The tower has {self.layers} layers, and is read behind {list(self.taps)}: they "
+                "must ascend, and be there."
+            )
+        if self.taps and self.connector != "mlp":
+            raise UnsupportedError("A tower is read behind several layers by two matrices each.")
+        if self.position_grid > 256:
+            raise UnsupportedError(
+                f"The tower has a table of {self.position_grid} positions on a side; at most 256 "
+                "are supported."
             )
         if max(3 * self.patch_size**2, self.connector_input) > _MOST_COLUMNS:
             raise UnsupportedError(
@@ -309,7 +328,9 @@ class VisionArchitecture:
     @property
     def row_size(self) -> int:
         """Numbers of each of them."""
-        return self.decoder_size if self.cross is None else self.cross.row_size
+        if self.cross is not None:
+            return self.cross.row_size
+        return self.decoder_size * (1 + len(self.taps))
 
     @property
     def connector_input(self) -> int:
@@ -349,12 +370,15 @@ class VisionArchitecture:
             ("norm", "layer"),
             ("feed_forward", "plain"),
             ("window", 0),
+            ("position_grid", 0),
             ("keep_class", False),
         ):
             if getattr(a, name) != default:
                 entries[name] = getattr(a, name)
         if a.full_layers:
             entries["full_layers"] = list(a.full_layers)
+        if a.taps:
+            entries["taps"] = list(a.taps)
         if a.connector == "mlp" and a.connector_activation != "gelu":
             entries["connector_activation"] = a.connector_activation
         resampler = {} if a.resampler is None else a.resampler.to_metadata()
@@ -366,7 +390,8 @@ class VisionArchitecture:
         names = ["v.pixel_values", "v.patch_embd.weight"]
         names += ["v.patch_embd.bias"] if a.patch_bias else []
         names += ["v.class_embd"] if a.class_token else []
-        names.append("v.rope.inverse_frequencies" if a.rotary else "v.position_embd.weight")
+        names += ["v.rope.inverse_frequencies"] if a.rotary else []
+        names += ["v.position_embd.weight"] if a.position_grid or not a.rotary else []
         kinds = ("weight", "bias") if a.norm == "layer" else ("weight",)
         names += [f"v.pre_ln.{kind}" for kind in kinds] if a.pre_norm else []
         for layer in range(a.layers):
@@ -380,8 +405,11 @@ class VisionArchitecture:
             return names
         names += ["mm.norm.weight"] if a.connector_norm != "none" else []
         names += ["mm.norm.bias"] if a.connector_norm == "layer" else []
-        for matrix in self.connector_matrices():
-            names += [f"{matrix}.weight"] + ([f"{matrix}.bias"] if a.connector_bias else [])
+        for number in range(-1, len(a.taps)):
+            tap = f"mm.tap.{number}.norm"
+            names += [f"{tap}.weight", f"{tap}.bias"] if number >= 0 else []
+            for matrix in self.connector_matrices(number):
+                names += [f"{matrix}.weight"] + ([f"{matrix}.bias"] if a.connector_bias else [])
         return names + (["mm.image_newline"] if a.newline else [])
 
     def layer_tensor_names(self) -> list[str]:
@@ -395,8 +423,10 @@ class VisionArchitecture:
         shapes = [self.tensor_shape(name) for name in self.tensor_names()]
         return sum(shape[0] * shape[1] for shape in shapes if len(shape) == 2)
 
-    def connector_matrices(self) -> list[str]:
-        """The connector's."""
+    def connector_matrices(self, tap: int = -1) -> list[str]:
+        """The connector's, or those of a tap's."""
+        if tap >= 0:
+            return [f"mm.tap.{tap}.0", f"mm.tap.{tap}.2"]
         if self.cross is not None:
             return [f"mm.blk.{number}.{kind}" for number in self.cross.numbers for kind in "kv"]
         return ["mm.0", "mm.2"] if self.connector == "mlp" else ["mm.0"]
@@ -420,11 +450,14 @@ class VisionArchitecture:
             "mm.2": (a.decoder_size, a.connector_size),
         }
         stem, _, kind = name.rpartition(".")
+        if stem.startswith("mm.tap."):
+            stem = f"mm.{stem.rpartition('.')[2]}"  # in the form of the connector
+            name = f"{stem}.{kind}"
         if stem in matrices:
             return matrices[stem] if kind == "weight" else matrices[stem][:1]
         vectors = {
             "v.pixel_values": 3 * 256,
-            "v.position_embd.weight": a.positions * a.hidden_size,
+            "v.position_embd.weight": (a.position_grid**2 or a.positions) * a.hidden_size,
             "v.rope.inverse_frequencies": a.head_size // 4,
             "mm.norm.weight": a.connector_input,
             "mm.norm.bias": a.connector_input,

@@ -234,10 +234,11 @@ awqe_status awqe_session_evaluate(awqe_session* session, const uint32_t* tokens,
 
 /// Appends what is no token of the vocabulary, for example a picture: `embeddings`, float
 /// [count, hidden_size], take the place of the rows that tokens would have of the embedding matrix,
-/// at the entrance of the first layer. Otherwise as awqe_session_evaluate(); but where
-/// awqe_vision_info says `bidirectional`, `count` is that of a picture and no other, and the
-/// picture is read as a whole: AWQE_UNSUPPORTED on a GPU. Truncating to within one leaves rows that
-/// have seen what is gone.
+/// at the entrance of the first layer; where awqe_vision_info has a larger embedding_size they are
+/// so long, and the first layers add what follows to their outputs. Otherwise as
+/// awqe_session_evaluate(); but where awqe_vision_info says `bidirectional`, `count` is that of a
+/// picture and no other, and the picture is read as a whole: AWQE_UNSUPPORTED on a GPU. Truncating
+/// to within one leaves rows that have seen what is gone.
 awqe_status awqe_session_evaluate_embeddings(awqe_session* session, const float* embeddings,
                                              size_t count, uint32_t which, float* logits,
                                              awqe_progress progress, void* user, awqe_error* error);
@@ -276,7 +277,7 @@ typedef struct awqe_batch_input {
     uint32_t which;  ///< An awqe_logits.
     awqe_session* session;
     const uint32_t* tokens;   ///< [count]; NULL for embeddings.
-    const float* embeddings;  ///< [count, hidden_size]; NULL for tokens.
+    const float* embeddings;  ///< As in awqe_session_evaluate_embeddings(); NULL for tokens.
     size_t count;
     /// Of a picture whose `embeddings` these are, row by row: models that turn positions by rows
     /// and columns need it. 0: one after the other, as tokens.
@@ -312,8 +313,8 @@ typedef struct awqe_vision_info {
                               ///< with `step`, the most.
     uint32_t patch_size;      ///< The same of a patch.
     uint32_t tokens;          ///< Embeddings that a picture becomes; 0 with `step`.
-    uint32_t embedding_size;  ///< Numbers of each: the decoder's hidden size, unless its layers
-                              ///< look at pictures.
+    uint32_t embedding_size;  ///< Numbers of each: the decoder's hidden size, or more: what its
+                              ///< layers look at, or take up one after the other.
     uint64_t weight_bytes;    ///< Of its tensors, mapped from the file.
     uint64_t session_bytes;   ///< That a session keeps of each picture that its layers look at, by
                               ///< awqe_session_look_at(); 0: a picture's embeddings are read in the

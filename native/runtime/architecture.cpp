@@ -41,6 +41,8 @@ std::vector<uint32_t> rope_tables_or_one(const GgufFile& file, uint32_t layers) 
     return tables;
 }
 
+constexpr const char* kRopeInterleaved = "awq_edge.decoder.rope_interleaved";
+
 std::vector<uint32_t> rope_sections_or_none(const GgufFile& file, uint32_t head_size) {
     constexpr const char* kKey = "awq_edge.decoder.rope_sections";
     if (file.find_entry(kKey) == nullptr) return {};
@@ -60,6 +62,21 @@ std::vector<uint32_t> rope_sections_or_none(const GgufFile& file, uint32_t head_
              head_size, head_size / 2);
     }
     return sections;
+}
+
+// The second and the third number have angles 1 and 2, 4 and 5 and so on, the first all others.
+void check_turns(const Architecture& a) {
+    const std::vector<uint32_t>& sections = a.rope_sections;
+    if (sections.empty()) {
+        fail(AWQE_FILE_INVALID, "%s is true, although there is no awq_edge.decoder.rope_sections",
+             kRopeInterleaved);
+    }
+    for (uint32_t i : {1, 2}) {
+        if (sections[i] == 0 || 3 * (sections[i] - 1) + i < a.head_size / 2) continue;
+        fail(AWQE_FILE_INVALID,
+             "%s is true, and the numbers of a position have no %u turns among %u angles",
+             kRopeInterleaved, sections[i], a.head_size / 2);
+    }
 }
 
 // Keys that say how the file was made: the runtime does not use them, but whoever lists a file
@@ -131,10 +148,12 @@ void read_positions(const GgufFile& file, Architecture& a) {
     if (a.position == PositionKind::kRotary) {
         a.rope_tables = rope_tables_or_one(file, a.layers);
         a.rope_sections = rope_sections_or_none(file, a.head_size);
+        a.rope_interleaved = flag_or(file, kRopeInterleaved, false);
+        if (a.rope_interleaved) check_turns(a);
         return;
     }
     for (const char* key : {"awq_edge.decoder.rope_tables", "awq_edge.decoder.rope_sections",
-                            "awq_edge.decoder.rotary_size"}) {
+                            kRopeInterleaved, "awq_edge.decoder.rotary_size"}) {
         if (file.find_entry(key) != nullptr) {
             fail(AWQE_FILE_INVALID,
                  "there is a key %s, although awq_edge.decoder.position is not rotary", key);

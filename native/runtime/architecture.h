@@ -55,6 +55,7 @@ struct Architecture {
     // How many angles of a head turn by the first, the second and the third number of a position;
     // empty: all by the one that it has.
     std::vector<uint32_t> rope_sections;
+    bool rope_interleaved;  // the numbers take turns from angle to angle, not section by section
     QkNorm qk_norm;
     float qkv_clamp;  // 0: none
     float score_cap;  // 0: none

@@ -71,7 +71,7 @@ struct Row {
                   // but within a picture whose rows see each other
     Turns turns;
     uint32_t token;              // below the size of the vocabulary
-    const float* embedding;      // float [hidden], in the place of the token's; or NULL
+    const float* embedding;      // float [Model::row_size()], in the place of the token's; or NULL
     float* logits;               // float [vocabulary], to be filled; or NULL
     float* hidden;               // float [hidden], to be filled with what the head reads; or NULL
     const PictureRows* picture;  // that gated blocks look at; or NULL: they see none

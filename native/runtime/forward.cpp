@@ -87,6 +87,17 @@ void turn(const Step& step, const Row& row, const float* frequencies, float* cos
         rope_angles(row.position, frequencies, step.a.head_size / 2, cosines, sines);
         return;
     }
+    if (step.a.rope_interleaved) {
+        // The three numbers in turn, as long as both others have angles left; the first has the
+        // rest.
+        const std::vector<uint32_t>& sections = step.a.rope_sections;
+        for (size_t i = 0; i < step.a.head_size / 2; ++i) {
+            const size_t kind = i % 3;
+            const size_t number = kind != 0 && i < 3 * size_t{sections[kind]} ? kind : 0;
+            rope_angles(row.turns.numbers[number], frequencies + i, 1, cosines + i, sines + i);
+        }
+        return;
+    }
     size_t first = 0;
     for (size_t i = 0; i < 3; ++i) {
         const size_t count = step.a.rope_sections[i];
@@ -122,6 +133,19 @@ void embed(const Step& step) {
                 turn(step, row, step.model.inverse_frequencies() + table * half,
                      step.cosines(t, table), step.sines(t, table));
             }
+        }
+    });
+}
+
+// The stream of pictures' rows takes up what the tap of a layer's number has made of them.
+void add_tap(const Step& step, size_t number) {
+    const size_t hidden = step.a.hidden_size;
+    step.team.share(step.m, 1, [&](size_t begin, size_t end) {
+        for (size_t t = begin; t < end; ++t) {
+            if (step.rows[t].embedding == nullptr) continue;
+            const float* const tap = step.rows[t].embedding + (1 + number) * hidden;
+            float* const residual = step.residual(t);
+            for (size_t n = 0; n < hidden; ++n) residual[n] += tap[n];
         }
     });
 }
@@ -243,6 +267,7 @@ void forward(const Model& model, const KernelTable& kernels, const Block& block,
     const size_t layers = model.layers().size();
     const CrossArchitecture* const cross = model.cross();
     size_t block_number = 0;  // of the next gated block
+    const size_t taps = model.row_size() / model.architecture().hidden_size - 1;
     for (size_t layer = 0; layer < layers; ++layer) {
         const LayerWeights& w = model.layers()[layer];
         if (block_number < model.blocks().size() && cross->before[block_number] == layer) {
@@ -258,6 +283,7 @@ void forward(const Model& model, const KernelTable& kernels, const Block& block,
         } else {
             feed_forward(step, w);
         }
+        if (layer < taps) add_tap(step, layer);
     }
     if (block.wanted == 0) return;
     hand_out_hidden(step);

@@ -261,6 +261,10 @@ Model::Model(std::unique_ptr<MappedFile> mapping, const uint8_t* bytes, size_t s
         }
     }
     vision_ = read_vision(file_, a.hidden_size, cross());
+    if (vision_ && vision_->taps.size() > a.layers) {
+        fail(AWQE_FILE_INVALID, "awq_edge.vision.taps names %zu layers, and the decoder has %u",
+             vision_->taps.size(), a.layers);
+    }
     if (cross_ && !vision_) {
         fail(AWQE_FILE_INVALID,
              "there is a key awq_edge.cross.layers, although there is no awq_edge.vision.layers");

@@ -84,6 +84,10 @@ class Model {
 
     // The tower and its connector; NULL in a model of text alone.
     const VisionModel* vision() const { return vision_ ? &*vision_ : nullptr; }
+    // Numbers of what stands in the place of a token: of the stream, and of what taps give to it.
+    size_t row_size() const {
+        return vision_ && !cross_ ? vision_->embedding_size : architecture_.hidden_size;
+    }
     // Of a picture whose rows see each other, so that they are read together; 0: none do.
     size_t picture_rows() const {
         return vision_ && vision_->architecture.bidirectional ? vision_->architecture.tokens() : 0;

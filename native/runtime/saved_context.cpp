@@ -79,6 +79,7 @@ uint64_t hash_of(const Architecture& a, uint64_t hash) {
         hash = hash_value(value, hash);
     }
     for (const uint32_t section : a.rope_sections) hash = hash_value(section, hash);
+    if (a.rope_interleaved) hash = hash_value(1u, hash);
     for (const uint32_t table : a.rope_tables) hash = hash_value(table, hash);
     for (const uint32_t window : a.sliding_windows) hash = hash_value(window, hash);
     if (a.experts != 0) {

@@ -94,10 +94,11 @@ void Session::check(const Reading& reading) const {
         }
     } else {
         check_picture(reading);
-        for (size_t i = 0; i < reading.count * a.hidden_size; ++i) {
+        const size_t size = model_.row_size();
+        for (size_t i = 0; i < reading.count * size; ++i) {
             if (std::isfinite(reading.embeddings[i])) continue;
             fail(AWQE_INVALID_ARGUMENT, "embedding %zu holds a number that is not finite, at %zu",
-                 i / a.hidden_size, i % a.hidden_size);
+                 i / size, i % size);
         }
     }
 }
@@ -113,6 +114,11 @@ void Session::check_picture(const Reading& reading) const {
         fail(AWQE_UNSUPPORTED,
              "this model turns a picture by its rows and columns, which the GPU does not so far; "
              "use the CPU for its pictures");
+    }
+    if (model_.row_size() != model_.architecture().hidden_size && !backend_.places_rows()) {
+        fail(AWQE_UNSUPPORTED,
+             "the first layers of this model take up a picture again, which the GPU does not so "
+             "far; use the CPU for its pictures");
     }
     if (rows == 0) return;
     if (count != rows) {
@@ -198,7 +204,7 @@ Row Session::row(size_t index) const {
     if (reading_.tokens != nullptr) {
         row.token = reading_.tokens[at];
     } else {
-        row.embedding = reading_.embeddings + at * a.hidden_size;
+        row.embedding = reading_.embeddings + at * model_.row_size();
     }
     if (wants_logits(index)) {
         row.logits = wants_all() ? reading_.logits + at * a.vocabulary_size : arrays_.logits;

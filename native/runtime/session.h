@@ -31,7 +31,7 @@ SequencePlan session_plan(const Model& model, const awqe_session_options* option
 // What a session reads in one call.
 struct Reading {
     const uint32_t* tokens;   // [count], or NULL:
-    const float* embeddings;  // [count, hidden]
+    const float* embeddings;  // [count, Model::row_size()]
     size_t count;
     size_t columns;  // of a picture, row by row; 0: what is read has one after the other
     uint32_t which;  // awqe_logits

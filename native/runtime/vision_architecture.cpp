@@ -18,11 +18,13 @@ constexpr const char* kConnectorNormEpsilon = "awq_edge.vision.connector_norm_ep
 constexpr const char* kResampler = "awq_edge.vision.resampler.layers";
 constexpr const char* kForBlocks = "awq_edge.vision.connector is cross";
 constexpr const char* kByColumns = "awq_edge.vision.by_columns";
+constexpr const char* kTaps = "awq_edge.vision.taps";
 constexpr const char* kKeepClass = "awq_edge.vision.keep_class";
 constexpr uint32_t kMaxLayers = 1024;
 constexpr uint32_t kMaxHeadSize = 256;
-constexpr uint32_t kMaxSide = 1u << 14;  // pixels
-constexpr uint32_t kMaxRows = 1u << 16;  // of the tower: patches and a class token
+constexpr uint32_t kMaxSide = 1u << 14;     // pixels
+constexpr uint32_t kMaxRows = 1u << 16;     // of the tower: patches and a class token
+constexpr uint32_t kMaxPositionGrid = 256;  // whose squares are as many rows
 
 void check_absent(const GgufFile& file, const char* key, const char* reason) {
     if (file.find_entry(key) == nullptr) return;
@@ -141,6 +143,22 @@ void read_connector(const GgufFile& file, VisionArchitecture& a) {
         const char* const why = a.for_blocks ? kForBlocks : "awq_edge.vision.connector is linear";
         check_absent(file, kConnectorSize, why);
         check_absent(file, kConnectorActivation, why);
+        check_absent(file, kTaps, why);
+    }
+}
+
+void read_taps(const GgufFile& file, VisionArchitecture& a) {
+    if (file.find_entry(kTaps) == nullptr) return;
+    const Entry& list = need_u32_array(file, kTaps);
+    for (uint64_t i = 0; i < list.value.count; ++i) {
+        const auto layer = static_cast<uint32_t>(list.value.element(i).as_unsigned());
+        if (layer >= a.layers || (!a.taps.empty() && layer <= a.taps.back())) {
+            fail(AWQE_FILE_INVALID,
+                 "key %s names layer %u at index %" PRIu64
+                 "; they ascend, and the tower has %u layers",
+                 kTaps, layer, i, a.layers);
+        }
+        a.taps.push_back(layer);
     }
 }
 
@@ -148,7 +166,9 @@ void read_connector(const GgufFile& file, VisionArchitecture& a) {
 void read_rotary(const GgufFile& file, VisionArchitecture& a) {
     constexpr const char* kWindow = "awq_edge.vision.window";
     constexpr const char* kFullLayers = "awq_edge.vision.full_layers";
+    constexpr const char* kPositionGrid = "awq_edge.vision.position_grid";
     if (!a.rotary) {
+        check_absent(file, kPositionGrid, "awq_edge.vision.position is learned");
         check_absent(file, kWindow, "awq_edge.vision.position is learned");
         check_absent(file, kFullLayers, "awq_edge.vision.position is learned");
         return;
@@ -166,6 +186,7 @@ void read_rotary(const GgufFile& file, VisionArchitecture& a) {
              "awq_edge.vision.position is rotary, which goes with no class_token, no pool, no "
              "by_columns and an image_size that is a multiple of patch_size times regroup");
     }
+    a.position_grid = size_or(file, kPositionGrid, kMaxPositionGrid, 0);
     a.window = size_or(file, kWindow, kMaxSide, 0);
     if (a.window == 0) {
         check_absent(file, kFullLayers, "there is no awq_edge.vision.window");
@@ -250,6 +271,7 @@ std::optional<VisionArchitecture> read_vision_architecture(const GgufFile& file)
     read_grid(file, a);
     read_rotary(file, a);
     read_connector(file, a);
+    read_taps(file, a);
     a.keep_class = flag_or(file, kKeepClass, false);
     read_resampler(file, a);
     check_blocks(file, a);

@@ -43,7 +43,9 @@ struct VisionArchitecture {
     bool gated;   // down(act(gate) * up), otherwise down(act(up))
     bool rotary;  // queries and keys turn by row and column, and pictures have any size; otherwise
                   // every patch has a learned position
-    uint32_t window;                    // patches on a side that see each other; 0: all do
+    uint32_t position_grid;  // side of the table that a turning patch's position is interpolated
+                             // from; 0: it has none
+    uint32_t window;         // patches on a side that see each other; 0: all do
     std::vector<uint32_t> full_layers;  // in which all do nevertheless
     bool class_token;
     bool keep_class;  // it stays behind the last layer
@@ -57,6 +59,8 @@ struct VisionArchitecture {
     float connector_norm_epsilon;     // 0 without that norm
     uint32_t connector_size;          // width between two matrices; 0: there is one
     Activation connector_activation;  // between them
+    std::vector<uint32_t> taps;  // layers whose stream a connector of its own reads, ascending:
+                                 // the decoder takes up what it makes behind its first layers
     // In the decoder: a picture's rows see each other in both directions.
     bool bidirectional;
     // Or, for a decoder that looks at pictures: keys and values for its gated blocks.

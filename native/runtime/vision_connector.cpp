@@ -29,11 +29,10 @@ void pooled_row(const VisionStep& step, size_t r, size_t c, float* y) {
     for (size_t n = 0; n < hidden; ++n) y[n] /= count;
 }
 
-// What the connector reads for a token: neighbours side by side, zeros beyond the edge, then its
-// norm. float [regroup, regroup, hidden]
+// What a connector reads for a token: neighbours side by side, zeros beyond the edge.
+// float [regroup, regroup, hidden]
 const float* connector_row(const VisionStep& step, size_t token) {
     const VisionArchitecture& a = step.a;
-    const size_t columns = a.connector_columns();
     const size_t line = a.by_columns ? step.token_lines() : step.token_columns();
     const size_t along = token % line * a.regroup;
     const size_t across = token / line * a.regroup;
@@ -50,36 +49,73 @@ const float* connector_row(const VisionStep& step, size_t token) {
             }
         }
     }
+    return row;
+}
+
+// The same behind the connector's norm.
+const float* normed_row(const VisionStep& step, size_t token) {
+    const VisionArchitecture& a = step.a;
+    const size_t columns = a.connector_columns();
+    const float* const row = connector_row(step, token);
+    float* const y = step.own_row();
     const Norm& norm = step.w.connector_norm;
     if (a.connector_norm == ConnectorNorm::kRms) {
-        step.kernels.rms_norm(row, norm.weight, columns, a.connector_norm_epsilon, row);
+        step.kernels.rms_norm(row, norm.weight, columns, a.connector_norm_epsilon, y);
     } else if (a.connector_norm == ConnectorNorm::kLayer) {
-        step.kernels.layer_norm(row, norm.weight, norm.bias, columns, a.connector_norm_epsilon,
-                                row);
+        step.kernels.layer_norm(row, norm.weight, norm.bias, columns, a.connector_norm_epsilon, y);
     }
-    return row;
+    return y;
+}
+
+// out[t] = W x[t] + bias for the strip, rows of `embedding_size` numbers.
+void put_rows(const VisionStep& step, const Linear& linear, const QuantizedRows& x, float* out) {
+    step.team.share(blocks_of(linear.weight), grain_of(step), [&](size_t begin, size_t end) {
+        multiply(step, linear, x, out, step.w.embedding_size, begin, end);
+    });
+}
+
+// out[t] = W_2 act(W_1 x[t]), the same.
+void put_rows_of_two(const VisionStep& step, const Linear& first, const Linear& second,
+                     const QuantizedRows& x, float* out) {
+    const size_t width = step.a.connector_size;
+    activate_product(step, first, step.a.connector_activation, x, nullptr, step.at.wide);
+    const QuantizedRows activated = quantize(step, width, second.weight.group_size,
+                                             [&](size_t t) { return step.at.wide + t * width; });
+    put_rows(step, second, activated, out);
 }
 
 }  // namespace
 
+void leave_by_tap(VisionStep& step, size_t number, float* embeddings) {
+    const VisionModel& w = step.w;
+    const VisionTap& tap = w.taps[number];
+    const size_t columns = step.a.connector_columns();
+    // Behind the row itself and what the taps before gave.
+    float* const place = embeddings + (1 + number) * (w.embedding_size / (1 + w.taps.size()));
+    step.for_strips(step.tokens(), [&] {
+        const QuantizedRows x = quantize(step, columns, tap.first.weight.group_size, [&](size_t t) {
+            float* const y = step.own_row();
+            step.kernels.layer_norm(connector_row(step, step.first + t), tap.norm.weight,
+                                    tap.norm.bias, columns, step.a.norm_epsilon, y);
+            return y;
+        });
+        put_rows_of_two(step, tap.first, tap.second, x, place + step.first * w.embedding_size);
+    });
+}
+
 void leave_tower(VisionStep& step, float* embeddings) {
     const VisionModel& w = step.w;
-    const size_t width = step.a.connector_size;
     if (step.a.post_norm) normalise_stream(step, w.post_norm);
     step.for_strips(step.tokens(), [&] {
         float* const out = embeddings + step.first * w.embedding_size;
         const QuantizedRows x =
             quantize(step, w.connector.weight.columns, w.connector.weight.group_size,
-                     [&](size_t t) { return connector_row(step, step.first + t); });
-        if (width == 0) {
-            multiply_all(step, {{w.connector, out}}, x);
-            return;
+                     [&](size_t t) { return normed_row(step, step.first + t); });
+        if (step.a.connector_size == 0) {
+            put_rows(step, w.connector, x, out);
+        } else {
+            put_rows_of_two(step, w.connector, w.connector_output, x, out);
         }
-        activate_product(step, w.connector, step.a.connector_activation, x, nullptr, step.at.wide);
-        const QuantizedRows activated =
-            quantize(step, width, w.connector_output.weight.group_size,
-                     [&](size_t t) { return step.at.wide + t * width; });
-        multiply_all(step, {{w.connector_output, out}}, activated);
     });
 }
 

@@ -1,6 +1,7 @@
 // Memory, threads and the parts of an encoding; see vision_encoding.h.
 #include "native/runtime/vision_encoding.h"
 
+#include <algorithm>
 #include <utility>
 
 #include "native/failure/failure.h"
@@ -91,6 +92,10 @@ void VisionEncoding::step() {
             if (a.resampler) enter_resampler(step);
         } else if (part <= layers) {
             tower_layer(step, part - 1);
+            const auto tap = std::find(a.taps.begin(), a.taps.end(), part - 1);
+            if (tap != a.taps.end()) {
+                leave_by_tap(step, static_cast<size_t>(tap - a.taps.begin()), embeddings);
+            }
         } else if (part + 1 < parts_) {
             resampler_layer(step, part - 1 - layers);
         } else if (a.for_blocks) {

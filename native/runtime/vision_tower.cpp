@@ -30,6 +30,43 @@ const float* numbers_of(const VisionStep& step, const uint8_t* pixels, size_t p)
     return row;
 }
 
+// Of a side of a table: the two rows around a place, and how far it is from the first of them.
+struct Between {
+    size_t first;
+    size_t second;
+    float share;
+};
+
+// Where line i of n lies when the first and the last lie on those of the table.
+Between between(size_t i, size_t n, size_t side) {
+    if (n == 1) return {0, 0, 0.0f};
+    const size_t at = i * (side - 1);
+    const size_t first = at / (n - 1);
+    return {first, std::min(first + 1, side - 1),
+            static_cast<float>(at % (n - 1)) / static_cast<float>(n - 1)};
+}
+
+// to[n] = made[n] + the position of a patch, for [begin, end): four rows of the table, weighted.
+void add_position(const VisionStep& step, size_t patch, const float* made, float* to, size_t begin,
+                  size_t end) {
+    const size_t side = step.a.position_grid;
+    const Between y = between(patch / step.shape.width, step.shape.height, side);
+    const Between x = between(patch % step.shape.width, step.shape.width, side);
+    const auto row = [&](size_t r, size_t c) {
+        return step.w.positions + (r * side + c) * step.a.hidden_size;
+    };
+    const float* const rows[] = {row(y.first, x.first), row(y.first, x.second),
+                                 row(y.second, x.first), row(y.second, x.second)};
+    const float above = 1.0f - y.share;
+    const float left = 1.0f - x.share;
+    const float weights[] = {above * left, above * x.share, y.share * left, y.share * x.share};
+    for (size_t n = begin; n < end; ++n) {
+        float position = weights[0] * rows[0][n];
+        for (size_t i = 1; i < 4; ++i) position += weights[i] * rows[i][n];
+        to[n] = made[n] + position;
+    }
+}
+
 // The stream of every patch = W patch + bias + its position.
 void embed_patches(VisionStep& step, const uint8_t* pixels) {
     const PackedMatrix& w = step.w.patches.weight;
@@ -46,6 +83,11 @@ void embed_patches(VisionStep& step, const uint8_t* pixels) {
             for (size_t t = 0; t < step.m; ++t) {
                 float* const residual = step.at.residual + (row + t) * hidden;
                 const float* const made = step.at.branch + t * hidden;
+                if (step.a.position_grid != 0) {
+                    add_position(step, step.patch_of(row + t), made, residual, begin * kBlockRows,
+                                 end_column);
+                    continue;
+                }
                 if (step.a.rotary) {
                     std::copy(made + begin * kBlockRows, made + end_column,
                               residual + begin * kBlockRows);

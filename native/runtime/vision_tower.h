@@ -111,6 +111,8 @@ struct VisionStep : Working {
 // The stream begins as the picture's patches. pixels: [height, width, 3], red first.
 void enter_tower(VisionStep& step, const uint8_t* pixels);
 void tower_layer(VisionStep& step, size_t number);
+// What tap `number` makes of the stream behind its layer.
+void leave_by_tap(VisionStep& step, size_t number, float* embeddings);
 // embeddings: float [tokens, embedding_size]
 void leave_tower(VisionStep& step, float* embeddings);
 

@@ -73,7 +73,12 @@ void read_positions(const GgufFile& file, VisionModel& w) {
         w.positions = need_floats(file, kTable, uint64_t{a.rows()} * a.hidden_size).floats;
         return;
     }
-    need_absent(file, kTable, "awq_edge.vision.position is rotary");
+    if (a.position_grid == 0) {
+        need_absent(file, kTable, "there is no awq_edge.vision.position_grid");
+    } else {
+        const uint64_t squares = uint64_t{a.position_grid} * a.position_grid;
+        w.positions = need_floats(file, kTable, squares * a.hidden_size).floats;
+    }
     w.frequencies = need_vector(file, kFrequencies, a.head_size / 4);
     for (uint32_t i = 0; i < a.head_size / 4; ++i) {
         if (std::fabs(w.frequencies[i]) <= 1.0f) continue;
@@ -147,6 +152,17 @@ void read_blocks(const GgufFile& file, const CrossArchitecture& cross, VisionMod
     }
 }
 
+void read_taps(const GgufFile& file, uint32_t decoder_size, VisionModel& w) {
+    const VisionArchitecture& a = w.architecture;
+    for (size_t i = 0; i < a.taps.size(); ++i) {
+        const std::string tap = "mm.tap." + std::to_string(i) + ".";
+        w.taps.push_back({need_layer_norm(file, tap + "norm", a.connector_columns()),
+                          need_linear(file, tap + "0", a.connector_size, a.connector_columns()),
+                          need_linear(file, tap + "2", decoder_size, a.connector_size)});
+    }
+    w.embedding_size *= static_cast<uint32_t>(1 + a.taps.size());
+}
+
 void read_connector(const GgufFile& file, VisionModel& w) {
     const VisionArchitecture& a = w.architecture;
     const uint32_t columns = a.connector_columns();
@@ -189,6 +205,10 @@ std::vector<const Linear*> VisionModel::linears() const {
     }
     if (connector.weight.rows > 0) all.push_back(&connector);
     if (connector_output.weight.rows > 0) all.push_back(&connector_output);
+    for (const VisionTap& tap : taps) {
+        all.push_back(&tap.first);
+        all.push_back(&tap.second);
+    }
     return all;
 }
 
@@ -224,6 +244,7 @@ std::optional<VisionModel> read_vision(const GgufFile& file, uint32_t hidden_siz
         read_blocks(file, *cross, w);
     } else {
         read_connector(file, w);
+        read_taps(file, hidden_size, w);
     }
     return w;
 }

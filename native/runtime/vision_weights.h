@@ -36,13 +36,22 @@ struct SeenBlock {
     Norm key_norm;  // [head_size], or none
 };
 
+// A connector to the stream behind a layer of the tower.
+struct VisionTap {
+    Norm norm;      // [regroup * regroup * hidden]
+    Linear first;   // [connector_size, regroup * regroup * hidden]
+    Linear second;  // [decoder's hidden, connector_size]
+};
+
 struct VisionModel {
     VisionArchitecture architecture;
-    uint32_t embedding_size;    // of the rows that the decoder reads, or that its blocks look at
+    uint32_t embedding_size;    // of the rows that the decoder reads, or that its blocks look at:
+                                // behind what it reads stands what each tap gives
     const float* pixel_values;  // [3, 256]: the number of a channel's byte
     Linear patches;             // [hidden, 3 * patch * patch]
     const float* class_token;   // [hidden], or NULL
-    const float* positions;     // [rows, hidden]: the class token's first; NULL where it turns:
+    const float* positions;     // [rows, hidden]: the class token's first; where it turns
+                                // [position_grid * position_grid, hidden], or NULL
     const float* frequencies;   // [head_size / 4]
     Norm pre_norm;              // [hidden], or none
     std::vector<VisionLayer> layers;
@@ -55,6 +64,7 @@ struct VisionModel {
     Norm connector_norm;            // [regroup * regroup * hidden], or none
     Linear connector;               // [embedding or connector_size, regroup * regroup * hidden]
     Linear connector_output;        // [embedding, connector_size]; no rows if there is one matrix
+    std::vector<VisionTap> taps;    // as architecture.taps
     const float* newline;           // [embedding]: the row behind a row of tokens; or NULL
 
     std::vector<const Linear*> linears() const;  // all that there are

@@ -24,6 +24,7 @@ class PlainVision:
 
     def __init__(self, model: DequantisedModel) -> None:
         self.model = model
+        self.tapped: list[Floats] = []
 
     def key(self, name: str, absent: Any = None) -> Any:
         return self.model.metadata.get(f"awq_edge.vision.{name}", absent)
@@ -94,6 +95,25 @@ class PlainVision:
         seen = np.einsum("hqk,khd->qhd", weights, v).reshape(len(rows), -1)
         return self.linear(f"{layer}.attn_out", seen)
 
+    def interpolated(self, shape: tuple[int, int]) -> Floats:
+        """A position for every patch, from a square table whose corners are the picture's."""
+        side = self.key("position_grid")
+        table = self.vector("v.position_embd.weight").reshape(side, side, -1)
+        rows = []
+        for y in range(shape[0]):
+            for x in range(shape[1]):
+                at = [
+                    i * (side - 1) / (n - 1) if n > 1 else 0.0
+                    for i, n in ((y, shape[0]), (x, shape[1]))
+                ]
+                row = np.zeros(table.shape[2])
+                for r in range(side):
+                    for c in range(side):  # a hat over each place of the table
+                        weight = max(0.0, 1 - abs(at[0] - r)) * max(0.0, 1 - abs(at[1] - c))
+                        row += weight * table[r, c]
+                rows.append(row)
+        return np.array(rows)
+
     def tower(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """What leaves the tower, a row for each patch."""
         rows = self.linear("v.patch_embd", self.patches(pixels))
@@ -104,6 +124,8 @@ class PlainVision:
         shape = pixels.shape[0] // size, pixels.shape[1] // size
         if self.key("position", "learned") == "learned":
             rows = rows + self.vector("v.position_embd.weight").reshape(rows.shape)
+        elif self.key("position_grid"):
+            rows = rows + self.interpolated(shape)
         if self.key("pre_norm", False):
             rows = self.tower_norm("v.pre_ln", rows)
         for i in range(self.key("layers")):
@@ -116,6 +138,8 @@ class PlainVision:
             else:
                 inner = gate(self.key("activation"), inner)
             rows = rows + self.linear(f"{layer}.ffn_down", inner)
+            if i in self.key("taps", []):
+                self.tap(len(self.tapped), rows, shape)
         rows = rows if self.key("keep_class", False) else rows[first:]
         return self.tower_norm("v.post_ln", rows) if self.key("post_norm", False) else rows
 
@@ -131,10 +155,18 @@ class PlainVision:
             cells = cells.swapaxes(0, 1)
         return cells.reshape(h * w, -1)
 
+    def tap(self, number: int, rows: Floats, shape: tuple[int, int]) -> None:
+        """Keeps what a tap makes of the rows behind its layer."""
+        name = f"mm.tap.{number}"
+        read = self.layer_norm(f"{name}.norm", self.grid(rows, shape), self.key("norm_epsilon"))
+        inner = gate(self.key("connector_activation", "gelu"), self.linear(f"{name}.0", read))
+        self.tapped.append(self.linear(f"{name}.2", inner))
+
     def embeddings(self, pixels: npt.NDArray[np.uint8]) -> Floats:
         """What a decoder reads of a picture, [tokens, embedding]."""
         size = self.key("patch_size")
         shape = pixels.shape[0] // size, pixels.shape[1] // size
+        self.tapped = []
         rows = self.grid(self.tower(pixels), shape)
         kind = self.key("connector_norm", "none")
         if kind == "layer":
@@ -146,4 +178,5 @@ class PlainVision:
         rows = self.linear("mm.0", rows)
         if self.key("connector") == "linear":
             return rows
-        return self.linear("mm.2", gate(self.key("connector_activation", "gelu"), rows))
+        rows = self.linear("mm.2", gate(self.key("connector_activation", "gelu"), rows))
+        return np.concatenate([rows, *self.tapped], axis=1)

@@ -29,7 +29,7 @@ from awq_edge.errors import CheckpointError, InvalidArgumentError, UnsupportedEr
         (dict(model_type="recurrent_gemma"), "is recurrent"),
         (dict(model_type="gpt_oss"), "sink weights"),
         (dict(model_type="gemma3n"), "embeddings of their own"),
-        (dict(model_type="qwen3_vl"), "counts positions in three numbers"),
+        (dict(model_type="qwen3_vl_moe"), "experts, which lie in one tensor"),
         (dict(model_type="llava_qwen2"), "in its program alone"),
         (dict(vit_model_type="a", lm_model_type="b"), "a nanoVLM, .* no tokenizer"),
         (dict(model_type="llava_next_video"), "between its tower and its decoder"),

@@ -116,7 +116,7 @@ def test_a_model_says_what_it_reads_pictures_with(tmp_path: Path) -> None:
         rotary = keys.get("position") == "rotary"
         assert vision.tokens == (0 if rotary else (-(-side // keys.get("regroup", 1))) ** 2)
         assert vision.step == (keys["patch_size"] * keys["regroup"] if rotary else 0)
-        assert vision.embedding_size == PLAIN.hidden_size
+        assert vision.embedding_size == PLAIN.hidden_size * (1 + len(keys.get("taps", ())))
         assert vision.newline is None
         assert vision.bidirectional == keys.get("bidirectional", False)
 

@@ -14,6 +14,7 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from vision_support import photograph
 
 from awq_edge.errors import AwqEdgeError, FileInvalidError, InvalidArgumentError
 from awq_edge.vision.normalisation import pixel_values
@@ -59,15 +60,6 @@ ROWS = {
 }
 
 
-def picture(height, width, seed=0):
-    """Smooth noise, as a photograph is: waves under some grain."""
-    drawn = np.random.default_rng(seed)
-    y, x = np.mgrid[0:height, 0:width]
-    waves = [np.sin(x * drawn.uniform(0, 0.4) + y * drawn.uniform(0, 0.4)) for _ in range(3)]
-    grain = drawn.normal(0, 12, (height, width, 3))
-    return np.clip(128 + 90 * np.stack(waves, axis=2) + grain, 0, 255).astype(np.uint8)
-
-
 def theirs(kind, settings, pixels):
     """What the processor gives, bytes [tiles, side, side, 3]."""
     made = kind(**settings, **BARE)
@@ -83,7 +75,7 @@ def test_within_one_level_of_the_processor(row, size):
     kind, settings, side = ROWS[row]
     name = kind.__name__.removesuffix("Pil")
     made = processor({"image_processor_type": name, **settings}, row, side, where="test")
-    pixels = picture(*size)
+    pixels = photograph(*size)
     ours = made.preprocessing.tiles(pixels).tiles
     expected = theirs(kind, settings, pixels)
     assert ours.shape == expected.shape
@@ -98,7 +90,7 @@ def test_any_resolution_is_within_one_level_of_llava_next(size):
         "crop_size": {"height": 32, "width": 32},
         "image_grid_pinpoints": pinpoints,
     }
-    pixels = picture(*size)
+    pixels = photograph(*size)
     sizes = tuple(tuple(one) for one in pinpoints)
     ours = Preprocessing("any_resolution", 32, sizes=sizes).tiles(pixels)
     expected = theirs(LlavaNextImageProcessorPil, settings, pixels)

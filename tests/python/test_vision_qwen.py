@@ -1,4 +1,4 @@
-"""Qwen2-VL and Qwen2.5-VL: pictures of any shape, whose rows turn by their place in it."""
+"""Qwen2-VL, 2.5-VL and 3-VL: pictures of any shape, whose rows turn by their place in it."""
 
 import json
 
@@ -17,6 +17,7 @@ from vision_support import (
     change_json,
     difference,
     last_logits,
+    photograph,
     picture,
 )
 
@@ -54,6 +55,14 @@ def patches_of(pixels, **settings):
     return given["pixel_values"], given["image_grid_thw"]
 
 
+def rows_of(model, values, grid):
+    """What transformers' decoder takes up of a picture, float32 [rows, hidden and that of taps]."""
+    with torch.no_grad():
+        given = model.model.get_image_features(pixel_values=values, image_grid_thw=grid)
+    taps = [torch.cat(list(tap)) for tap in getattr(given, "deepstack_features", None) or []]
+    return torch.cat([torch.cat(list(given.pooler_output)), *taps], dim=1)
+
+
 def turns_of(tokens, grids):
     """The three numbers of every position, counted from the published rule: int64 [3, t]."""
     numbers, counter, at, left = [], 0, 0, list(grids)
@@ -82,18 +91,14 @@ def test_rows_of_a_picture_are_those_of_transformers(checkpoint, size):
     made.image_processor, made.image_token = processor(), "<image>"
     written = made.replace_image_token({"image_grid_thw": grid}, 0)
     assert written == "<image>" * len(ours)
-    with torch.no_grad():
-        given = model.model.get_image_features(pixel_values=values, image_grid_thw=grid)
-    theirs = torch.cat(list(getattr(given, "pooler_output", given)))
+    theirs = rows_of(model, values, grid)
     # The processor resizes to within a level; what is compared is the tower, of the same pixels.
     mean, std = (torch.tensor(v) for v in (vision.processor.mean, vision.processor.deviation))
     same = (torch.from_numpy(tile[0]).double() / 255 - mean) / std
     blocks = same.float().view(grid[0, 1] // 2, 2, 6, grid[0, 2] // 2, 2, 6, 3)
     blocks = blocks.permute(0, 3, 1, 4, 6, 2, 5).reshape(len(values), 3, 1, 36)
     values = blocks.expand(-1, -1, 2, -1).reshape(len(values), -1)
-    with torch.no_grad():
-        given = model.model.get_image_features(pixel_values=values, image_grid_thw=grid)
-    exact = torch.cat(list(getattr(given, "pooler_output", given)))
+    exact = rows_of(model, values, grid)
     assert difference(ours, exact) < BOUND
     assert difference(ours, theirs) < 0.1
 
@@ -117,9 +122,7 @@ def test_a_text_with_pictures_has_the_logits_of_transformers(checkpoint):
     read = [patches_of(pixels) for pixels in shown]
     rows, grids = [], []
     for values, grid in read:
-        with torch.no_grad():
-            given = model.model.get_image_features(pixel_values=values, image_grid_thw=grid)
-        rows.append(torch.cat(list(getattr(given, "pooler_output", given))))
+        rows.append(rows_of(model, values, grid))
         grids.append([int(side) // 2 for side in grid[0, 1:]])
     ids = [5, 9, *[PLACEHOLDER] * len(rows[0]), 17, 4, *[PLACEHOLDER] * len(rows[1]), 33, 8]
     tokens = torch.tensor([ids])
@@ -255,6 +258,8 @@ def test_every_table_and_thread_count_gives_the_same_bits(converted, monkeypatch
 def test_files_as_they_were_released_are_the_same(checkpoint, tmp_path):
     """The text's keys and names beside those of the whole; pixels by their older names."""
     _, directory, source, vision = checkpoint
+    if vision.part.family == "qwen3_vl":
+        pytest.skip("released with its text in a table, as it is saved")
     config = json.loads((directory / "config.json").read_text(encoding="utf-8"))
     text = config.pop("text_config")
     rope = text.pop("rope_parameters")
@@ -315,7 +320,7 @@ def test_awq_wins_back_what_rounding_loses_to_outliers_in_a_tower(family, tmp_pa
             tensors[name.replace("norm1", "attn.qkv")][:, :2] /= 24.0
     save_file(tensors, path, metadata={"format": "pt"})
     vision = open_vision_part(open_float_model(str(directory)))[0]
-    pixels = torch.from_numpy(picture(48, 36, seed=9))[None]
+    pixels = torch.from_numpy(photograph(48, 36, seed=9))[None]
     float_rows = torch_tower.encoded(vision.architecture, vision, pixels)
     errors = {}
     for method in ("rtn", "awq"):

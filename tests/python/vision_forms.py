@@ -77,6 +77,16 @@ FORMS: dict[str, dict[str, Any]] = {
         "connector_size": 88,
         "no biases": ("v.patch_embd",),
     },
+    "as Qwen3-VL": {
+        "image_size": 96,
+        "position": "rotary",
+        "position_grid": 7,
+        "post_norm": True,
+        "regroup": 2,
+        "connector": "mlp",
+        "connector_size": 88,
+        "taps": [0, 1],
+    },
     "as Qwen2.5-VL": {
         "image_size": 96,
         "position": "rotary",
@@ -118,6 +128,9 @@ def matrix_shapes(keys: dict[str, Any], embedding: int) -> dict[str, tuple[int, 
     if keys["connector"] == "mlp":
         shapes["mm.0"] = (keys["connector_size"], read)
         shapes["mm.2"] = (embedding, keys["connector_size"])
+        for tap in range(len(keys.get("taps", ()))):
+            shapes[f"mm.tap.{tap}.0"] = shapes["mm.0"]
+            shapes[f"mm.tap.{tap}.2"] = shapes["mm.2"]
     else:
         shapes["mm.0"] = (embedding, read)
     return shapes
@@ -135,6 +148,8 @@ def norm_sizes(keys: dict[str, Any]) -> dict[str, int]:
     sizes = dict.fromkeys(names, hidden)
     if "connector_norm" in keys:
         sizes["mm.norm"] = keys.get("regroup", 1) ** 2 * hidden
+    for tap in range(len(keys.get("taps", ()))):
+        sizes[f"mm.tap.{tap}.norm"] = keys.get("regroup", 1) ** 2 * hidden
     return sizes
 
 
@@ -156,7 +171,8 @@ def vision_tensors(form: str, embedding: int, seed: int = 0) -> list[tuple[str, 
     if keys.get("position") == "rotary":
         frequencies = 0.1 ** np.arange(keys["head_size"] // 4)
         tensors.append(("v.rope.inverse_frequencies", frequencies.astype(np.float32)))
-    else:
+        rows = keys.get("position_grid", 0) ** 2
+    if rows:
         tensors.append(("v.position_embd.weight", floats(rows * keys["hidden_size"])))
     if keys.get("class_token"):
         tensors.append(("v.class_embd", floats(keys["hidden_size"])))

@@ -167,7 +167,18 @@ _PIXELS = {
     "patch_size": 6,
     "merge_size": 2,
 }
-# Qwen2-VL and Qwen2.5-VL, whose pictures keep their shape.
+_QWEN_3_TEXT = dict(
+    TEXT,
+    bos_token_id=1,
+    eos_token_id=2,
+    rope_parameters={
+        "rope_type": "default",
+        "mrope_section": [4, 2, 2],
+        "mrope_interleaved": True,
+        "rope_theta": 10000.0,
+    },
+)
+# Qwen2-VL, Qwen2.5-VL and Qwen3-VL, whose pictures keep their shape.
 ANY_SHAPE = {
     "qwen2_vl": (
         lambda: tf.Qwen2VLForConditionalGeneration(
@@ -194,6 +205,25 @@ ANY_SHAPE = {
                     patch_size=6,
                     window_size=24,
                     fullatt_block_indexes=[1],
+                ),
+                image_token_id=PLACEHOLDER,
+            )
+        ),
+        _PIXELS,
+    ),
+    "qwen3_vl": (
+        lambda: tf.Qwen3VLForConditionalGeneration(
+            tf.Qwen3VLConfig(
+                text_config=_QWEN_3_TEXT,
+                vision_config=dict(
+                    depth=3,
+                    hidden_size=48,
+                    out_hidden_size=64,
+                    num_heads=3,
+                    intermediate_size=88,
+                    patch_size=6,
+                    num_position_embeddings=25,
+                    deepstack_visual_indexes=[0, 2],
                 ),
                 image_token_id=PLACEHOLDER,
             )

@@ -29,6 +29,15 @@ def picture(height, width, seed=0):
     return np.random.default_rng(seed).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
+def photograph(height, width, seed=0):
+    """Smooth noise, as a photograph is: waves under some grain."""
+    drawn = np.random.default_rng(seed)
+    y, x = np.mgrid[0:height, 0:width]
+    waves = [np.sin(x * drawn.uniform(0, 0.4) + y * drawn.uniform(0, 0.4)) for _ in range(3)]
+    grain = drawn.normal(0, 12, (height, width, 3))
+    return np.clip(128 + 90 * np.stack(waves, axis=2) + grain, 0, 255).astype(np.uint8)
+
+
 def png(pixels):
     """The bytes of a file."""
     file = io.BytesIO()

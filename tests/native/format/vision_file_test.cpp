@@ -258,6 +258,42 @@ TEST(towers_that_turn) {
     check_refused(
         broken(rotary, [](FileSpec& f) { f.set_floats("v.position_embd.weight", {1.0f}); }),
         "v.position_embd.weight");
+    const auto tapped = [&](VisionForm& form) {
+        rotary(form);
+        form.mlp = true;
+        form.position_grid = 3;
+        form.taps = {0, 1};
+        form.interleaved = true;
+    };
+    const auto list = [](const char* key, std::vector<uint32_t> numbers) {
+        return [=](FileSpec& f) { f.set(kVision + key, kList, u32_array(numbers)); };
+    };
+    check_accepted(broken(tapped, [](FileSpec&) {}));
+    check_refused(broken(tapped, number("position_grid", 257)),
+                  "key awq_edge.vision.position_grid is 257, allowed are 1 to 256");
+    check_refused(broken(plain, number("position_grid", 3)),
+                  "there is a key awq_edge.vision.position_grid, although "
+                  "awq_edge.vision.position is learned");
+    check_refused(broken(rotary, list("taps", {0})),
+                  "there is a key awq_edge.vision.taps, although awq_edge.vision.connector is "
+                  "linear");
+    for (const std::vector<uint32_t>& numbers : {std::vector<uint32_t>{1, 0}, {0, 0}, {0, 2}}) {
+        check_refused(broken(tapped, list("taps", numbers)),
+                      "key awq_edge.vision.taps names layer " + std::to_string(numbers[1]) +
+                          " at index 1; they ascend, and the tower has 2 layers");
+    }
+    const Change in_turn = [](FileSpec& f) {
+        f.set("awq_edge.decoder.rope_interleaved", kBoolean, {1});
+    };
+    check_refused(broken(plain, in_turn),
+                  "awq_edge.decoder.rope_interleaved is true, although there is no "
+                  "awq_edge.decoder.rope_sections");
+    check_refused(broken(tapped,
+                         [](FileSpec& f) {
+                             f.set("awq_edge.decoder.rope_sections", kList, u32_array({0, 1, 2}));
+                         }),
+                  "awq_edge.decoder.rope_interleaved is true, and the numbers of a position have "
+                  "no 2 turns among 3 angles");
     const Change sections = [](FileSpec& f) {
         f.set("awq_edge.decoder.rope_sections", kList, u32_array({1, 1}));
     };

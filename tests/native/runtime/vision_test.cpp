@@ -36,6 +36,7 @@ constexpr uint64_t kGolden[] = {
     0x21420e3d608d5ac4,  // gated blocks that see the tower's own rows
     0xe1197f265d75ba5f,  // seen in both directions
     0x2f10e4b24d3e071b,  // regrouped column by column
+    0x7831bc5a75cc9a3f,  // turned, positions of a table, taps
     0xedeebc40e482dfe4,  // turned by row and column
     0xe1af735cb02da82b,  // windows, RMS norms and a gate
 };

@@ -35,6 +35,9 @@ struct VisionForm {
     bool gated = false;
     uint32_t window = 0;
     std::vector<uint32_t> full_layers = {};
+    uint32_t position_grid = 0;
+    std::vector<uint32_t> taps = {};
+    bool interleaved = false;
     // For a decoder that looks at pictures:
     std::vector<uint32_t> blocks = {};  // per layer, 1 if a gated block stands before it; or none
     bool keep_class = false;
@@ -105,6 +108,11 @@ inline std::vector<VisionForm> vision_forms() {
         f.image_size = 96, f.rotary = true, f.patch_bias = false, f.post_norm = true;
         f.regroup = 2, f.mlp = f.connector_bias = true, f.heads = 2, f.head_size = 20;
     };
+    // One tap behind each layer, and the decoder has as many.
+    add("turned, positions of a table, taps", [&](Form& f) {
+        turned(f);
+        f.patch_bias = f.interleaved = true, f.position_grid = 5, f.taps = {0, 1};
+    });
     add("turned by row and column", [&](Form& f) {
         turned(f);
         f.activation = "quick_gelu";
@@ -220,6 +228,8 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
     if (form.rms) file.set_text(vision + "norm", "rms");
     if (form.gated) file.set_text(vision + "feed_forward", "gated");
     if (form.window != 0) file.set_u32(vision + "window", form.window);
+    if (form.position_grid != 0) file.set_u32(vision + "position_grid", form.position_grid);
+    if (!form.taps.empty()) file.set(vision + "taps", kList, u32_array(form.taps));
     if (!form.full_layers.empty()) {
         file.set(vision + "full_layers", kList, u32_array(form.full_layers));
     }
@@ -267,6 +277,8 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
     const uint32_t rows = grid * grid + (form.class_token ? 1 : 0);
     if (form.rotary) {
         vector("v.rope.inverse_frequencies", form.head_size / 4, 0.5f, 0.5f);
+        const size_t squares = size_t{form.position_grid} * form.position_grid;
+        if (squares != 0) vector("v.position_embd.weight", squares * kVisionHidden, 0.0f, 0.5f);
     } else {
         vector("v.position_embd.weight", size_t{rows} * kVisionHidden, 0.0f, 0.5f);
     }
@@ -296,6 +308,13 @@ inline void add_vision(FileSpec& file, const VisionForm& form = {}) {
     if (norm_of_connector == "layer") vector("mm.norm.bias", columns, 0.0f, 0.25f);
     matrix("mm.0", form.mlp ? kConnectorWidth : kEmbedding, columns, 8, form.connector_bias);
     if (form.mlp) matrix("mm.2", kEmbedding, kConnectorWidth, 4, form.connector_bias);
+    for (size_t i = 0; i < form.taps.size(); ++i) {
+        const std::string tap = "mm.tap." + std::to_string(i) + ".";
+        vector(tap + "norm.weight", columns, 1.0f, 0.25f);
+        vector(tap + "norm.bias", columns, 0.0f, 0.25f);
+        matrix(tap + "0", kConnectorWidth, columns, 6, form.connector_bias);
+        matrix(tap + "2", kEmbedding, kConnectorWidth, 8, form.connector_bias);
+    }
     if (form.newline) vector("mm.image_newline", kEmbedding, 0.0f, 0.5f);
 }
 
@@ -307,6 +326,7 @@ inline FileSpec random_vision_model(const VisionForm& form = {}) {
     if (form.rotary) {  // what turns a picture's patches turns its rows in the decoder
         file.set("awq_edge.decoder.rope_sections", kList, u32_array({1, 1, 1}));
     }
+    if (form.interleaved) file.set("awq_edge.decoder.rope_interleaved", kBoolean, {1});
     add_vision(file, form);
     return file;
 }
