@@ -96,8 +96,9 @@ _REASONS: tuple[tuple[str, str], ...] = (
     ),
     (
         "llava_qwen2?|vila.*|nvila.*",
-        "how it cuts a picture and writes a prompt stands in its program alone; VILA 1.5 (type "
-        "llava_llama) is supported",
+        "its program cuts a picture into a grid of tiles and ends each in a line's end, and its "
+        "connector may have three matrices, none of which is done here; VILA 1.5 (type llava_llama "
+        "over a Llama) is supported",
     ),
     (
         "moondream.*",
