@@ -18,7 +18,7 @@ KERNELS = Path(__file__).resolve().parent / "kernels"
 
 # Machine code for the boards and the GPU of a data centre; what other GPUs (Ampere and newer)
 # compile for themselves. compute_87 would not assemble for 8.0 and 8.6.
-TARGETS = {"sm_87.cubin": "sm_87", "sm_90.cubin": "sm_90", "compute_80.ptx": "compute_80"}
+TARGETS = {"sm_87.cubin": "sm_87", "sm_90.cubin": "sm_90a", "compute_80.ptx": "compute_80"}
 
 # -fmad=false and the precise operations: native/ARITHMETIC.md fixes every rounding.
 OPTIONS = (

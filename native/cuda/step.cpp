@@ -9,12 +9,14 @@
 namespace awqe::cuda {
 namespace {
 
+using awqe_cuda::FreshRows;
 using awqe_cuda::Heads;
 using awqe_cuda::kAttentionChunk;
 using awqe_cuda::kChunk;
 using awqe_cuda::kUnitChunks;
 using awqe_cuda::Partials;
 using awqe_cuda::Products;
+using awqe_cuda::WalkPlan;
 
 // How kernels/quantize.cuh's norm_stream() has a row take up a branch.
 constexpr int kNormInPlace = 0;
@@ -34,6 +36,8 @@ constexpr size_t kMaxPromptHead = 128;  // of kernels/attention_prompt.cuh
 constexpr size_t kPartialBytes = size_t{64} << 20;
 constexpr unsigned kThreads = 256;
 constexpr unsigned kGemmThreads = 512;
+constexpr size_t kWalkWarps = 14;  // of kernels/walk.cuh
+constexpr size_t kWalkDepth = 4;
 
 // Threads for a norm of `width` numbers: four numbers each, as many as pay.
 unsigned norm_threads(size_t width, unsigned most) {
@@ -48,6 +52,16 @@ size_t gemm_shared(int bits, int group_size) {
     const size_t stage =
         32 * codes + 128 * kChunk + parts * 128 * 8 + 32 * parts * 4 * 2 + 32 * parts * 4;
     return 3 * stage;
+}
+
+// The same on warpgroups: kernels/gemm_warpgroup.cuh.
+size_t warpgroup_shared(int bits, int group_size) {
+    const size_t parts = kChunk / static_cast<size_t>(group_size);
+    const size_t low = bits == 3 ? 2 : bits == 5 || bits == 6 ? 4 : static_cast<size_t>(bits);
+    const size_t high = kChunk * 4 * (static_cast<size_t>(bits) - low) / 8;
+    const size_t block = kChunk * 4 * low / 8 + high + (bits == 8 ? 16 : high % 128 == 64 ? 0 : 64);
+    const size_t stage = 128 * kChunk + 32 * block + parts * (128 * 8 + 32 * 4 * 3);
+    return 4 * round_up(stage, 1024) + 1024;
 }
 
 // Warps that share a block of rows: enough to have all of a row's units on their way. Eight only
@@ -199,21 +213,21 @@ Activations activations(signed char* codes, int2* side, size_t k, int group_size
 
 }  // namespace
 
-// The norm of rows of the stream, or where there is none the rows as they are, quantised.
-void Step::read_stream(const float* x, const NormWeights& norm, size_t m, int group_size,
-                       Activations* out) {
-    *out = activations(arrays_->codes, arrays_->side, a_.hidden_size, group_size);
+// Floats to where their codes come.
+void Step::quantize(const Source& from, size_t m) {
+    const Activations& out = from.codes;
     const Launcher launch(*device_, stream_);
     const unsigned rows = static_cast<unsigned>(m);
-    if (norm.weight == nullptr) {
+    if (from.norm.weight == nullptr) {
         launch((*kernels_)(m == 1 ? "quantize_one" : "quantize_many"),
-               {divided(static_cast<size_t>(out->group_stride), 8), rows}, kThreads, 0, x, *out);
+               {divided(static_cast<size_t>(out.group_stride), 8), rows}, kThreads, 0, from.x, out);
         return;
     }
-    const std::string kernel = std::string(norm.layer ? "layer_" : "") + "norm_";
+    const size_t width = static_cast<size_t>(out.k);
+    const std::string kernel = std::string(from.norm.layer ? "layer_" : "") + "norm_";
     launch((*kernels_)(kernel + (m == 1 ? "one" : "many")), {rows},
-           norm_threads(a_.hidden_size, m == 1 ? 1024 : 512),
-           round_up(a_.hidden_size, 16) * sizeof(float), x, norm, *out);
+           norm_threads(width, m == 1 ? 1024 : 512), round_up(width, 16) * sizeof(float), from.x,
+           from.norm, out);
 }
 
 // Norms of whole rows [m, width], in floats.
@@ -227,27 +241,109 @@ void Step::norm_rows(float* stream, const float* branch, const NormWeights& norm
 
 // ---- products -----------------------------------------------------------------------------------
 
-// One row times matrices of one width; `epilogue`: "_store", "_add" or "_gate", `blocks`: of rows,
-// in all of them.
-void Step::multiply_row(const char* epilogue, const Products& products, const Activations& x,
+namespace {
+
+// How kernels/walk.cuh multiplies matrices of w's width; no batch where its terms do not fit.
+WalkPlan walk_plan(const Matrix& w, int epilogue, bool normed, size_t blocks,
+                   const DeviceFacts& facts) {
+    const size_t units = divided(static_cast<size_t>(w.columns), kUnitInputs);
+    const size_t parts = kChunk / static_cast<size_t>(w.group_size);
+    const size_t groups = units * kUnitChunks * parts;
+    const size_t row = normed ? round_up(static_cast<size_t>(w.columns), 16) * sizeof(float) : 0;
+    const size_t stride = groups * 4 + 4;
+    const size_t unit_bytes = 512 * static_cast<size_t>(w.bits) + 96 * parts;
+    WalkPlan plan = {};
+    if (units > kWalkWarps || w.bits == 8) return plan;
+    const size_t step = kWalkWarps / units;  // blocks side by side
+    const size_t warps = step * units;
+    const size_t together = epilogue == awqe_cuda::kWalkGate ? 2 : 1;
+    const size_t own =
+        together * divided(blocks / together, static_cast<size_t>(facts.multiprocessors));
+    const size_t depth = std::min<size_t>(kWalkDepth, divided(own, step));
+    // Two kernels on a multiprocessor at once, if that can be had.
+    const size_t all = static_cast<size_t>(facts.shared_bytes) - 4096;
+    for (const size_t most : {all / 2, all}) {
+        for (size_t batch = 8; batch >= 2 && plan.batch == 0; batch /= 2) {
+            const size_t side_at = units * kUnitInputs;
+            const size_t norm_at = side_at + round_up(groups * 8, 128);
+            const size_t terms_at = norm_at + round_up(row, 128);
+            const size_t ring_at = terms_at + round_up(std::max(2 * batch * stride * 8, row), 128);
+            const size_t bytes = ring_at + warps * depth * unit_bytes;
+            if (bytes > most) continue;
+            plan.epilogue = epilogue;
+            plan.batch = static_cast<int>(batch);
+            plan.terms_stride = static_cast<int>(stride);
+            plan.side_at = static_cast<int>(side_at);
+            plan.norm_at = static_cast<int>(norm_at);
+            plan.terms_at = static_cast<int>(terms_at);
+            plan.ring_at = static_cast<int>(ring_at);
+            plan.depth = static_cast<int>(depth);
+            plan.threads = static_cast<int>((warps + 1) * 32);
+            plan.bytes = static_cast<int>(bytes);
+        }
+    }
+    return plan;
+}
+
+}  // namespace
+
+bool Step::walks(const Matrix& w, size_t m) const {
+    return m == 1 && device_->facts().capability == 90 && w.columns % 4 == 0 &&
+           walk_plan(w, awqe_cuda::kWalkStore, true, size_t{1} << 24, device_->facts()).batch != 0;
+}
+
+// One row times matrices of one width, `blocks` of rows in all of them.
+void Step::walk_row(int epilogue, const Products& products, const Source& x, size_t blocks) {
+    const Launcher launch(*device_, stream_);
+    const Matrix& w = products.matrix[0];
+    const bool normed = x.x != nullptr && x.norm.weight != nullptr;
+    const WalkPlan plan = walk_plan(w, epilogue, normed, blocks, device_->facts());
+    awqe_cuda::RowInput in = {};
+    in.kind = normed           ? awqe_cuda::kNormed
+              : x.x != nullptr ? awqe_cuda::kFloats
+                               : awqe_cuda::kQuantised;
+    in.x = x.x;
+    in.norm = x.norm;
+    in.codes = x.codes;
+    const size_t items = epilogue == awqe_cuda::kWalkGate ? blocks / 2 : blocks;
+    const size_t grid = std::min(items, static_cast<size_t>(device_->facts().multiprocessors));
+    launch((*kernels_)("walk", w), {static_cast<unsigned>(grid)},
+           static_cast<unsigned>(plan.threads), static_cast<size_t>(plan.bytes), products, in,
+           plan);
+}
+
+// The same by kernels/gemv.cuh, where the other does not go; `epilogue`: "_store", "_add" or
+// "_gate".
+void Step::multiply_row(const char* epilogue, const Products& products, const Source& from,
                         size_t blocks) {
     const Launcher launch(*device_, stream_);
     const Matrix& w = products.matrix[0];
+    if (from.x != nullptr) quantize(from, 1);
     const bool gates = std::string(epilogue) == "_gate";
     const int stride = terms_stride(w);
     const unsigned share = std::min(warps_per_block(w, blocks), gates ? 4u : 8u);
     launch((*kernels_)("gemv", w, epilogue), {divided(blocks, 8 / share)}, kThreads,
-           8 / share * static_cast<size_t>(stride) * 8, products, x, static_cast<int>(share),
-           stride);
+           8 / share * static_cast<size_t>(stride) * 8, products, from.codes,
+           static_cast<int>(share), stride);
 }
 
 // out = W x (+ out where `add`), for matrices with one input; one launch for those of one width.
-void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, const Activations& x,
+void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, const Source& from,
                     size_t m, bool add) {
     const Launcher launch(*device_, stream_);
+    const Activations& x = from.codes;
+    // A row that any kernel wants quantised is so for all.
+    Source row = from;
+    if (from.x != nullptr &&
+        !std::all_of(products.begin(), products.end(),
+                     [&](const auto& product) { return walks(*product.first, m); })) {
+        quantize(from, m);
+        row.x = nullptr;
+    }
+    const bool warpgroups = device_->facts().capability == 90;
     while (!products.empty()) {
         const Matrix& first = *products.front().first;
-        if (m > kSlicedRows) {
+        if (m > kSlicedRows && !warpgroups) {
             launch((*kernels_)("gemm", first),
                    {divided(static_cast<size_t>(first.rows), 128), divided(m, 128)}, kGemmThreads,
                    gemm_shared(first.bits, first.group_size), first, products.front().second, x,
@@ -258,6 +354,7 @@ void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, cons
         Products together = {};
         size_t blocks = 0;
         size_t tiles = 0;
+        size_t large_tiles = 0;
         for (auto at = products.begin(); at != products.end() && together.count < 3;) {
             if (at->first->bits != first.bits) {
                 ++at;
@@ -267,7 +364,15 @@ void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, cons
             together.out[together.count++] = at->second;
             blocks += divided(static_cast<size_t>(at->first->rows), 4);
             tiles += divided(static_cast<size_t>(at->first->rows), 16);
+            large_tiles += divided(static_cast<size_t>(at->first->rows), 128);
             at = products.erase(at);
+        }
+        if (m > kSlicedRows) {
+            launch((*kernels_)("gemm_warpgroup", together.matrix[0]),
+                   {static_cast<unsigned>(large_tiles), divided(m, 128)}, kThreads,
+                   warpgroup_shared(together.matrix[0].bits, together.matrix[0].group_size),
+                   together, x, static_cast<int>(m), static_cast<int>(add));
+            continue;
         }
         if (m > 1) {
             for (size_t done = 0; done < m; done += kFewRows) {
@@ -283,7 +388,11 @@ void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, cons
             }
             continue;
         }
-        multiply_row(add ? "_add" : "_store", together, x, blocks);
+        if (walks(together.matrix[0], m)) {
+            walk_row(add ? awqe_cuda::kWalkAdd : awqe_cuda::kWalkStore, together, row, blocks);
+        } else {
+            multiply_row(add ? "_add" : "_store", together, row, blocks);
+        }
     }
 }
 
@@ -312,7 +421,7 @@ Heads heads_of(const Architecture& a, const Weights& weights, size_t layer) {
 
 size_t chunk_shared(const Architecture& a, size_t n) {
     const size_t d16 = round_up(a.head_size, 16);
-    return (n * d16 + n * kAttentionChunk + 2 * kAttentionChunk) * 4 +
+    return (n * d16 + n * kAttentionChunk + 2 * kAttentionChunk + 3 * d16) * 4 +
            kAttentionChunk * (d16 + 8 + a.head_size) * 2;
 }
 
@@ -325,7 +434,8 @@ size_t prompt_shared(const Architecture& a, size_t outputs) {
 
 // Leaves quantised outputs of attention in the activations. `chunks`: at least as many as any row
 // sees.
-void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks) {
+void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks,
+                  const FreshRows& fresh) {
     const Launcher launch(*device_, stream_);
     Arrays& at = *arrays_;
     const Heads heads = heads_of(a_, weights_, static_cast<size_t>(layer));
@@ -356,8 +466,6 @@ void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned ch
                                                    : "f16_any";
     const std::string suffix = changed ? "_changed" : "";
     const std::string kernel = (m == 1 ? "attention_one_" : "attention_many_") + head + suffix;
-    // Rows of different sequences: nothing but a row's own position is new.
-    const int early = runs.size() == m;
     for (size_t i = 0; i < runs.size();) {
         Run run = runs[i++];
         if (prompt(run)) {
@@ -382,10 +490,17 @@ void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned ch
             Activations slice = out;
             slice.codes += first * static_cast<size_t>(out.code_stride);
             slice.side += first * static_cast<size_t>(out.group_stride);
+            FreshRows own = fresh;
+            if (fresh.key != nullptr) {
+                own.key += first * a_.key_size();
+                own.value += first * a_.key_size();
+                own.cosines += first * static_cast<size_t>(heads.angle_stride);
+                own.sines += first * static_cast<size_t>(heads.angle_stride);
+            }
             launch((*kernels_)(kernel), {chunks, static_cast<unsigned>(a_.heads / n), count},
                    kThreads, chunk_shared(a_, n), rows, heads,
                    static_cast<const float*>(at.query + at_row), cache_, layer, at.partials,
-                   merges ? at.arrivals : nullptr, slice, static_cast<int>(n), early);
+                   merges ? at.arrivals : nullptr, slice, static_cast<int>(n), own);
             if (merges) continue;
             if (floats) {
                 launch((*kernels_)("attention_merge_floats"), {pieces, count},
@@ -417,8 +532,8 @@ void Step::begin(size_t m) {
     check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.rows), at.staged_rows.as<Row>(),
                                  m * sizeof(Row), stream_),
           "read the tokens");
-    launch((*kernels_)("embed"), {rows}, kThreads, 0, static_cast<const Row*>(at.rows),
-           weights_.embedding(), weights_.inverse_frequencies(),
+    launch((*kernels_)("embed"), {rows}, m <= kFewRows ? 1024 : kThreads, 0,
+           static_cast<const Row*>(at.rows), weights_.embedding(), weights_.inverse_frequencies(),
            static_cast<int>(a_.rope_table_count() * (a_.head_size / 2)), at.residual, at.cosines,
            at.sines);
     for (size_t t = 0; embeddings_ != nullptr && t < m; ++t) {
@@ -437,8 +552,7 @@ void Step::begin(size_t m) {
 }
 
 // What a branch ends with: the stream takes up W x + bias, by Architecture::norm_places.
-void Step::add_to_stream(const Matrix& w, const NormWeights& post_norm, const Activations& x,
-                         size_t m) {
+void Step::add_to_stream(const Matrix& w, const NormWeights& post_norm, const Source& x, size_t m) {
     Arrays& at = *arrays_;
     if (post_norm.weight == nullptr) {
         multiply({{&w, at.residual}}, x, m, true);
@@ -453,23 +567,29 @@ void Step::attention(size_t m, const std::vector<Run>& runs, size_t layer, unsig
     const Launcher launch(*device_, stream_);
     Arrays& at = *arrays_;
     const LayerAddresses& w = weights_.layers()[layer];
-    Activations x;
-    read_stream(at.residual, w.attention_norm, m, w.query.group_size, &x);
-    multiply({{&w.query, at.query}, {&w.key, at.key}, {&w.value, at.value}}, x, m, false);
+    const Source normed = {activations(at.codes, at.side, a_.hidden_size, w.query.group_size),
+                           at.residual, w.attention_norm};
+    multiply({{&w.query, at.query}, {&w.key, at.key}, {&w.value, at.value}}, normed, m, false);
     if (a_.qk_norm == QkNorm::kWidth) {
         norm_rows(at.query, nullptr, w.query_norm, m, a_.query_size(), kNormInPlace);
         norm_rows(at.key, nullptr, w.key_norm, m, a_.key_size(), kNormInPlace);
     }
     const size_t table = a_.rope_tables.empty() ? 0 : a_.rope_tables[layer];
     const size_t angles = table * (a_.head_size / 2);
-    launch((*kernels_)("prepare"),
-           {divided(a_.heads + 2 * a_.kv_heads, 4), static_cast<unsigned>(m)}, 128, 0,
-           static_cast<const Row*>(at.rows), heads_of(a_, weights_, layer), at.query,
-           static_cast<const float*>(at.key), static_cast<const float*>(at.value),
-           static_cast<const float*>(at.cosines + angles),
-           static_cast<const float*>(at.sines + angles), cache_, static_cast<int>(layer));
-    attend(m, runs, static_cast<int>(layer), chunks);
-    x = activations(at.codes, at.side, a_.query_size(), w.attention_output.group_size);
+    FreshRows fresh = {at.key, at.value, at.cosines + angles, at.sines + angles};
+    // Rows of one sequence see each other, so keys and values must be in the cache first.
+    if (runs.size() != m) {
+        launch((*kernels_)("prepare"),
+               {divided(a_.heads + 2 * a_.kv_heads, 4), static_cast<unsigned>(m)}, 128, 0,
+               static_cast<const Row*>(at.rows), heads_of(a_, weights_, layer), at.query, fresh.key,
+               fresh.value, fresh.cosines, fresh.sines, cache_, static_cast<int>(layer));
+        fresh = {};
+    }
+    attend(m, runs, static_cast<int>(layer), chunks, fresh);
+    const Source x = {
+        activations(at.codes, at.side, a_.query_size(), w.attention_output.group_size),
+        nullptr,
+        {}};
     if (a_.parallel) {
         multiply({{&w.attention_output, at.branch}}, x, m, false);
     } else {
@@ -484,11 +604,10 @@ void Step::feed_forward(size_t m, size_t layer) {
     const unsigned rows = static_cast<unsigned>(m);
     const int activation = static_cast<int>(a_.activation);
     const int width = static_cast<int>(a_.feed_forward_size);
-    Activations x;
-    read_stream(at.residual, w.feed_forward_norm, m, w.up.group_size, &x);
-    const Activations activated =
-        activations(at.codes, at.side, a_.feed_forward_size, w.down.group_size);
-    const Grid groups = {divided(static_cast<size_t>(activated.group_stride), 8), rows};
+    const Source x = {activations(at.codes, at.side, a_.hidden_size, w.up.group_size), at.residual,
+                      w.feed_forward_norm};
+    Source activated = {
+        activations(at.codes, at.side, a_.feed_forward_size, w.down.group_size), nullptr, {}};
     if (a_.gated && m == 1 && w.gate.bits == w.up.bits) {
         Products pair = {};
         pair.matrix[0] = w.gate;
@@ -496,9 +615,12 @@ void Step::feed_forward(size_t m, size_t layer) {
         pair.out[0] = at.gate;
         pair.count = 2;
         pair.activation = activation;
-        multiply_row("_gate", pair, x, 2 * divided(static_cast<size_t>(w.gate.rows), 4));
-        launch((*kernels_)("quantize_one"), groups, kThreads, 0, static_cast<const float*>(at.gate),
-               activated);
+        const size_t blocks = 2 * divided(static_cast<size_t>(w.gate.rows), 4);
+        if (walks(w.gate, m))
+            walk_row(awqe_cuda::kWalkGate, pair, x, blocks);
+        else
+            multiply_row("_gate", pair, x, blocks);
+        activated.x = at.gate;
     } else {
         const float* factor = w.activation_scales;
         if (a_.gated) {
@@ -507,9 +629,10 @@ void Step::feed_forward(size_t m, size_t layer) {
         } else {
             multiply({{&w.up, at.gate}}, x, m, false);
         }
-        launch((*kernels_)(m == 1 ? "activate_one" : "activate_many"), groups, kThreads, 0,
+        launch((*kernels_)(m == 1 ? "activate_one" : "activate_many"),
+               {divided(static_cast<size_t>(activated.codes.group_stride), 8), rows}, kThreads, 0,
                static_cast<const float*>(at.gate), factor, a_.gated ? width : 0, activation,
-               activated);
+               activated.codes);
     }
     if (a_.parallel) {
         // The norm above has read the stream without what attention gave.
@@ -556,7 +679,6 @@ void Step::head(size_t m, const std::vector<Wanted>* wanted) {
     const Driver& d = device_->driver();
     const Launcher launch(*device_, stream_);
     Arrays& at = *arrays_;
-    Activations x;
     const size_t count = wanted == nullptr ? m : wanted->size();
     const float* last = at.residual;
     if (wanted != nullptr && count > 0) {
@@ -568,8 +690,8 @@ void Step::head(size_t m, const std::vector<Wanted>* wanted) {
     const size_t bytes = a_.vocabulary_size * sizeof(float);
     for (size_t done = 0; done < count; done += kSlicedRows) {
         const size_t some = std::min(kSlicedRows, count - done);
-        read_stream(last + done * a_.hidden_size, weights_.output_norm(), some, head.group_size,
-                    &x);
+        const Source x = {activations(at.codes, at.side, a_.hidden_size, head.group_size),
+                          last + done * a_.hidden_size, weights_.output_norm()};
         multiply({{&head, at.logits}}, x, some, false);
         if (a_.logit_cap != 0) {
             const size_t numbers = some * a_.vocabulary_size;

@@ -30,6 +30,13 @@ struct Wanted {
     float* numbers;  // float [vocabulary] or [hidden], in host memory
 };
 
+// Rows that are multiplied: quantised already, or floats whose norm or themselves are.
+struct Source {
+    Activations codes;  // quantised, or where they come
+    const float* x;     // NULL: quantised
+    NormWeights norm;   // its weight NULL: there is none
+};
+
 class Step {
   public:
     // Room for `rows` rows of sequences with caches of this shape. The context is current.
@@ -54,18 +61,20 @@ class Step {
     // `wanted`: NULL where all rows are wanted and their logits go to staged memory.
     void enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wanted>* wanted,
                  unsigned chunks);
-    void attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks);
+    void attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks,
+                const awqe_cuda::FreshRows& fresh);
     void begin(size_t m);
-    void read_stream(const float* x, const NormWeights& norm, size_t m, int group_size,
-                     Activations* out);
+    void quantize(const Source& from, size_t m);
     void norm_rows(float* stream, const float* branch, const NormWeights& norm, size_t m,
                    size_t width, int how);
-    void multiply_row(const char* epilogue, const awqe_cuda::Products& products,
-                      const Activations& x, size_t blocks);
-    void multiply(std::vector<std::pair<const Matrix*, float*>> products, const Activations& x,
+    bool walks(const Matrix& w, size_t m) const;
+    void walk_row(int epilogue, const awqe_cuda::Products& products, const Source& x,
+                  size_t blocks);
+    void multiply_row(const char* epilogue, const awqe_cuda::Products& products, const Source& x,
+                      size_t blocks);
+    void multiply(std::vector<std::pair<const Matrix*, float*>> products, const Source& from,
                   size_t m, bool add);
-    void add_to_stream(const Matrix& w, const NormWeights& post_norm, const Activations& x,
-                       size_t m);
+    void add_to_stream(const Matrix& w, const NormWeights& post_norm, const Source& x, size_t m);
     void attention(size_t m, const std::vector<Run>& runs, size_t layer, unsigned chunks);
     void feed_forward(size_t m, size_t layer);
     void keep(const std::vector<Wanted>& wanted, unsigned* staged);

@@ -3,7 +3,7 @@
 // and a second kernel merges chunks in ascending order and quantises the result.
 #pragma once
 
-#include "quantize.cuh"
+#include "prepare.cuh"
 
 namespace awqe_cuda {
 
@@ -33,7 +33,7 @@ __device__ __forceinline__ float dot_by_four(const float* query, const unsigned 
                                              int d16) {
     const int part = (threadIdx.x & 3) * 4;
     float lane[4] = {0.0f, 0.0f, 0.0f, 0.0f};
-#pragma unroll 2
+#pragma unroll 4
     for (int k = part; k < d16; k += kLanes) {
         const float4 q = *reinterpret_cast<const float4*>(query + k);
         const uint2 packed = *reinterpret_cast<const uint2*>(key + k);
@@ -104,12 +104,73 @@ __device__ __forceinline__ float merged_number(const Partials& partials, long lo
     return __fdiv_rn(sum, weight);
 }
 
-// Shared memory: queries [n, d16] floats, scores [n, 64] floats, scales [2, 64] floats, keys
-// [64, d16 + 8] halves, values [64, d, rounded up to 8] halves.
+// The same for 32 neighbouring dimensions of one head and at most 32 chunks, by one warp: a lane
+// has one chunk's factors and one dimension, so that all it reads is on its way at once.
+__device__ __forceinline__ float merged_by_warp(const Partials& partials, long long head, int k,
+                                                int d, int chunks) {
+    constexpr int kAhead = 12;
+    const int lane = threadIdx.x & 31;
+    const long long first = head * partials.chunks;
+    const float* const values = partials.values + first * d + k;
+    float ahead[kAhead];
+#pragma unroll
+    for (int c = 0; c < kAhead; ++c) ahead[c] = c < chunks ? __ldcg(values + c * d) : 0.0f;
+    const long long at = first + min(lane, chunks - 1);
+    const float of_chunk = __ldcg(partials.largest + at);
+    const float weight_of_chunk = __ldcg(partials.weight + at);
+    float largest = of_chunk;
+    for (int width = 1; width < 32; width *= 2) {
+        const float other = __shfl_up_sync(~0u, largest, width);
+        if (lane >= width) largest = fmaxf(largest, other);
+    }
+    const float earlier = __shfl_up_sync(~0u, largest, 1);
+    const float before = exponential((lane == 0 ? of_chunk : earlier) - largest);
+    const float own = exponential(of_chunk - largest);
+    const float own_weight = weight_of_chunk * own;
+    float weight = __shfl_sync(~0u, weight_of_chunk, 0);
+    float sum = ahead[0];
+    const auto merge = [&](int c, float value) {
+        const float by = __shfl_sync(~0u, before, c);
+        weight = fma(weight, by, __shfl_sync(~0u, own_weight, c));
+        sum = fma(sum, by, value * __shfl_sync(~0u, own, c));
+    };
+#pragma unroll
+    for (int c = 1; c < kAhead; ++c)
+        if (c < chunks) merge(c, ahead[c]);
+#pragma unroll 4
+    for (int c = kAhead; c < chunks; ++c) merge(c, __ldcg(values + (long long)c * d));
+    return __fdiv_rn(sum, weight);
+}
+
+// A key or a value of one head as the cache keeps it, by one warp: halves or codes as halves, with
+// their scale, in shared memory, and where `to` is not NULL in the cache itself.
+template <bool kInt8>
+__device__ __forceinline__ void keep_head(const float* x, int d, unsigned short* halves,
+                                          float* scale, unsigned char* to, float* scale_to) {
+    const int lane = threadIdx.x & 31;
+    if (to != nullptr) store_head(x, d, kInt8, to, scale_to);
+    if (!kInt8) {
+        for (int i = lane; i < d; i += 32) halves[i] = float_to_half(x[i]);
+        return;
+    }
+    int largest = 0;
+    for (int i = lane; i < d; i += 32) largest = max(largest, magnitude_bits(x[i]));
+    largest = largest_of_warp(largest);
+    const float inverse = inverse_quantum(largest);
+    for (int i = lane; i < d; i += 32)
+        halves[i] = float_to_half(float((signed char)code_of(x[i], inverse)));
+    if (lane == 0) *scale = quantum(largest);
+}
+
+// Shared memory: queries [n, d16] floats, scores [n, 64] floats, scales [2, 64] floats, the row's
+// own key, value and angles [3, d16] floats, keys [64, d16 + 8] halves, values [64, d, rounded up
+// to 8] halves.
 //
-// Grid (chunks, heads / n, rows): n query heads of one key-value head go together. `early`: rows
-// are of different sequences, so that every position but a row's own was there before this step and
-// can be fetched in front of wait_for_kernel_before().
+// Grid (chunks, heads / n, rows): n query heads of one key-value head go together. `fresh`: where
+// its key is not NULL, rows are of different sequences and come as the products gave them. Every
+// position but a row's own was there before this step and is fetched in front of
+// wait_for_kernel_before(); what prepare_heads() does otherwise, norm, rotation and cache, is done
+// here, which saves a kernel.
 //
 // `arrivals`: unsigned [rows, heads / n], zero, or NULL. Given, the last CTA of a row and its heads
 // merges all their chunks and quantises them, which saves a kernel; needs whole groups per n heads.
@@ -119,9 +180,11 @@ template <bool kUnits, int kHead, bool kInt8, bool kChanged>
 __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, const float* query,
                                               const CacheShape& cache, int layer,
                                               const Partials& partials, unsigned* arrivals,
-                                              const Activations& out, int n, bool early) {
+                                              const Activations& out, int n,
+                                              const FreshRows& fresh) {
     AWQE_DYNAMIC_SHARED(unsigned char, shared_memory);
     __shared__ bool shared_last;
+    const bool early = fresh.key != nullptr;
     let_next_kernel_start();
     if (!early) wait_for_kernel_before();
     const int t = blockIdx.z;
@@ -147,10 +210,14 @@ __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, c
     float* const scores = queries + n * d16;
     float* const key_scales = scores + n * kAttentionChunk;
     float* const value_scales = key_scales + kAttentionChunk;
-    unsigned short* const keys = reinterpret_cast<unsigned short*>(value_scales + kAttentionChunk);
+    float* const own = value_scales + kAttentionChunk;
+    unsigned short* const keys = reinterpret_cast<unsigned short*>(own + 3 * d16);
     unsigned short* const values = keys + kAttentionChunk * key_stride;
 
-    // Everything to shared memory, values behind the keys; int8 codes become halves, exactly.
+    // Everything to shared memory, values behind the keys; int8 codes become halves, exactly. First
+    // what was there before this step, then the row's own position, if this chunk has it.
+    const bool has_own = early && end == seen.end;
+    const int old = has_own ? count - 1 : count;
     const unsigned char* const base =
         row.cache + chunk * cache.chunk_bytes + layer * cache.layer_bytes;
     const int first = h * kAttentionChunk + begin % kAttentionChunk;
@@ -159,25 +226,17 @@ __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, c
         const unsigned short* const v16 =
             reinterpret_cast<const unsigned short*>(base + cache.values_offset) + first * d;
         const int pieces = d / 8;
-        // What was there before this step, then the row's own position.
-        const int old = early && end == seen.end ? count - 1 : count;
-        const auto copy = [&](int from, int to) {
-            for (int i = from * pieces + threadIdx.x; i < to * pieces; i += kAttentionThreads)
-                copy_async16(keys + i / pieces * key_stride + i % pieces * 8, k16 + i * 8);
-            for (int i = from * pieces + threadIdx.x; i < to * pieces; i += kAttentionThreads)
-                copy_async16(values + i * 8, v16 + i * 8);
-        };
-        copy(0, old);
-        if (early) wait_for_kernel_before();
-        copy(old, count);
+        for (int i = threadIdx.x; i < old * pieces; i += kAttentionThreads)
+            copy_async16(keys + i / pieces * key_stride + i % pieces * 8, k16 + i * 8);
+        for (int i = threadIdx.x; i < old * pieces; i += kAttentionThreads)
+            copy_async16(values + i * 8, v16 + i * 8);
         for (int i = threadIdx.x; i < count; i += kAttentionThreads)
             key_scales[i] = value_scales[i] = 1.0f;
     } else {
-        if (early) wait_for_kernel_before();
         if (kInt8) {
             const signed char* const k8 = reinterpret_cast<const signed char*>(base) + first * d;
             const signed char* const v8 = k8 + cache.values_offset;
-            for (int i = threadIdx.x; i < count * d; i += kAttentionThreads) {
+            for (int i = threadIdx.x; i < old * d; i += kAttentionThreads) {
                 keys[i / d * key_stride + i % d] = float_to_half(float(k8[i]));
                 values[i] = float_to_half(float(v8[i]));
             }
@@ -186,25 +245,74 @@ __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, c
                 reinterpret_cast<const unsigned short*>(base) + first * d;
             const unsigned short* const v16 =
                 reinterpret_cast<const unsigned short*>(base + cache.values_offset) + first * d;
-            for (int i = threadIdx.x; i < count * d; i += kAttentionThreads) {
+            for (int i = threadIdx.x; i < old * d; i += kAttentionThreads) {
                 keys[i / d * key_stride + i % d] = k16[i];
                 values[i] = v16[i];
             }
         }
         const float* const ks = reinterpret_cast<const float*>(base + cache.key_scales_offset);
         const float* const vs = reinterpret_cast<const float*>(base + cache.value_scales_offset);
-        for (int i = threadIdx.x; i < count; i += kAttentionThreads) {
+        for (int i = threadIdx.x; i < (kInt8 ? old : count); i += kAttentionThreads) {
             key_scales[i] = kInt8 ? ks[first + i] : 1.0f;
             value_scales[i] = kInt8 ? vs[first + i] : 1.0f;
         }
     }
-    for (int i = threadIdx.x; i < n * d16; i += kAttentionThreads) {
+    commit_copies();
+    if (early) wait_for_kernel_before();
+    // Queries, and of fresh rows the angles and the own key and value: three fetches side by side.
+    const auto query_at = [&](int i) {
         const int k = i % d16;
-        queries[i] = k < d ? query[((long long)t * a.heads + first_head + i / d16) * d + k] : 0.0f;
+        return k < d ? query[((long long)t * a.heads + first_head + i / d16) * d + k] : 0.0f;
+    };
+    const bool turns = early && a.angle_stride != 0;
+    float* const angles = own + 2 * d16;  // cosines, then sines
+    const auto angle_at = [&](int i) {
+        const float* const from = i < d / 2 ? fresh.cosines : fresh.sines - d / 2;
+        return from[(long long)t * a.angle_stride + i];
+    };
+    const auto own_at = [&](int i) {
+        const float* const from = i < d ? fresh.key : fresh.value;
+        return from[((long long)t * a.kv_heads + h) * d + (i < d ? i : i - d)];
+    };
+    const int angle_count = turns ? d / 2 * 2 : 0;
+    const int own_count = has_own ? 2 * d : 0;
+    for (int i = threadIdx.x; i < max(n * d16, max(angle_count, own_count));
+         i += kAttentionThreads) {
+        const float q = i < n * d16 ? query_at(i) : 0.0f;
+        const float angle = i < angle_count ? angle_at(i) : 0.0f;
+        const float fresh_number = i < own_count ? own_at(i) : 0.0f;
+        if (i < n * d16) queries[i] = q;
+        if (i < angle_count) angles[i] = angle;
+        if (i < own_count) own[i < d ? i : d16 + i - d] = fresh_number;
     }
     for (int i = threadIdx.x; i < count * (d16 - d); i += kAttentionThreads)
         keys[i / (d16 - d) * key_stride + d + i % (d16 - d)] = 0;
-    commit_copies();
+    if (early) {
+        __syncthreads();
+        const float* const cosine = turns ? angles : nullptr;
+        const float* const sine = angles + d / 2;
+        // The first CTA of a key-value head's puts it into the cache.
+        const bool stores = first_head % (a.heads / a.kv_heads) == 0;
+        unsigned char* const to = row.cache + chunk * cache.chunk_bytes + layer * cache.layer_bytes;
+        const int number = h * kAttentionChunk + row.position % kAttentionChunk;
+        const long long bytes = (long long)number * d * (kInt8 ? 1 : 2);
+        for (int j = threadIdx.x / 32; j < n + 2; j += kAttentionThreads / 32) {
+            if (j < n) {
+                turn_head(queries + j * d16, a, &a.query_norm, (first_head + j) * a.norm_stride,
+                          cosine, sine);
+            } else if (has_own && j == n) {
+                turn_head(own, a, &a.key_norm, h * a.norm_stride, cosine, sine);
+                keep_head<kInt8>(own, d, keys + old * key_stride, key_scales + old,
+                                 stores ? to + bytes : nullptr,
+                                 reinterpret_cast<float*>(to + cache.key_scales_offset) + number);
+            } else if (has_own) {
+                turn_head(own + d16, a, nullptr, 0, nullptr, nullptr);
+                keep_head<kInt8>(own + d16, d, values + old * d, value_scales + old,
+                                 stores ? to + cache.values_offset + bytes : nullptr,
+                                 reinterpret_cast<float*>(to + cache.value_scales_offset) + number);
+            }
+        }
+    }
     wait_for_copies<0>();
     __syncthreads();
 
@@ -255,7 +363,7 @@ __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, c
         const int k = i % d;
         const float* const e = scores + j * kAttentionChunk;
         float sum = 0.0f;
-#pragma unroll 8
+#pragma unroll 16
         for (int p = 0; p < count; ++p) sum = fma(e[p], half_to_float(values[p * d + k]), sum);
         const long long at = ((long long)t * a.heads + first_head + j) * partials.chunks + slot;
         partials.values[at * d + k] = sum;
@@ -273,12 +381,16 @@ __device__ __forceinline__ void attend_chunks(const Row* rows, const Heads& a, c
     if (!shared_last) return;
     float* const factors = queries;                        // [n, 3, chunks]
     float* const merged = reinterpret_cast<float*>(keys);  // [n, d]
-    merge_factors(partials, t, a.heads, first_head, n, chunks, factors);
-    __syncthreads();
-    for (int i = threadIdx.x; i < n * d; i += kAttentionThreads) {
-        const int j = i / d;
-        merged[i] = merged_number(partials, (long long)t * a.heads + first_head + j, i % d, d,
-                                  chunks, factors + j * 3 * chunks);
+    const long long head_row = (long long)t * a.heads + first_head;
+    if (chunks <= 32 && d % 32 == 0) {
+        for (int i = threadIdx.x; i < n * d; i += kAttentionThreads)
+            merged[i] = merged_by_warp(partials, head_row + i / d, i % d, d, chunks);
+    } else {
+        merge_factors(partials, t, a.heads, first_head, n, chunks, factors);
+        __syncthreads();
+        for (int i = threadIdx.x; i < n * d; i += kAttentionThreads)
+            merged[i] = merged_number(partials, head_row + i / d, i % d, d, chunks,
+                                      factors + i / d * 3 * chunks);
     }
     __syncthreads();
     const int groups = n * d / out.group_size;

@@ -33,6 +33,11 @@ struct GemmStage {
     unsigned char zeros[kGemmBlocks][kParts][kBlockRows];
 };
 
+// Four codes minus four zero-points, byte by byte without borrows: (code + 128 - zero) ^ 128.
+__device__ __forceinline__ unsigned signed_codes(unsigned codes, unsigned zeros) {
+    return ((codes | 0x80808080u) - zeros) ^ 0x80808080u;
+}
+
 template <int kBits, int kParts>
 __device__ __forceinline__ void gemm(const Matrix& w, float* out, const Activations& x, int m,
                                      bool add) {
@@ -167,10 +172,9 @@ __device__ __forceinline__ void gemm(const Matrix& w, float* out, const Activati
                     unsigned first, second;
                     step_words<kBits, kWhole>(raw, quarter, s, first, second);
                     if constexpr (kBits != 8) {
-                        // Byte by byte without borrows: (code + 128 - zero) ^ 128.
                         const unsigned z = zero[s * kParts / 4][i][half] * 0x01010101u;
-                        first = ((first | 0x80808080u) - z) ^ 0x80808080u;
-                        second = ((second | 0x80808080u) - z) ^ 0x80808080u;
+                        first = signed_codes(first, z);
+                        second = signed_codes(second, z);
                     }
                     a[i][s][half] = first;
                     a[i][s][half + 2] = second;

@@ -60,6 +60,9 @@ __device__ __forceinline__ int load_zero(const void* p) {
 // Programmatic launch (sm_90): a kernel may begin while the one before it ends, and reads weights
 // in that time. Whatever an earlier kernel writes is read, and anything is written, only behind
 // wait_for_kernel_before(). Every kernel calls both, or completion would not be transitive.
+#if __CUDA_ARCH__ >= 900
+#define AWQE_KERNELS_BEGIN_EARLY 1
+#endif
 __device__ __forceinline__ void let_next_kernel_start() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("griddepcontrol.launch_dependents;");
@@ -119,6 +122,88 @@ __device__ __forceinline__ void multiply_unsigned(int (&d)[4], const unsigned (&
         : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(from[0]), "r"(from[1]),
           "r"(from[2]), "r"(from[3]));
+}
+
+#if defined(__CUDA_ARCH_FEAT_SM90_ALL)
+// Warpgroups (sm_90a): four neighbouring warps, of which each has 16 of 64 rows of weights. Sums
+// are those of the functions above, eight tokens after the other, d[4 j ... 4 j + 3] of tokens
+// 8 j ... 8 j + 7. Work begins at once and runs beside the warps: between before_warpgroup() and
+// wait_for_warpgroup() nobody touches its registers.
+#define AWQE_HAS_WARPGROUPS 1
+
+// What copies and stores have put into shared memory, tensor cores may read behind the next
+// barrier.
+__device__ __forceinline__ void show_copies_to_tensor_cores() {
+    asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+__device__ __forceinline__ void before_warpgroup(int (&d)[32], int (&e)[32]) {
+    asm volatile("wgmma.fence.sync.aligned;"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]),
+                   "+r"(d[6]), "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]),
+                   "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]),
+                   "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]),
+                   "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]),
+                   "+r"(d[30]), "+r"(d[31]), "+r"(e[0]), "+r"(e[1]), "+r"(e[2]), "+r"(e[3]),
+                   "+r"(e[4]), "+r"(e[5]), "+r"(e[6]), "+r"(e[7]), "+r"(e[8]), "+r"(e[9]),
+                   "+r"(e[10]), "+r"(e[11]), "+r"(e[12]), "+r"(e[13]), "+r"(e[14]), "+r"(e[15]),
+                   "+r"(e[16]), "+r"(e[17]), "+r"(e[18]), "+r"(e[19]), "+r"(e[20]), "+r"(e[21]),
+                   "+r"(e[22]), "+r"(e[23]), "+r"(e[24]), "+r"(e[25]), "+r"(e[26]), "+r"(e[27]),
+                   "+r"(e[28]), "+r"(e[29]), "+r"(e[30]), "+r"(e[31])
+                 :
+                 : "memory");
+}
+// d += a b for 64 tokens and step `step` of 32 inputs. inputs: 64 rows of 128 bytes in shared
+// memory at a multiple of 1024, 16-byte pieces of row t exchanged by t % 8.
+#define AWQE_MULTIPLY_WARPGROUP(type)                                                             \
+    asm volatile(                                                                                 \
+        "{ .reg .pred p; setp.ne.b32 p, 1, 0; "                                                   \
+        "wgmma.mma_async.sync.aligned.m64n64k32.s32." type                                        \
+        ".s8 "                                                                                    \
+        "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"     \
+        "%23,%24,%25,%26,%27,%28,%29,%30,%31}, {%32,%33,%34,%35}, %36, p; }"                      \
+        : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]), "+r"(d[6]),     \
+          "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]), "+r"(d[12]), "+r"(d[13]), \
+          "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]),           \
+          "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]), "+r"(d[25]),           \
+          "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31])            \
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens))
+
+template <bool kUnsigned>
+__device__ __forceinline__ void multiply_warpgroup(int (&d)[32], const unsigned (&a)[4],
+                                                   const void* inputs, int step) {
+    // Address / 16; 8 rows are 1024 bytes; pieces exchanged over 128 bytes.
+    const unsigned long long address = __cvta_generic_to_shared(inputs) + step * 32;
+    const unsigned long long tokens =
+        ((address & 0x3ffff) >> 4) | (1ull << 16) | (64ull << 32) | (1ull << 62);
+    if constexpr (kUnsigned)
+        AWQE_MULTIPLY_WARPGROUP("u8");
+    else
+        AWQE_MULTIPLY_WARPGROUP("s8");
+}
+__device__ __forceinline__ void commit_warpgroup() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+// Returns when all but the last kLeft commits are done; d and a are theirs.
+template <int kLeft>
+__device__ __forceinline__ void wait_for_warpgroup(int (&d)[32], unsigned (&a)[4][4]) {
+    asm volatile("wgmma.wait_group.sync.aligned %48;"
+                 : "+r"(d[0]), "+r"(d[1]), "+r"(d[2]), "+r"(d[3]), "+r"(d[4]), "+r"(d[5]),
+                   "+r"(d[6]), "+r"(d[7]), "+r"(d[8]), "+r"(d[9]), "+r"(d[10]), "+r"(d[11]),
+                   "+r"(d[12]), "+r"(d[13]), "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]),
+                   "+r"(d[18]), "+r"(d[19]), "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]),
+                   "+r"(d[24]), "+r"(d[25]), "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]),
+                   "+r"(d[30]), "+r"(d[31]), "+r"(a[0][0]), "+r"(a[0][1]), "+r"(a[0][2]),
+                   "+r"(a[0][3]), "+r"(a[1][0]), "+r"(a[1][1]), "+r"(a[1][2]), "+r"(a[1][3]),
+                   "+r"(a[2][0]), "+r"(a[2][1]), "+r"(a[2][2]), "+r"(a[2][3]), "+r"(a[3][0]),
+                   "+r"(a[3][1]), "+r"(a[3][2]), "+r"(a[3][3])
+                 : "n"(kLeft)
+                 : "memory");
+}
+#endif
+
+__device__ __forceinline__ unsigned char* aligned_shared(unsigned char* p, unsigned bytes) {
+    const unsigned address = unsigned(__cvta_generic_to_shared(p));
+    return p + (bytes - address % bytes) % bytes;
 }
 
 // Adds one and returns what was there. Releases what the CTA wrote, and acquires what those wrote

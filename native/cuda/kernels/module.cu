@@ -2,10 +2,11 @@
 // <op>_u<bits>_g<group size>_<epilogue>. __launch_bounds__ says how many threads there are and how
 // many CTAs shall fit on a multiprocessor; README.md has the reasons.
 #include "attention_prompt.cuh"
-#include "gemm.cuh"
+#include "gemm_warpgroup.cuh"
 #include "gemv.cuh"
 #include "prepare.cuh"
 #include "rows.cuh"
+#include "walk.cuh"
 
 using namespace awqe_cuda;
 
@@ -60,12 +61,12 @@ KERNEL __launch_bounds__(kPrepareWarps * 32)
 }
 
 #define ATTENTION(rows_word, units, cache_word, int8, head_word, head, changed)                    \
-    KERNEL __launch_bounds__(kAttentionThreads)                                                    \
+    KERNEL __launch_bounds__(kAttentionThreads, (head) != 0 ? 4 : 2)                               \
         attention_##rows_word##_##cache_word##_##head_word(                                        \
             const Row* rows, Heads a, const float* query, CacheShape cache, int layer,             \
-            Partials partials, unsigned* arrivals, Activations out, int n, int early) {            \
+            Partials partials, unsigned* arrivals, Activations out, int n, FreshRows fresh) {      \
         attend_chunks<units, head, int8, changed>(rows, a, query, cache, layer, partials,          \
-                                                  arrivals, out, n, early != 0);                   \
+                                                  arrivals, out, n, fresh);                        \
     }
 #define ATTENTION_OF(rows_word, units)                          \
     ATTENTION(rows_word, units, f16, false, d64, 64, false)     \
@@ -125,13 +126,36 @@ ATTENTION_PROMPT(128, _changed, true)
         gemm<bits, 128 / group>(w, out, x, m, add != 0);                                    \
     }
 
-// Widths and group sizes, for the products and for lists of them.
+#if defined(AWQE_HAS_WARPGROUPS)
+#define GROUP_PRODUCTS(bits, group)                                                              \
+    KERNEL __launch_bounds__(kGroupThreads, 1)                                                   \
+        gemm_warpgroup_u##bits##_g##group(Products w, Activations x, int m, int add) {           \
+        gemm_warpgroup<bits, 128 / group>(w, x, m, add != 0);                                    \
+    }
+#endif
+#if defined(AWQE_KERNELS_BEGIN_EARLY)
+#define WALK_PRODUCTS(bits, group)                                            \
+    KERNEL __launch_bounds__(kWalkThreads, 2)           \
+        walk_u##bits##_g##group(Products w, RowInput in, WalkPlan plan) {     \
+        walk<bits, 128 / group>(w, in, plan);                                 \
+    }
+#endif
+
+// Widths and group sizes, for the products and for lists of them; those of walk.cuh first.
 #if defined(AWQE_FEW_PRODUCTS)
-#define AWQE_PRODUCTS(X) X(4, 128) X(8, 128)
+#define AWQE_WALKED_PRODUCTS(X) X(4, 128)
+#define AWQE_PRODUCTS(X) AWQE_WALKED_PRODUCTS(X) X(8, 128)
 #else
 #define AWQE_PRODUCTS_OF(X, bits) X(bits, 128) X(bits, 64) X(bits, 32)
-#define AWQE_PRODUCTS(X)                                                          \
+#define AWQE_WALKED_PRODUCTS(X)                                                   \
     AWQE_PRODUCTS_OF(X, 2) AWQE_PRODUCTS_OF(X, 3) AWQE_PRODUCTS_OF(X, 4)          \
-    AWQE_PRODUCTS_OF(X, 5) AWQE_PRODUCTS_OF(X, 6) AWQE_PRODUCTS_OF(X, 8)
+    AWQE_PRODUCTS_OF(X, 5) AWQE_PRODUCTS_OF(X, 6)
+#define AWQE_PRODUCTS(X) AWQE_WALKED_PRODUCTS(X) AWQE_PRODUCTS_OF(X, 8)
 #endif
 AWQE_PRODUCTS(PRODUCTS)
+#if defined(AWQE_HAS_WARPGROUPS)
+AWQE_PRODUCTS(GROUP_PRODUCTS)
+#endif
+#if defined(AWQE_KERNELS_BEGIN_EARLY)
+AWQE_WALKED_PRODUCTS(WALK_PRODUCTS)
+#endif

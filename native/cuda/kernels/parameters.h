@@ -88,6 +88,15 @@ struct Heads {
     int angle_stride;     // angles of a row, of all rotary tables; 0: nothing is turned
 };
 
+// Keys and values [rows, kv_heads, head_size] as the products gave them, and the angles of the
+// layer's table, rows angle_stride apart.
+struct FreshRows {
+    const float* key;  // or NULL: keys and values are in the cache, queries are turned
+    const float* value;
+    const float* cosines;
+    const float* sines;
+};
+
 constexpr int kAttentionChunk = 64;  // positions; native/ARITHMETIC.md, section 7
 
 // What one chunk of positions says about one query: [rows, heads, chunks] of these.
@@ -110,6 +119,38 @@ struct Products {
     float* out[3];  // [m, rows of the matrix]
     int count;
     int activation;  // of matrix 0, where matrix 1 is multiplied with it
+};
+
+// The row that walk.cuh multiplies, and what it is before: quantised in units, floats [k] that
+// are quantised as they are, or floats [k] whose norm is.
+constexpr int kQuantised = 0;
+constexpr int kFloats = 1;
+constexpr int kNormed = 2;
+struct RowInput {
+    int kind;
+    const float* x;     // of kFloats and kNormed
+    NormWeights norm;   // of kNormed
+    Activations codes;  // of kQuantised; otherwise its sizes alone
+};
+
+// What walk.cuh does with a product: out[n] = y; out[n] += y; out[n] = act(gate's y) * up's y.
+constexpr int kWalkStore = 0;
+constexpr int kWalkAdd = 1;
+constexpr int kWalkGate = 2;
+
+// How walk.cuh works and what lies where in shared memory, in bytes from its beginning: the codes
+// of the row, in units, then these.
+struct WalkPlan {
+    int epilogue;
+    int batch;         // blocks of rows whose terms are added side by side: 2, 4 or 8
+    int terms_stride;  // float2 from one block's terms to the next's
+    int side_at;       // int2 [groups, rounded up to units]
+    int norm_at;       // float [k], of a row that is normed: what it is multiplied with
+    int terms_at;      // float2 [2, batch, terms_stride]; before, the row that is normed
+    int ring_at;       // units that are on their way, of each warp `depth`
+    int depth;
+    int threads;
+    int bytes;
 };
 
 }  // namespace awqe_cuda

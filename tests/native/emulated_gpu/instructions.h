@@ -5,6 +5,7 @@
 #pragma once
 
 #include <math.h>
+#include <stdint.h>
 #include <string.h>
 
 #include "native/cuda/kernels/vector_types.h"
@@ -122,6 +123,7 @@ inline uint2 load_plane(const void* p) { return loaded<uint2>(p); }
 inline unsigned short load_scale(const void* p) { return loaded<unsigned short>(p); }
 inline int load_zero(const void* p) { return loaded<unsigned char>(p); }
 
+#define AWQE_KERNELS_BEGIN_EARLY 1
 inline void let_next_kernel_start() {}
 inline void wait_for_kernel_before() {}
 
@@ -166,6 +168,36 @@ inline void multiply_signed(int (&d)[4], const unsigned (&a)[4], int b0, int b1,
 inline void multiply_unsigned(int (&d)[4], const unsigned (&a)[4], int b0, int b1,
                               const int (&from)[4]) {
     multiply_tile<unsigned char>(d, a, b0, b1, from);
+}
+
+// A warp of a warpgroup does its 16 rows by itself: sums are exact, and arrive at once.
+#define AWQE_HAS_WARPGROUPS 1
+inline void show_copies_to_tensor_cores() {}
+inline void before_warpgroup(int (&)[32], int (&)[32]) {}
+template <bool kUnsigned>
+void multiply_warpgroup(int (&d)[32], const unsigned (&a)[4], const void* inputs, int step) {
+    const int lane = int(awqe::emulated::lane());
+    for (int j = 0; j < 8; ++j) {
+        const int token = j * 8 + lane / 4;
+        const int quarter = lane % 4;
+        const auto word = [&](int piece) {
+            const char* const row = static_cast<const char*>(inputs) + token * 128;
+            return loaded<int>(row + (piece ^ (token & 7)) * 16 + quarter * 4);
+        };
+        int sums[4];
+        for (int i = 0; i < 4; ++i) sums[i] = d[4 * j + i];
+        if (kUnsigned)
+            multiply_unsigned(sums, a, word(2 * step), word(2 * step + 1), sums);
+        else
+            multiply_signed(sums, a, word(2 * step), word(2 * step + 1), sums);
+        for (int i = 0; i < 4; ++i) d[4 * j + i] = sums[i];
+    }
+}
+inline void commit_warpgroup() {}
+template <int kLeft>
+void wait_for_warpgroup(int (&)[32], unsigned (&)[4][4]) {}
+inline unsigned char* aligned_shared(unsigned char* p, size_t bytes) {
+    return p + (bytes - reinterpret_cast<uintptr_t>(p) % bytes) % bytes;
 }
 
 inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }

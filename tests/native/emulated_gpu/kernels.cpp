@@ -40,14 +40,17 @@ std::function<void()> bound(void (*kernel)(Arguments...), void** arguments) {
     LISTED(gemv_u##bits##_g##group##_add)   \
     LISTED(gemv_u##bits##_g##group##_gate)  \
     LISTED(rows_u##bits##_g##group)         \
-    LISTED(gemm_u##bits##_g##group)
+    LISTED(gemm_u##bits##_g##group)         \
+    LISTED(gemm_warpgroup_u##bits##_g##group)
+#define OF_WALKED(bits, group) LISTED(walk_u##bits##_g##group)
 
 const Kernel kKernels[] = {
     LISTED(embed) LISTED(add_positions) LISTED(norm_floats) LISTED(layer_norm_floats) LISTED(add)
         LISTED(cap) LISTED(gather) LISTED(prepare) LISTED(attention_merge_floats)
             LISTED(attention_prompt_d64) LISTED(attention_prompt_d128)
                 LISTED(attention_prompt_d64_changed) LISTED(attention_prompt_d128_changed)
-                    OF_ROWS(one) OF_ROWS(many) AWQE_PRODUCTS(OF_PRODUCT)};
+                    OF_ROWS(one) OF_ROWS(many) AWQE_PRODUCTS(OF_PRODUCT)
+                        AWQE_WALKED_PRODUCTS(OF_WALKED)};
 
 }  // namespace
 
