@@ -232,11 +232,12 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
     """
     if not model or "\x00" in model:
         raise CheckpointError(f"{model!r} names no directory and no model of the hub.")
+    from awq_edge.checkpoints import flamingo_directory as flamingo  # it makes a Checkpoint
+
     directory = Path(model).expanduser()
     if not directory.exists():
+        flamingo.refuse_release_alone(model)
         directory = hub.download(model)
-    from awq_edge.checkpoints.flamingo_directory import is_flamingo, open_flamingo_directory
-
     if not directory.is_dir():
         if directory.suffix == ".gguf" or is_gguf(directory):
             return _open_gguf(directory, quantised)
@@ -244,8 +245,8 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
             f"{directory} is a file; give the directory that holds config.json and the weights."
         )
     config_path = directory / "config.json"
-    if is_flamingo(directory):
-        return open_flamingo_directory(directory)
+    if flamingo.is_flamingo(directory):
+        return flamingo.open_flamingo_directory(directory)
     if not config_path.exists():
         # What lies there instead may say more than the name of the file that does not.
         raise CheckpointError(

@@ -22,6 +22,7 @@ from awq_edge.errors import CheckpointError
 from awq_edge.outputs.place import checkpoint_files
 
 RELEASE, LANGUAGE, TOWER = "checkpoint.pt", "language_model", "vision_tower"
+_HUB_OWNER = "openflamingo/"
 _OPEN_CLIP_CONFIG = "open_clip_config.json"
 # In this order, where there is no config.json.
 _OPEN_CLIP_FILES: tuple[tuple[str, Callable[[Path], dict[str, StoredTensor]]], ...] = (
@@ -67,6 +68,20 @@ class FlamingoCheckpoint(Checkpoint):
 def is_flamingo(directory: Path) -> bool:
     """Whether a directory holds OpenFlamingo's release, and no model of one file format."""
     return (directory / RELEASE).exists() and not (directory / "config.json").exists()
+
+
+def refuse_release_alone(model: str) -> None:
+    """Refuses the hub id of a release, which is one part of three.
+
+    Raises:
+        CheckpointError: It is such.
+    """
+    if model.lower().startswith(_HUB_OWNER):
+        raise CheckpointError(
+            f"{model} is what OpenFlamingo trained, and a part of a model alone: download its "
+            f"{RELEASE} into a directory, put the files of its language model into {LANGUAGE}/ and "
+            f"those of CLIP ViT-L/14 into {TOWER}/ there, and convert the directory."
+        )
 
 
 def open_flamingo_directory(directory: Path) -> FlamingoCheckpoint:

@@ -8,6 +8,8 @@ import numpy as np
 import pytest
 import torch
 from awq_edge.converters import find
+from awq_edge.converters.open_flamingo import whole_config
+from awq_edge.converters.vision_part import vision_part
 from flamingo_models import END_OF_SHOT, KINDS, PICTURE, ROWS_OF_TABLE, SIDE, Flamingo
 from PIL import Image
 from safetensors.torch import load_file, save_file
@@ -16,6 +18,7 @@ from vision_support import difference, normalised, opened
 
 from awq_edge import Model, conversion, torch_decoder, torch_tower
 from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.float_model import open_float_model
 from awq_edge.generation import GenerationConfig
 from awq_edge.hf_tokenizer import tokenizer_of
 from awq_edge.model_file import PackedFile
@@ -209,6 +212,44 @@ def test_a_release_alone_says_what_belongs_beside_it(tmp_path):
         CheckpointError, match="no folder language_model and no folder vision_tower"
     ):
         opened(tmp_path)
+
+
+def test_the_hub_id_of_a_release_says_what_belongs_beside_it():
+    with pytest.raises(CheckpointError, match="into language_model/"):
+        open_float_model("openflamingo/OpenFlamingo-3B-vitl-mpt1b")
+
+
+# Of a release: layers and width of its language model, before every how many a block stands, and
+# the millions of parameters that its blocks are said to have.
+RELEASES = {"3B": (24, 2048, 1, 881), "4B": (32, 2560, 2, 898), "9B": (32, 4096, 4, 1116)}
+
+
+@pytest.mark.parametrize("release", RELEASES)
+def test_shapes_of_releases_make_blocks_of_their_published_sizes(release):
+    layers, width, every, millions = RELEASES[release]
+    shapes = {"resampler.latents": (64, 1024)}
+    for n in range(6):
+        shapes[f"resampler.layers.{n}.0.to_q.weight"] = (512, 1024)
+        shapes[f"resampler.layers.{n}.1.1.weight"] = (4096, 1024)
+    for n in range(every - 1, layers, every):
+        shapes[f"blocks.{n}.attn.to_q.weight"] = (512, width)
+        shapes[f"blocks.{n}.attn.to_k.weight"] = (512, 1024)
+        shapes[f"blocks.{n}.ff.1.weight"] = (4 * width, width)
+    tower = dict(
+        hidden_size=1024,
+        intermediate_size=4096,
+        num_hidden_layers=24,
+        num_attention_heads=16,
+        image_size=224,
+        patch_size=14,
+    )
+    part = vision_part(whole_config(shapes, layers, width, tower), width)
+    cross, resampler = part.architecture.cross, part.architecture.resampler
+    seen = len(cross.numbers) * 2 * cross.size * 1024
+    assert round((cross.linear_parameters(width) + seen) / 1e6) == millions
+    assert (cross.heads, cross.head_size, cross.layers[0]) == (8, 64, int(every == 1))
+    assert (resampler.layers, resampler.rows, resampler.heads) == (6, 64, 8)
+    assert part.architecture.tokens == 64
 
 
 def test_what_a_release_holds_is_never_run(tmp_path):

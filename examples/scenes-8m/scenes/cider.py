@@ -18,7 +18,12 @@ _DEVIATION = 6.0
 
 
 def cider_d(said: Sequence[Caption], right: Sequence[Sequence[Caption]]) -> float:
-    """The mean over pictures, 0 to 10.
+    """The mean over pictures, 0 to 10; arguments as for :func:`cider_d_each`."""
+    return sum(cider_d_each(said, right)) / len(said)
+
+
+def cider_d_each(said: Sequence[Caption], right: Sequence[Sequence[Caption]]) -> list[float]:
+    """Of every picture, 0 to 10.
 
     Args:
         said: One caption per picture.
@@ -37,14 +42,16 @@ def cider_d(said: Sequence[Caption], right: Sequence[Sequence[Caption]]) -> floa
             for run, count in Counter(_runs(caption, n)).items()
         }
 
-    total = 0.0
+    found = []
     for ours, references in zip(said, right, strict=True):
+        total = 0.0
         for reference in references:
             penalty = math.exp(-((len(ours) - len(reference)) ** 2) / (2 * _DEVIATION**2))
             for n in range(1, _LONGEST + 1):
                 cosine = _cut_cosine(vector(ours, n), vector(reference, n))
                 total += 10 * penalty * cosine / (_LONGEST * len(references))
-    return total / len(said)
+        found.append(total)
+    return found
 
 
 def _runs(caption: Caption, n: int) -> list[tuple[int, ...]]:

@@ -1,0 +1,1 @@
+"""A small OpenFlamingo that learns a way of describing scenes from the pictures in its prompt."""
