@@ -101,6 +101,8 @@ def check_disk(
     if blocks is not None and any(options.plan(bits).coupled for bits in options.widths):
         hidden += _gradient_bytes(architecture, blocks)
     needed = 2 * packed + hidden  # the work directory and the file itself
+    if blocks is not None and options.effort == "high":
+        needed += _learning_bytes(architecture, blocks, options)
     if blocks is not None and architecture.experts:
         # Changed ones of a layer that have no room in memory.
         experts = 3 * architecture.experts * architecture.expert_size * architecture.hidden_size
@@ -127,6 +129,12 @@ def _gradient_bytes(architecture: Architecture, blocks: torch.Tensor) -> int:
             count, length = coupling.runs(tensor_shape(a, f"{name}.weight")[0])
             moments += count * length**2
     return 4 * ((a.layers + 1) * tokens * a.hidden_size + moments)
+
+
+def _learning_bytes(architecture: Architecture, blocks: torch.Tensor, options: Options) -> int:
+    """What lies in files while scales learn: the float model's last states, scales of 3 rounds."""
+    scales = 3 * 4 * architecture.linear_parameters() // options.group_size
+    return 4 * blocks.numel() * architecture.hidden_size + scales
 
 
 def device_named(name: str) -> torch.device:

@@ -50,6 +50,7 @@ class Manifest:
         scaled: Whether scaled weights are kept.
         measured: Whether the moments of every unfinished layer are there.
         layers: Those that are finished.
+        rounds: Held-out divergence after every round of learning; the first is before any.
         files: Everything of finished layers, and the moments.
         states: In front of the next layer.
         numbers: Once the model file is whole: what a report needs of how it was made.
@@ -61,6 +62,7 @@ class Manifest:
     scaled: bool = False
     measured: bool = False
     layers: list[LayerReport] = dataclasses.field(default_factory=list)
+    rounds: list[float] = dataclasses.field(default_factory=list)
     files: dict[str, Sum] = dataclasses.field(default_factory=dict)
     states: States | None = None
     numbers: dict[str, int] = dataclasses.field(default_factory=dict)

@@ -12,12 +12,15 @@ from awq_edge import layouts
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.quantize import methods
 
+EFFORTS = ("normal", "high")
+
 
 @dataclasses.dataclass(frozen=True)
 class Options:
     """What a user may choose."""
 
     method: str = "auto"
+    effort: str = "normal"  # high: scales learn what the float model predicts
     bits: float = 4  # of the decoder's matrices; a fraction mixes widths
     group_size: int = 128
     head_bits: int | None = None  # None: as ``tables`` says
@@ -35,6 +38,7 @@ class Options:
     def __post_init__(self) -> None:
         """Refuses values that can never work."""
         method = methods.named(self.method)
+        self._check_effort()
         for name in ("head_bits", "embedding_bits", "vision_bits"):
             bits = getattr(self, name)
             if bits not in layouts.BITS and (bits is not None or name == "vision_bits"):
@@ -62,6 +66,25 @@ class Options:
             raise InvalidArgumentError(
                 "Calibration needs at least 1 sample of at least 2 tokens, "
                 f"not {self.samples} of {self.sequence_length}."
+            )
+
+    def _check_effort(self) -> None:
+        """Refuses what does not exist, and to learn where nothing is begun with or could move."""
+        if self.effort not in EFFORTS:
+            raise InvalidArgumentError(
+                f"The effort {self.effort!r} is none of {', '.join(EFFORTS)}."
+            )
+        if self.effort == "normal":
+            return
+        if self.method != "auto":
+            raise InvalidArgumentError(
+                f"--effort high goes on from what the method auto gives, not {self.method}; leave "
+                "one of the two out."
+            )
+        if self.widths == (8,):
+            raise InvalidArgumentError(
+                "--effort high gains nothing at 8 bits, where only the rounding of inputs is left; "
+                "leave it out, or choose fewer bits."
             )
 
     def _check_parts(self) -> None:

@@ -67,7 +67,7 @@ class Packer:
                     quantised = grid.rounded(weight)
                 else:
                     quantised = grouped.quantise(weight, bits, group_size, name=name)
-                file.write(_packed_blocks(quantised))
+                file.write(packed_blocks(quantised))
                 yield first, quantised.dequantise()
 
     def store_head(self, hessian: gptq.Hessian) -> None:
@@ -79,7 +79,7 @@ class Packer:
             file.write(layouts.header(layouts.Layout(n, k, bits, group_size)))
             for _, block in self._source.row_blocks(name, self._rows_at_once(k)):
                 for part in self._compensated([name], block.to(self._device), hessian, None):
-                    file.write(_packed_blocks(part))
+                    file.write(packed_blocks(part))
 
     def store_stage(
         self,
@@ -260,14 +260,15 @@ def write_matrix(work: WorkDirectory, name: str, quantised: grouped.Quantised) -
     with work.matrix_file(name) as file:
         layout = layouts.Layout(n, k, quantised.bits, quantised.group_size)
         file.write(layouts.header(layout))
-        file.write(_packed_blocks(quantised))
+        file.write(packed_blocks(quantised))
 
 
 def _stacked(matrices: Sequence[torch.Tensor]) -> torch.Tensor:
     return matrices[0] if len(matrices) == 1 else torch.cat(list(matrices))
 
 
-def _packed_blocks(quantised: grouped.Quantised) -> bytes:
+def packed_blocks(quantised: grouped.Quantised) -> bytes:
+    """The bytes of whole blocks of rows, without a header."""
     on_cpu = quantised.on_cpu()
     return layouts.pack_blocks(
         on_cpu.codes.numpy(),

@@ -35,10 +35,11 @@ from awq_edge.conversion.tower import (
     stored_bytes,
     tiles_digest,
 )
+from awq_edge.conversion.training import Training, check_learnable
 from awq_edge.conversion.trial import check_runs
 from awq_edge.conversion.walk import Walk
 from awq_edge.conversion.work_directory import WorkDirectory
-from awq_edge.errors import CheckpointError
+from awq_edge.errors import CheckpointError, InvalidArgumentError
 from awq_edge.float_model import FloatModel, open_float_model, open_vision_part
 from awq_edge.hf_tokenizer import StoredTokenizer, tokenizer_of
 from awq_edge.interchange.export import Export
@@ -95,6 +96,9 @@ def convert(
         )
     calibration = _calibration(source, tokenizer, options, events)
     blocks, digest = calibration.blocks, calibration.digest
+    if options.effort == "high":
+        assert blocks is not None
+        check_learnable(source.architecture, blocks)
     check_disk(output, source.architecture, options, blocks, export)
     plain = _metadata(source, tokenizer, options, digest)
     tiles = None
@@ -109,6 +113,10 @@ def convert(
 
     with distributed.joined(device) as processes, contextlib.ExitStack() as stack:
         alone = processes.count == 1
+        if options.effort == "high" and not alone:
+            raise InvalidArgumentError(
+                "--effort high learns in one process; start it without torchrun."
+            )
         if processes.rank > 0:  # the first one writes; others may be on other hosts
             folder = stack.enter_context(tempfile.TemporaryDirectory(prefix="awq-edge-"))
             place, export = Place(Path(folder) / "model"), None
@@ -143,8 +151,16 @@ def convert(
                 with torch.inference_mode():
                     Walk(source, options, chosen, device, work, events, processes).run(blocks)
                 metadata = {**plain, **widths.metadata(chosen)}
+                training = None
+                if options.effort == "high":
+                    assert blocks is not None
+                    training = Training(source, chosen, options.seed, device, work, events)
+                    training.run(blocks)
                 names = source.tensor_names() + ([] if vision is None else vision.tensor_names())
-                work.write_model(metadata, work.tensors(names), check_runs, work.packed_sizes)
+                tensors = work.tensors(names)
+                if training is not None:
+                    tensors = training.sources(tensors)
+                work.write_model(metadata, tensors, check_runs, work.packed_sizes)
             report = _report(output, source.architecture, work, vision)
             if work.has_model:
                 errors = held_out.divergences(
@@ -233,6 +249,8 @@ def _metadata(
         "awq_edge.quantization.method": options.method,
         "awq_edge.quantization.tool_version": __version__,
     }
+    if options.effort != "normal":
+        metadata["awq_edge.quantization.effort"] = options.effort
     if digest is not None:
         metadata["awq_edge.quantization.calibration_sha256"] = digest
     if tokenizer is not None:
@@ -286,5 +304,6 @@ def _report(
         / (linears + seeing + tables * (1 if architecture.tied_head else 2)),
         decode_bytes=linear_bytes - idle_bytes + head_bytes,
         layers=work.layers,
+        rounds=work.rounds,
         vision_bytes=work.numbers.get("v.", 0) + work.numbers.get("mm.", 0),
     )

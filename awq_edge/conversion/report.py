@@ -60,6 +60,8 @@ class Report:
     held_out: dict[str, float] = dataclasses.field(default_factory=dict)
     # What the chosen widths were expected to give, where some were chosen in this run.
     predicted: float | None = None
+    # Divergence on blocks put aside after every round of learning; the first is before any.
+    rounds: list[float] = dataclasses.field(default_factory=list)
     vision_bytes: int = 0  # of the tower's and the connector's matrices; 0: there are none
 
     def cache_bytes(self, positions: int) -> int:
@@ -75,5 +77,7 @@ class Events:
     message: Callable[[str], None] = lambda text: None
     note: Callable[[str], None] = lambda text: None  # what is being done, until the next one
     layer_done: Callable[[LayerReport, int], None] = lambda report, layers: None
+    # How many steps of learning are done, of how many, and the divergence of the last one's blocks.
+    step_done: Callable[[int, int, float], None] = lambda done, steps, divergence: None
     # A layer's weights with their scales folded in, before anything is rounded.
     layer_scaled: Callable[[int, Weights], None] = lambda layer, weights: None

@@ -113,7 +113,7 @@ class Walk:
             for layer, weights in self._layers(range(len(work.layers), a.layers)):
                 hidden = self._walked(layer, weights, hidden, positions)
                 del weights  # before the next layer is read
-        if not a.tied_head:
+        if not a.tied_head and not work.rounds:  # else it was recorded with them
             self._head(hidden)
 
     def _walked(

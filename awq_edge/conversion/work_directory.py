@@ -194,6 +194,45 @@ class WorkDirectory:
         """What :meth:`store_moments` kept of a matrix."""
         return torch.from_numpy(self._load(f"moments.{layer}.{name}.npy")).to(device)
 
+    @property
+    def rounds(self) -> list[float]:
+        """Held-out divergence after every round of learning; the first is before any."""
+        return self._manifest.rounds
+
+    @property
+    def best_round(self) -> int:
+        """The round of the lowest divergence, the first of equal ones; 0: before any."""
+        return self.rounds.index(min(self.rounds))
+
+    def store_learned(self, number: int, name: str, scales: Floats) -> None:
+        """Keeps a matrix's scales as a round left them, float32 [n, groups]."""
+        self._store(f"learned.{number}.{name}.npy", scales)
+
+    def learned(self, number: int, name: str) -> Floats:
+        """What :meth:`store_learned` kept."""
+        kept: Floats = self._load(f"learned.{number}.{name}.npy")
+        return kept
+
+    def round_done(self, divergence: float) -> None:
+        """Records a round, the first time that of no learning; only the best and the last stay."""
+        self.rounds.append(divergence)
+        self._record()
+        for path in self._place.path.glob("learned.*"):
+            if not self._is_kept_round(path.name):
+                path.unlink()
+
+    def _is_kept_round(self, name: str) -> bool:
+        return int(name.split(".")[1]) in (self.best_round, len(self.rounds) - 1)
+
+    def vector(self, name: str) -> Floats:
+        """What :meth:`store_vector` kept."""
+        kept: Floats = self._load(f"{name}.npy")
+        return kept
+
+    def packed(self, name: str) -> Path:
+        """The file of a packed matrix."""
+        return self._place.path / f"{name}.packed"
+
     def inputs(self, stage: str, shape: tuple[int, int, int], device: torch.device) -> HiddenStates:
         """A place for what the matrices of a stage of the current layer read."""
         return HiddenStates(self._place.path / f"inputs.{stage}", shape, device)
@@ -265,8 +304,8 @@ class WorkDirectory:
     def tensors(self, names: Iterable[str]) -> Iterator[tuple[str, model_file.TensorSource]]:
         """Every tensor of the model file, for their names in file order."""
         for name in names:
-            packed = self._place.path / f"{name}.packed"
-            yield name, packed if packed.exists() else self._load(f"{name}.npy")
+            packed = self.packed(name)
+            yield name, packed if packed.exists() else self.vector(name)
 
     def _worth_keeping(self) -> bool:
         return (self._resumable and (bool(self.layers) or self.measured)) or self.has_model
@@ -325,6 +364,8 @@ class WorkDirectory:
             kind, _, rest = name.partition(".")
             if kind == "moments":
                 return self.measured and int(rest.partition(".")[0]) >= done
+            if kind == "learned":
+                return bool(self.rounds) and self._is_kept_round(name)
             if kind in ("blk", "scaled"):
                 return int(rest.partition(".")[0]) < done
             return done > 0 or self.has_model
