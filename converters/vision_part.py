@@ -8,7 +8,6 @@ What is decoded is ``text_part.py``'s; how a picture is prepared, ``preprocessor
 from __future__ import annotations
 
 import dataclasses
-import math
 import re
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -58,38 +57,6 @@ _PERCEIVER = {
     "resampler_head_dim": 96,
 }
 _IDEFICS = {**_SIGLIP, "hidden_size": 1152, "num_attention_heads": 16, "patch_size": 32}
-_QWEN = {"num_heads": 16, "patch_size": 14, "spatial_merge_size": 2, "temporal_patch_size": 2}
-_QWEN_2 = {
-    **_QWEN,
-    "depth": 32,
-    "embed_dim": 1280,
-    "hidden_act": "quick_gelu",
-    "mlp_ratio": 4,
-    "in_channels": 3,
-}
-_QWEN_2_5 = {
-    **_QWEN,
-    "depth": 32,
-    "hidden_size": 3584,
-    "hidden_act": "silu",
-    "intermediate_size": 3420,
-    "in_channels": 3,
-    "window_size": 112,
-    "fullatt_block_indexes": [7, 15, 23, 31],
-}
-
-_QWEN_3 = {
-    **_QWEN,
-    "depth": 27,
-    "hidden_size": 1152,
-    "hidden_act": "gelu_pytorch_tanh",
-    "intermediate_size": 4304,
-    "in_channels": 3,
-    "patch_size": 16,
-    "num_position_embeddings": 2304,
-    "deepstack_visual_indexes": [8, 16, 24],
-}
-
 # In front of the names of each part, the longest first.
 _TOWERS = (
     "model.vision_tower.vision_model.",
@@ -158,25 +125,7 @@ _TOWER_NAMES = {
     "v.post_ln": "tower.post_layernorm",
 }
 _CLASS = "tower.embeddings.class_embedding"
-# Of Qwen2-VL's and Qwen2.5-VL's towers.
-_QWEN_LAYER_NAMES = {
-    "ln1": "norm1",
-    **dict.fromkeys(("attn_q", "attn_k", "attn_v"), "attn.qkv"),
-    "attn_out": "attn.proj",
-    "ln2": "norm2",
-}
-_QWEN_FEED_FORWARDS = {
-    "plain": {"ffn_up": "mlp.fc1", "ffn_down": "mlp.fc2"},
-    "gated": {"ffn_gate": "mlp.gate_proj", "ffn_up": "mlp.up_proj", "ffn_down": "mlp.down_proj"},
-}
-_QWEN_3_LAYER_NAMES = {
-    **_QWEN_LAYER_NAMES,
-    "ffn_up": "mlp.linear_fc1",
-    "ffn_down": "mlp.linear_fc2",
-}
-_QWEN_TOWER_NAMES = {"v.patch_embd": "tower.patch_embed.proj", "v.post_ln": "tower.merger.ln_q"}
-_QWEN_THETA = 10000.0
-_LONGEST_SIDE = 16384
+THETA = 10000.0  # of towers that turn patches
 
 
 @dataclasses.dataclass(frozen=True)
@@ -252,7 +201,7 @@ class VisionPart:
     tower_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _TOWER_NAMES)
     fused: bool = False
     frames: int = 0
-    theta: float = _QWEN_THETA
+    theta: float = THETA
     ends: int | None = None
     spelt: str = ""
     apart: bool = False
@@ -318,9 +267,17 @@ def vision_part(config: Mapping[str, Any], decoder_size: int) -> VisionPart | No
         CheckpointError: config.json contradicts itself.
     """
     model_type = config.get("model_type")
-    from .vila import vila  # makes a record of this module's
+    # These make a record of this module's.
+    from .qwen_vision import qwen2_5_vl, qwen2_vl, qwen3_vl
+    from .vila import vila
 
-    readers = {**_READERS, "llava_llama": vila}
+    readers = {
+        **_READERS,
+        "llava_llama": vila,
+        "qwen2_vl": qwen2_vl,
+        "qwen2_5_vl": qwen2_5_vl,
+        "qwen3_vl": qwen3_vl,
+    }
     reader = readers.get(model_type) if isinstance(model_type, str) else None
     return None if reader is None else reader(Values(config, {}), decoder_size)
 
@@ -398,7 +355,7 @@ def _patches(
             connector_bias=bias,
         ),
         {"mm.0": "linear_1", "mm.2": "linear_2"},
-        _placeholder(config, placeholder),
+        placeholder_id(config, placeholder),
         "plain",
     )
 
@@ -455,7 +412,7 @@ def _idefics(family: str, placeholder: int) -> Callable[[Values, int], VisionPar
             family,
             architecture,
             {"mm.0": "modality_projection.proj"},
-            _placeholder(config, placeholder),
+            placeholder_id(config, placeholder),
             "rows_and_columns",
             positions=bucketed_positions(architecture.grid),
         )
@@ -596,7 +553,7 @@ def _gemma3(config: Values, decoder_size: int) -> VisionPart:
             bidirectional=True,
         ),
         {"mm.0.weight": "mm_input_projection_weight", "mm.norm": "mm_soft_emb_norm"},
-        _placeholder(config, 262144),
+        placeholder_id(config, 262144),
         "paragraph",
         around=(
             _token(config, ("boi_token_index", "boi_token_id"), 255999),
@@ -605,146 +562,6 @@ def _gemma3(config: Values, decoder_size: int) -> VisionPart:
         transposed=True,
         norm_offset=1.0,
     )
-
-
-def _qwen(family: str, *, windows: bool) -> Callable[[Values, int], VisionPart]:
-    """Qwen2-VL and Qwen2.5-VL: pictures of any size, and patches that turn by row and column."""
-
-    def read(config: Values, decoder_size: int) -> VisionPart:
-        given = config.table("vision_config").values
-        values = Values(given, _QWEN_2_5 if windows else _QWEN_2)
-        width = values.integer("hidden_size" if windows else "embed_dim")
-        inner = values.integer("intermediate_size") if windows else 0
-        if not windows:
-            inner = int(width * values.number("mlp_ratio"))
-        patch, regroup = values.integer("patch_size"), values.integer("spatial_merge_size")
-        step = max(patch * regroup, 1)
-        window = values.integer("window_size") // step * regroup if windows else 0
-        full: tuple[int, ...] = ()
-        if windows:
-            full = _numbers(values.get("fullatt_block_indexes"), "fullatt_block_indexes")
-        fields = tower_fields(
-            Values(
-                {
-                    "hidden_size": width,
-                    "intermediate_size": inner,
-                    "num_attention_heads": values.integer("num_heads"),
-                    "num_channels": values.integer("in_channels"),
-                    "image_size": _LONGEST_SIDE // step * step,
-                    "patch_size": patch,
-                    "layer_norm_eps": 1e-6,
-                    "hidden_act": values.get("hidden_act"),
-                },
-                {},
-            ),
-            values.integer("depth"),
-        )
-        feed_forward = "gated" if windows else "plain"
-        rope = values.table("rope_parameters").values
-        return VisionPart(
-            family,
-            VisionArchitecture(
-                **fields,
-                decoder_size=decoder_size,
-                patch_bias=False,
-                post_norm=True,
-                regroup=regroup,
-                connector="mlp",
-                connector_size=width * regroup**2,
-                position="rotary",
-                norm="rms" if windows else "layer",
-                feed_forward=feed_forward,
-                window=window,
-                full_layers=full,
-            ),
-            {"mm.0": "0", "mm.2": "2"},
-            _placeholder(config, 151655),
-            "squares",
-            layers_at="tower.blocks.",
-            layer_names={**_QWEN_LAYER_NAMES, **_QWEN_FEED_FORWARDS[feed_forward]},
-            tower_names=_QWEN_TOWER_NAMES,
-            fused=True,
-            frames=values.integer("temporal_patch_size"),
-            theta=Values(rope, {"rope_theta": _QWEN_THETA}).number("rope_theta"),
-        )
-
-    return read
-
-
-def _qwen3(config: Values, decoder_size: int) -> VisionPart:
-    """Qwen3-VL: as Qwen2-VL, with a table of positions, and connectors behind several layers."""
-    values = Values(config.table("vision_config").values, _QWEN_3)
-    width, regroup = values.integer("hidden_size"), values.integer("spatial_merge_size")
-    patch = values.integer("patch_size")
-    step = max(patch * regroup, 1)
-    places = values.integer("num_position_embeddings")
-    side = math.isqrt(max(places, 0))
-    if side**2 != places or not side:
-        raise CheckpointError(
-            f"config.json has {places} for num_position_embeddings, which are no square."
-        )
-    taps = _numbers(values.get("deepstack_visual_indexes"), "deepstack_visual_indexes")
-    fields = tower_fields(
-        Values(
-            {
-                **values.values,
-                "num_attention_heads": values.integer("num_heads"),
-                "hidden_size": width,
-                "intermediate_size": values.integer("intermediate_size"),
-                "num_channels": values.integer("in_channels"),
-                "image_size": _LONGEST_SIDE // step * step,
-                "patch_size": patch,
-                "layer_norm_eps": 1e-6,
-                "hidden_act": values.get("hidden_act"),
-            },
-            {},
-        ),
-        values.integer("depth"),
-    )
-    merger, tap = "tower.merger.{}", "tower.deepstack_merger_list.{}.{}"
-    parts = {"0": "linear_fc1", "2": "linear_fc2", "norm": "norm"}
-    return VisionPart(
-        "qwen3_vl",
-        VisionArchitecture(
-            **fields,
-            decoder_size=decoder_size,
-            post_norm=True,
-            regroup=regroup,
-            connector="mlp",
-            connector_size=width * regroup**2,
-            position="rotary",
-            position_grid=side,
-            taps=taps,
-        ),
-        {},
-        _placeholder(config, 151655),
-        "squares",
-        layers_at="tower.blocks.",
-        layer_names=_QWEN_3_LAYER_NAMES,
-        tower_names={
-            "v.patch_embd": "tower.patch_embed.proj",
-            "v.position_embd": "tower.pos_embed",
-            "v.post_ln": merger.format("norm"),
-            "mm.0": merger.format(parts["0"]),
-            "mm.2": merger.format(parts["2"]),
-            **{
-                f"mm.tap.{number}.{ours}": tap.format(number, theirs)
-                for number in range(len(taps))
-                for ours, theirs in parts.items()
-            },
-        },
-        fused=True,
-        frames=values.integer("temporal_patch_size"),
-        theta=Values(values.table("rope_parameters").values, {"rope_theta": _QWEN_THETA}).number(
-            "rope_theta"
-        ),
-    )
-
-
-def _numbers(value: Any, key: str) -> tuple[int, ...]:
-    if not isinstance(value, list) or any(type(one) is not int or one < 0 for one in value):
-        raise CheckpointError(f"config.json has {shown(value)} for {key}, which are no numbers.")
-    return tuple(value)
 
 
 def tower_fields(values: Values, layers: int) -> dict[str, Any]:
@@ -777,7 +594,8 @@ def _activation(name: Any) -> str:
     return _ACTIVATIONS[name]
 
 
-def _placeholder(config: Values, default: int) -> int:
+def placeholder_id(config: Values, default: int) -> int:
+    """The token that stands in a picture's place."""
     return _token(config, ("image_token_id", "image_token_index"), default)
 
 
@@ -797,9 +615,6 @@ _READERS: Mapping[str, Callable[[Values, int], VisionPart]] = {
     "idefics": _idefics1,
     MODEL_TYPE: _open_flamingo,
     "gemma3": _gemma3,
-    "qwen2_vl": _qwen("qwen2_vl", windows=False),
-    "qwen2_5_vl": _qwen("qwen2_5_vl", windows=True),
-    "qwen3_vl": _qwen3,
 }
 # Types with a tower that is not computed, which convert as the text that they hold.
 TEXT_ALONE: Mapping[str, str] = {
