@@ -14,6 +14,7 @@ runtime's int8 inputs cost besides (``benchmarks/quality.md`` has predicted and 
 from __future__ import annotations
 
 import dataclasses
+from collections.abc import Iterator
 
 import torch
 
@@ -59,18 +60,30 @@ def chosen(blocks: torch.Tensor) -> torch.Tensor:
     return blocks[numbers, :TOKENS]
 
 
-def rounded(weight: torch.Tensor, hessian: gptq.Hessian | None, group_size: int) -> torch.Tensor:
+def rounded(
+    weight: torch.Tensor, hessian: gptq.Hessian | None, group_size: int, name: str = "a matrix"
+) -> torch.Tensor:
     """A matrix at the measured width, compensated if the Hessian of its input is known."""
-    if hessian is None:
-        costs = torch.ones(weight.shape[1], device=weight.device)
-        return grids.best(weight, costs, _BITS, group_size, _SHARES).rounded(weight).dequantise()
-    costs = hessian.conditional()
+    return torch.cat(list(_rounded_rows(weight, hessian, group_size, name)))
+
+
+def _rounded_rows(
+    weight: torch.Tensor, hessian: gptq.Hessian | None, group_size: int, name: str
+) -> Iterator[torch.Tensor]:
+    """The same some rows after the other: of a large table all at once would fill the memory."""
+    costs = torch.ones(weight.shape[1], device=weight.device)
+    if hessian is not None:
+        costs = hessian.conditional()
 
     def choose_grid(part: torch.Tensor, _: slice) -> grids.Grid:
-        return grids.best(part, costs, _BITS, group_size, _SHARES)
+        return grids.best(part, costs, _BITS, group_size, _SHARES, name=name)
 
-    parts = gptq.quantise(weight, hessian, choose_grid, 0)
-    return torch.cat([quantised.dequantise() for quantised in parts])
+    if hessian is None:
+        for part in torch.split(weight, gptq.rows_at_once(weight.shape[1], weight.device)):
+            yield choose_grid(part, slice(0)).rounded(part).dequantise()
+        return
+    for quantised in gptq.quantise(weight, hessian, choose_grid, 0):
+        yield quantised.dequantise()
 
 
 @torch.no_grad()
@@ -97,7 +110,7 @@ def measure(
     table = source.rows("token_embd.weight", used)
     begun, moved = (
         torch_decoder.embedded(a, source, rows[places]).to(device)
-        for rows in (table, rounded(table, None, group_size))
+        for rows in (table, rounded(table, None, group_size, "token_embd.weight"))
     )
     states = [begun]  # in front of every layer, and behind the last one
     coarse = begun  # the same with rounded inputs
@@ -111,7 +124,7 @@ def measure(
     harms = {}
     for number in reversed(range(a.layers)):
         weights = source.layer(number, device)
-        watched = _Watched(weights)
+        watched = _Watched(weights, number)
         layer = Layer(a, number, weights, positions, watched.multiply)
         with torch.enable_grad(), gradients.repeatable(device):
             state = states.pop().requires_grad_()
@@ -121,7 +134,7 @@ def measure(
         gradient = state.grad
         for part in (part for stage in layer.stages for part in read_together(stage)):
             for matrix, harm in watched.harms(part, group_size, damping).items():
-                harms[f"blk.{number}.{matrix}.weight"] = harm / tokens
+                harms[matrix] = harm / tokens
         del weights, watched, layer, after, state  # before the next layer is read
     harms["token_embd.weight"] = _sum(gradient, moved - begun) / tokens
     name = head_name(a)
@@ -164,20 +177,23 @@ def _end(
         products = Products(head.shape[1], device)
         products.add(normed.detach())
         hessian = gptq.Hessian.of(products.means(), damping)
-    rounded_head = rounded(head, hessian, group_size)
+    parts = _rounded_rows(head, hessian, group_size, head_name(a))
+    by_rounded = [torch_decoder.multiply(normed.detach(), part, None) for part in parts]
+    of_rounded = torch_decoder.logits_of(a, torch.cat(by_rounded, dim=-1), bias)
+    del by_rounded
     inexact = torch_decoder.rounded(torch_decoder.ended(a, source, coarse), group_size)
 
-    def logits(x: torch.Tensor, matrix: torch.Tensor) -> torch.Tensor:
-        return torch_decoder.logits_of(a, torch_decoder.multiply(x, matrix, None), bias)
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        return torch_decoder.logits_of(a, torch_decoder.multiply(x, head, None), bias)
 
     generator = torch.Generator(device).manual_seed(0)
     of_head = of_inputs = 0.0
     by_normed = []
-    for x, other in zip(normed.detach(), inexact):  # a block at a time
-        exact = logits(x, head)
+    for x, coarsely, other in zip(normed.detach(), of_rounded, inexact):  # a block at a time
+        exact = logits(x)
         p = torch.log_softmax(exact, dim=-1)
-        of_head += _divergence(p, torch.log_softmax(logits(x, rounded_head), dim=-1))
-        of_inputs += _divergence(p, torch.log_softmax(logits(other, head), dim=-1))
+        of_head += _divergence(p, torch.log_softmax(coarsely, dim=-1))
+        of_inputs += _divergence(p, torch.log_softmax(logits(other), dim=-1))
         by_logits = gradients.logit_gradients(p.exp(), generator)
         if a.logit_cap:  # the slope of the cap
             by_logits *= 1 - (exact / a.logit_cap).square()
@@ -190,8 +206,9 @@ def _end(
 class _Watched:
     """Multiplies by a layer's matrices, and keeps what they read and the gradients by theirs."""
 
-    def __init__(self, weights: Weights) -> None:
+    def __init__(self, weights: Weights, layer: int) -> None:
         self._weights = weights
+        self._layer = layer
         self._inputs: dict[str, torch.Tensor] = {}
         self._gradients: dict[str, torch.Tensor] = {}
 
@@ -208,7 +225,13 @@ class _Watched:
         return product
 
     def harms(self, names: tuple[str, ...], group_size: int, damping: float) -> dict[str, float]:
-        """Sums over tokens of matrices that read the same input; nothing for experts unread."""
+        """Sums over tokens of matrices that read the same input; nothing for experts unread.
+
+        Args:
+            names: Of the matrices, "attn_q" and so on; what is found has their whole names.
+            group_size: Of weights and inputs.
+            damping: Of the Hessian.
+        """
         x = self._inputs[names[0]]
         products = Products(x.shape[-1], x.device)
         products.add(x)
@@ -216,10 +239,11 @@ class _Watched:
         found = {}
         for name in names:
             weight = self._weights[f"{name}.weight"]
-            error = rounded(weight, hessian, group_size) - weight
+            whole = f"blk.{self._layer}.{name}.weight"
+            error = rounded(weight, hessian, group_size, whole) - weight
             gradient = self._gradients.get(name)
             moved = torch_decoder.multiply(x, error, None)
-            found[name] = 0.0 if gradient is None else _sum(gradient, moved)
+            found[whole] = 0.0 if gradient is None else _sum(gradient, moved)
         return found
 
 

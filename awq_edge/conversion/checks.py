@@ -12,7 +12,7 @@ from awq_edge.calibration import gradients
 from awq_edge.calibration.pictures import files_of
 from awq_edge.checkpoints import Checkpoint
 from awq_edge.conversion.manifest import read_manifest
-from awq_edge.conversion.options import Options
+from awq_edge.conversion.options import WIDENED, Options
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.interchange.export import Export
 from awq_edge.outputs.place import Identity, Place, check_name, check_room
@@ -89,6 +89,7 @@ def check_disk(
         + tables * (embedding_bits + overhead)
         + (0 if architecture.tied_head else tables * (head_bits + overhead))
     ) / 8
+    packed *= 1 if options.mixed or not options.measured else WIDENED
     shapes = (tensor_shape(architecture, name) for name in tensor_names(architecture))
     packed += 4 * sum(shape[0] for shape in shapes if len(shape) == 1)  # a table of positions
     # A layer's input and output, and what is kept of what its stages read; the same once more for

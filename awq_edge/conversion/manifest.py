@@ -48,6 +48,8 @@ class Manifest:
     Attributes:
         key: Stands for the conversion: the checkpoint, the text, every option.
         scaled: Whether scaled weights are kept.
+        bits: Of every packed matrix, by its name, once they are chosen.
+        divergence: Expected of these bits, in nats; None if nothing was measured.
         measured: Whether the moments of every unfinished layer are there.
         layers: Those that are finished.
         rounds: Held-out divergence after every round of learning; the first is before any.
@@ -60,6 +62,8 @@ class Manifest:
 
     key: str
     scaled: bool = False
+    bits: dict[str, int] = dataclasses.field(default_factory=dict)
+    divergence: float | None = None
     measured: bool = False
     layers: list[LayerReport] = dataclasses.field(default_factory=list)
     rounds: list[float] = dataclasses.field(default_factory=list)

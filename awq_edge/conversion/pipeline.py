@@ -47,6 +47,7 @@ from awq_edge.interchange.scaled_weights import ScaledWeights
 from awq_edge.outputs.place import Place, sync_directory
 from awq_edge.outputs.workplace import remove_left
 from awq_edge.quantize import methods
+from awq_edge.quantize.grouped import Quantiser
 from awq_edge.vision import preprocessing, prompt
 
 
@@ -89,6 +90,8 @@ def convert(
     if without:
         events.message(f"The file will read text alone: {without}.")
     if export is not None:
+        if export.of_one_width:
+            options = options.of_one_width()
         entries = {} if tokenizer is None else tokenizer.to_metadata()
         bits = None if options.mixed else int(options.bits)
         export.check_model(
@@ -136,7 +139,6 @@ def convert(
                 events = dataclasses.replace(events, layer_scaled=work.store_scaled)
             if not work.has_output:
                 place.check()  # another conversion may have ended since
-            predicted = None
             if processes.agreed(work.has_model, device):
                 for layer in work.layers:
                     events.layer_done(layer, source.architecture.layers)
@@ -146,11 +148,15 @@ def convert(
                         tower = TowerWalk(vision, options, device, work, events)
                         source.pictures = tower.run(tiles)
                 others = {} if vision is None else stored_bytes(vision.architecture, options)
-                found = widths.choose(source, options, blocks, device, plain, events, others)
-                chosen, predicted = found.quantisers, found.divergence
+                if not work.bits:
+                    found = widths.choose(source, options, blocks, device, plain, events, others)
+                    work.bits_chosen(found.bits, found.divergence)
+                chosen = {
+                    name: Quantiser(bits, options.group_size) for name, bits in work.bits.items()
+                }
                 with torch.inference_mode():
                     Walk(source, options, chosen, device, work, events, processes).run(blocks)
-                metadata = {**plain, **widths.metadata(chosen)}
+                metadata = {**plain, **widths.metadata(chosen, options)}
                 training = None
                 if options.effort == "high":
                     assert blocks is not None
@@ -167,7 +173,7 @@ def convert(
                     source, work.model, calibration.held_out, device, events
                 )
                 report = dataclasses.replace(
-                    report, texts=calibration.texts, held_out=errors, predicted=predicted
+                    report, texts=calibration.texts, held_out=errors, predicted=work.divergence
                 )
             if work.has_model and not work.has_output:
                 place.appear(work.model)

@@ -1,4 +1,4 @@
-"""How many bits every packed matrix gets: the same ones, or what a byte budget buys.
+"""How many bits every packed matrix gets: what a byte budget buys, or the same ones.
 
 Owns the sizes that the budget is made of; refuses to measure (``calibration.sensitivity``) and to
 solve (``quantize.budget``).
@@ -7,6 +7,7 @@ solve (``quantize.budget``).
 from __future__ import annotations
 
 import dataclasses
+import math
 import tempfile
 from collections.abc import Mapping
 from pathlib import Path
@@ -18,13 +19,19 @@ from awq_edge import layouts, model_file
 from awq_edge.architecture import MetadataValue
 from awq_edge.calibration import sensitivity
 from awq_edge.conversion.extremes import solvable
-from awq_edge.conversion.options import Options
+from awq_edge.conversion.options import WIDENED, Options
 from awq_edge.conversion.report import Events
-from awq_edge.errors import InvalidArgumentError
+from awq_edge.errors import InvalidArgumentError, UnsupportedError
 from awq_edge.float_model import FloatModel
 from awq_edge.quantities import size_text
 from awq_edge.quantize import budget, methods
 from awq_edge.quantize.grouped import Quantiser
+
+# Expected divergence, in nats, below which a default file takes no further bytes: what a perplexity
+# grows by is about this or less, and half a per cent is hardly noticed.
+_GOOD_ENOUGH = 0.006
+_STEPS = 4  # on the way to all bytes that it may take
+_LEAST_OF_TABLES = 4  # bits of embedding and head: of few bits, the harm is known least there
 
 
 @dataclasses.dataclass(frozen=True)
@@ -32,12 +39,12 @@ class Widths:
     """What was chosen.
 
     Attributes:
-        quantisers: Bits and group size of every packed matrix, by name.
+        bits: Of every packed matrix, by name.
         divergence: What the file's divergence from the float model will be about, in nats; None if
             nothing was measured.
     """
 
-    quantisers: dict[str, Quantiser]
+    bits: dict[str, int]
     divergence: float | None = None
 
 
@@ -50,7 +57,7 @@ def choose(
     events: Events,
     others: Mapping[str, int],
 ) -> Widths:
-    """Chooses bits and group size of every packed matrix.
+    """Chooses the bits of every packed matrix.
 
     Args:
         source: The float model.
@@ -72,9 +79,9 @@ def choose(
         tables["output.weight"] = head_bits
     # One group size for all: matrices that read the same input share its rounding on the device.
     group_size = options.group_size
-    if not options.mixed:
+    if not options.measured:
         chosen = {name: tables.get(name, int(options.bits)) for name in names}
-        return Widths({name: Quantiser(bits, group_size) for name, bits in chosen.items()})
+        return Widths(chosen)
 
     sizes = {
         name: {
@@ -84,52 +91,72 @@ def choose(
         for name in names
         for n, k in [source.shape(name)]
     }
+    fixed, extra = tables, 0
     if options.size is not None:
-        fixed: dict[str, int] = {}
-        container = _container_bytes(source, plain, others)
+        fixed = {}
+        container = _container_bytes(source, options, plain, others)
         smallest = container + sum(min(by_bits.values()) for by_bits in sizes.values())
         if options.size < smallest:
             raise InvalidArgumentError(
                 f"No file of {options.size} bytes can hold {source.checkpoint.name}: the "
                 f"smallest possible one has {smallest} bytes ({size_text(smallest)})."
             )
-    else:
-        fixed = tables
-    assert blocks is not None
-    events.message("Measuring what every width of every matrix costs in accuracy …")
-    damping = methods.METHODS[options.method].damping
-    with solvable("the model"):
-        measured = sensitivity.measure(source, blocks, group_size, device, damping)
-    if options.size is None:
+        total = options.size - container
+    elif options.mixed:
         # Codes alone count: a width of 3.5 bits means the same whatever the group size.
         for name in names:
             n, k = source.shape(name)
             sizes[name] = {bits: n * k * bits // 8 for bits in layouts.BITS}
         total = int(a.linear_parameters() * options.bits / 8)
     else:
-        total = options.size - container
+        if not options.tables_given:
+            fixed = {}
+        plainly = sum(sizes[name][tables.get(name, int(options.bits))] for name in names)
+        total = plainly - sum(sizes[name][bits] for name, bits in fixed.items())
+        extra = int(plainly * (WIDENED - 1))
+        for name in names:
+            least = max(_LEAST_OF_TABLES if name in tables else 0, int(options.bits))
+            sizes[name] = {bits: size for bits, size in sizes[name].items() if bits >= least}
+    assert blocks is not None
+    events.message("Measuring what every width of every matrix costs in accuracy …")
+    damping = methods.METHODS[options.method].damping
+    with solvable("the model"):
+        measured = sensitivity.measure(source, blocks, group_size, device, damping)
+    harms = [harm for by_bits in measured.harms.values() for harm in by_bits.values()]
+    if not all(math.isfinite(harm) for harm in (*harms, measured.inputs)):
+        if options.mixed:
+            raise UnsupportedError(
+                "What widths of the model's matrices cost cannot be measured: its weights or norms "
+                "are too extreme. A whole number of --bits without --size needs no measurement."
+            )
+        return Widths({name: tables.get(name, int(options.bits)) for name in names})
     items = [budget.Item(name, sizes[name], measured.harms[name]) for name in names]
     free = [item for item in items if item.name not in fixed]
-    chosen = {**fixed, **budget.solve(free, total)}
-    return Widths(
-        {name: Quantiser(bits, group_size) for name, bits in chosen.items()},
-        budget.total_harm(items, chosen) + measured.inputs,
-    )
+    for step in range(_STEPS + 1):
+        chosen = {**fixed, **budget.solve(free, total + extra * step // _STEPS)}
+        divergence = budget.total_harm(items, chosen) + measured.inputs
+        if not extra or divergence <= _GOOD_ENOUGH:
+            break
+    return Widths(chosen, divergence)
 
 
 def _container_bytes(
-    source: FloatModel, plain: Mapping[str, MetadataValue], others: Mapping[str, int]
+    source: FloatModel,
+    options: Options,
+    plain: Mapping[str, MetadataValue],
+    others: Mapping[str, int],
 ) -> int:
     """How many bytes of the file are no packed matrix of the decoder: those of an empty one.
 
     Args:
         source: The float model.
+        options: What the user chose.
         plain: What the file will say of itself, widths apart.
         others: Bytes of tensors besides, by name.
     """
     names, shapes = source.tensor_names(), source.shape
     matrices = [name for name in names if len(shapes(name)) == 2]
-    told = {**plain, **metadata(dict.fromkeys(matrices, Quantiser(4, 128)))}
+    told = {**plain, **metadata(dict.fromkeys(matrices, Quantiser(4, 128)), options)}
     tensors: list[tuple[str, model_file.TensorSource]] = [
         (name, b"" if name in matrices else np.zeros(shapes(name), dtype=np.float32))
         for name in names
@@ -141,13 +168,14 @@ def _container_bytes(
         return path.stat().st_size + sum(_aligned(size) for size in others.values())
 
 
-def metadata(widths: Mapping[str, Quantiser]) -> dict[str, MetadataValue]:
+def metadata(widths: Mapping[str, Quantiser], options: Options) -> dict[str, MetadataValue]:
     """The widths as asked for, or what came nearest to them; each matrix's header decides."""
     linears = [quantiser for name, quantiser in widths.items() if name.startswith("blk.")]
     embedding = widths["token_embd.weight"]
     head = widths.get("output.weight", embedding)
+    mean = sum(quantiser.bits for quantiser in linears) / len(linears)
     return {
-        "awq_edge.quantization.bits": round(sum(q.bits for q in linears) / len(linears)),
+        "awq_edge.quantization.bits": round(mean if options.mixed else options.bits),
         "awq_edge.quantization.group_size": max(q.group_size for q in linears),
         "awq_edge.quantization.head_bits": head.bits,
         "awq_edge.quantization.embedding_bits": embedding.bits,

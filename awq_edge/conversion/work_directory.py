@@ -124,6 +124,20 @@ class WorkDirectory:
         return self._manifest.layers
 
     @property
+    def bits(self) -> dict[str, int]:
+        """Of every packed matrix, by its name; empty until :meth:`bits_chosen`."""
+        return self._manifest.bits
+
+    @property
+    def divergence(self) -> float | None:
+        """Expected of these bits, in nats; None if nothing was measured."""
+        return self._manifest.divergence
+
+    def bits_chosen(self, bits: Mapping[str, int], divergence: float | None) -> None:
+        """Notes them; whatever is recorded next records them too."""
+        self._manifest.bits, self._manifest.divergence = dict(bits), divergence
+
+    @property
     def measured(self) -> bool:
         """Whether the moments of every unfinished layer are there."""
         return self._manifest.measured

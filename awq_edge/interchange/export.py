@@ -59,6 +59,11 @@ class Export:
         """Whether a conversion must keep its scaled weights for it."""
         return self.kind == "gguf"
 
+    @property
+    def of_one_width(self) -> bool:
+        """Whether all decoder matrices must have the same bits."""
+        return self.kind == "hf-awq"
+
     def check_place(self) -> None:
         """Refuses a place that could not be written in the end, before any work."""
         check_new(self.path, _EXISTS)

@@ -146,7 +146,8 @@ def _require_gemm(name: str, layout: layouts.Layout) -> None:
     if layout.bits != autoawq.BITS:
         raise UnsupportedError(
             f"AutoAWQ's format holds {autoawq.BITS}-bit matrices only, and {name} has "
-            f"{layout.bits} bits; convert with --bits {autoawq.BITS}."
+            f"{layout.bits} bits; convert with --bits {autoawq.BITS}, and with --without widths if "
+            "the method is auto."
         )
     if layout.n % autoawq.CODES_PER_WORD or layout.k % layout.group_size:
         raise UnsupportedError(

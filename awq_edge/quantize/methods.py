@@ -30,6 +30,7 @@ PARTS = (
     "gradients",
     "duo",
     "values",
+    "widths",
 )
 
 # Parts of the widest scale that are tried. Fewer levels gain from clipping more.
@@ -68,6 +69,7 @@ class Plan:
     coupled: bool = False  # outputs make up for each other's errors
     duo: bool = False  # scales that weigh the weights' magnitudes too are tried beside plain ones
     values: bool = False  # values are scaled even where query heads share them
+    widened: bool = False  # matrices that need it most get more bits than asked for
 
 
 @dataclasses.dataclass(frozen=True)
@@ -95,6 +97,7 @@ class Method:
             coupled=whole.coupled and "gradients" not in without,
             duo=whole.duo and not {"scales", "duo"} & set(without),
             values=whole.values and not {"scales", "values"} & set(without),
+            widened=whole.widened and "widths" not in without,
         )
 
 
@@ -109,6 +112,7 @@ def _auto(bits: int) -> Plan:
         rounds=_ROUNDS[bits],
         propagated=bits < 8,
         coupled=bits < 8,
+        widened=bits < 8,
     )
 
 

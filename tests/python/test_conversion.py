@@ -274,7 +274,9 @@ def test_outputs_are_weighed_by_their_own_gradients(
     monkeypatch.setattr(pivots, "search_and_fold", searching)
     monkeypatch.setattr(coupling, "quantise", quantising)
     directory = checkpoint()
-    convert(str(directory), tmp_path / "m", Options(calibration=text, **QUICK))
+    # Matrices of several widths are not rounded in their order.
+    options = Options(calibration=text, without=("widths",), **QUICK)
+    convert(str(directory), tmp_path / "m", options)
     architecture = open_float_model(str(directory)).architecture
     layers = architecture.layers
     assert len(stored) == len(seen) == 7 * layers
@@ -314,7 +316,7 @@ def test_damaged_weights_are_named(
     tensors = load_file(file)
     tensors["model.layers.1.self_attn.v_proj.weight"][3, 5] = 3e8
     save_file(tensors, file, {"format": "pt"})
-    with pytest.raises(UnsupportedError, match=r"blk\.1\.attn_q.* or blk\.1\.attn_v.*reach"):
+    with pytest.raises(UnsupportedError, match=r"blk\.1\.attn_v\.weight.*reach"):
         convert(str(directory), tmp_path / "m", Options(calibration=text, **QUICK))
     assert names_beside(tmp_path / "m") == set()
 

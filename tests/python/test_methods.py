@@ -78,6 +78,7 @@ def test_auto_is_the_most_accurate(
     errors = {}
     for method in CALIBRATED:
         without = ("propagation",) if methods.METHODS[method].plan(bits).propagated else ()
+        without += ("widths",) if methods.METHODS[method].plan(bits).widened else ()
         report = converted(checkpoint, tmp_path / method, method, bits, without=without)
         errors[method] = sum(layer.error or 0.0 for layer in report.layers)
     assert min(errors, key=errors.__getitem__) == "auto", errors
@@ -90,6 +91,39 @@ def test_a_compensated_head_gives_better_logits(tmp_path: Path, checkpoint: Path
         converted(checkpoint, tmp_path / method, method, 8, head_bits=2)
         errors[method] = logit_error(checkpoint, tmp_path / method)
     assert errors["auto"] < 0.95 * errors["awq"], errors
+
+
+def bits_of(path: Path) -> dict[str, int]:
+    """Of every packed matrix, by its name."""
+    file = model_file.PackedFile(path)
+    return {name: file.layout(name).bits for name in file.names() if file.is_packed(name)}
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_auto_widens_what_needs_it_most_for_few_more_bytes(
+    tmp_path: Path, checkpoint: Path, bits: int
+) -> None:
+    plain, wider = tmp_path / "plain", tmp_path / "wider"
+    one_width = converted(checkpoint, plain, "auto", bits, without=("widths",))
+    report = converted(checkpoint, wider, "auto", bits)
+    assert {width for name, width in bits_of(plain).items() if name.startswith("blk.")} == {bits}
+    assert one_width.predicted is None and report.predicted is not None
+    assert min(bits_of(wider).values()) >= bits
+    assert len({width for name, width in bits_of(wider).items() if name.startswith("blk.")}) > 1
+    assert report.file_bytes <= 1.08 * one_width.file_bytes
+    assert logit_error(checkpoint, wider) < logit_error(checkpoint, plain)
+    assert model_file.PackedFile(wider).metadata["awq_edge.quantization.bits"] == bits
+
+
+def test_tables_of_given_bits_stay_as_they_are(tmp_path: Path, checkpoint: Path) -> None:
+    converted(checkpoint, tmp_path / "m", "auto", 4, samples=4, head_bits=3, embedding_bits=5)
+    found = bits_of(tmp_path / "m")
+    assert (found["token_embd.weight"], found["output.weight"]) == (5, 3)
+
+
+def test_widths_are_no_part_of_what_mixes_them_anyway() -> None:
+    with pytest.raises(InvalidArgumentError, match="auto has no part 'widths'"):
+        Options(bits=3.5, without=("widths",))
 
 
 @pytest.mark.parametrize("part", methods.PARTS)
