@@ -81,7 +81,7 @@ class Stream:
 
 
 def _together(port: int, asked: Asked, count: int, random_: random.Random) -> float:
-    """Tokens per second of so many streams, from the last one's first token to the first end."""
+    """Tokens per second of so many streams while all of them stream."""
     streams = [Stream(port, asked, random_, asked.tokens) for _ in range(count)]
     for stream in streams:
         stream.thread.start()
@@ -89,13 +89,15 @@ def _together(port: int, asked: Asked, count: int, random_: random.Random) -> fl
         stream.thread.join()
     begin = max(stream.pieces[0] for stream in streams)
     end = min(stream.pieces[-1] for stream in streams)
+    if end <= begin:
+        raise SystemExit("one stream ended before another began: ask for more --tokens")
     tokens = sum(begin < piece <= end for stream in streams for piece in stream.pieces)
     return tokens / (end - begin)
 
 
 def _later(port: int, asked: Asked, random_: random.Random) -> float:
     """Seconds to the first token of one who comes while the others stream."""
-    others = [Stream(port, asked, random_, 4 * asked.tokens) for _ in range(asked.streams)]
+    others = [Stream(port, asked, random_, asked.tokens) for _ in range(asked.streams)]
     for stream in others:
         stream.thread.start()
     while any(len(stream.pieces) < 2 for stream in others):
@@ -121,7 +123,7 @@ def measured(port: int, asked: Asked, random_: random.Random) -> dict[str, float
 
 
 def _ours(path: Path, threads: int, asked: Asked, cache: Path) -> tuple[subprocess.Popen[str], int]:
-    room = asked.prompt + 4 * asked.tokens + 8
+    room = asked.prompt + asked.tokens + 8
     command = [sys.executable, "-m", "awq_edge.cli.main", "serve", str(path), "--port", "0"]
     command += ["--threads", str(threads), "--parallel", str(asked.streams + 1)]
     command += ["--context", str(room), "--cache-dir", str(cache)]
@@ -142,7 +144,7 @@ def _theirs(
         free.bind(("127.0.0.1", 0))
         port = int(free.getsockname()[1])
     slots = asked.streams + 1
-    room = slots * (asked.prompt + 4 * asked.tokens + 8)
+    room = slots * (asked.prompt + asked.tokens + 8)
     command = [str(program), "-m", str(path), "--port", str(port), "-np", str(slots)]
     command += ["-c", str(room), "-t", str(threads), "-tb", str(threads)]
     process = subprocess.Popen(
@@ -168,7 +170,7 @@ def main() -> int:
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--streams", type=int, default=8)
     parser.add_argument("--prompt", type=int, default=128, help="tokens")
-    parser.add_argument("--tokens", type=int, default=32, help="of each answer")
+    parser.add_argument("--tokens", type=int, default=128, help="of each answer")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--models", type=Path, default=Path("build/benchmarks"))
     parser.add_argument("--json", action="store_true")
