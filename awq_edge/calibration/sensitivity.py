@@ -219,7 +219,7 @@ class _Watched:
         def keep(gradient: torch.Tensor) -> None:
             self._gradients[name] = gradient.detach()
 
-        product: torch.Tensor = gradients.Product.apply(  # type: ignore[no-untyped-call]
+        product: torch.Tensor = gradients.Product.apply(  # type: ignore[no-untyped-call]  # PyTorch's
             x, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"), keep
         )
         return product
