@@ -116,7 +116,7 @@ class Model:
         if lookup or draft is not None:
             from awq_edge.speculation import Speculation
 
-            self.speculation = Speculation(lookup=lookup, draft=draft)
+            self.speculation = Speculation(self, lookup=lookup, draft=draft)
 
     @classmethod
     def open(

@@ -3,7 +3,8 @@
 A step reads the weights once for one row or for several. What a text's next token is drawn from
 does not depend on that, so a guess is right when it is the token that is drawn anyway: a text is
 the same with guesses and without, whatever it is drawn with. What changes is how many tokens a step
-gives, and what a step costs; both are measured, and guessing rests where it would lose.
+gives, and what a step costs; both are measured. Guessing rests where it promises nothing, and where
+it promises something it may lose a hundredth of a text's time and what it has gained.
 
 Owns the choice of how many tokens are guessed. Refuses the guesses (``guess_sources.py``) and their
 check (``generation.py``).
@@ -11,8 +12,10 @@ check (``generation.py``).
 
 from __future__ import annotations
 
+import time
 from typing import TYPE_CHECKING
 
+from awq_edge.guess_costs import Account, Pool, StepCosts
 from awq_edge.guess_sources import DraftModel, DraftSessions, GuessSource, TextLookup
 
 if TYPE_CHECKING:
@@ -23,10 +26,10 @@ if TYPE_CHECKING:
 _WIDTHS = (1, 2, 3, 4, 6, 8, 12, 16)
 # The library reads the weights once for so many rows.
 _MOST_ROWS = 128
-# Of a wider step that was not measured yet: optimistic, so that it is tried once.
-_ROW_SHARE = 0.08
 # Guessing must promise so much more than its absence, for promises are not exact.
 _LEAST_GAIN = 1.05
+# Of what may be lost, for a step with several guesses; a single one may lose all of it.
+_RISK = 0.25
 _FIRST_REST, _LONGEST_REST = 128, 4096
 # What was seen counts so much less with each guess, and a text begins with what others have shown,
 # as if it had seen so many guesses of its own.
@@ -35,54 +38,30 @@ _KEPT, _FIRST_TRUST = 0.95, 3.0
 _REMEMBERED = 0.3
 
 
-class StepCosts:
-    """Seconds of a step by its rows, as they were measured."""
-
-    def __init__(self) -> None:
-        """Knows nothing."""
-        self._seconds: dict[int, float] = {}
-
-    def learn(self, rows: int, seconds: float) -> None:
-        """Notes a step."""
-        before = self._seconds.get(rows)
-        self._seconds[rows] = seconds if before is None else 0.8 * before + 0.2 * seconds
-
-    def seconds(self, rows: int) -> float | None:
-        """What a step of so many rows takes, or will; None until one was measured."""
-        if rows in self._seconds:
-            return self._seconds[rows]
-        below = max((known for known in self._seconds if known < rows), default=None)
-        above = min((known for known in self._seconds if known > rows), default=None)
-        if below is None:
-            return None if above is None else self._seconds[above]
-        low = self._seconds[below]
-        if above is None:
-            return low * (1 + _ROW_SHARE * (rows - below))
-        share = (rows - below) / (above - below)
-        return low + share * (self._seconds[above] - low)
-
-
 class Speculation:
     """What all texts of a model share.
 
     Attributes:
         draft: The smaller model's contexts, if there is one.
         costs: Of the larger model's steps.
+        pool: What a text's guesses may lose at first.
         guessed: Tokens that were guessed.
         right: Those of them that came true.
         rests: How often guessing was switched off for a while because it would lose.
     """
 
-    def __init__(self, *, lookup: bool, draft: Model | None) -> None:
+    def __init__(self, model: Model, *, lookup: bool, draft: Model | None) -> None:
         """Takes the sources.
 
         Args:
+            model: Whose texts they are.
             lookup: Whether texts are searched for what followed before.
             draft: A smaller model of the same tokens.
         """
         self._lookup = lookup
-        self.draft = None if draft is None else DraftSessions(draft)
         self.costs = StepCosts()
+        self.draft = None if draft is None else DraftSessions(draft, model, self.costs)
+        self.pool = Pool()
         self.guessed = 0
         self.right = 0
         self.rests = 0
@@ -112,6 +91,8 @@ class Guesses:
         self._shared = shared
         self._tried = tried
         self._asked: _Tried | None = None
+        self._texts = 1  # that the last step wrote
+        self._account = Account(shared.pool)
         self.guessed = 0
         self.right = 0
 
@@ -129,13 +110,23 @@ class Guesses:
             most: For how many there is room.
             texts: How many texts the step writes.
         """
+        self._asked, self._texts = None, texts
+        self._account.step()
+        alone = self._shared.costs.seconds(texts)
+        if alone is None:
+            return []  # the first steps show what guesses are compared with
+        token_seconds = alone / texts
         for tried in self._tried:
-            width = min(most, self._width(tried, texts))
-            found = tried.source.guess(text, drawn, width) if width > 0 else []
+            width = self._width(tried, text, most, texts)
+            if width == 0:
+                continue
+            spare = self._account.steps * token_seconds
+            began = time.perf_counter()
+            found = tried.source.guess(text, drawn, width, spare)
+            self._account.spend((time.perf_counter() - began) / token_seconds)
             if found:
                 self._asked = tried
                 return found
-        self._asked = None
         return []
 
     def checked(self, guessed: int, right: int) -> None:
@@ -143,17 +134,23 @@ class Guesses:
         tried = self._asked
         if tried is not None:
             tried.learn(guessed, right)
+            alone, more = (self._shared.costs.seconds(self._texts * n) for n in (1, 1 + guessed))
+            self._account.spend((more / alone - 1 if alone and more else 0.0) - right)
         for counts in (self, self._shared):
             counts.guessed += guessed
             counts.right += right
 
     def close(self) -> None:
         """The text has ended."""
+        self._account.close()
         for tried in self._tried:
             tried.source.close()
 
-    def _width(self, tried: _Tried, texts: int) -> int:
-        """How many tokens of a source promise most; 0 where it rests."""
+    def _width(self, tried: _Tried, text: memoryview, most: int, texts: int) -> int:
+        """How many tokens of a source promise most of those that may be risked.
+
+        0 where none may, and where it rests.
+        """
         if tried.rest > 0:
             tried.rest -= 1
             if tried.rest == 0:
@@ -161,22 +158,26 @@ class Guesses:
             return 0
         costs = self._shared.costs
         alone = costs.seconds(texts)
-        if alone is None:
-            return 0  # the first steps show what guesses are compared with
-        best, most = 0, _LEAST_GAIN / alone
+        assert alone is not None
+        least = _LEAST_GAIN / alone
+        promising = []
         for width in _WIDTHS:
             if texts * (1 + width) > _MOST_ROWS:
                 break
-            seconds = costs.seconds(texts * (1 + width))
-            if seconds is None:
-                continue
+            seconds = costs.seconds(texts * (1 + width)) or alone
             rate = tried.expected(width) / (seconds + texts * width * tried.source.token_seconds)
-            if rate > most:
-                best, most = width, rate
-        if best == 0:
+            if rate > least:
+                promising.append((rate, min(width, most)))
+        if not promising:
             tried.begin_rest()
             self._shared.rests += 1
-        return best
+            return 0
+        for _rate, width in sorted(promising, reverse=True):
+            more = costs.most_seconds(texts * (1 + width)) or alone
+            lost = more / alone - 1 + tried.source.seconds(text, width) / (alone / texts)
+            if lost <= self._account.steps * (1.0 if width == 1 else _RISK):
+                return width
+        return 0
 
 
 class _Record:
