@@ -26,8 +26,12 @@ from awq_edge.serve.service import Service
 from awq_edge.serve.texts import BusyError
 
 _PING_SECONDS = 15.0
-# Of a body that comes in drops.
-_BODY_SECONDS = 30.0
+# Without a byte of a body. A line that is slow is waited for, as long as it brings something: a
+# photograph takes minutes over a bad Wi-Fi.
+_PAUSE_SECONDS = 30.0
+# A body that comes in drops gets so long, and a second more for so many bytes that have come.
+_BODY_SECONDS = 60.0
+_LEAST_BYTES_PER_SECOND = 2000
 # Of what is longer than the limit, in limits.
 _MOST_DISCARDED = 8
 _STREAM_HEADERS = {"Cache-Control": "no-cache", "X-Accel-Buffering": "no"}
@@ -79,7 +83,7 @@ class Paths:
 
         async def read() -> None:
             nonlocal over, busy
-            async for part in request.stream():
+            async for part in _arriving(request):
                 if busy is None and len(data) + len(part) <= limit:
                     try:
                         held.grow(len(data) + len(part))
@@ -95,10 +99,7 @@ class Paths:
                     raise too_long
 
         try:
-            try:
-                await asyncio.wait_for(read(), _BODY_SECONDS)
-            except asyncio.TimeoutError:
-                raise RequestError("The body did not arrive in time.", status=408) from None
+            await read()
             if busy is not None:
                 raise busy
             if over:
@@ -150,6 +151,32 @@ class Paths:
         model = await asyncio.to_thread(self.service.models.use, served)
         self.service.models.release(served)
         return model
+
+
+async def _arriving(request: Request) -> AsyncIterator[bytes]:
+    """The parts of a body, as long as they keep coming.
+
+    Raises:
+        RequestError: They do not, or too slowly.
+    """
+    loop = asyncio.get_running_loop()
+    end = loop.time() + _BODY_SECONDS
+    parts = request.stream().__aiter__()
+    while True:
+        seconds = min(_PAUSE_SECONDS, end - loop.time())
+        try:
+            part = await asyncio.wait_for(parts.__anext__(), seconds)
+        except StopAsyncIteration:
+            return
+        except asyncio.TimeoutError:
+            raise RequestError(
+                f"The body did not arrive in time: nothing came for {_PAUSE_SECONDS:.0f} seconds, "
+                f"or less than {_LEAST_BYTES_PER_SECOND} bytes a second for longer than "
+                f"{_BODY_SECONDS:.0f}.",
+                status=408,
+            ) from None
+        end += len(part) / _LEAST_BYTES_PER_SECOND
+        yield part
 
 
 def _json_reason(error: ValueError) -> str:

@@ -86,6 +86,7 @@ def serve(service: Service, place: Place, ready: Callable[[str], None]) -> None:
     import uvicorn
 
     from awq_edge.serve.app import application
+    from awq_edge.serve.patient_protocol import PatientProtocol
     from awq_edge.serve.quiet_server import QuietServer
 
     bound = _bind(place)
@@ -97,7 +98,7 @@ def serve(service: Service, place: Place, ready: Callable[[str], None]) -> None:
     )
     config = uvicorn.Config(
         access,
-        http="h11",
+        http=PatientProtocol,
         ws="none",
         lifespan="off",
         loop="asyncio",

@@ -21,12 +21,13 @@ _CACHE = tempfile.TemporaryDirectory()
 
 
 class Server:
-    """``awq-edge serve`` on a free port."""
+    """``awq-edge serve`` on a free port; ``prelude`` is Python that it runs first."""
 
-    def __init__(self, *arguments: object) -> None:
+    def __init__(self, *arguments: object, prelude: str = "") -> None:
+        program = f"{prelude}\nfrom awq_edge.cli.main import main\nmain()"
         self.process = subprocess.Popen(
             [
-                *(sys.executable, "-m", "awq_edge.cli.main", "serve", "--port", "0"),
+                *(sys.executable, "-c", program, "serve", "--port", "0"),
                 *("--threads", "1", "--prefill-threads", "2", "--ignore-memory"),
                 *map(str, arguments),
             ],

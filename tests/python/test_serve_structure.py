@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import gc
 import json
 import random
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -208,6 +210,39 @@ def test_answers_are_always_valid(chat_file: Any) -> None:
             assert end.reason == "eos", (schema, heard.text())
             jsonschema.validate(json.loads(heard.text()), schema)
         engine.stop(5)
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def test_ever_new_schemas_take_no_more_memory(chat_file: Any) -> None:
+    """What llguidance's allocator keeps ends after some thousand schemas, 5 MB in all."""
+    from awq_edge import Model
+    from awq_edge.serve.grammar import GrammarConstraint, schema_grammar, token_table
+
+    def memory() -> int:
+        gc.collect()
+        lines = Path("/proc/self/status").read_text().splitlines()
+        return next(int(line.split()[1]) for line in lines if line.startswith("RssAnon")) << 10
+
+    random_ = random.Random(7)
+    with Model.open(chat_file, threads=1) as model:
+        table = token_table(model)
+        seen = []
+        for number in range(5000):
+            if number % 1250 == 0:
+                seen.append(memory())
+            properties = {
+                f"name{number}": {"type": "string", "maxLength": 5 + number % 7},
+                f"kind{number}": {"enum": [f"a{number}", f"b{number}", number]},
+            }
+            schema = {"type": "object", "properties": properties, "required": list(properties)}
+            constraint = GrammarConstraint(table, schema_grammar(schema))
+            drawn: list[int] = []
+            for _ in range(8):
+                allowed = constraint.allowed(drawn).nonzero()[0]
+                drawn.append(int(random_.choice(allowed)))
+        seen.append(memory())
+    assert seen[2] - seen[0] < 12 << 20, seen
+    assert seen[4] - seen[2] < 1 << 20, seen  # 0.4 kB for a schema would be too much
 
 
 def test_a_schema_that_cannot_be_kept_is_refused(server: Server) -> None:
