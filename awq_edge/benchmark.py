@@ -87,6 +87,13 @@ def read_bandwidth(threads: int) -> float:
     return _native.read_bandwidth(threads, BANDWIDTH_BYTES)
 
 
+def gpu_read_bandwidth() -> float | None:
+    """Bytes per second that the GPU reads from its memory; None where that cannot be timed."""
+    from awq_edge import _native
+
+    return _native.gpu_read_bandwidth() or None
+
+
 def _random_tokens(session: Session, count: int) -> Sequence[int]:
     source = random.Random(count)
     return [source.randrange(session.model.info.vocabulary_size) for _ in range(count)]

@@ -92,6 +92,7 @@ class Model:
         context_length: int | None,
         kv: str,
         device: str,
+        gpu_layers: int | str | None,
         check_memory: bool,
         lookup: bool = False,
         draft: Model | None = None,
@@ -104,6 +105,7 @@ class Model:
         self._context_length = context_length
         self._kv = kv
         self._device = device
+        self._gpu_layers = gpu_layers
         self._check_memory = check_memory
         # Changed by whole operations only, so that it needs no lock.
         self._sessions: set[weakref.ref[Session]] = set()
@@ -128,6 +130,7 @@ class Model:
         context_length: int | None = None,
         kv: str = "fp16",
         device: str = "auto",
+        gpu_layers: int | str | None = None,
         check_memory: bool = True,
         lookup: bool = False,
         draft: str | os.PathLike[str] | None = None,
@@ -146,6 +149,10 @@ class Model:
                 less exactness.
             device: "cpu"; "cuda", an NVIDIA GPU; "auto": the GPU where there is one that holds the
                 model, otherwise the CPU. The logits are the same, bit for bit.
+            gpu_layers: How many of the last layers the GPU computes, with the output matrix, and
+                the CPU those before them: a number, "auto" for as many as the GPU's free memory
+                holds when the first session is opened, None for the whole model. The logits are the
+                same again. Of a draft it is likewise.
             check_memory: Refuse a session that the free memory cannot hold.
             lookup: Guess that a text goes on as it did where it had the same words before, and read
                 guesses together with the last token. Texts are the same, sooner where they copy;
@@ -158,7 +165,7 @@ class Model:
             FileInvalidError: It is damaged, or no model of ours.
             InvalidArgumentError: The draft's tokens are others.
         """
-        from awq_edge._native import NativeModel, device_number, kv_type_number
+        from awq_edge._native import NativeModel, device_number, gpu_layer_number, kv_type_number
 
         path = Path(path)
         if path.is_dir():
@@ -175,6 +182,9 @@ class Model:
                 raise InvalidArgumentError(f"{name} is {value}: use 1 or more.")
         kv_type_number(kv)
         device_number(device)
+        if gpu_layers == 0:
+            device, gpu_layers = "cpu", None
+        gpu_layer_number(gpu_layers)
         try:
             native = NativeModel(path)
         except FileInvalidError as error:
@@ -184,6 +194,7 @@ class Model:
             "prefill_threads": threads if prefill_threads is None else prefill_threads,
             "kv": kv,
             "device": device,
+            "gpu_layers": gpu_layers,
             "check_memory": check_memory,
         }
         smaller = None
@@ -486,6 +497,7 @@ class Model:
             prefill_threads=prefill_threads or threads or self._prefill_threads or 0,
             kv=kv or self._kv,
             device="cpu" if on_cpu else self._device,
+            gpu_layers=None if on_cpu else self._gpu_layers,
         )
         self._sessions.add(weakref.ref(session, self._sessions.discard))
         if self._native is None:  # another thread has closed the model meanwhile

@@ -66,6 +66,7 @@ class Session:
         prefill_threads: int,
         kv: str,
         device: str,
+        gpu_layers: int | str | None,
     ) -> None:
         """Allocates the cache; ``Model.session`` is the way to get a session."""
         from awq_edge._native import NativeSession
@@ -80,6 +81,7 @@ class Session:
             prefill_threads=prefill_threads,
             kv_type=kv,
             device=device,
+            gpu_layers=gpu_layers,
         )
         # What rows without a token are, by where they begin. The library knows where rows stand; an
         # entry is made before its rows are read, so that none is ever older than they are.
@@ -89,6 +91,11 @@ class Session:
         self.kernels = self._native.kernels
         self.threads = self._native.threads
         self.prefill_threads = self._native.prefill_threads
+
+    @property
+    def on_gpu(self) -> bool:
+        """Whether a GPU computes its layers, or some of them."""
+        return "cuda" in self.kernels
 
     # What the context holds is asked of the library each time. A copy here would be wrong once
     # Ctrl-C came between the library's answer and the line that notes it.

@@ -21,13 +21,20 @@ from awq_edge._native.machine import (
     Gpu,
     SelftestResult,
     gpu,
+    gpu_read_bandwidth,
     kernel_tables,
     read_bandwidth,
     selftest,
 )
 from awq_edge._native.metadata import Scalar, Value
 from awq_edge._native.model import MemoryNeed, ModelInfo, NativeModel, TensorInfo, VisionInfo
-from awq_edge._native.options import DEVICES, KV_TYPES, device_number, kv_type_number
+from awq_edge._native.options import (
+    DEVICES,
+    KV_TYPES,
+    device_number,
+    gpu_layer_number,
+    kv_type_number,
+)
 from awq_edge._native.sampler import NativeSampler
 from awq_edge._native.session import NativeSession, Reading, evaluate_together
 
@@ -53,6 +60,8 @@ __all__ = [
     "device_number",
     "evaluate_together",
     "gpu",
+    "gpu_layer_number",
+    "gpu_read_bandwidth",
     "header_path",
     "kernel_tables",
     "kv_type_number",

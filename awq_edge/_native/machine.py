@@ -22,6 +22,8 @@ class Gpu:
         integrated: CPU and GPU share one memory.
         memory_bytes: All of its memory.
         free_bytes: What of it is free.
+        in_place: It reads weights where the file is mapped, without a copy.
+        copy_reason: Why it does not although CPU and GPU share one memory, a few words.
     """
 
     name: str
@@ -31,6 +33,8 @@ class Gpu:
     integrated: bool
     memory_bytes: int
     free_bytes: int
+    in_place: bool = False
+    copy_reason: str = ""
 
 
 @dataclass(frozen=True)
@@ -63,6 +67,8 @@ def gpu() -> Gpu:
     return Gpu(
         name=ffi.string(found.name).decode("utf-8", "replace"),
         integrated=bool(found.integrated),
+        in_place=bool(found.in_place),
+        copy_reason=ffi.string(found.copy_reason).decode("utf-8", "replace"),
         **{
             name: int(getattr(found, name))
             for name in (
@@ -74,6 +80,18 @@ def gpu() -> Gpu:
             )
         },
     )
+
+
+def gpu_read_bandwidth() -> float:
+    """Bytes per second that the GPU reads from its memory; 0 where the driver measures no time.
+
+    Raises:
+        UnsupportedError: There is no GPU that this library can use.
+    """
+    ffi, library = load()
+    result = ffi.new("double*")
+    call(library.awqe_gpu_read_bandwidth, result)
+    return float(result[0])
 
 
 def kernel_tables() -> list[str]:

@@ -11,6 +11,8 @@ from awq_edge._native.library import structure
 KV_TYPES = ("fp16", "int8")
 # Names of the awqe_device values, in their order.
 DEVICES = ("cpu", "auto", "cuda")
+# AWQE_GPU_LAYERS_AUTO.
+_AUTO_LAYERS = 0xFFFFFFFF
 
 
 def kv_type_number(name: str) -> int:
@@ -31,6 +33,19 @@ def device_number(name: str) -> int:
     return DEVICES.index(name)
 
 
+def gpu_layer_number(layers: int | str | None) -> int:
+    """The ``gpu_layers`` of the library: of None, which is the whole model, 0."""
+    if layers is None:
+        return 0
+    if layers == "auto":
+        return _AUTO_LAYERS
+    if not isinstance(layers, int) or not 0 < layers < _AUTO_LAYERS:
+        raise errors.InvalidArgumentError(
+            f"There are no {layers!r} layers for a GPU: say a whole number from 1 on, or 'auto'."
+        )
+    return layers
+
+
 def thread_count(threads: int) -> int:
     """The same number, if a uint32 holds it."""
     if not 0 <= threads < 1 << 32:
@@ -39,12 +54,18 @@ def thread_count(threads: int) -> int:
 
 
 def session_options(
-    context_length: int, threads: int, prefill_threads: int, kv_type: str, device: str
+    context_length: int,
+    threads: int,
+    prefill_threads: int,
+    kv_type: str,
+    device: str,
+    gpu_layers: int | str | None = None,
 ) -> Any:
     """An ``awqe_session_options``."""
     options = structure("awqe_session_options")
     options.kv_type = kv_type_number(kv_type)
     options.device = device_number(device)
+    options.gpu_layers = gpu_layer_number(gpu_layers)
     try:
         options.context_length = context_length
         options.threads = threads

@@ -29,13 +29,16 @@ class NativeSession:
         prefill_threads: int,
         kv_type: str = "fp16",
         device: str = "cpu",
+        gpu_layers: int | str | None = None,
     ) -> None:
         """Allocates the cache; zero threads let the library choose."""
         ffi, library = load()
         info = model.info()
         self.vocabulary_size, self.hidden_size = info.vocabulary_size, info.hidden_size
         self.row_size = model.row_size
-        options = session_options(context_length, threads, prefill_threads, kv_type, device)
+        options = session_options(
+            context_length, threads, prefill_threads, kv_type, device, gpu_layers
+        )
         pointer = ffi.new("awqe_session**")
         call(library.awqe_session_open, model.pointer, options, pointer)
         # The library's own function: Python code that frees could swallow a Ctrl-C.

@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable
 from dataclasses import dataclass, fields, is_dataclass
 from pathlib import Path
-from typing import Annotated, Any, Optional
+from typing import Annotated, Any, Optional, Union
 
 import typer
 
@@ -72,6 +72,14 @@ class Running:
             metavar="DEVICE", help="auto, cpu or cuda (an NVIDIA GPU); the results are the same."
         ),
     ] = "auto"
+    gpu_layers: Annotated[
+        Optional[str],
+        typer.Option(
+            metavar="N|auto",
+            help="How many of the last layers the GPU computes, the CPU the others; auto: as many "
+            "as it has room for. By default the whole model.",
+        ),
+    ] = None
     ignore_memory: Annotated[
         bool, typer.Option("--ignore-memory", help="Run even if the free memory looks too small.")
     ] = False
@@ -91,10 +99,15 @@ class Running:
             context_length=context,
             kv=kv,
             device=self.device,
+            gpu_layers=_layers(self.gpu_layers),
             check_memory=not self.ignore_memory,
             lookup=guessing.lookup,
             draft=guessing.draft,
         )
+
+
+def _layers(text: Optional[str]) -> Union[int, str, None]:
+    return int(text) if text is not None and text.isdecimal() else text
 
 
 @dataclass(frozen=True)

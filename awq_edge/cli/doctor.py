@@ -29,6 +29,7 @@ def doctor(
     from awq_edge import _native
     from awq_edge.device.board import read_board
     from awq_edge.device.doctor import PROBLEM, examine, fit, judge_fit
+    from awq_edge.device.gpu_sensors import read_gpu_state
 
     output = Output(as_json=as_json)
     board, kernels = read_board(), _native.kernel_tables()
@@ -37,7 +38,8 @@ def doctor(
         gpu = _native.gpu()
     except UnsupportedError as error:
         gpu = f"{error}"
-    findings = examine(board, kernels, gpu)
+    state = read_gpu_state()
+    findings = examine(board, kernels, gpu, state)
     result = None
     if file is not None:
         with Model.open(file) as model:
@@ -53,6 +55,8 @@ def doctor(
             "version": __version__,
             "board": asdict(board),
             "kernels": kernels,
+            "gpu": None if isinstance(gpu, str) else asdict(gpu),
+            "gpu_state": None if state is None else asdict(state),
             "findings": [asdict(finding) for finding in findings],
             **({} if result is None else {"fit": asdict(result)}),
         }

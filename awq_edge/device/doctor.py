@@ -14,6 +14,7 @@ from awq_edge.quantities import size_text
 
 if TYPE_CHECKING:
     from awq_edge._native import Gpu, MemoryNeed
+    from awq_edge.device.gpu_sensors import GpuState
     from awq_edge.model import Model
 
 OK, WARNING, PROBLEM = "ok", "warning", "problem"
@@ -26,6 +27,8 @@ _GLIBC = (2, 31)
 # What Python with tokenizer and libraries takes beside the session.
 PYTHON_BYTES = 150_000_000
 _SMALLEST_CONTEXT = 128
+# By the first number of a Jetson's release; 38 is Thor's alone.
+_JETPACKS = {"35": "5", "36": "6", "38": "7", "39": "7"}
 
 
 @dataclass(frozen=True)
@@ -62,18 +65,25 @@ class Fit:
     largest_context: int
 
 
-def examine(board: Board, kernels: list[str], gpu: Gpu | str | None = None) -> list[Finding]:
+def examine(
+    board: Board,
+    kernels: list[str],
+    gpu: Gpu | str | None = None,
+    state: GpuState | None = None,
+) -> list[Finding]:
     """Everything but the model.
 
     Args:
         board: The machine.
         kernels: Kernel tables that it can run, best first.
         gpu: The GPU, or why there is none that can be used; None says nothing of it.
+        state: How that GPU is at the moment, if anything is known of that.
     """
     return [
         *_machine(board),
         _kernels(board, kernels),
         *_gpu(board, gpu),
+        *_gpu_state(state),
         *_memory(board),
         *_clock(board),
         *_power(board),
@@ -96,6 +106,47 @@ def _gpu(board: Board, gpu: Gpu | str | None) -> Iterator[Finding]:
         f"{gpu.multiprocessors} multiprocessors, {size_text(gpu.free_bytes)} of "
         f"{size_text(gpu.memory_bytes)} free, driver for CUDA {version}",
     )
+    if gpu.integrated:
+        text = "read in place, from the file" if gpu.in_place else f"copied: {gpu.copy_reason}"
+        yield Finding(OK, "weights", text)
+
+
+def _gpu_state(state: GpuState | None) -> Iterator[Finding]:
+    if state is None:
+        return
+    if state.release is not None:
+        jetpack = _JETPACKS.get(state.release.partition(".")[0])
+        name = "" if jetpack is None else f" (JetPack {jetpack})"
+        yield Finding(OK, "Jetson Linux", f"{state.release}{name}")
+    facts = gpu_facts(state)
+    if not facts:
+        return
+    mode = state.power_mode
+    yield Finding(
+        OK,
+        "GPU state",
+        ", ".join(facts),
+        ""
+        if mode is None or mode.startswith("MAXN")
+        else "This power mode is not the fastest: 'sudo nvpmodel -p --verbose' lists the others.",
+    )
+
+
+def gpu_facts(state: GpuState) -> list[str]:
+    """What is known of a GPU at a moment, in a few words each."""
+    facts = []
+    if state.power_mode is not None:
+        facts.append(f"power mode {state.power_mode}")
+    if state.mhz is not None:
+        most = "" if state.max_mhz is None else f" of {state.max_mhz:.0f}"
+        facts.append(f"{state.mhz:.0f}{most} MHz")
+    if state.memory_mhz is not None:
+        facts.append(f"memory {state.memory_mhz:.0f} MHz")
+    if state.temperature is not None:
+        facts.append(f"{state.temperature:.0f} °C")
+    if state.watts is not None:
+        facts.append(f"{state.watts:.1f} W ({state.rails})")
+    return facts
 
 
 def fit(model: Model, board: Board, context_length: int | None) -> Fit:

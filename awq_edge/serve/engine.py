@@ -381,7 +381,7 @@ class Engine:
         if session is None:
             return False
         try:
-            if text.pictures is not None and session.kernels == "cuda":
+            if text.pictures is not None and session.on_gpu:
                 _check_gpu(text.model)
             if text.rows is not None:
                 session.truncate(0)

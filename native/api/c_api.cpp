@@ -218,7 +218,7 @@ awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_opti
         const awqe::OpenModel& m = *awqe::required(model, "model").shared;
         const awqe::SequencePlan plan = awqe::session_plan(m.model(), options);
         const awqe::Backend& backend =
-            m.backend(awqe::device_of(options), std::getenv("AWQ_EDGE_KERNELS"));
+            m.backend(awqe::device_of(options), std::getenv("AWQ_EDGE_KERNELS"), plan);
         memory->weight_bytes = m.model().file().size();
         memory->cache_bytes = backend.cache_bytes(plan);
         if (m.model().cross() != nullptr) {
@@ -423,6 +423,14 @@ awqe_status awqe_gpu_get(awqe_gpu* gpu, awqe_error* error) {
     return awqe::guard(error, [&] {
         awqe::sized(gpu, "gpu");
         awqe::describe_gpu(gpu);
+    });
+}
+
+awqe_status awqe_gpu_read_bandwidth(double* bytes_per_second, awqe_error* error) {
+    awqe::clear(bytes_per_second);
+    return awqe::guard(error, [&] {
+        awqe::required(bytes_per_second, "bytes_per_second");
+        *bytes_per_second = awqe::gpu_read_bandwidth();
     });
 }
 

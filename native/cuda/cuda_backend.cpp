@@ -15,7 +15,8 @@ namespace {
 using awqe_cuda::kAttentionChunk;
 
 // Rows of a pass: enough tiles of 128 to fill a large GPU; where CPU and GPU share a few gigabytes,
-// what a layer's feed-forward takes for them counts.
+// what a layer's feed-forward takes for them counts. Behind layers of a CPU, what that takes at
+// once.
 constexpr size_t kRows = 1024;
 constexpr size_t kRowsIntegrated = 256;
 
@@ -33,6 +34,23 @@ CacheShape shape_of(const Architecture& a, KvType type) {
     return shape;
 }
 
+// A decoder of the layers from `first` on.
+Architecture layers_from(const Architecture& a, size_t first) {
+    Architecture part = a;
+    part.layers = a.layers - static_cast<uint32_t>(first);
+    for (std::vector<uint32_t>* each :
+         {&part.rope_tables, &part.expert_layers, &part.sliding_windows}) {
+        if (!each->empty()) {
+            each->erase(each->begin(), each->begin() + static_cast<std::ptrdiff_t>(first));
+        }
+    }
+    return part;
+}
+
+size_t rows_of_pass(const DeviceFacts& facts, size_t first_layer) {
+    return first_layer > 0 ? kBlockTokens : facts.integrated ? kRowsIntegrated : kRows;
+}
+
 size_t sequence_bytes(const Architecture& a, const SequencePlan& plan) {
     const size_t chunks = (plan.positions + kAttentionChunk - 1) / kAttentionChunk;
     return chunks * static_cast<size_t>(shape_of(a, plan.kv_type).chunk_bytes);
@@ -43,16 +61,14 @@ size_t sequence_bytes(const Architecture& a, const SequencePlan& plan) {
 // The whole cache of a sequence: no layer forgets, so one may go back to any position.
 class CudaBackend::CudaSequence final : public Sequence {
   public:
+    // The context is current.
     CudaSequence(const std::shared_ptr<Device>& device, const Architecture& a,
                  const SequencePlan& plan)
         : type(plan.kv_type),
           device_(device),
           architecture_(a),
           shape_(shape_of(a, plan.kv_type)),
-          cache_([&] {
-              const Device::Use use(*device);
-              return Buffer(device, sequence_bytes(a, plan));
-          }()) {}
+          cache_(device, sequence_bytes(a, plan)) {}
     ~CudaSequence() override {
         device_->with_context([&] { cache_ = Buffer(); });
     }
@@ -125,8 +141,18 @@ class CudaBackend::CudaSequence final : public Sequence {
     Buffer cache_;
 };
 
-CudaBackend::CudaBackend(const Model& model)
-    : model_(model), device_(Device::shared()), process_(getpid()) {
+GpuNeed gpu_need(const Model& model, const SequencePlan& plan, size_t first_layer,
+                 const DeviceFacts& facts) {
+    const Architecture a = layers_from(model.architecture(), first_layer);
+    return {Weights::bytes(model, first_layer), sequence_bytes(a, plan),
+            Step::bytes(a, rows_of_pass(facts, first_layer))};
+}
+
+CudaBackend::CudaBackend(const Model& model, size_t first_layer)
+    : device_(Device::shared()),
+      architecture_(layers_from(model.architecture(), first_layer)),
+      rows_(rows_of_pass(device_->facts(), first_layer)),
+      process_(getpid()) {
     if (model.architecture().experts != 0) {
         fail(AWQE_UNSUPPORTED,
              "the GPU has no mixtures of experts so far; use the CPU for this model");
@@ -136,7 +162,7 @@ CudaBackend::CudaBackend(const Model& model)
              "the GPU has no layers that look at pictures so far; use the CPU for this model");
     }
     const Device::Use use(*device_);
-    weights_ = std::make_unique<Weights>(device_, model);
+    weights_ = std::make_unique<Weights>(device_, model, first_layer);
 }
 
 CudaBackend::~CudaBackend() {
@@ -146,22 +172,31 @@ CudaBackend::~CudaBackend() {
     });
 }
 
-size_t CudaBackend::block_rows() const {
-    return device_->facts().integrated ? kRowsIntegrated : kRows;
-}
+size_t CudaBackend::block_rows() const { return rows_; }
 
 size_t CudaBackend::cache_bytes(const SequencePlan& plan) const {
-    return sequence_bytes(model_.architecture(), plan);
+    return sequence_bytes(architecture_, plan);
 }
 
 size_t CudaBackend::scratch_bytes(const SequencePlan&) const {
-    return Step::bytes(model_.architecture(), block_rows());
+    return Step::bytes(architecture_, rows_);
 }
 
 std::unique_ptr<Sequence> CudaBackend::open(const SequencePlan& plan) {
-    auto sequence = std::make_unique<CudaSequence>(device_, model_.architecture(), plan);
     const std::lock_guard<std::mutex> lock(mutex_);
     const Device::Use use(*device_);
+    // Both are allocated, or nothing is.
+    const bool steps = steps_[plan.kv_type == KvType::kS8 ? 1 : 0] == nullptr;
+    const uint64_t needed = cache_bytes(plan) + (steps ? scratch_bytes(plan) : 0);
+    const uint64_t room = device_->free_bytes();
+    if (needed > room) {
+        fail(AWQE_OUT_OF_MEMORY,
+             "a context of %zu tokens takes %.2f GB and the GPU %s has %.2f GB free: ask for a "
+             "shorter one, or say --device cpu",
+             plan.positions, static_cast<double>(needed) / 1e9, device_->facts().name.c_str(),
+             static_cast<double>(room) / 1e9);
+    }
+    auto sequence = std::make_unique<CudaSequence>(device_, architecture_, plan);
     step_for(plan.kv_type);
     return sequence;
 }
@@ -169,8 +204,8 @@ std::unique_ptr<Sequence> CudaBackend::open(const SequencePlan& plan) {
 Step& CudaBackend::step_for(KvType type) {
     std::unique_ptr<Step>& step = steps_[type == KvType::kS8 ? 1 : 0];
     if (step == nullptr) {
-        const Architecture& a = model_.architecture();
-        step = std::make_unique<Step>(device_, a, *weights_, shape_of(a, type), block_rows());
+        step = std::make_unique<Step>(device_, architecture_, *weights_,
+                                      shape_of(architecture_, type), rows_);
     }
     return *step;
 }

@@ -15,11 +15,26 @@
 
 namespace awqe::cuda {
 
+// Bytes of the GPU's memory that layers and one sequence take.
+struct GpuNeed {
+    uint64_t weights;
+    uint64_t cache;
+    uint64_t work;
+
+    uint64_t total() const { return weights + cache + work; }
+};
+
+// Of the layers from `first_layer` on and the head.
+GpuNeed gpu_need(const Model& model, const SequencePlan& plan, size_t first_layer,
+                 const DeviceFacts& facts);
+
 class CudaBackend : public Backend {
   public:
-    // Copies the weights. `model` outlives it. Throws Failure: AWQE_UNSUPPORTED where there is no
-    // usable GPU, AWQE_OUT_OF_MEMORY where the model does not fit, with the numbers.
-    explicit CudaBackend(const Model& model);
+    // Takes the weights of the layers from `first_layer` on, and of the head. Where that is not the
+    // first one, a row's embedding is its stream behind the layers before. `model` outlives it.
+    // Whether there is room for them is layer_split.h's question. Throws Failure with
+    // AWQE_UNSUPPORTED where there is no usable GPU.
+    CudaBackend(const Model& model, size_t first_layer);
     ~CudaBackend() override;
 
     const char* name() const override { return "cuda"; }
@@ -36,9 +51,10 @@ class CudaBackend : public Backend {
     Step& step_for(KvType type);
     void evaluate_type(const Block& block, KvType type);
 
-    const Model& model_;
     const std::shared_ptr<Device> device_;
-    const int process_;  // a context does not survive a fork
+    const Architecture architecture_;  // of its layers alone
+    const size_t rows_;                // of a pass
+    const int process_;                // a context does not survive a fork
     std::mutex mutex_;
     std::unique_ptr<Weights> weights_;
     std::unique_ptr<Step> steps_[2];  // for caches of fp16 and of int8, made when one is opened

@@ -1,6 +1,9 @@
 // Context, module, memory and launches of one GPU; see device.h.
 #include "native/cuda/device.h"
 
+#include <algorithm>
+#include <cstdio>
+#include <fstream>
 #include <mutex>
 
 #include "native/cuda/modules.h"
@@ -32,10 +35,24 @@ DeviceFacts facts_of(const Driver& d, DeviceNumber number) {
     facts.multiprocessors = attribute(d, number, kAttributeMultiprocessors);
     facts.integrated = attribute(d, number, kAttributeIntegrated) != 0;
     facts.shared_bytes = attribute(d, number, kAttributeSharedMemoryOptin);
+    facts.page_tables = attribute(d, number, kAttributePageTables) != 0;
+    facts.host_pointers = attribute(d, number, kAttributeHostPointers) != 0;
     facts.registers_mapping = attribute(d, number, kAttributeHostRegister) != 0 &&
                               attribute(d, number, kAttributeReadOnlyHostRegister) != 0;
     check(d.cuDeviceTotalMem_v2(&facts.memory_bytes, number), "tell its memory");
     return facts;
+}
+
+// MemAvailable of /proc/meminfo; 0 if it says nothing.
+size_t available_bytes() {
+    std::ifstream lines("/proc/meminfo");
+    for (std::string line; std::getline(lines, line);) {
+        unsigned long long kilobytes;
+        if (std::sscanf(line.c_str(), "MemAvailable: %llu kB", &kilobytes) == 1) {
+            return static_cast<size_t>(kilobytes) * 1024;
+        }
+    }
+    return 0;
 }
 
 }  // namespace
@@ -88,7 +105,8 @@ size_t Device::free_bytes() const {
     size_t free_bytes = 0;
     size_t total = 0;
     check(driver_.cuMemGetInfo_v2(&free_bytes, &total), "tell its free memory");
-    return free_bytes;
+    return facts_.integrated ? std::min(total, std::max(free_bytes, available_bytes()))
+                             : free_bytes;
 }
 
 Function Device::kernel(const char* name, size_t shared_bytes) const {

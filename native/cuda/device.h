@@ -21,7 +21,9 @@ struct DeviceFacts {
     bool integrated;  // CPU and GPU share one memory
     size_t memory_bytes;
     int shared_bytes;        // that a CTA may ask for
-    bool registers_mapping;  // a read-only file mapping can be used in place
+    bool page_tables;        // it reads all that the CPU reads
+    bool registers_mapping;  // the driver registers read-only memory
+    bool host_pointers;      // of registered memory are the GPU's too
     const char* module;      // which of the embedded modules runs on it
 };
 
@@ -57,6 +59,8 @@ class Device {
 
     const Driver& driver() const { return driver_; }
     const DeviceFacts& facts() const { return facts_; }
+    // Where CPU and GPU share one memory, what the system has available: the driver would not count
+    // what lies in the page cache.
     size_t free_bytes() const;
 
     // A kernel by its name in kernels/module.cu. `shared_bytes`: the most dynamic shared memory

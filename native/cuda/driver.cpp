@@ -80,11 +80,15 @@ const Driver* driver(std::string* problem) {
     return nullptr;
 }
 
-void check(Status status, const char* what) {
-    if (status == kSuccess) return;
+std::string error_name(Status status) {
     const char* name = nullptr;
     loaded_driver().functions.cuGetErrorName(status, &name);
-    if (name == nullptr) name = "an unknown error";
+    return name == nullptr ? "an unknown error" : name;
+}
+
+void check(Status status, const char* what) {
+    if (status == kSuccess) return;
+    const std::string name = error_name(status);
     switch (status) {
         case kOutOfMemory:
             fail(AWQE_OUT_OF_MEMORY, "the GPU has no memory left to %s", what);
@@ -92,11 +96,11 @@ void check(Status status, const char* what) {
         case 209:  // no binary for this GPU
         case 222:  // PTX of a newer compiler
             fail(AWQE_UNSUPPORTED, "the driver cannot %s (%s): update it, or say --device cpu",
-                 what, name);
+                 what, name.c_str());
         default:
             fail(AWQE_DEVICE_LOST,
                  "the GPU failed to %s (%s): open the model again, or say --device cpu", what,
-                 name);
+                 name.c_str());
     }
 }
 

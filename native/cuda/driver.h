@@ -29,8 +29,10 @@ constexpr int kAttributeMultiprocessors = 16;
 constexpr int kAttributeIntegrated = 18;
 constexpr int kAttributeCapabilityMajor = 75;
 constexpr int kAttributeCapabilityMinor = 76;
+constexpr int kAttributeHostPointers = 91;  // of registered memory are the GPU's too
 constexpr int kAttributeSharedMemoryOptin = 97;
 constexpr int kAttributeHostRegister = 99;
+constexpr int kAttributePageTables = 100;  // the GPU walks the CPU's
 constexpr int kAttributeReadOnlyHostRegister = 113;
 
 // CUfunction_attribute.
@@ -123,6 +125,9 @@ struct Driver {
 // The driver, loaded at the first call and for as long as the process lives. NULL where there is
 // none, and *problem says why in one sentence.
 const Driver* driver(std::string* problem);
+
+// Its name, for a sentence.
+std::string error_name(Status status);
 
 // Throws Failure where `status` is not success: AWQE_OUT_OF_MEMORY for want of memory, otherwise
 // AWQE_UNSUPPORTED (the GPU cannot do this) or AWQE_DEVICE_LOST. `what` completes the sentence

@@ -1,14 +1,20 @@
 // The GPU as the runtime meets it; see runtime/gpu_backend.h.
 #include <cstring>
 
+#include "native/cuda/bandwidth.h"
 #include "native/cuda/cuda_backend.h"
 #include "native/cuda/device.h"
+#include "native/cuda/in_place.h"
+#include "native/cuda/layer_split.h"
 #include "native/runtime/gpu_backend.h"
 
 namespace awqe {
 
-std::unique_ptr<Backend> make_gpu_backend(const Model& model) {
-    return std::make_unique<cuda::CudaBackend>(model);
+std::unique_ptr<Backend> make_gpu_backend(const Model& model, const SequencePlan& plan,
+                                          const KernelTable& kernels) {
+    const size_t first = model.layers().size() - cuda::layers_on_gpu(model, plan);
+    if (first == 0) return std::make_unique<cuda::CudaBackend>(model, 0);
+    return std::make_unique<cuda::LayerSplit>(model, first, kernels);
 }
 
 void describe_gpu(awqe_gpu* gpu) {
@@ -22,6 +28,12 @@ void describe_gpu(awqe_gpu* gpu) {
     gpu->memory_bytes = facts.memory_bytes;
     const cuda::Device::Use use(*device);
     gpu->free_bytes = device->free_bytes();
+    if (!facts.integrated) return;
+    std::string reason;
+    gpu->in_place = cuda::reads_in_place(device, &reason);
+    std::strncpy(gpu->copy_reason, reason.c_str(), sizeof(gpu->copy_reason) - 1);
 }
+
+double gpu_read_bandwidth() { return cuda::read_bandwidth(cuda::Device::shared()); }
 
 }  // namespace awqe

@@ -126,6 +126,7 @@ struct Step::Arrays {
     size_t bytes = 0;
     Buffer memory;
     PinnedBuffer staged_rows;    // Row [rows]
+    PinnedBuffer staged_stream;  // float [rows, hidden], behind layers of somebody else
     PinnedBuffer staged_wanted;  // unsigned [2, rows]: of logits, of what the head reads
     PinnedBuffer staged_logits;  // float [kFewRows, vocabulary]
 
@@ -176,6 +177,9 @@ Step::Step(std::shared_ptr<const Device> device, const Architecture& a, const We
     arrays_ = std::make_unique<Arrays>(a, rows, memory.address());
     arrays_->memory = std::move(memory);
     arrays_->staged_rows = PinnedBuffer(device_, rows * sizeof(Row));
+    if (goes_on()) {
+        arrays_->staged_stream = PinnedBuffer(device_, rows * a.hidden_size * sizeof(float));
+    }
     arrays_->staged_wanted = PinnedBuffer(device_, 2 * rows * sizeof(unsigned));
     arrays_->staged_logits = PinnedBuffer(device_, kFewRows * a.vocabulary_size * sizeof(float));
     const Driver& d = device_->driver();
@@ -532,6 +536,13 @@ void Step::begin(size_t m) {
     check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.rows), at.staged_rows.as<Row>(),
                                  m * sizeof(Row), stream_),
           "read the tokens");
+    if (goes_on()) {
+        check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.residual),
+                                     at.staged_stream.as<float>(),
+                                     m * a_.hidden_size * sizeof(float), stream_),
+              "read the stream");
+    }
+    // Without a table it makes the angles alone.
     launch((*kernels_)("embed"), {rows}, m <= kFewRows ? 1024 : kThreads, 0,
            static_cast<const Row*>(at.rows), weights_.embedding(), weights_.inverse_frequencies(),
            static_cast<int>(a_.rope_table_count() * (a_.head_size / 2)), at.residual, at.cosines,
@@ -729,7 +740,11 @@ void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
     Arrays& at = *arrays_;
     const size_t m = rows.size();
     std::copy(rows.begin(), rows.end(), at.staged_rows.as<Row>());
-    embeddings_ = embeddings.empty() ? nullptr : embeddings.data();
+    embeddings_ = embeddings.empty() || goes_on() ? nullptr : embeddings.data();
+    if (goes_on()) {
+        float* to = at.staged_stream.as<float>();
+        for (const float* row : embeddings) to = std::copy_n(row, a_.hidden_size, to);
+    }
     unsigned chunks = 1;
     for (const uint32_t window : a_.sliding_windows) {
         for (const Row& row : rows) chunks = std::max(chunks, chunks_of(row, window));

@@ -39,7 +39,8 @@ struct Source {
 
 class Step {
   public:
-    // Room for `rows` rows of sequences with caches of this shape. The context is current.
+    // Room for `rows` rows of sequences with caches of this shape; `a` has the layers that
+    // `weights` has. The context is current.
     Step(std::shared_ptr<const Device> device, const Architecture& a, const Weights& weights,
          const CacheShape& cache, size_t rows);
     ~Step();
@@ -49,7 +50,8 @@ class Step {
 
     // Computes `rows`, stores their keys and values, and gives logits of the rows that `wanted`
     // names, and of those that `hidden` names what the head reads. `embeddings`: empty, or per row
-    // float [hidden] in the place of its token's, or NULL.
+    // float [hidden] in the place of its token's, or NULL. Where the first layers are somebody
+    // else's, of every row its stream behind them.
     void run(const std::vector<Row>& rows, const std::vector<Run>& runs,
              const std::vector<Wanted>& wanted, const std::vector<Wanted>& hidden = {},
              const std::vector<const float*>& embeddings = {});
@@ -64,6 +66,7 @@ class Step {
     void attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks,
                 const awqe_cuda::FreshRows& fresh);
     void begin(size_t m);
+    bool goes_on() const { return weights_.embedding().columns == 0; }
     void quantize(const Source& from, size_t m);
     void norm_rows(float* stream, const float* branch, const NormWeights& norm, size_t m,
                    size_t width, int how);

@@ -1,7 +1,9 @@
-// Copying weights to the GPU, a layer at a time; see weights.h.
+// Placing weights, a layer at a time; see weights.h.
 #include "native/cuda/weights.h"
 
-#include "native/failure/failure.h"
+#include <string>
+
+#include "native/cuda/upload.h"
 
 namespace awqe::cuda {
 namespace {
@@ -10,17 +12,37 @@ size_t matrix_bytes(const PackedMatrix& w) {
     return (w.rows + kBlockRows - 1) / kBlockRows * w.block_bytes;
 }
 
-// Walks everything that lies together in one buffer, twice: to count it and to copy it. Each piece
-// begins at a multiple of 256 bytes, as the driver's own allocations do.
-class Placement {
+// Where copies lie: each piece begins at a multiple of 256 bytes, as the driver's own allocations
+// do.
+class Copied {
   public:
-    explicit Placement(const Device* device, Address base) : device_(device), base_(base) {}
+    Copied() = default;  // counts only
+    Copied(Upload& upload, Address base) : upload_(&upload), base_(base) {}
 
     size_t used() const { return used_; }
+    Address operator()(const void* from, size_t bytes) {
+        const Address at = base_ + used_;
+        used_ += round_up(bytes, 256);
+        if (upload_ != nullptr) upload_->copy(at, from, bytes);
+        return at;
+    }
+
+  private:
+    Upload* upload_ = nullptr;
+    Address base_ = 0;
+    size_t used_ = 0;
+};
+
+// Walks everything that lies together, as often as it takes: to count it, to note where it lies in
+// the file, to copy it. Where = Address(const void* from, size_t bytes).
+template <class Where>
+class Placement {
+  public:
+    explicit Placement(Where& place) : place_(place) {}
 
     const float* vector(const float* from, size_t count) {
         if (from == nullptr) return nullptr;
-        return reinterpret_cast<const float*>(place(from, count * sizeof(float)));
+        return reinterpret_cast<const float*>(place_(from, count * sizeof(float)));
     }
     Matrix matrix(const PackedMatrix& w, const float* bias) {
         Matrix m = {};
@@ -34,7 +56,7 @@ class Placement {
         m.codes_offset = static_cast<int>(w.codes_offset);
         m.high_plane_offset = static_cast<int>(w.high_plane_offset);
         m.block_bytes = static_cast<int>(w.block_bytes);
-        m.blocks = reinterpret_cast<const unsigned char*>(place(w.blocks, matrix_bytes(w)));
+        m.blocks = reinterpret_cast<const unsigned char*>(place_(w.blocks, matrix_bytes(w)));
         m.bias = vector(bias, w.rows);
         return m;
     }
@@ -51,21 +73,11 @@ class Placement {
     }
 
   private:
-    Address place(const void* from, size_t bytes) {
-        const Address at = base_ + used_;
-        used_ += round_up(bytes, 256);
-        if (device_ != nullptr) {
-            check(device_->driver().cuMemcpyHtoD_v2(at, from, bytes), "copy the weights");
-        }
-        return at;
-    }
-
-    const Device* device_;  // NULL: only counts
-    Address base_;
-    size_t used_ = 0;
+    Where& place_;
 };
 
-LayerAddresses place_layer(Placement& at, const Architecture& a, const LayerWeights& w) {
+template <class Where>
+LayerAddresses place_layer(Placement<Where> at, const Architecture& a, const LayerWeights& w) {
     const bool shared = a.qk_norm == QkNorm::kHead;
     LayerAddresses layer = {};
     layer.attention_norm = at.norm(a, w.attention_norm, a.hidden_size);
@@ -95,12 +107,15 @@ struct RestAddresses {
     const float* tied_bias;  // of the head where it shares the embedding's matrix
 };
 
-RestAddresses place_rest(Placement& at, const Model& model) {
+template <class Where>
+RestAddresses place_rest(Placement<Where> at, const Model& model, bool from_the_beginning) {
     const Architecture& a = model.architecture();
     RestAddresses rest = {};
-    rest.embedding_norm = at.norm(a, model.embedding_norm(), a.hidden_size);
-    rest.learned_positions =
-        at.vector(model.learned_positions(), size_t{a.context_length} * a.hidden_size);
+    if (from_the_beginning) {
+        rest.embedding_norm = at.norm(a, model.embedding_norm(), a.hidden_size);
+        rest.learned_positions =
+            at.vector(model.learned_positions(), size_t{a.context_length} * a.hidden_size);
+    }
     rest.output_norm = at.norm(a, model.output_norm(), a.hidden_size);
     rest.inverse_frequencies =
         at.vector(model.inverse_frequencies(), size_t{a.rope_table_count()} * (a.head_size / 2));
@@ -111,45 +126,23 @@ RestAddresses place_rest(Placement& at, const Model& model) {
 
 }  // namespace
 
-uint64_t Weights::bytes(const Model& model) {
+// Calls placed(place) for what shall lie together; each calls its place with a Where.
+template <class Place>
+void Weights::fill(const Model& model, size_t first_layer, const Place& placed) {
     const Architecture& a = model.architecture();
-    uint64_t total = 0;
-    for (const LayerWeights& w : model.layers()) {
-        Placement count(nullptr, 0);
-        place_layer(count, a, w);
-        total += count.used();
+    // The head of a tied model is the embedding's matrix.
+    if (first_layer == 0 || a.tied_head) {
+        placed(
+            [&](auto& where) { embedding_ = Placement(where).matrix(model.embedding(), nullptr); });
     }
-    Placement rest(nullptr, 0);
-    place_rest(rest, model);
-    rest.matrix(model.embedding(), nullptr);
-    if (!a.tied_head) rest.linear(model.head());
-    return total + rest.used();
-}
-
-Weights::Weights(std::shared_ptr<const Device> device, const Model& model) {
-    const Architecture& a = model.architecture();
-    const uint64_t needed = bytes(model);
-    const size_t room = device->free_bytes();
-    if (needed > room) {
-        fail(AWQE_OUT_OF_MEMORY,
-             "the model takes %.2f GB and the GPU %s has %.2f GB free: say --device cpu",
-             static_cast<double>(needed) / 1e9, device->facts().name.c_str(),
-             static_cast<double>(room) / 1e9);
-    }
-    const auto filled = [&](const auto& place) {
-        Placement count(nullptr, 0);
-        place(count);
-        buffers_.emplace_back(device, count.used());
-        Placement copy(device.get(), buffers_.back().address());
-        place(copy);
-    };
-    filled([&](Placement& at) { embedding_ = at.matrix(model.embedding(), nullptr); });
-    layers_.resize(model.layers().size());
+    layers_.resize(a.layers - first_layer);
     for (size_t i = 0; i < layers_.size(); ++i) {
-        filled([&](Placement& at) { layers_[i] = place_layer(at, a, model.layers()[i]); });
+        placed([&](auto& where) {
+            layers_[i] = place_layer(Placement(where), a, model.layers()[first_layer + i]);
+        });
     }
     RestAddresses rest = {};
-    filled([&](Placement& at) { rest = place_rest(at, model); });
+    placed([&](auto& where) { rest = place_rest(Placement(where), model, first_layer == 0); });
     embedding_norm_ = rest.embedding_norm;
     learned_positions_ = rest.learned_positions;
     output_norm_ = rest.output_norm;
@@ -159,8 +152,42 @@ Weights::Weights(std::shared_ptr<const Device> device, const Model& model) {
         head_ = embedding_;
         head_.bias = rest.tied_bias;
     } else {
-        filled([&](Placement& at) { head_ = at.linear(model.head()); });
+        placed([&](auto& where) { head_ = Placement(where).linear(model.head()); });
     }
+    if (first_layer > 0) embedding_ = Matrix{};
+}
+
+uint64_t Weights::bytes(const Model& model, size_t first_layer) {
+    Copied count;
+    Weights nowhere;
+    nowhere.fill(model, first_layer, [&](const auto& place) { place(count); });
+    return count.used();
+}
+
+Weights::Weights(std::shared_ptr<const Device> device, const Model& model, size_t first_layer) {
+    if (device->facts().integrated && model.is_mapped_file()) {
+        std::vector<HostRange> ranges;
+        const auto note = [&](const void* from, size_t bytes) -> Address {
+            ranges.push_back({static_cast<const unsigned char*>(from), bytes});
+            return 0;
+        };
+        fill(model, first_layer, [&](const auto& place) { place(note); });
+        std::string reason;  // awqe_gpu says it
+        if (InPlace::take(device, std::move(ranges), &in_place_, &reason)) {
+            const auto find = [&](const void* from, size_t) { return in_place_.address(from); };
+            fill(model, first_layer, [&](const auto& place) { place(find); });
+            return;
+        }
+    }
+    Upload upload(device, bytes(model, first_layer));
+    fill(model, first_layer, [&](const auto& place) {
+        Copied count;
+        place(count);
+        buffers_.emplace_back(device, count.used());
+        Copied copy(upload, buffers_.back().address());
+        place(copy);
+    });
+    upload.finish();
 }
 
 }  // namespace awqe::cuda

@@ -1,11 +1,13 @@
 // A model's weights where the GPU reads them: the file mapping itself where CPU and GPU share one
-// memory, otherwise copies of the blocks as they lie in the file. Owns that memory; knows no step.
+// memory and the driver goes along, otherwise copies of the blocks as they lie in the file. Owns
+// that memory; knows no step.
 #pragma once
 
 #include <memory>
 #include <vector>
 
 #include "native/cuda/device.h"
+#include "native/cuda/in_place.h"
 #include "native/cuda/kernels/vector_types.h"
 // The device's structures, with device addresses in their pointers.
 #include "native/cuda/kernels/parameters.h"
@@ -36,13 +38,17 @@ struct LayerAddresses {
 
 class Weights {
   public:
-    // The device's context is current. Throws Failure, with AWQE_OUT_OF_MEMORY before anything is
-    // copied where the GPU has less room than the model needs.
-    Weights(std::shared_ptr<const Device> device, const Model& model);
+    // Those of the layers from `first_layer` on and of the head; with the first layer also of what
+    // is in front of it. The device's context is current. Throws Failure.
+    Weights(std::shared_ptr<const Device> device, const Model& model, size_t first_layer);
 
-    // Bytes that the GPU holds of `model`.
-    static uint64_t bytes(const Model& model);
+    // Bytes that the GPU holds of `model`, or that are kept in memory for it.
+    static uint64_t bytes(const Model& model, size_t first_layer);
 
+    // Whether nothing was copied.
+    bool in_place() const { return !in_place_.empty(); }
+
+    // Of no columns where the first layers are somebody else's.
     const Matrix& embedding() const { return embedding_; }
     const std::vector<LayerAddresses>& layers() const { return layers_; }
     const NormWeights& embedding_norm() const { return embedding_norm_; }
@@ -53,6 +59,11 @@ class Weights {
     const float* alibi_slopes() const { return alibi_slopes_; }                // or NULL
 
   private:
+    Weights() = default;
+    template <class Place>
+    void fill(const Model& model, size_t first_layer, const Place& placed);
+
+    InPlace in_place_;
     std::vector<Buffer> buffers_;
     Matrix embedding_;
     std::vector<LayerAddresses> layers_;

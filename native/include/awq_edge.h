@@ -40,7 +40,7 @@ extern "C" {
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
 /// whoever loads the library.
-#define AWQE_ABI_VERSION 10
+#define AWQE_ABI_VERSION 11
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -159,6 +159,9 @@ typedef enum awqe_device {
     AWQE_DEVICE_CUDA = 2   ///< An NVIDIA GPU; AWQE_UNSUPPORTED where there is none.
 } awqe_device;
 
+/// awqe_session_options.gpu_layers: as many of the last layers as the GPU's free memory holds.
+#define AWQE_GPU_LAYERS_AUTO 0xFFFFFFFF
+
 typedef struct awqe_session_options {
     uint32_t struct_size;
     uint32_t context_length;  ///< Positions to keep, at most the model's own; 0 for all of these.
@@ -166,6 +169,10 @@ typedef struct awqe_session_options {
     uint32_t prefill_threads;  ///< While reading a prompt; 0 likewise.
     uint32_t kv_type;          ///< An awqe_kv_type.
     uint32_t device;           ///< An awqe_device.
+    /// How many of the last layers, and the output matrix, a GPU computes, the CPU the layers
+    /// before them; 0 or all of them: the whole model. AWQE_GPU_LAYERS_AUTO is decided when the
+    /// model's first session with it is opened.
+    uint32_t gpu_layers;
 } awqe_session_options;
 
 typedef struct awqe_memory {
@@ -189,7 +196,8 @@ awqe_status awqe_session_open(const awqe_model* model, const awqe_session_option
 /// Frees the session. NULL is allowed.
 void awqe_session_close(awqe_session* session);
 
-/// The active kernel table, for example "avx512", or "cuda".
+/// The active kernel table, for example "avx512", or "cuda"; of a model that is divided both, with
+/// the layers of each.
 const char* awqe_session_kernels(const awqe_session* session);
 /// Threads while decoding (`prefill` false) or reading a prompt (`prefill` true). While other
 /// programs take the cores, decoding goes on with fewer of them.
@@ -417,13 +425,21 @@ typedef struct awqe_gpu {
     uint32_t multiprocessors;  ///< Power modes of a Jetson switch some off.
     bool integrated;           ///< CPU and GPU share one memory.
     uint64_t memory_bytes;
-    uint64_t free_bytes;
+    uint64_t free_bytes;  ///< Where CPU and GPU share one memory, what the system has available.
+    /// Weights are read where the file is mapped. Otherwise the GPU gets a copy, and where CPU and
+    /// GPU share one memory `copy_reason` says why, in a few words.
+    bool in_place;
     char name[128];
+    char copy_reason[128];
 } awqe_gpu;
 
 /// The GPU that AWQE_DEVICE_CUDA computes on; AWQE_UNSUPPORTED, with the reason, where there is
 /// none.
 awqe_status awqe_gpu_get(awqe_gpu* gpu, awqe_error* error);
+
+/// Has that GPU read its memory several times, and gives the highest rate: what decoding can reach
+/// there at best. Takes some tenths of a second and at most 256 MB.
+awqe_status awqe_gpu_read_bandwidth(double* bytes_per_second, awqe_error* error);
 
 // ---- this CPU -----------------------------------------------------------------------------------
 

@@ -31,6 +31,7 @@ struct SequencePlan {
     KvType kv_type;
     unsigned threads;          // for one row at a time
     unsigned prefill_threads;  // for several
+    uint32_t gpu_layers;       // awqe_session_options.gpu_layers
 };
 
 // What a backend keeps of one sequence: keys and values of its positions. Knows nothing about which

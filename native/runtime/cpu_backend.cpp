@@ -31,6 +31,12 @@ KvPlan kv_plan(const Model& model, const SequencePlan& plan) {
     return {plan.positions, std::min(most_rows(model), plan.positions), plan.kv_type};
 }
 
+Architecture first_layers(const Model& model, size_t layers) {
+    Architecture a = model.architecture();
+    a.layers = static_cast<uint32_t>(layers);
+    return a;
+}
+
 unsigned most_threads(const SequencePlan& plan) {
     return std::max(plan.threads, plan.prefill_threads);
 }
@@ -48,7 +54,7 @@ const KernelTable* table_called(const char* name) {
 class CpuBackend::CpuSequence final : public CachedSequence {
   public:
     CpuSequence(CpuBackend& backend, const SequencePlan& plan)
-        : CachedSequence(backend.model_.architecture(), kv_plan(backend.model_, plan)),
+        : CachedSequence(backend.cached_, kv_plan(backend.model_, plan)),
           decode_team(plan.threads),
           few_rows_team(plan.prefill_threads),
           prefill_threads(plan.prefill_threads),
@@ -131,8 +137,8 @@ class CpuBackend::Borrowed {
     std::unique_ptr<Workspace> workspace_;
 };
 
-CpuBackend::CpuBackend(const Model& model, const KernelTable& kernels)
-    : model_(model), kernels_(kernels) {}
+CpuBackend::CpuBackend(const Model& model, const KernelTable& kernels, size_t layers)
+    : model_(model), cached_(first_layers(model, layers)), kernels_(kernels) {}
 
 CpuBackend::~CpuBackend() = default;
 
@@ -147,7 +153,7 @@ size_t CpuBackend::workspace_bytes(unsigned threads) const {
 }
 
 size_t CpuBackend::cache_bytes(const SequencePlan& plan) const {
-    return KvCache::bytes(model_.architecture(), kv_plan(model_, plan));
+    return KvCache::bytes(cached_, kv_plan(model_, plan));
 }
 
 size_t CpuBackend::scratch_bytes(const SequencePlan& plan) const {
@@ -188,7 +194,9 @@ void CpuBackend::evaluate(const Block& block) {
     const Borrowed workspace(*this, members);
     const long before = interruptions();
     const auto start = std::chrono::steady_clock::now();
-    turn.run([&](Team& team) { forward(model_, kernels_, block, workspace.activations(), team); });
+    turn.run([&](Team& team) {
+        forward(model_, kernels_, block, workspace.activations(), team, cached_.layers);
+    });
     if (team_size == nullptr) return;
     const std::chrono::duration<double> seconds = std::chrono::steady_clock::now() - start;
     team_size->record(seconds.count(), interruptions() - before);

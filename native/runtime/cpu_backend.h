@@ -24,8 +24,11 @@ const KernelTable* table_called(const char* name);
 
 class CpuBackend : public Backend {
   public:
-    // `model` outlives it.
-    CpuBackend(const Model& model, const KernelTable& kernels);
+    // `model` outlives it. `layers`: where others compute the rest, those in front of it, as
+    // forward() says.
+    CpuBackend(const Model& model, const KernelTable& kernels, size_t layers);
+    CpuBackend(const Model& model, const KernelTable& kernels)
+        : CpuBackend(model, kernels, model.layers().size()) {}
     ~CpuBackend() override;
 
     const char* name() const override { return kernels_.name; }
@@ -51,6 +54,7 @@ class CpuBackend : public Backend {
     void forget_sequence();
 
     const Model& model_;
+    const Architecture cached_;  // with the layers that are computed here
     const KernelTable& kernels_;
     ThreadPool pool_;
     PerProcess<Workspaces> workspaces_;

@@ -168,6 +168,14 @@ void hand_out_hidden(const Step& step) {
     });
 }
 
+void hand_out_stream(const Step& step) {
+    step.team.share(step.m, 1, [&](size_t begin, size_t end) {
+        for (size_t t = begin; t < end; ++t) {
+            std::copy_n(step.residual(t), step.a.hidden_size, step.rows[t].hidden);
+        }
+    });
+}
+
 // The blocks of rows [first_block, end_block) of a matrix, as a matrix.
 Linear part_of(const Linear& linear, size_t first_block, size_t end_block) {
     const size_t first_row = first_block * kBlockRows;
@@ -255,7 +263,7 @@ Activations::Activations(const Model& model, size_t row_count, unsigned threads,
 }
 
 void forward(const Model& model, const KernelTable& kernels, const Block& block,
-             const Activations& activations, Team& team) {
+             const Activations& activations, Team& team, size_t layers) {
     const Activations& at = activations;
     Step step{{kernels, team, at.block_input, at.own_input, block.count},
               model,
@@ -264,7 +272,7 @@ void forward(const Model& model, const KernelTable& kernels, const Block& block,
               block.rows,
               0};
     embed(step);
-    const size_t layers = model.layers().size();
+    const size_t all = model.layers().size();
     const CrossArchitecture* const cross = model.cross();
     size_t block_number = 0;  // of the next gated block
     const size_t taps = model.row_size() / model.architecture().hidden_size - 1;
@@ -275,7 +283,7 @@ void forward(const Model& model, const KernelTable& kernels, const Block& block,
             ++block_number;
         }
         // Behind the last layer's keys and values only the rows matter that give something.
-        const size_t wanted = layer + 1 < layers ? step.m : block.wanted;
+        const size_t wanted = layer + 1 < all ? step.m : block.wanted;
         attention(step, w, layer, wanted);
         if (wanted == 0) continue;
         if (w.experts.router != nullptr) {
@@ -285,6 +293,7 @@ void forward(const Model& model, const KernelTable& kernels, const Block& block,
         }
         if (layer < taps) add_tap(step, layer);
     }
+    if (layers < all) return hand_out_stream(step);
     if (block.wanted == 0) return;
     hand_out_hidden(step);
     if (block.heads == 0) return;

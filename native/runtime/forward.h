@@ -64,8 +64,9 @@ class CachedSequence : public Sequence {
 };
 
 // Runs on every member of `team`. The block's sequences are of the kind above; stores keys and
-// values of all rows.
+// values of all rows. `layers`: where somebody else computes the rest, those in front of it; each
+// row's `hidden` is then filled with its stream behind them, float [hidden].
 void forward(const Model& model, const KernelTable& kernels, const Block& block,
-             const Activations& activations, Team& team);
+             const Activations& activations, Team& team, size_t layers);
 
 }  // namespace awqe

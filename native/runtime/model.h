@@ -63,6 +63,8 @@ class Model {
     Model(const uint8_t* bytes, size_t size);
 
     const GgufFile& file() const { return file_; }
+    // Whether its bytes are a shared mapping of a file, not somebody's memory.
+    bool is_mapped_file() const { return mapping_ != nullptr; }
     const Architecture& architecture() const { return architecture_; }
 
     const PackedMatrix& embedding() const { return embedding_; }    // [vocabulary, hidden]

@@ -13,8 +13,12 @@ namespace {
 
 }  // namespace
 
-std::unique_ptr<Backend> make_gpu_backend(const Model&) { refuse(); }
+std::unique_ptr<Backend> make_gpu_backend(const Model&, const SequencePlan&, const KernelTable&) {
+    refuse();
+}
 
 void describe_gpu(awqe_gpu*) { refuse(); }
+
+double gpu_read_bandwidth() { refuse(); }
 
 }  // namespace awqe

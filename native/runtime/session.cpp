@@ -34,7 +34,7 @@ SequencePlan session_plan(const Model& model, const awqe_session_options* option
     return {o.context_length == 0 ? trained : o.context_length,
             o.kv_type == AWQE_KV_F16 ? KvType::kF16 : KvType::kS8,
             thread_count(o.threads, "options.threads"),
-            thread_count(o.prefill_threads, "options.prefill_threads")};
+            thread_count(o.prefill_threads, "options.prefill_threads"), o.gpu_layers};
 }
 
 Session::Arrays::Arrays(const Model& model, const SequencePlan& plan, Arena arena)
@@ -51,13 +51,13 @@ size_t Session::own_bytes(const Model& model, const SequencePlan& plan) {
 Session::Place Session::place_of(const OpenModel& model, const SequencePlan& plan, uint32_t device,
                                  const char* kernels) {
     try {
-        Backend& backend = model.backend(device, kernels);
+        Backend& backend = model.backend(device, kernels, plan);
         return {backend, backend.open(plan)};
     } catch (const Failure& failure) {
         // A GPU that holds the model may have no room for another context.
         if (device != AWQE_DEVICE_AUTO || failure.status() != AWQE_OUT_OF_MEMORY) throw;
     }
-    Backend& cpu = model.backend(AWQE_DEVICE_CPU, kernels);
+    Backend& cpu = model.backend(AWQE_DEVICE_CPU, kernels, plan);
     return {cpu, cpu.open(plan)};
 }
 

@@ -5,6 +5,7 @@
 #include "gemm_warpgroup.cuh"
 #include "gemv.cuh"
 #include "prepare.cuh"
+#include "read_memory.cuh"
 #include "rows.cuh"
 #include "walk.cuh"
 
@@ -50,6 +51,9 @@ KERNEL activate_many(const float* x, const float* factor, int factor_stride, int
 }
 KERNEL add(float* stream, const float* branch, int count) { add_floats(stream, branch, count); }
 KERNEL cap(float* x, int count, float limit) { cap_floats(x, count, limit); }
+KERNEL read_memory(const unsigned char* pieces, long long count, unsigned* sum) {
+    read_pieces(pieces, count, sum);
+}
 KERNEL gather(const float* from, const unsigned* rows, int width, float* to) {
     gather_row(from, rows, width, to);
 }

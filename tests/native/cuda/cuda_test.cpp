@@ -26,11 +26,13 @@ constexpr size_t kMostTokens = AWQE_TEST_TOKENS;
 constexpr size_t kMostTokens = 640;
 #endif
 
-OwnedSession open_session(const OwnedModel& model, awqe_device device, awqe_kv_type type) {
+OwnedSession open_session(const OwnedModel& model, awqe_device device, awqe_kv_type type,
+                          uint32_t gpu_layers = 0) {
     awqe_session_options options = {};
     options.struct_size = sizeof(options);
     options.device = device;
     options.kv_type = type;
+    options.gpu_layers = gpu_layers;
     awqe_session* session = nullptr;
     awqe_error error = {};
     need(awqe_session_open(model.get(), &options, &session, &error), error);
@@ -241,6 +243,50 @@ TEST(hidden_states_are_those_of_the_cpu) {
         const std::vector<float> expected = read_hidden(model, info, AWQE_DEVICE_CPU, tokens);
         const std::vector<float> is = read_hidden(model, info, AWQE_DEVICE_CUDA, tokens);
         check_same(is.data(), expected.data(), is.size(), name + ", hidden states");
+    });
+}
+
+TEST(layers_divided_with_the_cpu_give_its_logits) {
+    if (!gpu_is_there()) return;
+    for_every_model([](const OwnedModel& model, const std::string& name) {
+        const awqe_model_info info = info_of(model);
+        const size_t length = std::min<size_t>(info.context_length, 40);
+        const std::vector<uint32_t> tokens = tokens_for(info, length, 3);
+        for (uint32_t layers = 1; layers < info.layers; layers = 2 * layers + 1) {
+            const awqe_kv_type type = kTypes[layers / 2 % 2];
+            const std::vector<float> expected =
+                read(open_session(model, AWQE_DEVICE_CPU, type), info, tokens.data(), length);
+            OwnedSession session = open_session(model, AWQE_DEVICE_CUDA, type, layers);
+            CHECK_EQUAL(std::string(awqe_session_kernels(session.get()))
+                            .find(std::to_string(layers) + " of " + std::to_string(info.layers) +
+                                  " layers"),
+                        size_t{0});
+            const std::string where = name + ", " + std::to_string(layers) + " layers";
+            size_t at = 0;
+            for (const size_t count : {size_t{1}, size_t{1}, size_t{1}, size_t{2}, size_t{5},
+                                       std::min<size_t>(length, 30) - 10}) {
+                const std::vector<float> is = read(session, info, tokens.data() + at, count);
+                check_same(is.data(), expected.data() + at * info.vocabulary_size, is.size(),
+                           where + ", " + std::to_string(count) + " at " + std::to_string(at));
+                at += count;
+            }
+            // What is saved here another division takes up, and the CPU alone.
+            awqe_error error = {};
+            uint64_t size = 0;
+            const uint32_t end = static_cast<uint32_t>(at);
+            need(awqe_session_saved_bytes(session.get(), 0, end, &size, &error), error);
+            std::vector<uint8_t> saved(size);
+            need(awqe_session_save(session.get(), 0, end, saved.data(), size, &error), error);
+            const uint32_t other = info.layers - layers;
+            const OwnedSession next[] = {open_session(model, AWQE_DEVICE_CUDA, type, other),
+                                         open_session(model, AWQE_DEVICE_CPU, type)};
+            for (const OwnedSession& taker : next) {
+                need(awqe_session_restore(taker.get(), saved.data(), size, &error), error);
+                const std::vector<float> is = read(taker, info, tokens.data() + at, 1);
+                check_same(is.data(), expected.data() + at * info.vocabulary_size, is.size(),
+                           where + ", taken up");
+            }
+        }
     });
 }
 

@@ -20,9 +20,22 @@ namespace {
 
 constexpr size_t kTokens = 6;
 
-// In the process with the fault: decodes some tokens, prints how far it came and a hash of the
-// logits.
-int decode(awqe_device device) {
+// In the process with the fault: says what is known of the GPU.
+int describe() {
+    awqe_gpu gpu = {};
+    gpu.struct_size = sizeof(gpu);
+    awqe_error error = {};
+    if (awqe_gpu_get(&gpu, &error) != AWQE_OK) return 2;
+    double rate = -1;
+    if (awqe_gpu_read_bandwidth(&rate, &error) != AWQE_OK || rate != 0)
+        return 2;  // it has no clock
+    std::printf("%s%s", gpu.in_place ? "in place" : "copied", gpu.copy_reason);
+    return 0;
+}
+
+// In the process with the fault: decodes some tokens, prints who computed how far, and a hash of
+// the logits.
+int decode(awqe_device device, uint32_t gpu_layers) {
     awqe_error error = {};
     awqe_model* opened = nullptr;
     if (awqe_model_open(AWQE_TEST_DATA "/tiny.awq.gguf", &opened, &error) != AWQE_OK) return 2;
@@ -30,6 +43,7 @@ int decode(awqe_device device) {
     awqe_session_options options = {};
     options.struct_size = sizeof(options);
     options.device = static_cast<uint32_t>(device);
+    options.gpu_layers = gpu_layers;
     awqe_session* started = nullptr;
     awqe_status status = awqe_session_open(model.get(), &options, &started, &error);
     if (status != AWQE_OK) {
@@ -55,14 +69,19 @@ int decode(awqe_device device) {
             hash = (hash ^ bits) * 0x100000001B3u;
         }
     }
-    const bool gpu = std::strcmp(awqe_session_kernels(session.get()), "cuda") == 0;
-    std::printf("%s %016llx", gpu ? "GPU" : "CPU", static_cast<unsigned long long>(hash));
+    const std::string kernels = awqe_session_kernels(session.get());
+    const size_t layers = kernels.find(" layers on cuda, the others on ");
+    const std::string who = kernels == "cuda"             ? "GPU"
+                            : layers != std::string::npos ? kernels.substr(0, layers)
+                                                          : "CPU";
+    std::printf("%s %016llx", who.c_str(), static_cast<unsigned long long>(hash));
     return 0;
 }
 
-// What that process prints. `libraries`: where it looks for a driver, or NULL for where this one
-// does.
-std::string seen(const char* device, const std::string& machine, const char* libraries = nullptr) {
+// What that process prints. `device`: also "gpu", which is described. `libraries`: where it looks
+// for a driver, or NULL for where this one does.
+std::string seen(const char* device, const std::string& machine, const char* libraries = nullptr,
+                 uint32_t gpu_layers = 0) {
     int ends[2];
     CHECK(pipe(ends) == 0);
     const pid_t child = fork();
@@ -72,7 +91,8 @@ std::string seen(const char* device, const std::string& machine, const char* lib
         setenv("AWQE_EMULATED_GPU", machine.c_str(), 1);
         unsetenv("AWQ_EDGE_KERNELS");
         if (libraries != nullptr) setenv("LD_LIBRARY_PATH", libraries, 1);
-        execl("/proc/self/exe", "gpu_faults_test", "--decode", device, nullptr);
+        execl("/proc/self/exe", "gpu_faults_test", "--decode", device,
+              std::to_string(gpu_layers).c_str(), nullptr);
         _exit(127);
     }
     close(ends[1]);
@@ -157,8 +177,76 @@ TEST(kernels_that_the_driver_does_not_read) {
 }
 
 TEST(a_model_that_does_not_fit) {
-    check_refused("memory=100000", AWQE_OUT_OF_MEMORY,
-                  "and the GPU Emulated GPU has 0.00 GB free: say --device cpu");
+    check_refused(
+        "memory=100000", AWQE_OUT_OF_MEMORY,
+        "the model would take 0.02 GB (weights 0.00, context 0.00, work 0.02) and the GPU "
+        "Emulated GPU has 0.00 GB free: say --gpu-layers auto, or --device cpu");
+}
+
+TEST(layers_that_the_cpu_computes) {
+    // Where CPU and GPU meet changes no bit.
+    CHECK_EQUAL(seen("cuda", "", nullptr, 1), "1 of 2 " + hash_of_cpu());
+    CHECK_EQUAL(seen("auto", "", nullptr, 1), "1 of 2 " + hash_of_cpu());
+    for (const uint32_t all : {2u, 3u, AWQE_GPU_LAYERS_AUTO}) {
+        CHECK_EQUAL(seen("cuda", "", nullptr, all), "GPU " + hash_of_cpu());
+    }
+    CHECK_EQUAL(seen("cuda", "integrated,registers", nullptr, 1), "1 of 2 " + hash_of_cpu());
+}
+
+TEST(layers_by_the_free_memory) {
+    // From a GPU that holds the model to one that holds nothing.
+    std::vector<std::string> order;
+    for (size_t bytes = size_t{32} << 20; bytes > 100000; bytes = bytes * 7 / 8) {
+        const std::string machine = "memory=" + std::to_string(bytes);
+        std::string who = seen("cuda", machine, nullptr, AWQE_GPU_LAYERS_AUTO);
+        const std::string out_of_memory = status_text("open", AWQE_OUT_OF_MEMORY);
+        if (who.find(out_of_memory + "1 of 2 layers would take ") == 0) {
+            who = "none";
+            CHECK_EQUAL(seen("auto", machine, nullptr, AWQE_GPU_LAYERS_AUTO),
+                        "CPU " + hash_of_cpu());
+        } else {
+            CHECK_EQUAL(who.substr(who.size() - 16), hash_of_cpu());
+            who.resize(who.size() - 17);
+        }
+        if (order.empty() || order.back() != who) order.push_back(who);
+    }
+    CHECK_EQUAL(order.size(), size_t{3});
+    CHECK_EQUAL(order[0] + ", " + order[1] + ", " + order[2], std::string("GPU, 1 of 2, none"));
+}
+
+TEST(weights_in_place_where_cpu_and_gpu_share_one_memory) {
+    // A copy of anything but a token would fail here.
+    const std::string no_copies = ",cuMemcpyHtoDAsync_v2=999@1";
+    const std::string small = ",memory=33554432";  // its memory is read to time it
+    for (const char* machine : {"integrated,registers", "integrated,page_tables"}) {
+        CHECK_EQUAL(seen("gpu", machine + small), std::string("in place"));
+        CHECK_EQUAL(seen("cuda", machine), "GPU " + hash_of_cpu());
+        const std::string text = seen("cuda", std::string(machine) + no_copies);
+        CHECK_EQUAL(text.find(status_text("evaluate", AWQE_DEVICE_LOST)), size_t{0});
+    }
+    // Elsewhere, and where the driver does not go along, they are copied.
+    CHECK_EQUAL(seen("gpu", "registers" + small), std::string("copied"));
+    CHECK_EQUAL(seen("gpu", "integrated" + small),
+                std::string("copiedits driver registers no read-only memory"));
+    for (const char* call : {"cuMemHostRegister_v2=801", "cuMemHostGetDevicePointer_v2=1"}) {
+        const std::string machine = std::string("integrated,registers,") + call;
+        const std::string reason = seen("gpu", machine + small);
+        CHECK_EQUAL(reason.find("copiedits driver refuses to register the file (CUDA_ERROR_"),
+                    size_t{0});
+        CHECK_EQUAL(seen("cuda", machine), "GPU " + hash_of_cpu());
+    }
+    // Some pages are, the next are not: nothing is left registered.
+    CHECK_EQUAL(seen("cuda", "integrated,registers,cuMemHostRegister_v2=801@2"),
+                "GPU " + hash_of_cpu());
+}
+
+TEST(a_gpu_that_is_lost_while_weights_are_copied) {
+    for (const char* fault : {"cuMemcpyHtoDAsync_v2=999@2", "cuStreamSynchronize=700"}) {
+        const std::string text = seen("cuda", fault);
+        CHECK_EQUAL(
+            text.find(status_text("open", AWQE_DEVICE_LOST) + "the GPU failed to copy the weights"),
+            size_t{0});
+    }
 }
 
 TEST(memory_that_ends_at_any_allocation) {
@@ -180,7 +268,7 @@ TEST(a_gpu_that_is_lost_while_it_computes) {
     // Nothing of what it held can be had again: the CPU would have to start anew, so no choice of
     // device hides it.
     for (const char* fault : {"cuLaunchKernelEx=700@40", "cuStreamSynchronize=999@2",
-                              "cuGraphLaunch=719@3", "cuMemcpyHtoDAsync_v2=999@2"}) {
+                              "cuGraphLaunch=719@3", "cuMemcpyDtoHAsync_v2=999@2"}) {
         for (const char* device : {"cuda", "auto"}) {
             const std::string text = seen(device, fault);
             if (text.find(status_text("evaluate", AWQE_DEVICE_LOST) + "the GPU failed to ") != 0 ||
@@ -199,11 +287,13 @@ TEST(a_graph_that_cannot_be_made) {
 }  // namespace awqe::test
 
 int main(int argc, char** argv) {
-    if (argc == 3 && std::strcmp(argv[1], "--decode") == 0) {
+    if (argc == 4 && std::strcmp(argv[1], "--decode") == 0) {
         const std::string device = argv[2];
+        if (device == "gpu") return awqe::test::describe();
         return awqe::test::decode(device == "cuda"   ? AWQE_DEVICE_CUDA
                                   : device == "auto" ? AWQE_DEVICE_AUTO
-                                                     : AWQE_DEVICE_CPU);
+                                                     : AWQE_DEVICE_CPU,
+                                  static_cast<uint32_t>(std::strtoul(argv[3], nullptr, 10)));
     }
     return awqe::test::run(argc, argv);
 }

@@ -8,6 +8,8 @@
 //   capability=N      10 * major + minor
 //   memory=N          bytes of memory
 //   integrated        CPU and GPU share one memory
+//   registers         the driver registers read-only memory
+//   page_tables       the GPU walks the CPU's
 //   CALL=STATUS@N     the N-th call of CALL from now on returns STATUS, and so do all calls of it
 //                     behind that one; N begins with 1
 #include <sys/mman.h>
@@ -16,6 +18,7 @@
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <functional>
 #include <map>
 #include <mutex>
@@ -49,6 +52,7 @@ using namespace awqe::cuda;
 constexpr Status kInvalidValue = 1;
 constexpr Status kInvalidImage = 200;
 constexpr Status kNotFound = 500;
+constexpr Status kAlreadyRegistered = 712;
 
 std::mutex mutex;
 std::string settings;
@@ -101,6 +105,20 @@ struct Allocation {
 };
 std::map<Address, Allocation> allocations;
 size_t allocated = 0;
+
+std::map<Address, size_t> registered;  // of the host's memory
+
+bool shared_and_read_only(Address begin, Address end) {
+    std::ifstream lines("/proc/self/maps");
+    for (std::string line; std::getline(lines, line);) {
+        unsigned long long from;
+        unsigned long long to;
+        char kind[5] = {};
+        if (std::sscanf(line.c_str(), "%llx-%llx %4s", &from, &to, kind) != 3) continue;
+        if (from <= begin && end <= to) return std::strcmp(kind, "r--s") == 0;
+    }
+    return false;
+}
 
 uint64_t memory_bytes() { return number("memory", uint64_t{4} << 30); }
 
@@ -176,6 +194,13 @@ Status cuDeviceGetAttribute(int* value, int which, DeviceNumber) {
             break;
         case kAttributeIntegrated:
             *value = setting("integrated") != nullptr;
+            break;
+        case kAttributePageTables:
+            *value = setting("page_tables") != nullptr;
+            break;
+        case kAttributeHostRegister:
+        case kAttributeReadOnlyHostRegister:
+            *value = setting("registers") != nullptr;
             break;
         case kAttributeCapabilityMajor:
             *value = capability / 10;
@@ -256,9 +281,31 @@ Status cuMemFreeHost(void* address) {
     std::free(address);
     return kSuccess;
 }
-Status cuMemHostRegister_v2(void*, size_t, unsigned) { return kInvalidValue; }
-Status cuMemHostUnregister(void*) { return kSuccess; }
-Status cuMemHostGetDevicePointer_v2(Address*, void*, unsigned) { return kInvalidValue; }
+// As a driver does that was tried: read-only memory alone, and only a shared mapping of a file; no
+// page twice.
+Status cuMemHostRegister_v2(void* begin, size_t bytes, unsigned flags) {
+    OR_FAIL(cuMemHostRegister_v2);
+    const Address at = reinterpret_cast<Address>(begin);
+    if (at % kPage != 0 || bytes == 0 || bytes % kPage != 0) return kInvalidValue;
+    if (flags != (kRegisterReadOnly | kRegisterDeviceMap)) return kInvalidValue;
+    if (!shared_and_read_only(at, at + bytes)) return kInvalidValue;
+    const std::lock_guard<std::mutex> lock(mutex);
+    for (const auto& [first, size] : registered) {
+        if (at < first + size && first < at + bytes) return kAlreadyRegistered;
+    }
+    registered[at] = bytes;
+    return kSuccess;
+}
+Status cuMemHostUnregister(void* begin) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    return registered.erase(reinterpret_cast<Address>(begin)) == 1 ? kSuccess : kInvalidValue;
+}
+Status cuMemHostGetDevicePointer_v2(Address* address, void* begin, unsigned) {
+    OR_FAIL(cuMemHostGetDevicePointer_v2);
+    const std::lock_guard<std::mutex> lock(mutex);
+    *address = reinterpret_cast<Address>(begin);
+    return registered.count(*address) == 1 ? kSuccess : kInvalidValue;
+}
 Status cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Stream stream) {
     OR_FAIL(cuMemcpyHtoDAsync_v2);
     return inside(to, bytes) ? copy(stream, host(to), from, bytes) : kInvalidValue;
