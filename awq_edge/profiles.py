@@ -7,7 +7,7 @@ each is from.
 from __future__ import annotations
 
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -37,6 +37,8 @@ class Profile:
         gpu_modules: What native/cuda/compile.py makes for the device's GPU; empty without one.
         pythons: Python versions of the systems that the device usually runs.
         boards: How the device begins its own name in /proc/device-tree/model; empty if it varies.
+        members: Devices that all this holds for but what they say themselves: title, cores, memory
+            and its rate, threads for prompts, and how they begin their names. Empty for one device.
     """
 
     name: str
@@ -52,6 +54,25 @@ class Profile:
     gpu_modules: tuple[str, ...]
     pythons: tuple[str, ...]
     boards: tuple[str, ...]
+    members: tuple[Profile, ...] = ()
+
+    def devices(self) -> tuple[Profile, ...]:
+        """Its members, or itself."""
+        return self.members or (self,)
+
+    def member(self, board: str, memory_bytes: int) -> Profile:
+        """The member that a board is.
+
+        Args:
+            board: What it calls itself.
+            memory_bytes: What the system has of its memory, which is less than was sold.
+
+        Returns:
+            The profile itself if it has no members, or none that has so much memory.
+        """
+        named = [m for m in self.members if any(board.startswith(name) for name in m.boards)]
+        fits = [m for m in named or self.members if memory_bytes <= max(m.ram_gib) * 2**30]
+        return min(fits, key=lambda member: max(member.ram_gib), default=self)
 
     def decode_roofline(self, decode_bytes: int) -> float | None:
         """Tokens per second if memory reads were all that decoding costs.
@@ -91,7 +112,7 @@ def _load(path: Path) -> Profile:
     data: dict[str, Any] = tomllib.loads(path.read_text(encoding="utf-8"))
     memory = data.get("memory", {})
     threads = data.get("threads", {})
-    return Profile(
+    profile = Profile(
         name=path.parent.name,
         title=data["title"],
         cpu=data["cpu"],
@@ -106,3 +127,16 @@ def _load(path: Path) -> Profile:
         pythons=tuple(data["pythons"]),
         boards=tuple(data.get("boards", ())),
     )
+    members = tuple(
+        replace(
+            profile,
+            title=member["title"],
+            cpu=member["cpu"],
+            boards=tuple(member["boards"]),
+            ram_gib=tuple(member["ram_gib"]),
+            read_gb_s=member["read_gb_s"],
+            prefill_threads=member["prefill"],
+        )
+        for member in data.get("members", ())
+    )
+    return replace(profile, members=members)

@@ -414,7 +414,8 @@ def _boards(report: "Report") -> list[dict[str, Any]]:
             "fits": not profile.ram_gib or needed < max(profile.ram_gib) * 2**30,
             "roofline": profile.decode_roofline(report.decode_bytes),
         }
-        for profile in load_profiles()
+        for target in load_profiles()
+        for profile in target.devices()
     ]
 
 

@@ -89,7 +89,7 @@ def deploy(
 
             steps.install(remote, facts.prefix, options, tell)
             report = steps.first_run(remote, facts.prefix, file.name)
-    _tell_report(output, profile, report)
+    _tell_report(output, profile.member(facts.board, facts.memory_total_bytes), report)
     program = f"{facts.prefix}/current/bin/awq-edge"
     model = f"{facts.prefix}/models/{file.name}"
     command = shlex.join([program, "run", model, "-p", "Once upon a time"])

@@ -32,7 +32,8 @@ def targets(as_json: Json = False) -> None:
                 _largest(profile),
                 _rate(profile),
             )
-            for profile in profiles
+            for target in profiles
+            for profile in target.devices()
         ],
     )
     for profile in profiles:

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import typer
 from conftest import BAD_FILES, STORIES, Command
 
 from awq_edge import Model
@@ -46,6 +47,35 @@ def test_forced_kernels_are_the_ones_measured(command: Command) -> None:
     environment = {"AWQ_EDGE_KERNELS": "reference"}
     result = command("bench", STORIES, *SHORT, "--json", environment=environment)
     assert json.loads(result.out)["kernels"] == "reference"
+
+
+def test_energy_is_power_over_speed(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """A sensor that always says 12 W; more than a second of decoding."""
+    from awq_edge.cli.bench import bench
+    from awq_edge.device import gpu_sensors
+
+    monkeypatch.setattr(gpu_sensors, "read_power", lambda: (12.0, "VDD_IN"))
+    rate = measured_rate()
+    application = typer.Typer()
+    application.command()(bench)
+    tokens, repetitions = 256, max(2, int(1.5 * rate / 256))
+    arguments = [f"{STORIES}", "-p", "8", "-n", f"{tokens}", "-r", f"{repetitions}", "--json"]
+    with pytest.raises(SystemExit):
+        application(arguments)
+    document = json.loads(capsys.readouterr().out)
+    assert document["power"]["watts"] == pytest.approx(12.0)
+    assert document["power"]["rails"] == "VDD_IN"
+    prefill, decode = document["measurements"]
+    assert prefill["joules_per_token"] is None
+    assert decode["joules_per_token"] == pytest.approx(12 / decode["tokens_per_second"])
+
+
+def measured_rate() -> float:
+    """Tokens per second here, roughly."""
+    with Model.open(STORIES) as model:
+        return measure_decode(model.session(context_length=256), 256, 1, lambda: None).mean
 
 
 def test_cache_type_is_measured_and_named(command: Command) -> None:

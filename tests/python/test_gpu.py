@@ -1,11 +1,15 @@
 """Devices: the logits of the CPU everywhere, a sentence without a GPU, kernels that compile."""
 
+from __future__ import annotations
+
 import os
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
+from conftest import STORIES, Command
 
 from awq_edge import Model, _native
 from awq_edge.device.board import read_board
@@ -46,6 +50,31 @@ def test_a_device_that_does_not_exist_is_refused() -> None:
         Model.open(TINY, device="tpu")
 
 
+@pytest.mark.parametrize("layers", [-1, 2**32, 1.5, "all", "2"])
+def test_layers_that_do_not_exist_are_refused(layers: object) -> None:
+    with pytest.raises(InvalidArgumentError, match="a whole number from 1 on, or 'auto'"):
+        Model.open(TINY, gpu_layers=layers)  # type: ignore[arg-type]  # what is refused
+
+
+@pytest.mark.parametrize("layers", [0, 1, 100, "auto"])
+def test_divided_layers_give_the_logits_of_the_cpu(layers: int | str) -> None:
+    with Model.open(TINY, gpu_layers=layers) as model, Model.open(TINY, device="cpu") as reference:
+        tokens = [1, 2, 3, 4, 5]
+        assert (model.logits(tokens) == reference.logits(tokens)).all()
+        session = model.session()
+        assert session.on_gpu == (layers != 0 and _gpu_is_there())
+        if layers == 1 and session.on_gpu:
+            assert session.kernels.startswith("1 of 3 layers on cuda, the others on ")
+
+
+def test_no_layers_are_the_cpu(command: Command) -> None:
+    result = command("run", STORIES, "-p", "a", "-n", 1, "--device", "cuda", "--gpu-layers", 0)
+    assert result.status == 0, result.err
+    command("run", STORIES, "-p", "a", "-n", 1, "--gpu-layers", "two").assert_one_sentence(
+        "'two' layers"
+    )
+
+
 def test_a_forced_kernel_table_keeps_auto_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("AWQ_EDGE_KERNELS", "reference")
     with Model.open(TINY) as model:
@@ -54,10 +83,16 @@ def test_a_forced_kernel_table_keeps_auto_on_the_cpu(monkeypatch: pytest.MonkeyP
 
 def test_the_doctor_names_a_gpu_and_misses_none_on_a_pc() -> None:
     board, kernels = read_board(), _native.kernel_tables()
-    orin = _native.Gpu("Orin", 87, 12060, 8, True, 8 << 30, 5 << 30)
-    found = [finding for finding in examine(board, kernels, orin) if finding.subject == "GPU"]
-    assert "compute capability 8.7, 8 multiprocessors" in found[0].text
-    assert "CUDA 12.6" in found[0].text
+    orin = _native.Gpu("Orin", 87, 12060, 8, True, 8 << 30, 5 << 30, True)
+    found = {finding.subject: finding for finding in examine(board, kernels, orin)}
+    assert "compute capability 8.7, 8 multiprocessors" in found["GPU"].text
+    assert "CUDA 12.6" in found["GPU"].text
+    assert found["weights"].text == "read in place, from the file"
+    copying = replace(orin, in_place=False, copy_reason="its driver registers no read-only memory")
+    found = {finding.subject: finding for finding in examine(board, kernels, copying)}
+    assert found["weights"].text == "copied: its driver registers no read-only memory"
+    card = replace(orin, integrated=False)
+    assert not [f for f in examine(board, kernels, card) if f.subject == "weights"]
     assert not [f for f in examine(board, kernels, "none here") if f.subject == "GPU"]
 
 
