@@ -11,9 +11,10 @@ schema that cannot be enforced is an error before the first token.
 from __future__ import annotations
 
 import functools
+import itertools
 import json
 import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from awq_edge.errors import InvalidArgumentError
@@ -29,6 +30,36 @@ if TYPE_CHECKING:
 
 _tables: weakref.WeakKeyDictionary[Model, TokenTable] = weakref.WeakKeyDictionary()
 _REASON_CHARACTERS = 300
+# JSON Schema 2020-12, validation, section 7.3.
+_FORMATS = frozenset(
+    "date-time date time duration email idn-email hostname idn-hostname ipv4 ipv6 uri "
+    "uri-reference iri iri-reference uuid uri-template json-pointer relative-json-pointer "
+    "regex".split()
+)
+# Keywords that hold schemas by names of others' choice, and those that hold one or several.
+_TABLES_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
+_SCHEMAS = (
+    *(
+        "items",
+        "prefixItems",
+        "additionalProperties",
+        "additionalItems",
+        "contains",
+        "propertyNames",
+    ),
+    *("anyOf", "allOf", "oneOf", "not", "if", "then", "else"),
+)
+# Where one of them is, what is valid by a part may have to be valid, or not valid, by another.
+_COMBINING = frozenset(
+    ("allOf", "oneOf", "not", "if", "dependentSchemas", "unevaluatedProperties", "$dynamicRef")
+)
+# An object's keywords that say something of properties without a name.
+_OPENING = ("additionalProperties", "patternProperties", "propertyNames", "minProperties", "$ref")
+# An array's keywords with which its different values can be listed, and how many: 256 arrays.
+_OF_SUBSETS = frozenset(
+    ("type", "items", "uniqueItems", "minItems", "maxItems", "title", "description", "default")
+)
+_MOST_OF_SUBSETS = 8
 # As Python writes JSON. With white space left free, a small model would write it without end.
 _STYLE: JsonCompileOptions = {
     "item_separator": ", ",
@@ -82,6 +113,83 @@ def token_table(model: Model) -> TokenTable:
     return table
 
 
+def _enforceable(schema: Any) -> Any:
+    """A schema whose every valid answer is valid by another one, and easier to keep to.
+
+    A ``format`` that the standard does not define says nothing about validity (Home Assistant
+    writes ``entity_id``); an array of different values of a short list is one of some arrays; an
+    object has the properties that are named, and none that a model makes up, where the schema does
+    not ask for others.
+    """
+    return _narrowed(schema, closes=not _mentions(schema, _COMBINING))
+
+
+def _mentions(schema: Any, keywords: Collection[str]) -> bool:
+    """Whether one of some keywords is anywhere in a schema; also where it is a property's name."""
+    if isinstance(schema, list):
+        return any(_mentions(one, keywords) for one in schema)
+    if not isinstance(schema, dict):
+        return False
+    return any(name in keywords or _mentions(one, keywords) for name, one in schema.items())
+
+
+def _narrowed(schema: Any, *, closes: bool) -> Any:
+    if isinstance(schema, list):
+        return [_narrowed(one, closes=closes) for one in schema]
+    if not isinstance(schema, dict):
+        return schema
+    subsets = _subsets(schema)
+    if subsets is not None:
+        return subsets
+    found = {}
+    for name, value in schema.items():
+        if name == "format" and isinstance(value, str) and value not in _FORMATS:
+            continue
+        if name == "uniqueItems" and value is False:  # as if it were not there
+            continue
+        if name in _TABLES_OF_SCHEMAS and isinstance(value, dict):
+            value = {key: _narrowed(one, closes=closes) for key, one in value.items()}
+        elif name in _SCHEMAS:
+            value = _narrowed(value, closes=closes)
+        found[name] = value
+    properties, required = schema.get("properties"), schema.get("required", [])
+    if (
+        closes
+        and isinstance(properties, dict)
+        and isinstance(required, list)
+        and all(name in properties for name in required)
+        and not any(name in schema for name in _OPENING)
+    ):
+        found["additionalProperties"] = False
+    return found
+
+
+def _subsets(schema: Mapping[str, Any]) -> dict[str, Any] | None:
+    """An array of different values of a short list, as one of all such arrays in its order."""
+    items = schema.get("items")
+    if (
+        schema.get("uniqueItems") is not True
+        or schema.get("type") != "array"
+        or not isinstance(items, dict)
+        or not set(schema) <= _OF_SUBSETS
+        or not set(items) <= {"type", "enum"}
+        or items.get("type", "string") != "string"
+    ):
+        return None
+    values, bounds = items.get("enum"), (schema.get("minItems", 0), schema.get("maxItems", 2**31))
+    if (
+        not isinstance(values, list)
+        or len(values) > _MOST_OF_SUBSETS
+        or not all(isinstance(value, str) for value in values)
+        or not all(isinstance(bound, int) for bound in bounds)
+    ):
+        return None
+    values = list(dict.fromkeys(values))
+    sizes = range(max(0, bounds[0]), min(len(values), bounds[1]) + 1)
+    chosen = [list(one) for size in sizes for one in itertools.combinations(values, size)]
+    return {"enum": chosen} if chosen else None
+
+
 def schema_grammar(schema: Any) -> str:
     """The grammar of answers that are valid by a JSON schema; True: any JSON object.
 
@@ -94,7 +202,8 @@ def schema_grammar(schema: Any) -> str:
     if isinstance(document, dict) and "x-guidance" in document:
         raise RequestError("The schema has the field x-guidance, which is no part of JSON schemas.")
     try:
-        grammar = LLMatcher.grammar_from_json_schema(json.dumps(document), overrides=_STYLE)
+        text = json.dumps(_enforceable(document))
+        grammar = LLMatcher.grammar_from_json_schema(text, overrides=_STYLE)
     except Exception as error:  # the package raises ValueError, and others inside
         raise RequestError(f"The JSON schema cannot be used: {_reason(error)}.") from error
     fault = LLMatcher.validate_grammar(grammar)
@@ -114,7 +223,10 @@ def tool_grammar(form: ToolFormat, tools: Sequence[Mapping[str, Any]], table: To
     calls = []
     for tool in tools:
         function = tool["function"]
-        properties = {"name": {"const": function["name"]}, form.arguments: function["parameters"]}
+        properties = {
+            "name": {"const": function["name"]},
+            form.arguments: _enforceable(function["parameters"]),
+        }
         calls.append(
             {
                 "type": "object",

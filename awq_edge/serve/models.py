@@ -156,16 +156,32 @@ class Models:
         Raises:
             RequestError: There are several, and none is called so.
         """
-        served = self._served.get(name) or self._served.get(name.removesuffix(":latest"))
+        served = self._called(name)
         if served is not None:
             return served
         if len(self._served) == 1:
             return next(iter(self._served.values()))
-        raise RequestError(
-            f"There is no model {name!r:.80} here, but {', '.join(self._served)}.",
-            param="model",
-            status=404,
-        )
+        raise self._unknown(name)
+
+    def require(self, name: str) -> None:
+        """Refuses a name that is no model's own, also where one model answers to every name.
+
+        Raises:
+            RequestError: It is not.
+        """
+        if self._called(name) is None:
+            raise self._unknown(
+                name,
+                " Its owner can fetch one with 'awq-edge pull' and name it to 'awq-edge serve'.",
+            )
+
+    def _called(self, name: str) -> Served | None:
+        return self._served.get(name) or self._served.get(name.removesuffix(":latest"))
+
+    def _unknown(self, name: str, more: str = "") -> RequestError:
+        here = ", ".join(self._served)
+        text = f"There is no model {name!r:.80} here, but {here}.{more}"
+        return RequestError(text, param="model", status=404)
 
     def use(self, served: Served) -> Model:
         """The open model, loaded if need be; ``release`` ends this.

@@ -35,6 +35,7 @@ class OllamaPaths(Paths):
             Route("/api/embed", self.embed, methods=["POST"]),
             Route("/api/embeddings", self.embeddings, methods=["POST"]),
             Route("/api/show", self.show, methods=["POST"]),
+            Route("/api/pull", self.pull, methods=["POST"]),
             Route("/api/tags", self.tags),
             Route("/api/ps", self.ps),
             Route("/api/version", self.version),
@@ -79,6 +80,22 @@ class OllamaPaths(Paths):
             body = await self.body(request)
             name = body.text("model") or body.text("name") or ""
             return Table(ollama.show_table(await self.load(name)))
+        except Exception as error:
+            return failed(request, error)
+
+    async def pull(self, request: Request) -> Response:
+        """Answers ``/api/pull``, with which clients make sure of a model: it is here, or it is not.
+
+        Nothing is fetched at a client's word.
+        """
+        try:
+            body = await self.body(request)
+            name = body.text("model") or body.text("name") or ""
+            self.service.models.require(name)
+            done = {"status": "success"}
+            if not body.boolean("stream", True):
+                return Table(done)
+            return Response(json_bytes(done) + b"\n", media_type="application/x-ndjson")
         except Exception as error:
             return failed(request, error)
 

@@ -129,7 +129,14 @@ class ChatWriter:
             "object": "chat.completion",
             "choices": [message.table(i) for i, message in enumerate(messages)],
             "usage": usage_table(self._answer.usage),
+            **self._timings(),
         }
+
+    def _timings(self) -> dict[str, Any]:
+        """What an answer took, where it is one; a field of llama-server that its clients show."""
+        if len(self._answer.texts) != 1:
+            return {}
+        return {"timings": timings_table(self._answer.usage)}
 
     def _of_delta(self, delta: Delta) -> Iterator[dict[str, Any]]:
         if delta.reasoning:
@@ -146,7 +153,8 @@ class ChatWriter:
                 function["name"] = delta.call.name
             yield self._chunk(delta.choice, {"tool_calls": [call]})
         if delta.finish:
-            yield self._chunk(delta.choice, {}, finish=delta.finish)
+            last = self._chunk(delta.choice, {}, finish=delta.finish)
+            yield {**last, **self._timings()}
 
     def _chunk(
         self,
@@ -213,3 +221,16 @@ def usage_table(usage: Usage) -> dict[str, Any]:
         "total_tokens": usage.prompt_tokens + usage.tokens,
         "prompt_tokens_details": {"cached_tokens": usage.cached_tokens},
     }
+
+
+def timings_table(usage: Usage) -> dict[str, Any]:
+    """Times of an answer in llama-server's words: what was read and what was written."""
+    times: dict[str, Any] = {"cache_n": usage.cached_tokens}
+    for name, count, seconds in (
+        ("prompt", usage.prompt_tokens - usage.cached_tokens, usage.prompt_seconds),
+        ("predicted", usage.tokens, usage.decode_seconds),
+    ):
+        times[f"{name}_n"] = count
+        times[f"{name}_ms"] = round(1000 * seconds, 3)
+        times[f"{name}_per_second"] = round(count / seconds, 3) if seconds > 0 else None
+    return times

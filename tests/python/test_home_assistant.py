@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import urllib.request
 from collections.abc import Iterator
@@ -96,6 +97,206 @@ def test_a_clock_spoils_that_at_the_beginning_and_not_at_the_end(server: Server)
     early, late = "The time is 10:41.\n", "The time is 23:59.\n"
     assert reused(server, early + INSTRUCTIONS, late + INSTRUCTIONS) < 0.1
     assert reused(server, f"{INSTRUCTIONS}\n{early}", f"{INSTRUCTIONS}\n{late}") > 0.9
+
+
+# ---- with the clients that the integrations use -------------------------------------------------
+
+
+def steps(server: Server, work: Any) -> Any:
+    """What a coroutine gives, which is given the client as the integration makes it."""
+    ollama = pytest.importorskip("ollama")
+
+    async def run() -> Any:
+        return await work(
+            ollama.AsyncClient(host=server.url, headers={"Authorization": "Bearer k"})
+        )
+
+    return asyncio.run(run())
+
+
+def test_adding_the_integration_and_looking_every_half_a_minute(server: Server) -> None:
+    """A list within five seconds, and then the models that are listed and loaded, side by side."""
+
+    async def work(client: Any) -> Any:
+        return await asyncio.wait_for(asyncio.gather(client.list(), client.ps()), 5)
+
+    listed, loaded = steps(server, work)
+    assert [model["model"] for model in listed.get("models", [])] == ["novels-chat"]
+    assert [model.model for model in loaded.models] == ["novels-chat"]
+    assert loaded.models[0].size > 0
+
+
+def test_a_model_that_is_not_here_is_not_downloaded(server: Server) -> None:
+    """What the integration asks for when another model is chosen than those that are listed."""
+    ollama = pytest.importorskip("ollama")
+
+    async def work(client: Any) -> Any:
+        return await client.pull("qwen3:4b")
+
+    with pytest.raises(
+        ollama.ResponseError, match=r"no model 'qwen3:4b' here, but novels-chat"
+    ) as e:
+        steps(server, work)
+    assert e.value.status_code == 404
+    for name in ("novels-chat", "novels-chat:latest"):
+
+        async def present(client: Any, name: str = name) -> Any:
+            whole = await client.pull(name)
+            parts = [part async for part in await client.pull(name, stream=True)]
+            return [whole.status, *(part.status for part in parts)]
+
+        assert steps(server, present) == ["success", "success"]
+
+
+@pytest.mark.parametrize("keep_alive", [-1, "300s"])
+@pytest.mark.parametrize("think", [None, False, True])
+def test_an_answer_that_calls_and_goes_on(server: Server, keep_alive: Any, think: Any) -> None:
+    """All arguments of the integration's call; then the result of a function, without an id."""
+    messages: list[dict[str, Any]] = talk(server, INSTRUCTIONS, ["Turn on the light"])
+    called = {"function": {"name": "HassTurnOn", "arguments": {"name": "Kitchen light"}}}
+    later = [
+        *messages,
+        {"role": "assistant", "content": None, "thinking": None, "tool_calls": [called]},
+        {"role": "tool", "content": json.dumps({"data": {"success": []}, "error": None})},
+    ]
+
+    async def work(client: Any) -> list[Any]:
+        found = []
+        for said in (messages, later):
+            stream = await client.chat(
+                model="novels-chat",
+                messages=said,
+                tools=[TOOL],
+                stream=True,
+                keep_alive=keep_alive,
+                options={"num_ctx": 8192.0, "num_predict": 6},
+                think=think,
+                format=None,
+            )
+            found.append([part async for part in stream])
+        return found
+
+    for parts in steps(server, work):
+        assert parts[-1].done and parts[-1].eval_count == 6
+        assert all(part["message"].get("role") == "assistant" for part in parts)
+
+
+# What its selectors become in the schema of an AI Task.
+SELECTORS = {
+    "colour": {"type": "array", "items": {"type": "number"}, "minItems": 3, "maxItems": 3,
+               "format": "RGB"},
+    "country": {"type": "string", "format": "ISO 3166-1 alpha-2"},
+    "day": {"type": "string", "format": "date"},
+    "entity": {"type": "string", "format": "entity_id"},
+    "entities": {"type": "array", "items": {"type": "string", "format": "entity_id"}},
+    "number": {"type": "number", "minimum": 0.0, "maximum": 9.0},
+    "one": {"type": "string", "enum": ["cold", "hot"]},
+    "some": {"type": "array", "items": {"type": "string", "enum": ["a", "b", "c"]},
+             "uniqueItems": True},
+    "template": {"type": "string", "format": "jinja2"},
+    "time": {"type": "string", "format": "time"},
+    "whether": {"type": "boolean"},
+}  # fmt: skip
+
+ENDLESS = ("colour", "country", "entities", "entity", "number", "template")
+
+
+@pytest.mark.parametrize("name", SELECTORS)
+def test_a_task_with_a_structure(server: Server, name: str) -> None:
+    jsonschema = pytest.importorskip("jsonschema")
+    schema = {"type": "object", "properties": {name: SELECTORS[name]}, "required": [name]}
+
+    async def work(client: Any) -> str:
+        stream = await client.chat(
+            model="novels-chat",
+            messages=[{"role": "user", "content": "Who is at the door?"}],
+            stream=True,
+            keep_alive=-1,
+            options={"num_ctx": 8192, "seed": 3, "num_predict": 200},
+            format=schema,
+        )
+        return "".join([part.message.content async for part in stream])
+
+    text = steps(server, work)
+    try:
+        answer = json.loads(text)
+    except ValueError:  # a string or a number without end, which num_predict has cut
+        assert name in ENDLESS, text
+        return
+    assert set(answer) == {name}
+    jsonschema.validate(answer, schema)
+
+
+def test_an_integration_for_servers_like_openai_s(server: Server) -> None:
+    """The custom integration that most take: its fields, headers and injected messages."""
+    openai = pytest.importorskip("openai")
+    schema = {
+        "type": "object",
+        "properties": {"who": {"type": ["string", "null"], "maxLength": 8}},
+        "required": ["who"],
+    }
+    tool = {**TOOL, "function": {**TOOL["function"], "description": "A callable function"}}
+    said = talk(server, INSTRUCTIONS, [])
+    user = {"role": "user", "content": [{"type": "text", "text": "Good evening!"}]}
+    call = {
+        "type": "function",
+        "id": "call_1",
+        "function": {"name": "HassTurnOn", "arguments": json.dumps({"area": "Hall"})},
+    }
+    injected = [
+        {"role": "tool", "tool_call_id": "injected_content", "content": "It is Monday."},
+        {"role": "assistant", "content": "It is Monday."},
+        {"role": "user", "content": "It is Monday."},
+    ]
+    histories = [
+        [*said, user],
+        *([*said, message, user] for message in injected),
+        [
+            *said,
+            user,
+            {"role": "assistant", "content": None, "tool_calls": [call]},
+            {"role": "tool", "tool_call_id": "call_1", "content": "{}"},
+        ],
+    ]
+
+    async def work() -> None:
+        client = openai.AsyncOpenAI(base_url=f"{server.url}/v1", api_key="any", max_retries=0)
+        assert [model.id for model in (await client.models.list()).data] == ["novels-chat"]
+        settings = {
+            "model": "novels-chat",
+            "temperature": 0.6,
+            "parallel_tool_calls": True,
+            "extra_headers": {"HTTP-Referer": "https://example.org", "X-Title": "Home Assistant"},
+            "extra_body": {
+                "chat_template_kwargs": {"enable_thinking": False},
+                "metadata": {"session_id": "01J"},
+            },
+            "max_tokens": 6,
+            "stream": True,
+        }
+        for messages in histories:
+            stream = await client.chat.completions.create(
+                messages=messages, tools=[tool], **settings
+            )
+            events = [event async for event in stream]
+            last = events[-1]
+            assert last.choices[0].finish_reason == "length"
+            # It shows them, and complains of a server that has none.
+            assert last.timings["predicted_n"] == 6
+            assert last.timings["prompt_n"] + last.timings["cache_n"] > 100
+        form = {
+            "type": "json_schema",
+            "json_schema": {"name": "who", "strict": True, "schema": schema},
+        }
+        stream = await client.chat.completions.create(
+            messages=[user], response_format=form, **{**settings, "max_tokens": 60}
+        )
+        text = "".join(
+            [event.choices[0].delta.content or "" async for event in stream if event.choices]
+        )
+        assert set(json.loads(text)) == {"who"}
+
+    asyncio.run(work())
 
 
 def test_the_page_names_metrics_that_there_are(server: Server) -> None:

@@ -212,6 +212,46 @@ def test_answers_are_always_valid(chat_file: Any) -> None:
         engine.stop(5)
 
 
+NAMED = {"type": "object", "properties": {"a": {"const": 1}, "b": {"const": 2}}}
+CLOSED = {**NAMED, "additionalProperties": False}
+ONE_OF_THREE = {"type": "array", "items": {"enum": ["x", "y", "z"]}, "uniqueItems": True}
+
+
+@pytest.mark.parametrize(
+    ("schema", "enforced"),
+    [
+        (NAMED, CLOSED),
+        ({"anyOf": [NAMED, {"type": "null"}]}, {"anyOf": [CLOSED, {"type": "null"}]}),
+        (
+            {"$defs": {"n": NAMED}, "$ref": "#/$defs/n"},
+            {"$defs": {"n": CLOSED}, "$ref": "#/$defs/n"},
+        ),
+        ({**NAMED, "additionalProperties": True}, None),
+        ({**NAMED, "patternProperties": {"^c": {"type": "string"}}}, None),
+        ({**NAMED, "required": ["c"]}, None),
+        ({**NAMED, "minProperties": 3}, None),
+        ({"allOf": [NAMED, {"required": ["c"]}]}, None),
+        ({"oneOf": [NAMED, {"type": "null"}]}, None),
+        ({"not": NAMED}, None),
+        ({"type": "object"}, None),
+        ({**ONE_OF_THREE, "minItems": 1, "maxItems": 1}, {"enum": [["x"], ["y"], ["z"]]}),
+        ({**ONE_OF_THREE, "minItems": 4}, None),
+        ({**ONE_OF_THREE, "contains": {"const": "x"}}, None),
+        ({"type": "string", "format": "entity_id"}, {"type": "string"}),
+        ({"type": "string", "format": "iri"}, None),
+        ({"enum": [{"format": "entity_id"}]}, None),
+        (
+            {**CLOSED, "properties": {"format": {"format": "jinja2"}}},
+            {**CLOSED, "properties": {"format": {}}},
+        ),
+    ],
+)
+def test_what_is_enforced_is_never_wider(schema: Any, enforced: Any) -> None:
+    from awq_edge.serve.grammar import _enforceable
+
+    assert _enforceable(schema) == (schema if enforced is None else enforced)
+
+
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 def test_ever_new_schemas_take_no_more_memory(chat_file: Any) -> None:
     """What llguidance's allocator keeps ends after some thousand schemas, 5 MB in all."""
