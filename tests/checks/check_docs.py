@@ -81,10 +81,11 @@ def missing_paths() -> list[str]:
     listed = subprocess.run(
         ["git", "ls-files", "*.md"], cwd=ROOT, capture_output=True, text=True, check=True
     ).stdout.split()
-    problems = []
+    problems = [] if "README.md" in listed else ["git does not list README.md: nothing was read"]
     for name in listed:
         document = ROOT / name
         if not document.exists():
+            problems.append(f"{name} is listed by git and is not there")
             continue
         text = document.read_text(encoding="utf-8")
         for target in LINK.findall(text):

@@ -67,6 +67,19 @@ def isa_of(path: Path) -> str:
     return next((isa for isa in ISAS if stem.endswith("_" + isa)), "reference")
 
 
+def machine_of(path: Path, text: str) -> str:
+    """Whose instructions objdump says that it wrote, wherever the file lies.
+
+    Raises:
+        ValueError: Those of neither machine that there are rules for.
+    """
+    said = re.search(rf"^{re.escape(str(path))}: +file format (\S+)$", text, re.MULTILINE)
+    machine = {"elf64-x86-64": "x86", "elf64-littleaarch64": "arm"}.get(said[1] if said else "")
+    if machine is None:
+        raise ValueError(f"{path}: objdump names no machine that this audit has rules for")
+    return machine
+
+
 def output_of(command: list[str]) -> str:
     """Standard output of a program that must succeed, in the language that is read here."""
     environment = {**os.environ, "LC_ALL": "C"}
@@ -89,7 +102,7 @@ def audit(path: Path, tools: str) -> list[str]:
             if match and isa_of(path) != "reference":
                 problems.append(f"{path.name}: weak symbol {match[2]}")
     text = output_of([tools + "objdump", "-d", "--no-show-raw-insn", str(path)])
-    machine = "arm" if "aarch64" in text[:200] else "x86"
+    machine = machine_of(path, text)
     rules = [(re.compile(pattern), name) for pattern, name in forbidden(machine, isa_of(path))]
     function = "?"
     read = 0
@@ -132,7 +145,11 @@ def main() -> int:
     if not any(isa_of(path) != "reference" for path in objects):
         print(f"{folder} holds no kernel objects: build awq_edge first", file=sys.stderr)
         return 1
-    problems = [problem for path in objects for problem in audit(path, arguments.tools)]
+    try:
+        problems = [problem for path in objects for problem in audit(path, arguments.tools)]
+    except (OSError, ValueError, subprocess.CalledProcessError) as error:
+        print(f"check_kernel_objects: {error}", file=sys.stderr)
+        return 2
     for problem in problems[:50]:
         print(problem, file=sys.stderr)
     print(f"{len(objects)} objects, {len(problems)} problems")

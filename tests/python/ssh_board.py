@@ -114,9 +114,9 @@ class SshBoard:
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
                 return
             if self.server.poll() is not None:
-                pytest.skip(f"sshd does not start: {(self.folder / 'log').read_text()[-300:]}")
+                pytest.fail(f"sshd does not start: {(self.folder / 'log').read_text()[-300:]}")
             time.sleep(0.1)
-        pytest.skip("sshd does not answer")
+        pytest.fail("sshd does not answer")
 
     def break_connections(self) -> None:
         """Ends every session, as a lost network does; the server goes on listening."""

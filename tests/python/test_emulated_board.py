@@ -153,6 +153,6 @@ def test_the_library_for_boards_links_as_boards_need_it() -> None:
             *check_arm_library.linking_problems(library),
             *check_arm_library.export_problems(library),
         ]
-    except (check_arm_library.MissingTool, subprocess.CalledProcessError) as error:
+    except check_arm_library.MissingTool as error:
         pytest.skip(str(error))
     assert problems == []

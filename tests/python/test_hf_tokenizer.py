@@ -21,7 +21,7 @@ from awq_edge.errors import CheckpointError  # noqa: E402
 def golden_cases(directory: Path) -> list[tuple[str, list[int]]]:
     texts = (directory / "golden.inp").read_text(encoding="utf-8").split("\n__ggml_vocab_test__\n")
     lines = (directory / "golden.out").read_text().splitlines()
-    assert len(lines) >= 40
+    assert texts.pop() == "" and len(texts) == len(lines) >= 40
     return [(text, [int(id) for id in line.split()]) for text, line in zip(texts, lines)]
 
 

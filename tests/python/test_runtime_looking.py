@@ -13,7 +13,7 @@ pytest.importorskip("gguf")
 
 from decoder_forms import PLAIN, random_matrix, write_packed
 from plain_looking import PlainLooker, PlainLooking
-from vision_runtime import encoded, open_model, relative_errors
+from vision_runtime import encoded, relative_errors
 
 from awq_edge import _native
 from awq_edge.architecture import Architecture
@@ -111,7 +111,7 @@ def random_picture(vision: VisionArchitecture, seed: int) -> np.ndarray:
 def test_what_layers_look_at_is_that_of_plain_numpy(form: str, tmp_path: Path) -> None:
     path = tmp_path / "model.awq.gguf"
     vision = write_looking(form, path)
-    model, plain = open_model(path), PlainLooking(read_dequantised(path))
+    model, plain = _native.NativeModel(path), PlainLooking(read_dequantised(path))
     info = model.vision()
     assert info is not None
     assert (info.tokens, info.embedding_size) == (vision.tokens, vision.row_size)
@@ -130,7 +130,7 @@ def test_what_layers_look_at_is_that_of_plain_numpy(form: str, tmp_path: Path) -
 def test_logits_of_texts_with_pictures_are_those_of_plain_numpy(form: str, tmp_path: Path) -> None:
     path = tmp_path / "model.awq.gguf"
     vision = write_looking(form, path)
-    model, decoder = open_model(path), PlainLooker(read_dequantised(path))
+    model, decoder = _native.NativeModel(path), PlainLooker(read_dequantised(path))
     pictures = encoded(model, np.stack([random_picture(vision, seed) for seed in (1, 2)]))
     parts = [([5, 17, 3], None), ([44, 2, 91, 8], 0), ([6, 6, 70], 1), ([12, 9], None)]
     expected = []

@@ -14,7 +14,7 @@ from decoder_forms import PLAIN, write_packed
 from plain_decoder import PlainDecoder
 from plain_vision import PlainVision
 from vision_forms import FORMS, random_picture, vision_keys, write_vision
-from vision_runtime import encoded, open_model, relative_errors
+from vision_runtime import encoded, relative_errors
 
 from awq_edge import _native
 from awq_edge.errors import InvalidArgumentError, UnsupportedError
@@ -29,7 +29,7 @@ def test_embeddings_are_those_of_a_plain_tower(form: str, tmp_path: Path) -> Non
     pixels = np.stack([random_picture(form, seed) for seed in range(7)])
     worst = [
         relative_errors(rows, plain.embeddings(picture)).max()
-        for rows, picture in zip(encoded(open_model(path), pixels), pixels)
+        for rows, picture in zip(encoded(_native.NativeModel(path), pixels), pixels)
     ]
     # Both round activations to 8 bits. Where float32 and float64 disagree about a tie, one code
     # differs, and keys, values and regrouping carry that through the picture. In a picture without
@@ -49,7 +49,7 @@ def test_logits_behind_a_picture_are_those_of_plain_numpy(tmp_path: Path) -> Non
     expected = [decoder.step(token) for token in before]
     expected += [decoder.read(row) for row in rows]
     expected += [decoder.step(token) for token in behind]
-    model = open_model(path)
+    model = _native.NativeModel(path)
     session = _native.NativeSession(model, context_length=0, threads=1, prefill_threads=2)
     logits = np.empty((len(expected), PLAIN.vocabulary_size), dtype=np.float32)
     first, last = len(before), len(before) + len(rows)
@@ -76,7 +76,7 @@ def test_rows_of_a_picture_see_each_other_as_in_plain_numpy(tmp_path: Path) -> N
     plain = read_dequantised(path)
     before, behind = [5, 17, 3], [44, 2, 91, 8]
     pixels = np.stack([random_picture("as Gemma 3", seed) for seed in (1, 2)])
-    model = open_model(path)
+    model = _native.NativeModel(path)
     rows = encoded(model, pixels)
     decoder = PlainDecoder(plain)
     expected = [decoder.step(token) for token in before]
@@ -108,7 +108,7 @@ def test_a_model_says_what_it_reads_pictures_with(tmp_path: Path) -> None:
     path = tmp_path / "model.awq.gguf"
     for form in FORMS:
         write_vision(form, path)
-        vision, keys = open_model(path).vision(), vision_keys(form)
+        vision, keys = _native.NativeModel(path).vision(), vision_keys(form)
         assert vision is not None
         for name in ("layers", "hidden_size", "heads", "head_size", "feed_forward_size"):
             assert getattr(vision, name) == keys[name]
@@ -124,7 +124,7 @@ def test_a_model_says_what_it_reads_pictures_with(tmp_path: Path) -> None:
 def test_a_model_of_text_reads_no_pictures(tmp_path: Path) -> None:
     path = tmp_path / "model.awq.gguf"
     write_packed(PLAIN, path)
-    model = open_model(path)
+    model = _native.NativeModel(path)
     assert model.vision() is None
     nothing = np.zeros(48, dtype=np.uint8), np.zeros(4, dtype=np.float32)
     with pytest.raises(UnsupportedError, match="no vision part"):
@@ -140,17 +140,20 @@ def test_a_text_is_read_as_by_the_decoder_alone(tmp_path: Path) -> None:
     prompt = list(range(0, 60, 3))
     logits = np.empty((2, len(prompt), PLAIN.vocabulary_size), dtype=np.float32)
     for path, out in zip((both, text), logits):
-        model = open_model(path)
+        model = _native.NativeModel(path)
         session = _native.NativeSession(model, context_length=0, threads=1, prefill_threads=2)
         session.evaluate(prompt, out)
     assert np.array_equal(logits[0], logits[1])
-    assert open_model(both).info().decode_bytes == open_model(text).info().decode_bytes
+    assert (
+        _native.NativeModel(both).info().decode_bytes
+        == _native.NativeModel(text).info().decode_bytes
+    )
 
 
 def test_a_callback_is_told_of_parts_and_may_raise(tmp_path: Path) -> None:
     path = tmp_path / "model.awq.gguf"
     write_vision("as Gemma 3", path)
-    model = open_model(path)
+    model = _native.NativeModel(path)
     pixels = np.stack([random_picture("as Gemma 3", seed) for seed in (1, 2)])
     expected = encoded(model, pixels)
     out = np.zeros_like(expected)
@@ -171,7 +174,7 @@ def test_a_callback_is_told_of_parts_and_may_raise(tmp_path: Path) -> None:
 def test_arrays_that_are_no_pictures_are_refused(tmp_path: Path) -> None:
     path = tmp_path / "model.awq.gguf"
     write_vision("as SmolVLM", path)
-    model = open_model(path)
+    model = _native.NativeModel(path)
     vision = model.vision()
     assert vision is not None
     pixels = random_picture("as SmolVLM")

@@ -2,21 +2,9 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 import numpy as np
-import pytest
 
 from awq_edge import _native
-from awq_edge.errors import UnsupportedError
-
-
-def open_model(path: Path) -> _native.NativeModel:
-    """A model file; without the library the test does not run."""
-    try:
-        return _native.NativeModel(path)
-    except UnsupportedError as missing:
-        pytest.skip(f"no runtime library: {missing}")
 
 
 def encoded(model: _native.NativeModel, pixels: np.ndarray) -> np.ndarray:
