@@ -12,22 +12,27 @@ Files: gsm8k_test.jsonl, mbpp.jsonl, HumanEval.jsonl, each as its authors publis
 from __future__ import annotations
 
 import ast
-import gzip
-import json
 import re
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from awq_edge.accuracy.code_runner import run_tests
-from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
+from awq_edge.errors import (
+    AwqEdgeError,
+    CheckpointError,
+    FileUnreadableError,
+    InvalidArgumentError,
+)
+from awq_edge.limited_json import parse_json
+from awq_edge.text_files import read_compressed, read_whole
 
 _FILES = {"gsm8k": "gsm8k_test.jsonl", "mbpp": "mbpp.jsonl", "humaneval": "HumanEval.jsonl"}
 NAMES = tuple(_FILES)
-_FIELDS = {
-    "gsm8k": ("question", "answer"),
-    "mbpp": ("task_id", "text", "code", "test_setup_code", "test_list"),
-    "humaneval": ("prompt", "canonical_solution", "entry_point", "test"),
+_FIELDS: dict[str, dict[str, type]] = {
+    "gsm8k": {"question": str, "answer": str},
+    "mbpp": {"task_id": int, "text": str, "code": str, "test_setup_code": str, "test_list": list},
+    "humaneval": dict.fromkeys(("prompt", "canonical_solution", "entry_point", "test"), str),
 }
 
 _GSM8K_EXAMPLES = 5
@@ -108,6 +113,12 @@ def _gsm8k(documents: list[Document]) -> dict[str, Any]:
 
 def _mbpp(documents: list[Document]) -> dict[str, Any]:
     by_number = {document["task_id"]: document for document in documents}
+    absent = [str(number) for number in _MBPP_EXAMPLES if number not in by_number]
+    if absent:
+        raise CheckpointError(
+            f"The file of mbpp lacks the problems {', '.join(absent)}, which are the examples in "
+            "every prompt."
+        )
 
     def judge(document: Document, results: Sequence[str]) -> dict[str, float]:
         names, imports = _published(document["code"])
@@ -129,7 +140,7 @@ def _mbpp(documents: list[Document]) -> dict[str, Any]:
     return {
         "output_type": "generate_until",
         "custom_dataset": _splits(
-            [by_number[number] for number in _MBPP_EXAMPLES if number in by_number],
+            [by_number[number] for number in _MBPP_EXAMPLES],
             [by_number[number] for number in _MBPP_SCORED if number in by_number],
         ),
         "test_split": "test",
@@ -194,26 +205,40 @@ def _read(name: str, data: Path) -> list[Document]:
     path = data / _FILES[name]
     try:
         if path.is_file():
-            text = path.read_text(encoding="utf-8")
+            content = read_whole(path)
         elif path.with_name(path.name + ".gz").is_file():
             path = path.with_name(path.name + ".gz")
-            text = gzip.decompress(path.read_bytes()).decode("utf-8")
+            content = read_compressed(path)
         else:
             raise FileUnreadableError(
                 f"The task {name} needs the file {path} (or {path.name}.gz), as its authors "
                 "publish it; --data names the folder."
             )
-        documents = [json.loads(line) for line in text.splitlines() if line.strip()]
-    except (EOFError, gzip.BadGzipFile, ValueError) as error:
-        raise CheckpointError(f"{path} is not a file of JSON lines: {error}.") from error
+        documents = [parse_json(line) for line in content.splitlines() if line.strip()]
+    except AwqEdgeError:
+        raise  # some of them are ValueErrors
+    except OSError as error:
+        raise FileUnreadableError(f"Cannot read {path}: {error.strerror}.") from error
+    except ValueError as error:
+        raise CheckpointError(f"{path} is no file of JSON lines: {error}.") from error
     if not documents or not all(isinstance(document, dict) for document in documents):
         raise CheckpointError(f"{path} holds no problems.")
     for number, document in enumerate(documents, start=1):
-        for field in _FIELDS[name]:
-            if field not in document:
+        for field, kind in _FIELDS[name].items():
+            value = document.get(field)
+            parts = value if isinstance(value, list) else []
+            if not isinstance(value, kind) or not all(isinstance(part, str) for part in parts):
                 raise CheckpointError(
-                    f"Line {number} of {path} has no {field!r}; is it the file of that task?"
+                    f"Line {number} of {path} has no {field!r}, or something else in its place; is "
+                    "it the file of that task?"
                 )
+        # Without either, no answer at all would be a right one.
+        if name == "gsm8k" and strict_number(document["answer"]) is None:
+            raise CheckpointError(
+                f"The answer in line {number} of {path} has no number behind ####."
+            )
+        if name == "mbpp" and not any(test.strip() for test in document["test_list"]):
+            raise CheckpointError(f"Line {number} of {path} has no tests.")
     return documents
 
 

@@ -12,12 +12,13 @@ import torch
 
 from awq_edge.errors import CheckpointError, FileUnreadableError, InvalidArgumentError
 from awq_edge.hf_tokenizer import StoredTokenizer
+from awq_edge.text_files import read_whole
 
 
 def read_text(path: Path) -> str:
     """A calibration text of the user's; ``shipped.py`` has those of the package."""
     try:
-        return path.read_text(encoding="utf-8")
+        return read_whole(path).decode("utf-8").replace("\r\n", "\n").replace("\r", "\n")
     except OSError as error:
         raise FileUnreadableError(
             f"Cannot read the calibration text {path}: {error.strerror}."

@@ -16,6 +16,7 @@ from awq_edge.errors import (
     FileUnreadableError,
     InvalidArgumentError,
 )
+from awq_edge.text_files import MOST_BYTES, read_whole
 
 if TYPE_CHECKING:
     from awq_edge.accuracy.perplexity import LogitsSource
@@ -105,8 +106,11 @@ def open_task_model(
 def read_text(path: Path, first_bytes: int | None) -> str:
     """A UTF-8 text, or its beginning."""
     try:
-        with path.open("rb") as file:
-            content = file.read() if first_bytes is None else file.read(first_bytes)
+        if first_bytes is None:
+            content = read_whole(path)
+        else:
+            with path.open("rb") as file:
+                content = file.read(min(first_bytes, MOST_BYTES))
     except OSError as error:
         raise FileUnreadableError(f"{path}: {error.strerror}.") from error
     try:

@@ -104,9 +104,10 @@ def convert(
         check_learnable(source.architecture, blocks)
     check_disk(output, source.architecture, options, blocks, export)
     plain = _metadata(source, tokenizer, options, digest)
-    tiles = None
+    tiles = None if vision is None else calibration_tiles(vision, options)
+    if tiles is None and options.calibration_images is not None:
+        events.message("The calibration pictures are not used: nothing is calibrated on pictures.")
     if vision is not None:
-        tiles = calibration_tiles(vision, options)
         plain.update(_vision_metadata(vision, tokenizer, options, tiles))
     key = _key(source, options, digest, None if tiles is None else tiles_digest(tiles))
     left = read_manifest(output)

@@ -17,11 +17,13 @@ from pathlib import Path
 from awq_edge.errors import AwqEdgeError, FileUnreadableError, InvalidArgumentError
 from awq_edge.serve.access import Access
 from awq_edge.serve.service import Service
+from awq_edge.text_files import read_whole
 
 # Texts that are being written when the server is stopped get so long.
 _STOP_SECONDS = 30
 _MOST_CONNECTIONS = 512
 _MOST_KEY_BYTES = 4096
+_MOST_KEYS_BYTES = 1 << 20
 _BACKLOG = 128
 
 
@@ -60,7 +62,7 @@ def read_keys(path: Path) -> list[bytes]:
         InvalidArgumentError: There is no key in it.
     """
     try:
-        lines = path.read_bytes().splitlines()
+        lines = read_whole(path, _MOST_KEYS_BYTES).splitlines()
     except OSError as error:
         raise FileUnreadableError(f"Cannot read the keys in {path}: {error.strerror}.") from error
     keys = [line.strip() for line in lines]

@@ -16,10 +16,10 @@ import numpy as np
 import pytest
 from conftest import STORIES, Command
 
-from awq_edge import Model
+from awq_edge import Model, text_files
 from awq_edge.accuracy import local_tasks
 from awq_edge.accuracy.task_models import FloatTaskModel, PackedTaskModel, chat_prompt
-from awq_edge.errors import AwqEdgeError, InvalidArgumentError, UnsupportedError
+from awq_edge.errors import AwqEdgeError, CheckpointError, InvalidArgumentError, UnsupportedError
 from awq_edge.tokenizer import Tokenizer
 
 linux = pytest.mark.skipif(sys.platform != "linux", reason="the confinement is Linux's")
@@ -377,6 +377,65 @@ def test_bad_input_is_one_sentence(
 ) -> None:
     pytest.importorskip("lm_eval")
     command("eval", "tasks", STORIES, *arguments).assert_one_sentence(words)
+
+
+DAMAGED: dict[str, tuple[str, bytes, str]] = {
+    "no answer": ("gsm8k", b'{"question": "2?", "answer": "two"}', "no number behind ####"),
+    "an answer that is no text": ("gsm8k", b'{"question": "2?", "answer": 2}', "no 'answer'"),
+    "deep": ("gsm8k", b'{"question": ' + b"[" * 100_000, "nested too deeply"),
+    "a list": ("gsm8k", b"[1]", "holds no problems"),
+    "nothing": ("gsm8k", b"\n\n", "holds no problems"),
+    "no UTF-8": ("gsm8k", b'{"question": "\xff"}', "no file of JSON lines"),
+    "no tests": (
+        "mbpp",
+        b'{"task_id": 2, "text": "", "code": "", "test_setup_code": "", "test_list": [" "]}',
+        "has no tests",
+    ),
+    "tests that are no texts": (
+        "mbpp",
+        b'{"task_id": 2, "text": "", "code": "", "test_setup_code": "", "test_list": [1]}',
+        "no 'test_list'",
+    ),
+    "examples that are missing": (
+        "mbpp",
+        b'{"task_id": 2, "text": "", "code": "", "test_setup_code": "", "test_list": ["1"]}',
+        "lacks the problems 3, 4",
+    ),
+    "no entry point": ("humaneval", b'{"prompt": "", "test": ""}', "no 'canonical_solution'"),
+}
+
+
+@pytest.mark.parametrize("damage", DAMAGED)
+def test_problems_that_judge_nothing_are_refused(damage: str, problems: Path) -> None:
+    """A task without an answer or a test would count every text, or none at all, as right."""
+    pytest.importorskip("lm_eval")
+    task, content, words = DAMAGED[damage]
+    names = {"gsm8k": "gsm8k_test.jsonl", "mbpp": "mbpp.jsonl", "humaneval": "HumanEval.jsonl"}
+    (problems / names[task]).write_bytes(content)
+    with pytest.raises(CheckpointError, match=words):
+        local_tasks.make_task(task, problems)
+
+
+@pytest.mark.parametrize("damage", ["cut", "flipped", "bomb", "no gzip"])
+def test_a_damaged_archive_of_problems_is_one_sentence(
+    damage: str, problems: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    pytest.importorskip("lm_eval")
+    path = problems / "gsm8k_test.jsonl"
+    whole = gzip.compress(path.read_bytes())
+    path.unlink()
+    middle = len(whole) // 2
+    contents = {
+        "cut": whole[:middle],
+        "flipped": whole[:middle] + bytes(255 - byte for byte in whole[middle:]),
+        "bomb": gzip.compress(b"\n" * (2 << 20)),
+        "no gzip": b"{}",
+    }
+    path.with_name(f"{path.name}.gz").write_bytes(contents[damage])
+    monkeypatch.setattr(text_files.read_compressed, "__defaults__", (1 << 20,))
+    words = "has no end" if damage == "bomb" else "no file of JSON lines"
+    with pytest.raises(AwqEdgeError, match=words):
+        local_tasks.make_task("gsm8k", problems)
 
 
 def test_the_missing_extra_is_named(command: Command, tmp_path: Path) -> None:
