@@ -47,7 +47,10 @@ def decode_threads(model: NativeModel) -> int:
 
 def _busy(cpus: int) -> bool:
     """Whether other programs have used more than half of the CPUs during the last minute."""
-    return os.getloadavg()[0] > cpus / 2
+    try:
+        return os.getloadavg()[0] > cpus / 2
+    except OSError:  # a phone or a container that does not tell
+        return False
 
 
 def _usable_cpus() -> int:
@@ -65,17 +68,21 @@ def _key(model: NativeModel, cpus: int) -> str:
     return f"{cpu_name()}; {cpus} CPUs; {kernels}; 2^{size_class} bytes"
 
 
-def cpu_name() -> str:
-    """The CPU by name where Linux tells one."""
+def cpu_name(path: str = "/proc/cpuinfo") -> str:
+    """The CPU by name where Linux tells one, otherwise by the numbers of its kinds of cores."""
+    parts = []
     try:
-        with open("/proc/cpuinfo", encoding="utf-8", errors="replace") as lines:  # noqa: PTH123  # not a file
+        with open(path, encoding="utf-8", errors="replace") as lines:  # noqa: PTH123  # not a file
             for line in lines:
-                name, _, value = line.partition(":")
-                if name.strip() in ("model name", "Model"):
-                    return value.strip()
+                name, _, value = (part.strip() for part in line.partition(":"))
+                if name in ("model name", "Model"):
+                    return value
+                if name in ("CPU implementer", "CPU part"):
+                    parts.append(value)
     except OSError:
         pass
-    return "unknown CPU"
+    kinds = sorted({f"{maker}/{part}" for maker, part in zip(parts[::2], parts[1::2])})
+    return " + ".join(kinds) or "unknown CPU"
 
 
 def _read() -> dict[str, object]:

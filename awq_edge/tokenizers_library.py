@@ -8,11 +8,10 @@ on standard error beside it. Refuses to know what a token means: ``tokenizer.py`
 from __future__ import annotations
 
 import os
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING
+from typing import IO, TYPE_CHECKING
 
 from awq_edge.errors import AwqEdgeError
 
@@ -120,7 +119,7 @@ def _panics_unprinted() -> Iterator[None]:
     Rust writes to the descriptor itself, and its hook is out of Python's reach.
     """
     try:
-        aside = tempfile.TemporaryFile()
+        aside = _file_without_name()
         kept = os.dup(2)
     except OSError:  # standard error is closed, or nothing can be written anywhere
         yield
@@ -138,6 +137,14 @@ def _panics_unprinted() -> Iterator[None]:
         with aside:
             if not panicked:
                 _write_again(aside.fileno())
+
+
+def _file_without_name() -> IO[bytes]:
+    if hasattr(os, "memfd_create"):
+        return os.fdopen(os.memfd_create("awq-edge"), "w+b")
+    import tempfile  # loads random numbers and their hashes: as long as a small model answers
+
+    return tempfile.TemporaryFile()
 
 
 def _write_again(descriptor: int) -> None:

@@ -8,7 +8,6 @@ another measurement and is no error. Refuses what the files mean.
 from __future__ import annotations
 
 import os
-import secrets
 import stat
 import sys
 from contextlib import suppress
@@ -135,7 +134,7 @@ def write_own(path: Path, *parts: bytes | bytearray) -> None:
     Raises:
         OSError: It cannot be written; what was there stays.
     """
-    beside = path.with_name(f".{secrets.token_hex(8)}{path.suffix}")
+    beside = path.with_name(f".{os.urandom(8).hex()}{path.suffix}")
     descriptor = os.open(beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CAREFUL, 0o600)
     try:
         with os.fdopen(descriptor, "wb") as file:
@@ -184,7 +183,7 @@ def _open_folder(*, make: bool) -> int:
 
 
 def _replace(folder: int, name: str, content: bytes) -> None:
-    beside = f".{name}.{secrets.token_hex(8)}"
+    beside = f".{name}.{os.urandom(8).hex()}"
     descriptor = os.open(
         beside, os.O_WRONLY | os.O_CREAT | os.O_EXCL | _CAREFUL, 0o600, dir_fd=folder
     )

@@ -10,7 +10,6 @@ a model writes goes into a pipe as it is.
 from __future__ import annotations
 
 import contextlib
-import json
 import math
 import os
 import sys
@@ -201,6 +200,8 @@ class Output:
         JSON has no NaN and no infinity: null stands for them.
         """
         if self.as_json:
+            import json
+
             text = json.dumps(_finite(document), ensure_ascii=False, indent=2, allow_nan=False)
             sys.stdout.write(printable_json(text) + "\n")
 

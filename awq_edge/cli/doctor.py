@@ -12,7 +12,6 @@ from awq_edge import __version__
 from awq_edge.cli._options import Context, Json, model_path
 from awq_edge.cli._output import Output
 from awq_edge.errors import UnsupportedError
-from awq_edge.model import Model
 
 _MARKS = {"ok": "  ok ", "warning": "WARN ", "problem": "STOP "}
 
@@ -42,6 +41,8 @@ def doctor(
     findings = examine(board, kernels, gpu, state)
     result = None
     if file is not None:
+        from awq_edge.model import Model
+
         with Model.open(file) as model:
             result = fit(model, board, context)
             findings.append(judge_fit(result, model.name))

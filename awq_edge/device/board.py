@@ -13,29 +13,44 @@ import subprocess
 from dataclasses import dataclass
 from pathlib import Path
 
-from awq_edge.free_memory import limited_groups
+from awq_edge.free_memory import limited_groups, memory_figures
 
-# Arm's own cores by the part number in /proc/cpuinfo, as far as boards use them.
-_ARM_PARTS = {
-    0xD03: "Cortex-A53",
-    0xD04: "Cortex-A35",
-    0xD05: "Cortex-A55",
-    0xD07: "Cortex-A57",
-    0xD08: "Cortex-A72",
-    0xD09: "Cortex-A73",
-    0xD0A: "Cortex-A75",
-    0xD0B: "Cortex-A76",
-    0xD0C: "Neoverse-N1",
-    0xD0D: "Cortex-A77",
-    0xD40: "Neoverse-V1",
-    0xD41: "Cortex-A78",
-    0xD42: "Cortex-A78AE",
-    0xD44: "Cortex-X1",
-    0xD46: "Cortex-A510",
-    0xD47: "Cortex-A710",
-    0xD49: "Neoverse-N2",
+# Cores by implementer and part number in /proc/cpuinfo, as far as boards and phones use them; as
+# Linux's arch/arm64/include/asm/cputype.h names them.
+_ARM, _QUALCOMM = 0x41, 0x51
+_PARTS = {
+    (_ARM, 0xD03): "Cortex-A53",
+    (_ARM, 0xD04): "Cortex-A35",
+    (_ARM, 0xD05): "Cortex-A55",
+    (_ARM, 0xD07): "Cortex-A57",
+    (_ARM, 0xD08): "Cortex-A72",
+    (_ARM, 0xD09): "Cortex-A73",
+    (_ARM, 0xD0A): "Cortex-A75",
+    (_ARM, 0xD0B): "Cortex-A76",
+    (_ARM, 0xD0C): "Neoverse-N1",
+    (_ARM, 0xD0D): "Cortex-A77",
+    (_ARM, 0xD40): "Neoverse-V1",
+    (_ARM, 0xD41): "Cortex-A78",
+    (_ARM, 0xD42): "Cortex-A78AE",
+    (_ARM, 0xD44): "Cortex-X1",
+    (_ARM, 0xD46): "Cortex-A510",
+    (_ARM, 0xD47): "Cortex-A710",
+    (_ARM, 0xD48): "Cortex-X2",
+    (_ARM, 0xD49): "Neoverse-N2",
+    (_ARM, 0xD4B): "Cortex-A78C",
+    (_ARM, 0xD4D): "Cortex-A715",
+    (_ARM, 0xD4E): "Cortex-X3",
+    (_ARM, 0xD4F): "Neoverse-V2",
+    (_ARM, 0xD80): "Cortex-A520",
+    (_ARM, 0xD81): "Cortex-A720",
+    (_ARM, 0xD82): "Cortex-X4",
+    (_QUALCOMM, 0x800): "Kryo 2xx Gold",
+    (_QUALCOMM, 0x801): "Kryo 2xx Silver",
+    (_QUALCOMM, 0x802): "Kryo 3xx Gold",
+    (_QUALCOMM, 0x803): "Kryo 3xx Silver",
+    (_QUALCOMM, 0x804): "Kryo 4xx Gold",
+    (_QUALCOMM, 0x805): "Kryo 4xx Silver",
 }
-_ARM_IMPLEMENTER = 0x41
 
 
 @dataclass(frozen=True)
@@ -86,7 +101,7 @@ def read_board(root: Path = Path("/")) -> Board:
     Args:
         root: Where /proc and /sys are.
     """
-    memory = _memory(root)
+    memory = memory_figures(root)
     groups = limited_groups(root)
     cpufreq = root / "sys/devices/system/cpu/cpu0/cpufreq"
     khz = _number(cpufreq / "cpuinfo_max_freq")
@@ -124,7 +139,9 @@ def read_temperature(root: Path = Path("/")) -> float | None:
 
 def read_throttling(root: Path = Path("/")) -> Throttling | None:
     """What the Raspberry Pi's firmware tells; None on other machines."""
-    text = _text(root / "sys/devices/platform/soc/soc:firmware/get_throttled")
+    # The address in the name came with the Raspberry Pi 5; newer kernels have no such file.
+    places = sorted(root.glob("sys/devices/platform/soc*/soc*:firmware/get_throttled"))
+    text = _text(places[0]) if places else None
     if text is None:
         program = shutil.which("vcgencmd")
         if program is None:
@@ -152,19 +169,21 @@ def _name(root: Path) -> str | None:
 
 def _cpu(root: Path) -> str | None:
     """The kinds of cores, most of them first: "4 x Cortex-A76"."""
-    counts: dict[str, int] = {}
+    names: dict[str, int] = {}
+    parts: dict[str, int] = {}
     implementer = 0
     text = _text(root / "proc/cpuinfo") or ""
     for line in text.splitlines():
         key, _, value = (part.strip() for part in line.partition(":"))
         if key == "model name":
-            counts[value] = counts.get(value, 0) + 1
+            names[value] = names.get(value, 0) + 1
         elif key == "CPU implementer":
             implementer = int(value, 16)
-        elif key == "CPU part" and implementer == _ARM_IMPLEMENTER:
-            part = _ARM_PARTS.get(int(value, 16), f"Arm core {value}")
-            counts[part] = counts.get(part, 0) + 1
-    kinds = sorted(counts.items(), key=lambda item: -item[1])
+        elif key == "CPU part":
+            part = _PARTS.get((implementer, int(value, 16)), f"core {implementer:#x}/{value}")
+            parts[part] = parts.get(part, 0) + 1
+    # Some Arm kernels have both lines, and then the name is only "ARMv8 Processor rev 1 (v8l)".
+    kinds = sorted((parts or names).items(), key=lambda item: -item[1])
     return " + ".join(f"{count} x {kind}" for kind, count in kinds) or None
 
 
@@ -186,17 +205,6 @@ def _glibc() -> str | None:
 def _least(machine: int | None, groups: list[int]) -> int | None:
     """The machine's memory, or what a container or service may use of it."""
     return None if machine is None else min([machine, *groups])
-
-
-def _memory(root: Path) -> dict[str, int]:
-    """/proc/meminfo, in bytes."""
-    found = {}
-    for line in (_text(root / "proc/meminfo") or "").splitlines():
-        key, _, value = line.partition(":")
-        words = value.split()
-        if len(words) == 2 and words[1] == "kB":
-            found[key] = int(words[0]) * 1024
-    return found
 
 
 def _text(path: Path) -> str | None:

@@ -295,7 +295,8 @@ class Installation:
 
     def try_release(self, *, selftest: bool) -> None:
         """Starts the command from the new release, and compares all kernels."""
-        if _run([*self._launch(self.release), "--version"]):
+        # Not --version, which answers without the packages that a command loads.
+        if _run([*self._launch(self.release), "targets", "--json"]):
             raise Failure("the installed program does not start.")
         if selftest:
             _say("Self-test: every kernel against the reference")

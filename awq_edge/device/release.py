@@ -79,20 +79,10 @@ def read_list(release: str) -> FileList:
     Raises:
         Damaged: It is missing, cut, changed or of another format.
     """
-    try:
-        with open(os.path.join(release, LIST_NAME), "rb") as source:
-            data = source.read()
-    except OSError:
-        raise Damaged(LIST_NAME) from None
-    body, last = data[:-13], data[-13:]
-    if last != b"end %08x\n" % zlib.crc32(body):
-        raise Damaged(LIST_NAME)
-    lines = body.decode("utf-8", "surrogateescape").split("\n")
-    if lines[0] != _FIRST:
-        raise Damaged(LIST_NAME)
+    lines = [line.decode("utf-8", "surrogateescape") for line in _lines(release)]
     found = FileList(lines[1][len("entry ") :])
     paths: list[str] = []
-    for line in lines[2:-1]:
+    for line in lines[2:]:
         word, _, rest = line.partition(" ")
         if word == "wheel":
             paths = found.wheels.setdefault(rest, [])
@@ -107,18 +97,42 @@ def read_list(release: str) -> FileList:
     return found
 
 
-def compare_sizes(release: str, listed: FileList) -> None:
-    """Compares the size of every file: a few milliseconds.
+def _lines(release: str) -> list[bytes]:
+    """The lines of a release's list but for its end, which says that they are as written."""
+    try:
+        with open(f"{release}/{LIST_NAME}", "rb") as source:
+            data = source.read()
+    except OSError:
+        raise Damaged(LIST_NAME) from None
+    body, last = data[:-13], data[-13:]
+    lines = body.split(b"\n")
+    if last != b"end %08x\n" % zlib.crc32(body) or lines[0] != _FIRST.encode():
+        raise Damaged(LIST_NAME)
+    return lines[:-1]
+
+
+def compare_sizes(release: str) -> str:
+    """Compares the size of every file; before each command, so in as few steps as there can be.
+
+    Returns:
+        "module:function", the command.
 
     Raises:
-        Damaged: One is missing, or longer or shorter.
+        Damaged: One is missing, or longer or shorter; or the list is.
     """
-    for path, (_, size) in listed.files.items():
-        try:
-            if os.stat(f"{release}/{path}").st_size != size:
-                raise Damaged(path)
-        except OSError:
-            raise Damaged(path) from None
+    lines = _lines(release)
+    folder = os.fsencode(f"{release}/")
+    stat = os.stat
+    path = b""
+    try:
+        for line in lines:
+            if line[64:65] == b" ":  # SHA256 SIZE PATH; "model" and "wheel" lines have none there
+                size, path = line[65:].split(b" ", 1)
+                if stat(folder + path).st_size != int(size):
+                    raise Damaged(os.fsdecode(path))
+    except OSError:
+        raise Damaged(os.fsdecode(path)) from None
+    return os.fsdecode(lines[1][len("entry ") :])
 
 
 def compare_contents(release: str, listed: FileList) -> None:
@@ -164,8 +178,7 @@ def sentence(release: str, path: str) -> str:
 def start(release: str, arguments: list[str]) -> object:
     """Runs the command of a release whose files have the right sizes; gives its exit status."""
     try:
-        listed = read_list(release)
-        compare_sizes(release, listed)
+        entry = compare_sizes(release)
     except Damaged as error:
         sys.stderr.write(f"awq-edge: {sentence(release, str(error))}\n")
         return 1
@@ -173,12 +186,12 @@ def start(release: str, arguments: list[str]) -> object:
     try:
         import importlib
 
-        module, _, function = listed.entry.partition(":")
+        module, _, function = entry.partition(":")
         return getattr(importlib.import_module(module), function)()
     except Exception:
         # Right sizes and wrong bytes may end anywhere: a look at all of them tells which it is.
         try:
-            compare_contents(release, listed)
+            compare_contents(release, read_list(release))
         except Damaged as error:
             sys.stderr.write(f"awq-edge: {sentence(release, str(error))}\n")
             return 1

@@ -14,15 +14,13 @@ import subprocess
 import sys
 import time
 import traceback
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
-import psutil
 import pytest
 from conftest import ROOT, STORIES, Command
 
-from awq_edge import __version__, errors, terminal_text
+from awq_edge import __version__, errors, free_memory, terminal_text
 from awq_edge.cli import _errors, _output, main
 
 
@@ -190,7 +188,7 @@ def test_ctrl_c_before_the_first_command_is_silent(tmp_path: Path) -> None:
     )
     program = f"import sys\nsys.path.insert(0, {str(tmp_path)!r})\n"
     program += "from awq_edge.cli.start import start\nstart()\n"
-    command = [sys.executable, "-c", program, "--version"]
+    command = [sys.executable, "-c", program, "targets"]
     done = subprocess.run(command, capture_output=True, cwd=ROOT, check=False, timeout=60)
     assert (done.returncode, done.stdout, done.stderr) == (-signal.SIGINT, b"", b"")
 
@@ -291,8 +289,7 @@ def test_a_terminated_command_ends_at_once_and_quietly() -> None:
 def test_not_enough_memory(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    free = namedtuple("free", "available")(100_000)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(free_memory, "memory_figures", lambda _: {"MemAvailable": 100_000})
     arguments = ["awq-edge", "run", str(STORIES), "-p", "Once", "-n", "1"]
     monkeypatch.setattr("sys.argv", arguments)
     with pytest.raises(SystemExit) as ended:

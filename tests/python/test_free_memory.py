@@ -22,6 +22,14 @@ def machine(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(psutil, "virtual_memory", lambda: namedtuple("m", "available")(MACHINE))
 
 
+def test_the_kernel_tells_before_psutil_is_loaded(tmp_path: Path) -> None:
+    (tmp_path / "proc").mkdir()
+    (tmp_path / "proc/meminfo").write_text(
+        "MemTotal:  948304 kB\nMemAvailable: 700000 kB\nHugePages_Total: 0\nDirty: x kB\n"
+    )
+    assert read_free_memory(tmp_path) == FreeMemory(700_000 * 1024, None)
+
+
 def _groups(root: Path, cgroup: str, files: dict[str, object]) -> Path:
     (root / "proc/self").mkdir(parents=True)
     (root / "proc/self/cgroup").write_text(cgroup)

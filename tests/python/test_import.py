@@ -43,3 +43,57 @@ def test_public_names() -> None:
 
     for name in awq_edge.__all__:
         assert hasattr(awq_edge, name)
+
+
+# ---- what a command loads before it can answer: on a board each of these takes its time ----------
+
+CLI = {"", "cli", "cli._errors", "cli._interrupt", "cli._streams", "cli.main", "cli.start"}
+TEXT = {"errors", "terminal_text"}
+NATIVE = {"", ".library", ".machine", ".metadata", ".model", ".options", ".sampler", ".session"}
+SHOWING = CLI | TEXT | {"cli._options", "cli._output", "quantities"}
+LOADED = {
+    "--version": {"", "cli", "cli._streams", "cli.start"},
+    "doctor": {
+        *SHOWING,
+        *(f"_native{name}" for name in NATIVE),
+        *("_declarations", "cli.doctor", "device", "device.board", "device.doctor"),
+        *("device.gpu_sensors", "free_memory"),
+    },
+    "run": {
+        *SHOWING,
+        *(f"_native{name}" for name in NATIVE),
+        *("_declarations", "adjustment", "cli._groups", "cli._guesses_text", "cli._pictures"),
+        *("cli._prompt_text", "cli.run", "free_memory", "generation", "limited_json", "model"),
+        *("session", "thread_counts", "token_ids", "tokenizer", "tokenizers_library"),
+        "user_cache",
+    },
+}
+PACKAGES = {"--version": set(), "doctor": {"typer"}, "run": {"tokenizers", "typer"}}
+# Each of them costs as much as reading a short prompt, and nothing before the first token needs it.
+UNWANTED = {"email", "http", "multiprocessing", "numpy", "psutil", "rich", "secrets"} | {
+    *("asyncio", "jinja2", "socket", "ssl", "tempfile", "unittest", "urllib.request", "xml")
+}
+COMMAND = """
+import atexit, json, sys
+sys.argv = ["awq-edge", *sys.argv[1:]]
+atexit.register(lambda: print(json.dumps(list(sys.modules))))
+from awq_edge.cli.start import start
+start()
+"""
+
+
+@pytest.mark.parametrize("command", LOADED)
+def test_a_command_loads_what_it_needs_and_no_more(command: str, stories_path: object) -> None:
+    arguments = [command]
+    if command == "run":
+        arguments += [str(stories_path), "-p", "Once", "-n", "1", "-q"]
+    done = subprocess.run(
+        [sys.executable, "-c", COMMAND, *arguments], capture_output=True, check=False, timeout=60
+    )
+    loaded = set(json.loads(done.stdout.splitlines()[-1]))
+    ours = {name.partition(".")[2] for name in loaded if name.partition(".")[0] == "awq_edge"}
+    # A checkout that was never built as a wheel parses the header instead.
+    assert ours | {"_declarations"} == LOADED[command] | {"_declarations"}
+    others = {"cffi", "click", "jinja2", "numpy", "psutil", "rich", "tokenizers", "typer"}
+    assert loaded & others == PACKAGES[command]
+    assert not loaded & UNWANTED

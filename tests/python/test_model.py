@@ -5,16 +5,14 @@ from __future__ import annotations
 import gc
 import signal
 import threading
-from collections import namedtuple
 from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pytest
 from conftest import BAD_FILES, ROOT
 
-from awq_edge import GenerationConfig, Model, errors
+from awq_edge import GenerationConfig, Model, errors, free_memory
 
 GREEDY = GenerationConfig(temperature=0, max_tokens=40)
 PROMPT = "Once upon a time"
@@ -143,8 +141,7 @@ def test_prompt_beyond_the_memory_of_a_sliding_window_is_read_anew() -> None:
 def test_model_that_cannot_fit_is_refused_with_numbers(
     stories_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    free = namedtuple("free", "available")(100_000)
-    monkeypatch.setattr(psutil, "virtual_memory", lambda: free)
+    monkeypatch.setattr(free_memory, "memory_figures", lambda _: {"MemAvailable": 100_000})
     with Model.open(stories_path) as model:
         with pytest.raises(errors.OutOfMemoryError, match=r"needs .* kB .* 100\.0 kB are free:"):
             model.logits([1])

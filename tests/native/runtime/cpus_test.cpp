@@ -4,6 +4,7 @@
 #include <cstdlib>
 #include <filesystem>
 #include <fstream>
+#include <sstream>
 
 #include "tests/native/support/check.h"
 
@@ -112,6 +113,33 @@ TEST(equal_or_unknown_cores_are_all_fast) {
     const FastCpus equal = fast_cpus_of(set_of({0, 3}), d.path());
     CHECK(!equal.differ);
     CHECK_EQUAL(equal.count, 2u);
+}
+
+// A line of the list: a board's name, the threads that it should get, and "capacity/clock" of each
+// core, 0 where the board tells none.
+TEST(recorded_boards_get_a_thread_for_each_fast_core) {
+    std::ifstream list(AWQE_TEST_DATA "/boards/cores.txt");
+    unsigned boards = 0;
+    for (std::string line; std::getline(list, line); ++boards) {
+        const Directory d;
+        std::istringstream words(line);
+        std::string name;
+        unsigned threads = 0;
+        words >> name >> threads;
+        cpu_set_t allowed;
+        CPU_ZERO(&allowed);
+        size_t cpu = 0;
+        for (std::string core; words >> core; ++cpu) {
+            const size_t slash = core.find('/');
+            const std::string directory = "cpu" + std::to_string(cpu);
+            const std::string capacity = core.substr(0, slash), clock = core.substr(slash + 1);
+            if (capacity != "0") d.write(directory + "/cpu_capacity", capacity + "\n");
+            if (clock != "0") d.write(directory + "/cpufreq/cpuinfo_max_freq", clock + "\n");
+            CPU_SET(cpu, &allowed);
+        }
+        CHECK_EQUAL(fast_cpus_of(allowed, d.path()).count, threads);
+    }
+    CHECK(boards >= 15);
 }
 
 TEST(this_machine_has_a_cpu) {
