@@ -7,6 +7,7 @@ earlier turns have in common with the next prompt, so only what is new is read.
 from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from awq_edge.chat import templates
@@ -62,6 +63,7 @@ class Conversation:
         self.turns: list[dict[str, Any]] = []
         self.dropped = 0
         self.last: Generation | None = None
+        self._retries = 0  # of the last question
 
     def ask(self, text: str, pictures: Sequence[PreparedPicture] = ()) -> Iterator[Piece]:
         """Says something, and gives the answer piece by piece, reasoning before it told apart.
@@ -75,13 +77,17 @@ class Conversation:
             ContextFullError: There is no room: for this text at all, or without leaving turns out.
             UnsupportedError: The model has no chat template.
         """
+        self._retries = 0
+        yield from self._ask(text, pictures)
+
+    def _ask(self, text: str, pictures: Sequence[PreparedPicture]) -> Iterator[Piece]:
         shown: list[dict[str, Any]] = [{"type": "image", "image": one} for one in pictures]
         content = [*shown, {"type": "text", "text": text}] if shown else text
         self.turns.append({"role": "user", "content": content})
         said = {False: "", True: ""}
         try:
             prompt, whole = self._fitting_prompt()
-            self.last = self._model.generate(whole, self._config)
+            self.last = self._model.generate(whole, self._seeded())
             splitter = ReasoningSplitter(self._markers, prompt)
             for part in self.last:
                 for piece in splitter.add(part):
@@ -101,6 +107,8 @@ class Conversation:
     def retry(self) -> Iterator[Piece]:
         """Another answer in the place of the last one, which stays if there is no new one.
 
+        With a seed it is drawn with the next one, and with the one after it the next time.
+
         Raises:
             InvalidArgumentError: Nothing was asked yet.
             AwqEdgeError: As :meth:`ask`, also in the middle of the answer; the old exchange stays.
@@ -112,7 +120,8 @@ class Conversation:
             raise InvalidArgumentError("There is nothing to ask again.")
         begun = failed = False
         try:
-            for piece in self.ask(said, pictures):
+            self._retries += 1
+            for piece in self._ask(said, pictures):
                 begun = True
                 yield piece
         except AwqEdgeError:
@@ -121,6 +130,13 @@ class Conversation:
         finally:
             if failed or not begun:
                 self.turns[:], self.dropped = turns, dropped
+
+    def _seeded(self) -> GenerationConfig:
+        """How this answer is drawn."""
+        seed = self._config.seed
+        if seed is None or not self._retries:
+            return self._config
+        return replace(self._config, seed=(seed + self._retries) % 2**64)
 
     def undo(self) -> str | None:
         """Takes the last exchange back; gives what was said in it, None if there is none."""

@@ -23,6 +23,7 @@ from awq_edge.terminal_text import printable
 _SECONDS_BETWEEN_DRAWINGS = 0.1
 _DIM, _NORMAL = "\x1b[2m", "\x1b[0m"
 _FENCE = re.compile(r" {0,3}(`{3,}|~{3,})")
+_ESCAPE = re.compile(r"\x1b\[[\d;]*m")
 _TAB = "    "
 
 
@@ -33,6 +34,7 @@ class AnswerOnTerminal:
         """Writes nothing yet."""
         self._block = ""  # what is being written, complete blocks left out
         self._rows = 0  # that it takes on the screen, beyond the one the cursor is in
+        self._widths: list[int] = []  # of those rows, in columns, once it is Markdown
         self._raw = True  # whether it is shown as it came
         self._reasoning = False
         self._drawn_at = 0.0
@@ -75,7 +77,7 @@ class AnswerOnTerminal:
             self._complete_blocks()
             self._draw(_rendered(self._block), whole=True)
         _write("\n" if self._raw else "")
-        self._block, self._rows, self._raw = "", 0, True
+        self._block, self._rows, self._widths, self._raw = "", 0, [], True
 
     def _switch(self) -> None:
         """From text as it came to Markdown, if it can still be wiped away."""
@@ -95,16 +97,22 @@ class AnswerOnTerminal:
             self._draw(_rendered(self._block[:end]), whole=True)
             _write("\n")  # between blocks, as rich has it within one text
             self._block = self._block[end:].lstrip("\n")
-            self._rows = 0
+            self._rows, self._widths = 0, []
 
     def _draw(self, rows: list[str], *, whole: bool = False) -> None:
         """Replaces the block on the screen: by all of it, or by what fits at its end."""
-        _, lines = _size()
+        from rich.cells import cell_len
+
+        columns, lines = _size()
+        if self._widths:  # a window that was made narrower since has broken rows in two
+            above = sum(max(1, -(-width // columns)) for width in self._widths) - 1
+            self._rows = min(above, lines - 1)
         shown = rows if whole else rows[-max(1, lines - 1) :]
         up = f"\x1b[{self._rows}A" if self._rows else ""
         text = "\n".join(shown) + ("\n" if whole and shown else "")
         _write(f"\r{up}\x1b[J{text}")
         self._rows = max(0, len(shown) - 1)
+        self._widths = [cell_len(_ESCAPE.sub("", row)) for row in shown]
 
 
 class _Loader:

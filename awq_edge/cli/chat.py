@@ -36,13 +36,14 @@ if TYPE_CHECKING:
     from awq_edge.vision.reader import PreparedPicture
 
 _HELP = """\
-/system TEXT   what the model is told first; alone: shows it    /reset   begin anew
-/undo          take the last exchange back                      /retry   another answer
-/save FILE     keep the conversation                            /load FILE
-/image PATH    shows a picture with the next question
-/stats         speed of the last answer, room in the context    /help    this
-/exit          leave, as Ctrl-D does; Ctrl-C stops an answer
-//TEXT         says /TEXT to the model"""
+/system TEXT  what the model is told first; alone: shows it
+/undo         takes the last exchange back      /retry      another answer
+/save FILE    keeps the conversation            /load FILE  goes on with one
+/image PATH   shows a picture with the next question
+/stats        speed of the last answer, room in the context
+/reset        begins anew                       /help       this
+/exit         leaves, as Ctrl-D does; Ctrl-C stops an answer
+//TEXT        says /TEXT to the model"""
 
 
 @grouped

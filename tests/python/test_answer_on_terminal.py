@@ -157,6 +157,32 @@ def test_rows_that_have_left_the_screen_are_never_touched() -> None:
     assert [f"x = {number}" in whole for number in range(3 * LINES)] == [True] * 3 * LINES
 
 
+def test_a_window_that_is_made_narrower_leaves_nothing_behind(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A terminal breaks the rows that stand there; what is redrawn begins at the first of them."""
+    size = [COLUMNS]
+    monkeypatch.setattr(
+        _markdown.shutil, "get_terminal_size", lambda: os.terminal_size((size[0], LINES))
+    )
+    monkeypatch.setattr(_markdown, "_SECONDS_BETWEEN_DRAWINGS", 0.0)
+    loader = _markdown._Loader()
+    loader.begin()
+    loader.wait()
+    monkeypatch.setattr(_markdown, "_loader", loader)
+    sink = io.StringIO()
+    monkeypatch.setattr(sys, "stdout", sink)
+    answer = AnswerOnTerminal()
+    answer.add(Piece("some **words** " * 6))
+    rows = sink.getvalue().count("\n") + 1
+    assert rows == 2
+    size[0] = COLUMNS // 2
+    sink.truncate(0)
+    answer.add(Piece("and more"))
+    # Both rows are longer than the new width: four stand on the screen.
+    assert "\x1b[3A\x1b[J" in sink.getvalue()
+
+
 def test_reasoning_is_dim_and_apart(monkeypatch: pytest.MonkeyPatch) -> None:
     sink = io.StringIO()
     monkeypatch.setattr(sys, "stdout", sink)

@@ -12,6 +12,7 @@ import sys
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 from typing import ClassVar
 
 import pytest
@@ -72,6 +73,23 @@ def test_undo_and_retry_give_the_same_answer(chat_file: Path, model: Model) -> N
     (first,) = answers(model, "Good morning!")
     assert done.stdout == f"{first}\n" * 3
     assert "Good morning!" in done.stderr
+
+
+def test_a_retry_with_a_seed_is_drawn_with_the_next_one(model: Model) -> None:
+    def said(pieces: Iterator[Any]) -> str:
+        return "".join(piece.text for piece in pieces)
+
+    def talk(seed: int) -> Conversation:
+        return Conversation(model, config=GenerationConfig(seed=seed, max_tokens=12))
+
+    first = talk(5)
+    texts = [said(first.ask("Good morning!")), *(said(first.retry()) for _ in range(2))]
+    assert texts == [said(talk(5 + i).ask("Good morning!")) for i in range(3)]
+    assert len(set(texts)) == 3
+    # The next question is drawn as if nothing had been asked again.
+    other = talk(5)
+    other.turns = list(first.turns)
+    assert said(first.ask("Good night!")) == said(other.ask("Good night!"))
 
 
 def test_what_is_in_a_file_is_said_first(chat_file: Path, tmp_path: Path, model: Model) -> None:
