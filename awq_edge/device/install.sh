@@ -127,7 +127,7 @@ check_system() {
 python_version_program='
 import struct, sys
 assert struct.calcsize("P") == 8
-try: import fcntl, hashlib, subprocess, sysconfig, zipfile, zlib
+try: import concurrent.futures, fcntl, hashlib, subprocess, sysconfig, zipfile, zlib
 except ImportError: whole = ""
 else: whole = "+"
 print("%d.%d" % sys.version_info[:2] + whole)

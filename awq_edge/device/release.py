@@ -179,6 +179,9 @@ def start(release: str, arguments: list[str]) -> object:
     """Runs the command of a release whose files have the right sizes; gives its exit status."""
     try:
         entry = compare_sizes(release)
+        if arguments[:1] == ["selftest"]:
+            # Before anything of the release is loaded: a wrong byte may end Python itself.
+            compare_contents(release, read_list(release))
     except Damaged as error:
         sys.stderr.write(f"awq-edge: {sentence(release, str(error))}\n")
         return 1

@@ -7,6 +7,7 @@ in test_emulated_board.py.
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import platform
@@ -276,10 +277,10 @@ def _install(machine: Machine, script: Path, *arguments: str) -> None:
     assert done.returncode == 0, done.stderr
 
 
-def _start(machine: Machine) -> subprocess.CompletedProcess[str]:
+def _start(machine: Machine, verb: str = "--version") -> subprocess.CompletedProcess[str]:
     """The command as a shell finds it: an emptied script would end well there, and say nothing."""
     return subprocess.run(
-        ["sh", "-c", "awq-edge --version"],
+        ["sh", "-c", f"awq-edge {verb}"],
         env={"PATH": f"{machine.home}/.local/bin:{os.defpath}", "HOME": str(machine.home)},
         capture_output=True,
         text=True,
@@ -367,6 +368,32 @@ def test_a_damaged_installation_is_one_sentence_and_never_a_success(
     assert _start(machine).stdout == "awq-edge 1.0\n"
 
 
+def test_a_flipped_bit_of_any_file_is_one_sentence_of_the_selftest(
+    machine: Machine, tmp_path: Path
+) -> None:
+    """Also where Python itself would end at it: the contents are compared before it is loaded."""
+    _install(machine, stand_in_bundle(tmp_path / "bundle"))
+    release = (machine.home / ".local/share/awq-edge/current").resolve()
+    files = [path for path in release.rglob("*") if path.is_file() and not path.is_symlink()]
+    assert {".gguf", ".py", ".txt", ".cfg"} <= {path.suffix for path in files}
+    for path in files:
+        good = path.read_bytes()
+        for place in {0, len(good) // 2, len(good) - 1} if good else ():
+            bad = bytearray(good)
+            bad[place] ^= 1 << place % 8
+            path.write_bytes(bad)
+            done = _start(machine, "selftest")
+            path.write_bytes(good)
+            if path.name == "pyvenv.cfg" and "is damaged" not in done.stderr:
+                assert done.returncode != 0  # Python does not find its own modules
+                continue
+            assert done.returncode == 1, (path, place, done.stdout)
+            assert done.stdout == ""
+            (line,) = done.stderr.splitlines()
+            assert str(path.relative_to(release)) in line
+    assert _start(machine, "selftest").returncode == 0
+
+
 def test_a_python_that_is_gone_is_one_sentence(machine: Machine, tmp_path: Path) -> None:
     _install(machine, stand_in_bundle(tmp_path / "bundle"))
     python = machine.home / ".local/share/awq-edge/current/bin/python"
@@ -388,11 +415,11 @@ def test_a_run_that_is_killed_leaves_the_old_release_and_the_next_one_cleans_up(
     seen = set()
     # A new release, its packages, its list, and what stands in "current" then.
     for sight in ("*", "*/lib/*/*/*.py", "*/lib/*/*/__pycache__/*", "*/files.txt", ""):
-        before = set((prefix / "releases").glob(sight or "*"))
+        before = _seen_in(prefix / "releases", sight or "*")
         process = machine.begin(two)
         end = time.monotonic() + 60
         while process.poll() is None and time.monotonic() < end:
-            if sight and set((prefix / "releases").glob(sight)) - before:
+            if sight and _seen_in(prefix / "releases", sight) - before:
                 break
             if not sight and str((prefix / "current").readlink()) != f"releases/{old}":
                 break
@@ -407,6 +434,13 @@ def test_a_run_that_is_killed_leaves_the_old_release_and_the_next_one_cleans_up(
     assert sorted(path.name for path in prefix.iterdir()) == [
         *("awq-edge", "current", "models", "releases")
     ]
+
+
+def _seen_in(folder: Path, pattern: str) -> set[Path]:
+    """What is there at a moment; a folder may go while it is looked through."""
+    with contextlib.suppress(FileNotFoundError):
+        return set(folder.glob(pattern))
+    return set()
 
 
 def test_of_two_installations_at_once_one_waits(machine: Machine, tmp_path: Path) -> None:
