@@ -144,19 +144,17 @@ class CudaBackend::CudaSequence final : public Sequence {
 GpuNeed gpu_need(const Model& model, const SequencePlan& plan, size_t first_layer,
                  const DeviceFacts& facts) {
     const Architecture a = layers_from(model.architecture(), first_layer);
-    return {Weights::bytes(model, first_layer), sequence_bytes(a, plan),
-            Step::bytes(a, rows_of_pass(facts, first_layer))};
+    return {
+        Weights::bytes(model, first_layer), sequence_bytes(a, plan),
+        Step::bytes(a, rows_of_pass(facts, first_layer), first_layer == 0 ? taps_of(model) : 0)};
 }
 
 CudaBackend::CudaBackend(const Model& model, size_t first_layer)
     : device_(Device::shared()),
       architecture_(layers_from(model.architecture(), first_layer)),
       rows_(rows_of_pass(device_->facts(), first_layer)),
+      taps_(first_layer == 0 ? taps_of(model) : 0),
       process_(getpid()) {
-    if (model.architecture().experts != 0) {
-        fail(AWQE_UNSUPPORTED,
-             "the GPU has no mixtures of experts so far; use the CPU for this model");
-    }
     if (model.cross() != nullptr) {
         fail(AWQE_UNSUPPORTED,
              "the GPU has no layers that look at pictures so far; use the CPU for this model");
@@ -179,7 +177,7 @@ size_t CudaBackend::cache_bytes(const SequencePlan& plan) const {
 }
 
 size_t CudaBackend::scratch_bytes(const SequencePlan&) const {
-    return Step::bytes(architecture_, rows_);
+    return Step::bytes(architecture_, rows_, taps_);
 }
 
 std::unique_ptr<Sequence> CudaBackend::open(const SequencePlan& plan) {
@@ -205,7 +203,7 @@ Step& CudaBackend::step_for(KvType type) {
     std::unique_ptr<Step>& step = steps_[type == KvType::kS8 ? 1 : 0];
     if (step == nullptr) {
         step = std::make_unique<Step>(device_, architecture_, *weights_,
-                                      shape_of(architecture_, type), rows_);
+                                      shape_of(architecture_, type), rows_, taps_);
     }
     return *step;
 }
@@ -246,8 +244,12 @@ void CudaBackend::evaluate_type(const Block& block, KvType type) {
             runs.push_back({number, 0});
         }
         ++runs.back().count;
-        rows.push_back({row->embedding == nullptr ? row->token : 0, static_cast<int>(row->position),
-                        static_cast<const CudaSequence&>(*row->sequence).cache()});
+        rows.push_back(
+            {row->embedding == nullptr ? row->token : 0,
+             static_cast<int>(row->position),
+             static_cast<const CudaSequence&>(*row->sequence).cache(),
+             {static_cast<int>(row->turns.numbers[0]), static_cast<int>(row->turns.numbers[1]),
+              static_cast<int>(row->turns.numbers[2])}});
         embeddings.push_back(row->embedding);
         embedded = embedded || row->embedding != nullptr;
         if (row->logits != nullptr) wanted.push_back({number, row->logits});

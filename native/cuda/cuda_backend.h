@@ -24,6 +24,11 @@ struct GpuNeed {
     uint64_t total() const { return weights + cache + work; }
 };
 
+// Layers that take up pictures again: the first ones, which are computed in one place.
+inline size_t taps_of(const Model& model) {
+    return model.row_size() / model.architecture().hidden_size - 1;
+}
+
 // Of the layers from `first_layer` on and the head.
 GpuNeed gpu_need(const Model& model, const SequencePlan& plan, size_t first_layer,
                  const DeviceFacts& facts);
@@ -39,7 +44,7 @@ class CudaBackend : public Backend {
 
     const char* name() const override { return "cuda"; }
     size_t block_rows() const override;
-    bool places_rows() const override { return false; }
+    bool sees_ahead() const override { return false; }
     size_t cache_bytes(const SequencePlan& plan) const override;
     size_t scratch_bytes(const SequencePlan& plan) const override;
     std::unique_ptr<Sequence> open(const SequencePlan& plan) override;
@@ -54,6 +59,7 @@ class CudaBackend : public Backend {
     const std::shared_ptr<Device> device_;
     const Architecture architecture_;  // of its layers alone
     const size_t rows_;                // of a pass
+    const size_t taps_;                // of its layers
     const int process_;                // a context does not survive a fork
     std::mutex mutex_;
     std::unique_ptr<Weights> weights_;

@@ -91,10 +91,19 @@ size_t layers_on_gpu(const Model& model, const SequencePlan& plan) {
         room = device->free_bytes();
     }
     const bool chosen = plan.gpu_layers == AWQE_GPU_LAYERS_AUTO;
+    // The first layers may belong together.
+    const size_t most = layers - std::min(layers, taps_of(model));
     const size_t asked = plan.gpu_layers == 0 ? layers : std::min<size_t>(plan.gpu_layers, layers);
     // What the driver takes for recorded steps, and others who use the GPU.
     const size_t left = chosen ? room / 16 : 0;
     for (size_t count = asked;; --count) {
+        if (count < layers && count > most) {
+            if (chosen && most > 0) continue;
+            fail(AWQE_UNSUPPORTED,
+                 "the first layers of this model take up a picture again and stay together: the "
+                 "GPU can have all layers, or at most the last %zu",
+                 most);
+        }
         const GpuNeed need = gpu_need(model, plan, layers - count, device->facts());
         if (need.total() + left <= room) return count;
         if (chosen && count > 1) continue;

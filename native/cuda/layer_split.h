@@ -22,7 +22,7 @@ class LayerSplit : public Backend {
 
     const char* name() const override { return name_.c_str(); }
     size_t block_rows() const override { return kBlockTokens; }
-    bool places_rows() const override { return false; }
+    bool sees_ahead() const override { return false; }
     size_t cache_bytes(const SequencePlan& plan) const override;
     size_t scratch_bytes(const SequencePlan& plan) const override;
     std::unique_ptr<Sequence> open(const SequencePlan& plan) override;

@@ -4,6 +4,7 @@
 #include <algorithm>
 #include <string>
 
+#include "native/cuda/step_parts.h"
 #include "native/failure/failure.h"
 
 namespace awqe::cuda {
@@ -11,10 +12,8 @@ namespace {
 
 using awqe_cuda::FreshRows;
 using awqe_cuda::Heads;
-using awqe_cuda::kAttentionChunk;
 using awqe_cuda::kChunk;
 using awqe_cuda::kUnitChunks;
-using awqe_cuda::Partials;
 using awqe_cuda::Products;
 using awqe_cuda::WalkPlan;
 
@@ -28,13 +27,7 @@ static_assert(static_cast<int>(Activation::kSilu) == awqe_cuda::kSilu &&
               static_cast<int>(Activation::kGeluTanh) == awqe_cuda::kGeluTanh &&
               static_cast<int>(Activation::kRelu) == awqe_cuda::kRelu);
 
-constexpr size_t kUnitInputs = kChunk * kUnitChunks;
-constexpr size_t kFewRows = 8;          // of kernels/rows.cuh
-constexpr size_t kSlicedRows = 16;      // up to here slices of few rows read less than a tile
-constexpr size_t kPromptRows = 16;      // fewer rows of a run are attended chunk by chunk
 constexpr size_t kMaxPromptHead = 128;  // of kernels/attention_prompt.cuh
-constexpr size_t kPartialBytes = size_t{64} << 20;
-constexpr unsigned kThreads = 256;
 constexpr unsigned kGemmThreads = 512;
 constexpr size_t kWalkWarps = 14;  // of kernels/walk.cuh
 constexpr size_t kWalkDepth = 4;
@@ -43,8 +36,6 @@ constexpr size_t kWalkDepth = 4;
 unsigned norm_threads(size_t width, unsigned most) {
     return std::clamp(static_cast<unsigned>((width + 127) / 128 * 32), 64u, most);
 }
-
-unsigned divided(size_t value, size_t by) { return static_cast<unsigned>((value + by - 1) / by); }
 
 size_t gemm_shared(int bits, int group_size) {
     const size_t parts = kChunk / static_cast<size_t>(group_size);
@@ -81,108 +72,60 @@ int terms_stride(const Matrix& w) {
 
 }  // namespace
 
-// Kernels by name, looked up when they are first used.
-struct Step::Kernels {
-    const Device& device;
-    std::map<std::string, Function> known;
+uint64_t Step::bytes(const Architecture& a, size_t rows, size_t taps) {
+    return Arrays(a, rows, taps, 0).bytes;
+}
 
-    Function operator()(const std::string& name) {
-        Function& function = known[name];
-        if (function == nullptr) {
-            // 4 KB stay for what kernels declare themselves.
-            const size_t most = static_cast<size_t>(device.facts().shared_bytes) - 4096;
-            function = device.kernel(name.c_str(), most);
+namespace {
+
+// By which of a row's three numbers each angle of a head turns, as runtime/forward.cpp has it.
+std::vector<unsigned char> axes_of(const Architecture& a) {
+    const std::vector<uint32_t>& sections = a.rope_sections;
+    std::vector<unsigned char> axes(a.head_size / 2);
+    for (size_t i = 0; i < axes.size(); ++i) {
+        if (a.rope_interleaved) {
+            const size_t kind = i % 3;
+            axes[i] = kind != 0 && i < 3 * size_t{sections[kind]} ? i % 3 : 0;
+        } else {
+            axes[i] = i < sections[0] ? 0 : i < size_t{sections[0]} + sections[1] ? 1 : 2;
         }
-        return function;
     }
-    Function operator()(const char* operation, const Matrix& w, const char* suffix = "") {
-        return (*this)(std::string(operation) + "_u" + std::to_string(w.bits) + "_g" +
-                       std::to_string(w.group_size) + suffix);
-    }
-};
+    return axes;
+}
 
-// Everything between the operations, in one buffer.
-struct Step::Arrays {
-    Row* rows;
-    unsigned* wanted;
-    unsigned* arrivals;  // [rows, heads], zero between kernels
-    float* residual;
-    float* kept;  // rows of the residual stream of which something is wanted
-    float* query;
-    float* key;
-    float* value;
-    float* attended;
-    float* branch;  // what a branch gives, where the stream does not take it up at once
-    float* gate;
-    float* up;
-    float* cosines;
-    float* sines;
-    float* logits;
-    signed char* codes;
-    int2* side;
-    Partials partials;
-    size_t partial_rows;
-    size_t most_rows;
-    size_t bytes = 0;
-    Buffer memory;
-    PinnedBuffer staged_rows;    // Row [rows]
-    PinnedBuffer staged_stream;  // float [rows, hidden], behind layers of somebody else
-    PinnedBuffer staged_wanted;  // unsigned [2, rows]: of logits, of what the head reads
-    PinnedBuffer staged_logits;  // float [kFewRows, vocabulary]
-
-    Arrays(const Architecture& a, size_t m, Address base) : most_rows(m) {
-        const auto take = [&]<class T>(T*& pointer, size_t count) {
-            pointer = reinterpret_cast<T*>(base + bytes);
-            bytes += round_up(count * sizeof(T), 256);
-        };
-        const size_t widest =
-            round_up(std::max({a.hidden_size, a.feed_forward_size, a.query_size()}), kUnitInputs);
-        take(rows, m);
-        take(wanted, m);
-        take(arrivals, m * a.heads);
-        take(residual, m * a.hidden_size);
-        take(kept, m * a.hidden_size);
-        take(query, m * a.query_size());
-        take(key, m * a.key_size());
-        take(value, m * a.key_size());
-        take(attended, m * a.query_size());
-        take(branch, a.parallel || a.norm_places != NormPlaces::kBefore ? m * a.hidden_size : 0);
-        take(gate, m * a.feed_forward_size);
-        take(up, m * a.feed_forward_size);
-        take(cosines, m * a.rope_table_count() * (a.head_size / 2));
-        take(sines, m * a.rope_table_count() * (a.head_size / 2));
-        take(logits, std::min(m, kSlicedRows) * a.vocabulary_size);
-        take(codes, m * widest);
-        take(side, m * (widest / 32));
-        partials.chunks = static_cast<int>(divided(a.context_length, kAttentionChunk)) + 1;
-        const size_t one = size_t{a.heads} * static_cast<size_t>(partials.chunks);
-        partial_rows = std::clamp<size_t>(kPartialBytes / (one * (a.head_size + 2) * 4), 1,
-                                          std::min(m, kPromptRows));
-        take(partials.largest, partial_rows * one);
-        take(partials.weight, partial_rows * one);
-        take(partials.values, partial_rows * one * a.head_size);
-    }
-};
-
-uint64_t Step::bytes(const Architecture& a, size_t rows) { return Arrays(a, rows, 0).bytes; }
+}  // namespace
 
 Step::Step(std::shared_ptr<const Device> device, const Architecture& a, const Weights& weights,
-           const CacheShape& cache, size_t rows)
+           const CacheShape& cache, size_t rows, size_t taps)
     : device_(std::move(device)),
       a_(a),
       weights_(weights),
       cache_(cache),
+      taps_(taps),
       kernels_(new Kernels{*device_, {}}) {
-    Buffer memory(device_, bytes(a, rows));
-    arrays_ = std::make_unique<Arrays>(a, rows, memory.address());
+    Buffer memory(device_, bytes(a, rows, taps));
+    arrays_ = std::make_unique<Arrays>(a, rows, taps, memory.address());
     arrays_->memory = std::move(memory);
     arrays_->staged_rows = PinnedBuffer(device_, rows * sizeof(Row));
     if (goes_on()) {
         arrays_->staged_stream = PinnedBuffer(device_, rows * a.hidden_size * sizeof(float));
     }
     arrays_->staged_wanted = PinnedBuffer(device_, 2 * rows * sizeof(unsigned));
+    if (a.experts != 0) {
+        const size_t choices = rows * a.experts_per_token;
+        arrays_->staged_router_logits =
+            PinnedBuffer(device_, rows * (a.experts + 1) * sizeof(float));
+        arrays_->staged_choice_rows = PinnedBuffer(device_, choices * sizeof(unsigned));
+        arrays_->staged_choice_weights = PinnedBuffer(device_, choices * sizeof(float));
+        arrays_->staged_shared_weights = PinnedBuffer(device_, rows * sizeof(float));
+    }
     arrays_->staged_logits = PinnedBuffer(device_, kFewRows * a.vocabulary_size * sizeof(float));
     const Driver& d = device_->driver();
+    if (arrays_->axes != nullptr) {
+        const std::vector<unsigned char> axes = axes_of(a);
+        check(d.cuMemcpyHtoD_v2(reinterpret_cast<Address>(arrays_->axes), axes.data(), axes.size()),
+              "copy the weights");
+    }
     check(d.cuStreamCreate(&stream_, 1), "open a stream");  // 1: not ordered with other streams
     check(d.cuMemsetD8Async(reinterpret_cast<Address>(arrays_->arrivals), 0,
                             rows * a.heads * sizeof(unsigned), stream_),
@@ -201,21 +144,6 @@ unsigned Step::chunks_of(const Row& row, uint32_t window) const {
 }
 
 // ---- inputs of a matrix -------------------------------------------------------------------------
-
-namespace {
-
-Activations activations(signed char* codes, int2* side, size_t k, int group_size) {
-    Activations x = {};
-    x.codes = codes;
-    x.side = side;
-    x.k = static_cast<int>(k);
-    x.code_stride = static_cast<int>(round_up(k, kUnitInputs));
-    x.group_stride = x.code_stride / group_size;
-    x.group_size = group_size;
-    return x;
-}
-
-}  // namespace
 
 // Floats to where their codes come.
 void Step::quantize(const Source& from, size_t m) {
@@ -545,8 +473,9 @@ void Step::begin(size_t m) {
     // Without a table it makes the angles alone.
     launch((*kernels_)("embed"), {rows}, m <= kFewRows ? 1024 : kThreads, 0,
            static_cast<const Row*>(at.rows), weights_.embedding(), weights_.inverse_frequencies(),
-           static_cast<int>(a_.rope_table_count() * (a_.head_size / 2)), at.residual, at.cosines,
-           at.sines);
+           static_cast<int>(a_.rope_table_count() * (a_.head_size / 2)),
+           static_cast<const unsigned char*>(at.axes), static_cast<int>(a_.head_size / 2),
+           at.residual, at.cosines, at.sines);
     for (size_t t = 0; embeddings_ != nullptr && t < m; ++t) {
         if (embeddings_[t] == nullptr) continue;
         check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.residual + t * a_.hidden_size),
@@ -559,6 +488,29 @@ void Step::begin(size_t m) {
     }
     if (weights_.embedding_norm().weight != nullptr) {
         norm_rows(at.residual, nullptr, weights_.embedding_norm(), m, a_.hidden_size, kNormInPlace);
+    }
+}
+
+// The stream of pictures' rows takes up what the tap of a layer's number has made of them; the tap
+// is what stands behind the row's embedding.
+void Step::add_tap(size_t m, size_t number) {
+    const Launcher launch(*device_, stream_);
+    Arrays& at = *arrays_;
+    const size_t hidden = a_.hidden_size;
+    for (size_t t = 0; t < m;) {
+        const size_t first = t;
+        for (; t < m && embeddings_[t] != nullptr; ++t) {
+            check(device_->driver().cuMemcpyHtoDAsync_v2(
+                      reinterpret_cast<Address>(at.tap + t * hidden),
+                      embeddings_[t] + (1 + number) * hidden, hidden * sizeof(float), stream_),
+                  "read the embeddings");
+        }
+        if (const size_t count = (t - first) * hidden; count > 0) {
+            launch((*kernels_)("add"), {divided(count, kThreads)}, kThreads, 0,
+                   at.residual + first * hidden, static_cast<const float*>(at.tap + first * hidden),
+                   static_cast<int>(count));
+        }
+        while (t < m && embeddings_[t] == nullptr) ++t;
     }
 }
 
@@ -608,43 +560,54 @@ void Step::attention(size_t m, const std::vector<Run>& runs, size_t layer, unsig
     }
 }
 
-void Step::feed_forward(size_t m, size_t layer) {
+// act(W_gate x) * W_up x, or act(W_up x) * scales without a gate, as `down` reads it.
+Source Step::activate(const Matrix& gate, const Matrix& up, const Matrix& down, const float* scales,
+                      const Source& x, size_t m) {
     const Launcher launch(*device_, stream_);
     Arrays& at = *arrays_;
-    const LayerAddresses& w = weights_.layers()[layer];
-    const unsigned rows = static_cast<unsigned>(m);
+    const bool gated = gate.rows != 0;
     const int activation = static_cast<int>(a_.activation);
-    const int width = static_cast<int>(a_.feed_forward_size);
-    const Source x = {activations(at.codes, at.side, a_.hidden_size, w.up.group_size), at.residual,
-                      w.feed_forward_norm};
     Source activated = {
-        activations(at.codes, at.side, a_.feed_forward_size, w.down.group_size), nullptr, {}};
-    if (a_.gated && m == 1 && w.gate.bits == w.up.bits) {
+        activations(at.codes, at.side, static_cast<size_t>(down.columns), down.group_size),
+        nullptr,
+        {}};
+    if (gated && m == 1 && gate.bits == up.bits) {
         Products pair = {};
-        pair.matrix[0] = w.gate;
-        pair.matrix[1] = w.up;
+        pair.matrix[0] = gate;
+        pair.matrix[1] = up;
         pair.out[0] = at.gate;
         pair.count = 2;
         pair.activation = activation;
-        const size_t blocks = 2 * divided(static_cast<size_t>(w.gate.rows), 4);
-        if (walks(w.gate, m))
+        const size_t blocks = 2 * divided(static_cast<size_t>(gate.rows), 4);
+        if (walks(gate, m))
             walk_row(awqe_cuda::kWalkGate, pair, x, blocks);
         else
             multiply_row("_gate", pair, x, blocks);
         activated.x = at.gate;
-    } else {
-        const float* factor = w.activation_scales;
-        if (a_.gated) {
-            multiply({{&w.gate, at.gate}, {&w.up, at.up}}, x, m, false);
-            factor = at.up;
-        } else {
-            multiply({{&w.up, at.gate}}, x, m, false);
-        }
-        launch((*kernels_)(m == 1 ? "activate_one" : "activate_many"),
-               {divided(static_cast<size_t>(activated.codes.group_stride), 8), rows}, kThreads, 0,
-               static_cast<const float*>(at.gate), factor, a_.gated ? width : 0, activation,
-               activated.codes);
+        return activated;
     }
+    const float* factor = scales;
+    if (gated) {
+        multiply({{&gate, at.gate}, {&up, at.up}}, x, m, false);
+        factor = at.up;
+    } else {
+        multiply({{&up, at.gate}}, x, m, false);
+    }
+    launch(
+        (*kernels_)(m == 1 ? "activate_one" : "activate_many"),
+        {divided(static_cast<size_t>(activated.codes.group_stride), 8), static_cast<unsigned>(m)},
+        kThreads, 0, static_cast<const float*>(at.gate), factor, gated ? up.rows : 0, activation,
+        activated.codes);
+    return activated;
+}
+
+void Step::feed_forward(size_t m, size_t layer) {
+    const Launcher launch(*device_, stream_);
+    Arrays& at = *arrays_;
+    const LayerAddresses& w = weights_.layers()[layer];
+    const Source x = {activations(at.codes, at.side, a_.hidden_size, w.up.group_size), at.residual,
+                      w.feed_forward_norm};
+    const Source activated = activate(w.gate, w.up, w.down, w.activation_scales, x, m);
     if (a_.parallel) {
         // The norm above has read the stream without what attention gave.
         const size_t count = m * a_.hidden_size;
@@ -728,7 +691,12 @@ void Step::enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wan
     begin(m);
     for (size_t layer = 0; layer < weights_.layers().size(); ++layer) {
         attention(m, runs, layer, chunks);
-        feed_forward(m, layer);
+        if (weights_.layers()[layer].router == nullptr) {
+            feed_forward(m, layer);
+        } else {
+            mixture_of_experts(m, layer);
+        }
+        if (layer < taps_ && embeddings_ != nullptr) add_tap(m, layer);
     }
     head(m, wanted);
 }
@@ -752,8 +720,9 @@ void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
     // A step that decodes is recorded once and replayed: the host then starts one graph instead of
     // some hundred kernels. Rounded up to a power of two, so that few graphs serve all positions;
     // kernels for chunks that a row does not see end at once.
+    // Where the host chooses experts it has to wait in between.
     const bool decodes = m <= kFewRows && runs.size() == m && wanted.size() == m &&
-                         hidden.empty() && embeddings_ == nullptr;
+                         hidden.empty() && embeddings_ == nullptr && a_.experts == 0;
     if (!decodes) {
         enqueue(m, runs, &wanted, chunks);
         hand_out_hidden(hidden);

@@ -40,18 +40,18 @@ struct Source {
 class Step {
   public:
     // Room for `rows` rows of sequences with caches of this shape; `a` has the layers that
-    // `weights` has. The context is current.
+    // `weights` has, of which the first `taps` take up pictures again. The context is current.
     Step(std::shared_ptr<const Device> device, const Architecture& a, const Weights& weights,
-         const CacheShape& cache, size_t rows);
+         const CacheShape& cache, size_t rows, size_t taps);
     ~Step();
 
     // Bytes of device memory that a step takes.
-    static uint64_t bytes(const Architecture& a, size_t rows);
+    static uint64_t bytes(const Architecture& a, size_t rows, size_t taps);
 
     // Computes `rows`, stores their keys and values, and gives logits of the rows that `wanted`
     // names, and of those that `hidden` names what the head reads. `embeddings`: empty, or per row
-    // float [hidden] in the place of its token's, or NULL. Where the first layers are somebody
-    // else's, of every row its stream behind them.
+    // float [(1 + taps) * hidden] in the place of its token's, or NULL. Where the first layers are
+    // somebody else's, of every row its stream behind them.
     void run(const std::vector<Row>& rows, const std::vector<Run>& runs,
              const std::vector<Wanted>& wanted, const std::vector<Wanted>& hidden = {},
              const std::vector<const float*>& embeddings = {});
@@ -79,7 +79,11 @@ class Step {
                   size_t m, bool add);
     void add_to_stream(const Matrix& w, const NormWeights& post_norm, const Source& x, size_t m);
     void attention(size_t m, const std::vector<Run>& runs, size_t layer, unsigned chunks);
+    Source activate(const Matrix& gate, const Matrix& up, const Matrix& down, const float* scales,
+                    const Source& x, size_t m);
     void feed_forward(size_t m, size_t layer);
+    void add_tap(size_t m, size_t number);
+    void mixture_of_experts(size_t m, size_t layer);
     void keep(const std::vector<Wanted>& wanted, unsigned* staged);
     void head(size_t m, const std::vector<Wanted>* wanted);
     void hand_out_hidden(const std::vector<Wanted>& hidden);
@@ -91,6 +95,7 @@ class Step {
     const Architecture& a_;
     const Weights& weights_;
     const CacheShape cache_;
+    const size_t taps_;
     const float* const* embeddings_ = nullptr;  // of the pass that is being enqueued
     Stream stream_ = nullptr;
     std::unique_ptr<Kernels> kernels_;

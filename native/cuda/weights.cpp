@@ -8,6 +8,10 @@
 namespace awqe::cuda {
 namespace {
 
+// Behind the copies of a buffer: kernels/walk.cuh reads the scales and zero-points of whole units,
+// which a short row's last block does not have.
+constexpr size_t kReadBehind = 512;
+
 size_t matrix_bytes(const PackedMatrix& w) {
     return (w.rows + kBlockRows - 1) / kBlockRows * w.block_bytes;
 }
@@ -93,6 +97,13 @@ LayerAddresses place_layer(Placement<Where> at, const Architecture& a, const Lay
     layer.up = at.linear(w.feed_forward.up);
     layer.down = at.linear(w.feed_forward.down);
     layer.activation_scales = at.vector(w.feed_forward.activation_scales, a.feed_forward_size);
+    layer.router = at.vector(w.experts.router, size_t{a.experts} * a.hidden_size);
+    const auto expert = [&](const FeedForward& from) {
+        return ExpertAddresses{at.linear(from.gate), at.linear(from.up), at.linear(from.down)};
+    };
+    for (const FeedForward& each : w.experts.all) layer.experts.push_back(expert(each));
+    layer.shared = expert(w.experts.shared);
+    layer.shared_router = at.vector(w.experts.shared_router, a.hidden_size);
     layer.feed_forward_post_norm = at.norm(a, w.feed_forward_post_norm, a.hidden_size);
     return layer;
 }
@@ -158,10 +169,14 @@ void Weights::fill(const Model& model, size_t first_layer, const Place& placed) 
 }
 
 uint64_t Weights::bytes(const Model& model, size_t first_layer) {
-    Copied count;
+    uint64_t total = 0;
     Weights nowhere;
-    nowhere.fill(model, first_layer, [&](const auto& place) { place(count); });
-    return count.used();
+    nowhere.fill(model, first_layer, [&](const auto& place) {
+        Copied count;
+        place(count);
+        total += count.used() + kReadBehind;
+    });
+    return total;
 }
 
 Weights::Weights(std::shared_ptr<const Device> device, const Model& model, size_t first_layer) {
@@ -183,7 +198,7 @@ Weights::Weights(std::shared_ptr<const Device> device, const Model& model, size_
     fill(model, first_layer, [&](const auto& place) {
         Copied count;
         place(count);
-        buffers_.emplace_back(device, count.used());
+        buffers_.emplace_back(device, count.used() + kReadBehind);
         Copied copy(upload, buffers_.back().address());
         place(copy);
     });

@@ -18,6 +18,13 @@ namespace awqe::cuda {
 using awqe_cuda::Matrix;
 using awqe_cuda::NormWeights;
 
+// Device addresses of runtime/model.h's FeedForward of an expert.
+struct ExpertAddresses {
+    Matrix gate;
+    Matrix up;
+    Matrix down;
+};
+
 // Device addresses of runtime/model.h's LayerWeights.
 struct LayerAddresses {
     NormWeights attention_norm;
@@ -33,6 +40,10 @@ struct LayerAddresses {
     Matrix up;
     Matrix down;
     const float* activation_scales;  // or NULL
+    const float* router;             // [experts, hidden]; NULL: the layer has no experts
+    std::vector<ExpertAddresses> experts;
+    ExpertAddresses shared;      // no rows if there is none
+    const float* shared_router;  // [hidden], or NULL
     NormWeights feed_forward_post_norm;
 };
 

@@ -100,8 +100,8 @@ class Backend {
     // The most rows of a block, at most kMostBlockRows.
     virtual size_t block_rows() const = 0;
 
-    // Whether rows may see beyond their own position, and turn by other numbers than it.
-    virtual bool places_rows() const = 0;
+    // Whether rows may see beyond their own position.
+    virtual bool sees_ahead() const = 0;
 
     // Bytes that a sequence takes, and those of working memory that sequences use in turn.
     virtual size_t cache_bytes(const SequencePlan& plan) const = 0;

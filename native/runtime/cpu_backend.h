@@ -32,7 +32,7 @@ class CpuBackend : public Backend {
     ~CpuBackend() override;
 
     const char* name() const override { return kernels_.name; }
-    bool places_rows() const override { return true; }
+    bool sees_ahead() const override { return true; }
     size_t block_rows() const override { return kBlockTokens; }
     size_t cache_bytes(const SequencePlan& plan) const override;
     size_t scratch_bytes(const SequencePlan& plan) const override;

@@ -110,16 +110,6 @@ void Session::check_picture(const Reading& reading) const {
         fail(AWQE_INVALID_ARGUMENT, "count is %zu, which is no whole number of rows of %zu", count,
              reading.columns);
     }
-    if (turns_apart() && reading.columns != 0 && !backend_.places_rows()) {
-        fail(AWQE_UNSUPPORTED,
-             "this model turns a picture by its rows and columns, which the GPU does not so far; "
-             "use the CPU for its pictures");
-    }
-    if (model_.row_size() != model_.architecture().hidden_size && !backend_.places_rows()) {
-        fail(AWQE_UNSUPPORTED,
-             "the first layers of this model take up a picture again, which the GPU does not so "
-             "far; use the CPU for its pictures");
-    }
     if (rows == 0) return;
     if (count != rows) {
         fail(AWQE_INVALID_ARGUMENT,
@@ -127,7 +117,7 @@ void Session::check_picture(const Reading& reading) const {
              "are read in one call",
              count, rows);
     }
-    if (!backend_.places_rows()) {
+    if (!backend_.sees_ahead()) {
         fail(AWQE_UNSUPPORTED,
              "this model sees a picture in both directions, which the GPU does not so far; use the "
              "CPU for its pictures");

@@ -2,6 +2,7 @@
 // <op>_u<bits>_g<group size>_<epilogue>. __launch_bounds__ says how many threads there are and how
 // many CTAs shall fit on a multiprocessor; README.md has the reasons.
 #include "attention_prompt.cuh"
+#include "experts.cuh"
 #include "gemm_warpgroup.cuh"
 #include "gemv.cuh"
 #include "prepare.cuh"
@@ -14,8 +15,8 @@ using namespace awqe_cuda;
 #define KERNEL extern "C" __global__ void
 
 KERNEL embed(const Row* rows, Matrix table, const float* inverse_frequencies, int angles,
-             float* residual, float* cosines, float* sines) {
-    embed_row(rows, table, inverse_frequencies, angles, residual, cosines, sines);
+             const unsigned char* axes, int half, float* residual, float* cosines, float* sines) {
+    embed_row(rows, table, inverse_frequencies, angles, axes, half, residual, cosines, sines);
 }
 KERNEL add_positions(const Row* rows, const float* positions, int width, float* residual) {
     add_position(rows, positions, width, residual);
@@ -48,6 +49,15 @@ KERNEL activate_one(const float* x, const float* factor, int factor_stride, int 
 KERNEL activate_many(const float* x, const float* factor, int factor_stride, int activation,
                      Activations out) {
     activate_rows<false>(x, factor, factor_stride, activation, out);
+}
+KERNEL __launch_bounds__(kRouterWarps * 32)
+    route(const float* x, const float* router, const float* shared_router, int k, int experts,
+          float* logits) {
+    route_row(x, router, shared_router, k, experts, logits);
+}
+KERNEL add_weighted(const float* part, const unsigned* rows, const float* weights, int k,
+                    float* mixed) {
+    add_weighted_row(part, rows, weights, k, mixed);
 }
 KERNEL add(float* stream, const float* branch, int count) { add_floats(stream, branch, count); }
 KERNEL cap(float* x, int count, float limit) { cap_floats(x, count, limit); }

@@ -51,6 +51,7 @@ struct Row {
     unsigned token;
     int position;
     unsigned char* cache;  // of its sequence; layers lie layer_bytes apart
+    int turns[3];          // by what angles turn, where a position has three numbers
 };
 
 // A sequence's cache is a row of chunks of 64 positions, each with all layers: where a position

@@ -29,10 +29,12 @@ __device__ __forceinline__ int code_at(const Matrix& w, const unsigned char* blo
 }
 
 // residual[t] = the token's row of the embedding; `angles` angles of its position, those of all
-// rotary tables. A CTA per row.
+// rotary tables. axes: NULL, or unsigned char [half], by which of a row's three numbers an angle of
+// a head turns. A CTA per row.
 __device__ __forceinline__ void embed_row(const Row* rows, const Matrix& table,
                                           const float* inverse_frequencies, int angles,
-                                          float* residual, float* cosines, float* sines) {
+                                          const unsigned char* axes, int half, float* residual,
+                                          float* cosines, float* sines) {
     let_next_kernel_start();
     wait_for_kernel_before();
     const int t = blockIdx.x;
@@ -50,7 +52,8 @@ __device__ __forceinline__ void embed_row(const Row* rows, const Matrix& table,
     }
     for (int i = threadIdx.x; i < angles; i += blockDim.x) {
         float sine, cosine;
-        sine_cosine(float(row.position) * inverse_frequencies[i], &sine, &cosine);
+        const int number = axes == nullptr ? row.position : row.turns[axes[i % half]];
+        sine_cosine(float(number) * inverse_frequencies[i], &sine, &cosine);
         cosines[(long long)t * angles + i] = cosine;
         sines[(long long)t * angles + i] = sine;
     }

@@ -85,13 +85,12 @@ void check_same(const float* is, const float* expected, size_t count, const std:
 
 constexpr awqe_kv_type kTypes[] = {AWQE_KV_F16, AWQE_KV_INT8};
 
-// Calls check(model, name) for every file and every form that the GPU computes.
+// Calls check(model, name) for every file and every form of a decoder.
 template <class Check>
 void for_every_model(const Check& check) {
     for (const std::string& path : model_files) check(open_model(path), path);
     for (const ModelForm& form : model_forms()) {
-        if (form.experts == 0)
-            check(open_bytes(random_model(form).build()), std::string(form.name));
+        check(open_bytes(random_model(form).build()), std::string(form.name));
     }
 }
 
@@ -290,28 +289,98 @@ TEST(layers_divided_with_the_cpu_give_its_logits) {
     });
 }
 
-TEST(a_form_without_kernels_is_refused_and_auto_takes_the_cpu) {
+// Logits [all rows, vocabulary] of text, a picture of 3 x 4 rows, and text again.
+std::vector<float> read_with_picture(const OwnedSession& session, const awqe_model_info& info,
+                                     const std::vector<float>& rows) {
+    constexpr size_t kRows = 12;
+    const std::vector<uint32_t> tokens = tokens_for(info, 5, 1);
+    std::vector<float> all = read(session, info, tokens.data(), 2);
+    awqe_batch_input input = {};
+    input.struct_size = sizeof(input);
+    input.session = session.get();
+    input.which = AWQE_LOGITS_ALL;
+    input.embeddings = rows.data();
+    input.count = kRows;
+    input.columns = 4;
+    std::vector<float> logits(kRows * info.vocabulary_size);
+    input.logits = logits.data();
+    awqe_error error = {};
+    need(awqe_batch_evaluate(&input, 1, nullptr, nullptr, &error), error);
+    all.insert(all.end(), logits.begin(), logits.end());
+    for (const uint32_t token : tokens) {
+        const std::vector<float> one = read(session, info, &token, 1);
+        all.insert(all.end(), one.begin(), one.end());
+    }
+    return all;
+}
+
+TEST(rows_of_pictures_turn_by_their_place_and_are_taken_up_again) {
     if (!gpu_is_there()) return;
-    size_t refused = 0;
-    for (const ModelForm& form : model_forms()) {
-        if (form.experts == 0) continue;
-        ++refused;
-        const OwnedModel model = open_bytes(random_model(form).build());
-        awqe_session_options options = {};
-        options.struct_size = sizeof(options);
-        options.device = AWQE_DEVICE_CUDA;
-        awqe_session* opened = nullptr;
+    size_t turned = 0;
+    size_t tapped = 0;
+    for (const VisionForm& form : vision_forms()) {
+        if (!form.rotary) continue;
+        ++turned;
+        const OwnedModel model = open_bytes(random_vision_model(form).build());
+        const awqe_model_info info = info_of(model);
+        awqe_vision_info vision = {};
+        vision.struct_size = sizeof(vision);
         awqe_error error = {};
+        need(awqe_vision_info_get(model.get(), &vision, &error), error);
+        std::vector<float> rows(12 * size_t{vision.embedding_size});
+        for (size_t i = 0; i < rows.size(); ++i) {
+            rows[i] = static_cast<float>(static_cast<int>(i * 2654435761u >> 20) - 2048) / 4e4f;
+        }
+        const std::vector<float> expected =
+            read_with_picture(open_session(model, AWQE_DEVICE_CPU, AWQE_KV_F16), info, rows);
+        const std::vector<float> is =
+            read_with_picture(open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16), info, rows);
+        check_same(is.data(), expected.data(), expected.size(), form.name);
+        // Layers that take up a picture again are not divided.
+        if (vision.embedding_size > info.hidden_size) {
+            ++tapped;
+            awqe_session_options options = {};
+            options.struct_size = sizeof(options);
+            options.device = AWQE_DEVICE_CUDA;
+            options.gpu_layers = info.layers - 1;
+            awqe_session* opened = nullptr;
+            CHECK_EQUAL(awqe_session_open(model.get(), &options, &opened, &error),
+                        AWQE_UNSUPPORTED);
+            CHECK(std::string(error.message).find("take up a picture again and stay together") !=
+                  std::string::npos);
+            continue;
+        }
+        const std::vector<float> divided =
+            read_with_picture(open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16, 1), info, rows);
+        check_same(divided.data(), expected.data(), expected.size(),
+                   std::string(form.name) + ", divided");
+    }
+    CHECK(turned > 1 && tapped > 0);
+}
+
+TEST(gated_blocks_are_refused_and_auto_takes_the_cpu) {
+    if (!gpu_is_there()) return;
+    VisionForm form;
+    form.blocks = {0, 1};
+    form.class_token = true;
+    form.image_size = 48;
+    const OwnedModel model = open_bytes(random_vision_model(form).build());
+    awqe_session_options options = {};
+    options.struct_size = sizeof(options);
+    options.device = AWQE_DEVICE_CUDA;
+    awqe_session* opened = nullptr;
+    awqe_error error = {};
+    for (const uint32_t layers : {0u, 1u}) {
+        options.gpu_layers = layers;
         CHECK_EQUAL(awqe_session_open(model.get(), &options, &opened, &error), AWQE_UNSUPPORTED);
         CHECK(opened == nullptr);
         CHECK(std::string(error.message).find("the GPU has no ") == 0);
-        const OwnedSession session = open_session(model, AWQE_DEVICE_AUTO, AWQE_KV_F16);
-        CHECK(std::strcmp(awqe_session_kernels(session.get()), "cuda") != 0);
-        awqe_model_info info = info_of(model);
-        const std::vector<uint32_t> tokens = tokens_for(info, 3, 1);
-        read(session, info, tokens.data(), tokens.size());
     }
-    CHECK(refused > 0);
+    const OwnedSession session = open_session(model, AWQE_DEVICE_AUTO, AWQE_KV_F16);
+    CHECK(std::strcmp(awqe_session_kernels(session.get()), "cuda") != 0);
+    const awqe_model_info info = info_of(model);
+    const std::vector<uint32_t> tokens = tokens_for(info, 3, 1);
+    read(session, info, tokens.data(), tokens.size());
 }
 
 TEST(pictures_that_are_seen_in_both_directions_are_refused_and_text_is_read) {

@@ -7,6 +7,7 @@
 
 #include <cstdlib>
 #include <cstring>
+#include <fstream>
 #include <memory>
 #include <string>
 #include <vector>
@@ -35,14 +36,15 @@ int describe() {
 
 // In the process with the fault: decodes some tokens, prints who computed how far, and a hash of
 // the logits.
-int decode(awqe_device device, uint32_t gpu_layers) {
+int decode(const char* file, awqe_device device, uint32_t gpu_layers) {
     awqe_error error = {};
     awqe_model* opened = nullptr;
-    if (awqe_model_open(AWQE_TEST_DATA "/tiny.awq.gguf", &opened, &error) != AWQE_OK) return 2;
+    if (awqe_model_open(file, &opened, &error) != AWQE_OK) return 2;
     const OwnedModel model(opened);
     awqe_session_options options = {};
     options.struct_size = sizeof(options);
     options.device = static_cast<uint32_t>(device);
+    options.context_length = 16;
     options.gpu_layers = gpu_layers;
     awqe_session* started = nullptr;
     awqe_status status = awqe_session_open(model.get(), &options, &started, &error);
@@ -78,8 +80,9 @@ int decode(awqe_device device, uint32_t gpu_layers) {
     return 0;
 }
 
-// What that process prints. `device`: also "gpu", which is described. `libraries`: where it looks
-// for a driver, or NULL for where this one does.
+// What that process prints. `device`: behind it may stand ", stories", another model; also "gpu",
+// which is described, and "cycles", with their number in the place of gpu_layers. `libraries`:
+// where it looks for a driver, or NULL for where this one does.
 std::string seen(const char* device, const std::string& machine, const char* libraries = nullptr,
                  uint32_t gpu_layers = 0) {
     int ends[2];
@@ -110,6 +113,60 @@ std::string seen(const char* device, const std::string& machine, const char* lib
     return text;
 }
 
+// Bytes of this process in memory.
+size_t resident_bytes() {
+    std::ifstream statm("/proc/self/statm");
+    size_t all = 0;
+    size_t resident = 0;
+    statm >> all >> resident;
+    return resident * static_cast<size_t>(sysconf(_SC_PAGESIZE));
+}
+
+// In a process of its own: opens, decodes and closes again and again, by turns alone on the GPU and
+// divided; prints by how many MB the process and what is taken of the GPU have grown since the
+// beginning, whose tenth is not looked at.
+int open_and_close(int times) {
+    size_t resident = 0;
+    uint64_t free_bytes = 0;
+    for (int i = 0; i <= times; ++i) {
+        if (i == times / 10 || i == times) {
+            awqe_gpu gpu = {};
+            gpu.struct_size = sizeof(gpu);
+            awqe_error error = {};
+            if (awqe_gpu_get(&gpu, &error) != AWQE_OK) return 2;
+            if (i == times) {
+                std::printf(
+                    "%lld MB, %lld MB",
+                    (static_cast<long long>(resident_bytes()) - static_cast<long long>(resident)) >>
+                        20,
+                    static_cast<long long>(free_bytes - gpu.free_bytes) >> 20);
+                return 0;
+            }
+            resident = resident_bytes();
+            free_bytes = gpu.free_bytes;
+        }
+        awqe_error error = {};
+        awqe_model* opened = nullptr;
+        if (awqe_model_open(AWQE_TEST_DATA "/tiny.awq.gguf", &opened, &error) != AWQE_OK) return 2;
+        const OwnedModel model(opened);
+        awqe_session_options options = {};
+        options.struct_size = sizeof(options);
+        options.device = AWQE_DEVICE_CUDA;
+        options.gpu_layers = i % 2 == 0 ? 0 : 1;
+        awqe_session* started = nullptr;
+        if (awqe_session_open(model.get(), &options, &started, &error) != AWQE_OK) return 2;
+        const OwnedSession session(started);
+        // Twice in one form: the second time as a recorded step.
+        for (uint32_t token = 1; token <= 2; ++token) {
+            if (awqe_session_evaluate(session.get(), &token, 1, AWQE_LOGITS_LAST, nullptr, nullptr,
+                                      nullptr, &error) != AWQE_OK) {
+                return 2;
+            }
+        }
+    }
+    return 2;
+}
+
 // The logits of the CPU.
 const std::string& hash_of_cpu() {
     static const std::string hash = seen("cpu", "").substr(4);
@@ -137,6 +194,15 @@ TEST(a_sound_gpu_gives_the_logits_of_the_cpu) {
     for (const char* machine : {"", "capability=87", "integrated", "capability=121"}) {
         CHECK_EQUAL(seen("cuda", machine), "GPU " + hash_of_cpu());
         CHECK_EQUAL(seen("auto", machine), "GPU " + hash_of_cpu());
+    }
+}
+
+// Rows of few inputs, whose last block lies at the end of what is allocated.
+TEST(short_rows_on_every_kind_of_gpu) {
+    const std::string expected = seen("cpu, stories", "").substr(4);
+    for (const char* machine : {"", "capability=87", "integrated,registers,capability=87"}) {
+        CHECK_EQUAL(seen("cuda, stories", machine), "GPU " + expected);
+        CHECK_EQUAL(seen("cuda, stories", machine, nullptr, 2), "2 of 5 " + expected);
     }
 }
 
@@ -196,7 +262,9 @@ TEST(layers_that_the_cpu_computes) {
 TEST(layers_by_the_free_memory) {
     // From a GPU that holds the model to one that holds nothing.
     std::vector<std::string> order;
-    for (size_t bytes = size_t{16} << 20; bytes > 20000; bytes = bytes * 7 / 8) {
+    std::vector<size_t> sizes = {size_t{16} << 20, size_t{2} << 20};
+    for (size_t bytes = 950000; bytes > 600000; bytes -= 10000) sizes.push_back(bytes);
+    for (const size_t bytes : sizes) {
         const std::string machine = "memory=" + std::to_string(bytes);
         std::string who = seen("cuda", machine, nullptr, AWQE_GPU_LAYERS_AUTO);
         const std::string out_of_memory = status_text("open", AWQE_OUT_OF_MEMORY);
@@ -239,6 +307,11 @@ TEST(weights_in_place_where_cpu_and_gpu_share_one_memory) {
     // Some pages are, the next are not: nothing is left registered.
     CHECK_EQUAL(seen("cuda", "integrated,registers,cuMemHostRegister_v2=801@2"),
                 "GPU " + hash_of_cpu());
+}
+
+TEST(five_hundred_openings_leave_memory_flat) {
+    CHECK_EQUAL(seen("cycles", "", nullptr, 500), std::string("0 MB, 0 MB"));
+    CHECK_EQUAL(seen("cycles", "integrated,registers", nullptr, 100), std::string("0 MB, 0 MB"));
 }
 
 TEST(a_gpu_that_is_lost_while_weights_are_copied) {
@@ -291,9 +364,14 @@ int main(int argc, char** argv) {
     if (argc == 4 && std::strcmp(argv[1], "--decode") == 0) {
         const std::string device = argv[2];
         if (device == "gpu") return awqe::test::describe();
-        return awqe::test::decode(device == "cuda"   ? AWQE_DEVICE_CUDA
-                                  : device == "auto" ? AWQE_DEVICE_AUTO
-                                                     : AWQE_DEVICE_CPU,
+        if (device == "cycles") return awqe::test::open_and_close(std::atoi(argv[3]));
+        const bool stories = device.find(", stories") != std::string::npos;
+        const char* const file =
+            stories ? AWQE_TEST_DATA "/stories260k.awq.gguf" : AWQE_TEST_DATA "/tiny.awq.gguf";
+        return awqe::test::decode(file,
+                                  device.find("cuda") == 0   ? AWQE_DEVICE_CUDA
+                                  : device.find("auto") == 0 ? AWQE_DEVICE_AUTO
+                                                             : AWQE_DEVICE_CPU,
                                   static_cast<uint32_t>(std::strtoul(argv[3], nullptr, 10)));
     }
     return awqe::test::run(argc, argv);

@@ -46,8 +46,8 @@ std::function<void()> bound(void (*kernel)(Arguments...), void** arguments) {
 
 const Kernel kKernels[] = {
     LISTED(embed) LISTED(add_positions) LISTED(norm_floats) LISTED(layer_norm_floats) LISTED(add)
-        LISTED(cap) LISTED(gather) LISTED(read_memory) LISTED(prepare)
-            LISTED(attention_merge_floats) LISTED(attention_prompt_d64)
+        LISTED(cap) LISTED(gather) LISTED(read_memory) LISTED(route) LISTED(add_weighted)
+            LISTED(prepare) LISTED(attention_merge_floats) LISTED(attention_prompt_d64)
                 LISTED(attention_prompt_d128) LISTED(attention_prompt_d64_changed)
                     LISTED(attention_prompt_d128_changed) OF_ROWS(one) OF_ROWS(many)
                         AWQE_PRODUCTS(OF_PRODUCT) AWQE_WALKED_PRODUCTS(OF_WALKED)};
