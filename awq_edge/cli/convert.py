@@ -41,7 +41,7 @@ _OF_CALIBRATION = {
 _OF_WIDTHS = {"bits": "--bits", "head_bits": "--head-bits", "embedding_bits": "--embedding-bits"}
 _OF_TEXT = ("calibration", "samples", "sequence_length", "seed")
 # About what the layers are of the time where learning follows.
-_OF_LAYERS = 0.5
+_OF_LAYERS = 0.3
 # The context whose keys and values the table of boards counts.
 _CONTEXT = 2048
 
@@ -66,9 +66,10 @@ def convert(
     effort: Annotated[
         str,
         typer.Option(
-            help="normal, or high: after the method auto the scales of all layers together learn "
-            "what the float model predicts; kept only where text put aside says so. A file of the "
-            "same size and speed, nearer to the float model, for two to four times the time."
+            help="normal, or high: after the method auto codes and scales of all layers together "
+            "learn what the float model predicts, from four times the samples; kept only where "
+            "text put aside says so. A file of the same size and speed, nearer to the float model, "
+            "for some three times the time on a GPU and far more on a CPU."
         ),
     ] = "normal",
     bits: Annotated[

@@ -78,9 +78,19 @@ def check_disk(
     architecture: Architecture,
     options: Options,
     blocks: torch.Tensor | None,
+    learned: torch.Tensor | None,
     export: Export | None,
 ) -> None:
-    """Refuses a conversion that would fill a disk in the end."""
+    """Refuses a conversion that would fill a disk in the end.
+
+    Args:
+        output: The file that is made.
+        architecture: The decoder.
+        options: How.
+        blocks: Calibration tokens, int64 [b, t]; None for a method that needs none.
+        learned: Those that are learned from; None: nothing learns.
+        export: What else is written.
+    """
     overhead = 24 / options.group_size
     tables = architecture.vocabulary_size * architecture.hidden_size
     embedding_bits, head_bits = options.tables(tied=architecture.tied_head)
@@ -102,8 +112,8 @@ def check_disk(
     if blocks is not None and any(options.plan(bits).coupled for bits in options.widths):
         hidden += _gradient_bytes(architecture, blocks)
     needed = 2 * packed + hidden  # the work directory and the file itself
-    if blocks is not None and options.effort == "high":
-        needed += _learning_bytes(architecture, blocks, options)
+    if learned is not None:
+        needed += _learning_bytes(architecture, learned, options)
     if blocks is not None and architecture.experts:
         # Changed ones of a layer that have no room in memory.
         experts = 3 * architecture.experts * architecture.expert_size * architecture.hidden_size
@@ -133,9 +143,10 @@ def _gradient_bytes(architecture: Architecture, blocks: torch.Tensor) -> int:
 
 
 def _learning_bytes(architecture: Architecture, blocks: torch.Tensor, options: Options) -> int:
-    """What lies in files while scales learn: the float model's last states, scales of 3 rounds."""
-    scales = 3 * 4 * architecture.linear_parameters() // options.group_size
-    return 4 * blocks.numel() * architecture.hidden_size + scales
+    """What lies in files while a model learns: the float one's last states, what 3 rounds left."""
+    weights = architecture.linear_parameters()
+    rounds = 3 * (2 * weights + 4 * weights // options.group_size)
+    return 4 * blocks.numel() * architecture.hidden_size + rounds
 
 
 def device_named(name: str) -> torch.device:

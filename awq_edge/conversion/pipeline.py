@@ -35,7 +35,7 @@ from awq_edge.conversion.tower import (
     stored_bytes,
     tiles_digest,
 )
-from awq_edge.conversion.training import Training, check_learnable
+from awq_edge.conversion.training import TIMES, Training, check_learnable
 from awq_edge.conversion.trial import check_runs
 from awq_edge.conversion.walk import Walk
 from awq_edge.conversion.work_directory import WorkDirectory
@@ -99,10 +99,9 @@ def convert(
         )
     calibration = _calibration(source, tokenizer, options, events)
     blocks, digest = calibration.blocks, calibration.digest
-    if options.effort == "high":
-        assert blocks is not None
-        check_learnable(source.architecture, blocks)
-    check_disk(output, source.architecture, options, blocks, export)
+    if calibration.learned is not None:
+        check_learnable(source.architecture, calibration.learned)
+    check_disk(output, source.architecture, options, blocks, calibration.learned, export)
     plain = _metadata(source, tokenizer, options, digest)
     tiles = None if vision is None else calibration_tiles(vision, options)
     if tiles is None and options.calibration_images is not None:
@@ -159,10 +158,9 @@ def convert(
                     Walk(source, options, chosen, device, work, events, processes).run(blocks)
                 metadata = {**plain, **widths.metadata(chosen, options)}
                 training = None
-                if options.effort == "high":
-                    assert blocks is not None
+                if calibration.learned is not None:
                     training = Training(source, chosen, options.seed, device, work, events)
-                    training.run(blocks)
+                    training.run(calibration.learned)
                 names = source.tensor_names() + ([] if vision is None else vision.tensor_names())
                 tensors = work.tensors(names)
                 if training is not None:
@@ -193,12 +191,14 @@ class _Calibration:
 
     Attributes:
         blocks: Tokens, int64 [b, t]; None for a method without any.
+        learned: Of the same texts, those that are learned from; None: nothing learns.
         digest: Of the texts.
         texts: What they are called, and how many blocks are of each.
         held_out: Blocks of each kind to judge by, int64 [1, t].
     """
 
     blocks: torch.Tensor | None = None
+    learned: torch.Tensor | None = None
     digest: str | None = None
     texts: dict[str, int] = dataclasses.field(default_factory=dict)
     held_out: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
@@ -215,17 +215,26 @@ def _calibration(
             "tokenizer.model, and calibration needs one; --method rtn does without."
         )
     length = min(options.sequence_length, source.architecture.context_length)
+    learning = TIMES * options.samples if options.effort == "high" else 0
+    learned = None
     if options.calibration is None:
         kinds = shipped.read_kinds()
         drawn = shipped.kinds_blocks(tokenizer, kinds, options.samples, length, options.seed)
-        found = _Calibration(drawn.blocks, shipped.digest(kinds), drawn.counts, drawn.held_out)
+        if learning:
+            more = shipped.kinds_blocks(tokenizer, kinds, learning, length, options.seed)
+            learned = more.blocks
+        digest = shipped.digest(kinds)
+        found = _Calibration(drawn.blocks, learned, digest, drawn.counts, drawn.held_out)
     else:
         words = text.read_text(options.calibration)
         blocks = text.token_blocks(tokenizer, words, options.samples, length, options.seed)
+        if learning:
+            learned = text.token_blocks(tokenizer, words, learning, length, options.seed)
         named = {options.calibration.name: len(blocks)}
-        found = _Calibration(blocks, text.text_digest(words), named)
+        found = _Calibration(blocks, learned, text.text_digest(words), named)
     assert found.blocks is not None
-    for blocks in (found.blocks, *found.held_out.values()):
+    more_blocks = [] if learned is None else [learned]
+    for blocks in (found.blocks, *more_blocks, *found.held_out.values()):
         text.check_tokens(blocks, source.architecture.vocabulary_size)
     if (len(found.blocks), length) != (options.samples, options.sequence_length):
         events.message(

@@ -1,7 +1,7 @@
-"""The packed model while it learns: codes from the work directory, scales that move.
+"""The packed model while it learns: matrices whose codes and scales move, and what stays.
 
-Owns the scales of all matrices, and how gradients reach them. Refuses to know where gradients come
-from, and when a round ends.
+Owns all of the decoder's matrices in memory, and how gradients reach them. Refuses to know where
+gradients come from, and when a round ends.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ import torch
 from awq_edge.conversion.packed_tensors import PackedTensors
 from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.float_model import FloatModel
-from awq_edge.quantize import grouped, learned
+from awq_edge.quantize import grouped
 from awq_edge.quantize.grouped import Quantiser
-from awq_edge.quantize.learned import LearnedScales
-from awq_edge.stages import head_name, layer_tensor_names, matrices
+from awq_edge.quantize.learned import LearnedMatrix
+from awq_edge.stages import head_name, layer_tensor_names
 
 
 class Student:
@@ -38,64 +38,78 @@ class Student:
         self._device = device
         self._work = work
         self._tensors = PackedTensors(work, device)
-        self._scales: dict[str, LearnedScales] = {}
+        self._packed = {name for name in widths if name.startswith("blk.")}
+        self._learned: dict[str, LearnedMatrix] = {}
+        self._kept: dict[str, grouped.Quantised] = {}  # matrices that do not learn, once read
+        self._vectors: dict[str, torch.Tensor] = {}
         self._weights: dict[str, torch.Tensor] = {}  # of the layer on its way back
-        self._group_sizes = {name: q.group_size for name, q in widths.items()}
         self._rate = 0.0
-        self.names = sorted(n for n, q in widths.items() if n.startswith("blk.") and q.bits < 8)
+        self.names = sorted(name for name in self._packed if widths[name].bits < 8)
 
     def begin(self, number: int) -> None:
         """Begins where a round ended, 0 being ``auto``; nothing is known of earlier gradients."""
         for name in self.names:
-            if number:
-                exact = torch.from_numpy(self._work.learned(number, name))
-            else:
-                exact = torch.from_numpy(self._tensors.matrix(name).scales).float()
-            self._scales[name] = LearnedScales.beginning(exact.to(self._device))
+            self._learned.pop(name, None)  # its memory first
+            self._learned[name] = self._of_round(number, name)
 
     def step(self, rate: float) -> None:
-        """Begins a step: what is heard from now on moves scales by a share of the whole rate."""
+        """Begins a step: what is heard from now on moves matrices by a share of the whole rate."""
         self._rate = rate
 
     def store(self, number: int) -> None:
         """Keeps what a round left."""
-        for name, scales in self._scales.items():
-            self._work.store_learned(number, name, scales.exact.cpu().numpy())
+        for name, matrix in self._learned.items():
+            scales, offsets = matrix.scales.cpu(), matrix.offsets.half().cpu()
+            self._work.store_learned(number, name, scales.numpy(), offsets.numpy())
 
     def heard(self, layer: int, name: str, gradient: torch.Tensor) -> None:
-        """Moves a matrix's scales by the gradient by its weights, float32 [n, k]; used up."""
+        """Moves a matrix by the gradient by its weights, float32 [n, k]; used up."""
         full = f"blk.{layer}.{name}.weight"
-        if full in self._scales:
-            weights, group_size = self._weights[f"{name}.weight"], self._group_sizes[full]
-            self._scales[full].move(learned.slopes(gradient, weights, group_size), self._rate)
+        if full in self._learned:
+            self._learned[full].move(gradient, self._weights[f"{name}.weight"], self._rate)
 
-    def quantised(self, name: str, scales: torch.Tensor) -> grouped.Quantised:
-        """A matrix with its codes and zero-points, and with scales [n, groups]."""
-        begun = self._tensors.matrix(name)
-        codes, zeros = (torch.from_numpy(v).to(self._device) for v in (begun.codes, begun.zeros))
-        return grouped.Quantised(codes, scales.half(), zeros, begun.bits, begun.group_size)
+    def quantised(self, name: str, number: int) -> grouped.Quantised:
+        """A matrix that learns, as a round left it."""
+        return self._of_round(number, name).rounded()
 
     def vector(self, name: str) -> torch.Tensor:
         """A plain tensor, float32 [n]."""
-        return self._tensors.vector(name)
+        if name not in self._vectors:
+            self._vectors[name] = self._tensors.vector(name)
+        return self._vectors[name]
 
     def rows(self, name: str, numbers: torch.Tensor) -> torch.Tensor:
         """Some rows of a matrix, float32 [.., k] for their numbers, int64 [..]."""
-        return self._tensors.rows(name, numbers)
+        if name not in self._kept:
+            self._kept[name] = self._tensors.matrix(name)
+        rows = self._kept[name].take(numbers.flatten().to(self._device)).dequantise()
+        return rows.view(*numbers.shape, -1)
 
     def head(self) -> torch.Tensor:
         """The matrix that makes logits, float32 [v, hidden]."""
-        return self._tensors.floats(head_name(self._architecture))
+        return self._tensors.matrix(head_name(self._architecture)).dequantise()
 
     def layer(self, number: int) -> Mapping[str, torch.Tensor]:
         """A layer's tensors as they stand, by their names without ``blk.N.``."""
-        packed = {f"{name}.weight" for name in matrices(self._architecture, number)}
         self._weights = {}
         for name in layer_tensor_names(self._architecture, number):
             full = f"blk.{number}.{name}"
-            if full in self._scales:
-                tensor = self.quantised(full, self._scales[full].rounded).dequantise()
+            if full in self._learned:
+                tensor = self._learned[full].rounded().dequantise()
+            elif full in self._packed:
+                if full not in self._kept:
+                    self._kept[full] = self._tensors.matrix(full)
+                tensor = self._kept[full].dequantise()
             else:
-                tensor = self._tensors.floats(full) if name in packed else self.vector(full)
+                tensor = self.vector(full)
             self._weights[name] = tensor
         return self._weights
+
+    def _of_round(self, number: int, name: str) -> LearnedMatrix:
+        begun = self._tensors.matrix(name)
+        if not number:
+            return LearnedMatrix.beginning(begun)
+        scales, offsets = (
+            torch.from_numpy(values).to(self._device) for values in self._work.learned(number, name)
+        )
+        return LearnedMatrix(begun, scales, offsets.float())

@@ -218,14 +218,19 @@ class WorkDirectory:
         """The round of the lowest divergence, the first of equal ones; 0: before any."""
         return self.rounds.index(min(self.rounds))
 
-    def store_learned(self, number: int, name: str, scales: Floats) -> None:
-        """Keeps a matrix's scales as a round left them, float32 [n, groups]."""
-        self._store(f"learned.{number}.{name}.npy", scales)
+    def store_learned(
+        self, number: int, name: str, scales: Floats, offsets: npt.NDArray[np.float16]
+    ) -> None:
+        """Keeps a matrix as a round left it: scales [n, groups], offsets of its places [n, k]."""
+        self._store(f"learned.{number}.{name}.scales.npy", scales)
+        self._store(f"learned.{number}.{name}.offsets.npy", offsets)
 
-    def learned(self, number: int, name: str) -> Floats:
+    def learned(self, number: int, name: str) -> tuple[Floats, npt.NDArray[np.float16]]:
         """What :meth:`store_learned` kept."""
-        kept: Floats = self._load(f"learned.{number}.{name}.npy")
-        return kept
+        scales, offsets = (
+            self._load(f"learned.{number}.{name}.{part}.npy") for part in ("scales", "offsets")
+        )
+        return scales, offsets
 
     def round_done(self, divergence: float) -> None:
         """Records a round, the first time that of no learning; only the best and the last stay."""
