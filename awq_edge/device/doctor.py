@@ -95,7 +95,7 @@ def _gpu(board: Board, gpu: Gpu | str | None) -> Iterator[Finding]:
         return
     if isinstance(gpu, str):
         # A machine without one is well; a Jetson without one is not.
-        if "NVIDIA" in (board.name or ""):
+        if any(word in (board.name or "") for word in ("NVIDIA", "Jetson")):
             yield Finding(WARNING, "GPU", gpu, "Until then everything runs on the CPU.")
         return
     version = f"{gpu.driver_version // 1000}.{gpu.driver_version % 1000 // 10}"

@@ -7,6 +7,7 @@ import shutil
 import subprocess
 import sys
 import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -126,6 +127,18 @@ def test_the_doctor_says_it(tmp_path: Path) -> None:
     fastest = read_gpu_state(_tree(tmp_path / "nano", "orin_nano"))
     found = {f.subject: f for f in examine(read_board(), ["reference"], None, fastest)}
     assert found["GPU state"].advice == ""
+
+
+@pytest.mark.parametrize("name", ["NVIDIA Jetson Orin Nano Developer Kit", "Jetson AGX Orin"])
+def test_jetpack_5_is_one_sentence(name: str) -> None:
+    """What the library says there; some boards do not name their maker under JetPack 5."""
+    board = replace(read_board(), name=name)
+    old = "the NVIDIA driver supports CUDA 11.4, needed is 12.0 (JetPack 6) or newer"
+    state = GpuState("35.4.1", *[None] * 7)
+    found = {f.subject: f for f in examine(board, ["neon_dotprod", "reference"], old, state)}
+    assert (found["GPU"].level, found["GPU"].text) == ("warning", old)
+    assert found["GPU"].advice == "Until then everything runs on the CPU."
+    assert found["Jetson Linux"].text == "35.4.1 (JetPack 5)"
 
 
 def _nvml(folder: Path, count: int) -> gpu_sensors._Nvml | None:

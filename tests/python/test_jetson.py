@@ -34,6 +34,8 @@ LLAMA_BYTES = 770_000_000
         ("NVIDIA Jetson Orin NX Engineering Reference Developer Kit", 15.3, "Jetson Orin NX 16 GB"),
         ("NVIDIA Jetson AGX Orin Developer Kit", 29.9, "Jetson AGX Orin 32 GB"),
         ("NVIDIA Jetson AGX Orin Developer Kit", 61.4, "Jetson AGX Orin 64 GB"),
+        ("NVIDIA Orin NX Developer Kit", 7.2, "Jetson Orin NX 8 GB"),
+        ("Jetson AGX Orin", 61.4, "Jetson AGX Orin 64 GB"),
         ("NVIDIA Orin of somebody", 29.9, "Jetson AGX Orin 32 GB"),
         ("NVIDIA Jetson AGX Orin Developer Kit", 120.0, "Jetson Orin Nano"),
     ],
