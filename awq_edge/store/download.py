@@ -23,7 +23,7 @@ from typing import BinaryIO, Protocol
 from awq_edge.errors import AwqEdgeError, FileInvalidError, FileUnreadableError
 from awq_edge.outputs.place import Place, check_room, sync, sync_directory, write_error
 from awq_edge.store.folder import own_models_folder, partial_folder
-from awq_edge.store.http import Answer, BrokenError, DownloadError, Version, open_at
+from awq_edge.store.http import Answer, BrokenError, DownloadError, Version, host_of, open_at
 from awq_edge.store.source import Source
 
 # Lost at most by a power cut, and what a card writes at once without stalling for long.
@@ -31,6 +31,10 @@ CHUNK_BYTES = 1 << 20
 _READ_BYTES = 1 << 16
 # Without a byte between them. With the waits between them some two minutes.
 _MOST_FAILURES = 8
+# Before anything was heard of the server, whose address may be wrong.
+_MOST_FAILURES_AT_FIRST = 4
+# A longer wait is told of.
+_QUIET_WAIT_SECONDS = 3.0
 _LONGEST_WAIT_SECONDS = 30.0
 _MOST_VERSIONS = 3
 # Of 8 TB.
@@ -127,12 +131,20 @@ def _fill(
                 _receive(partial, answer, begin, watcher)
         except BrokenError as broken:
             failures = 1 if partial.received_bytes > before else failures + 1
+            if partial.version is None and failures > _MOST_FAILURES_AT_FIRST:
+                raise DownloadError(
+                    f"{host_of(source.address)} cannot be reached ({broken}): look at the address and "
+                    "the line, and run the same command again."
+                ) from broken
             if failures > _MOST_FAILURES:
                 raise DownloadError(
                     f"The download of {source.name} broke off{partial.share()} ({broken}): run the "
                     "same command again, and it goes on from there."
                 ) from broken
-            wait(max(broken.wait_seconds, min(2.0 ** (failures - 1), _LONGEST_WAIT_SECONDS)))
+            seconds = max(broken.wait_seconds, min(2.0 ** (failures - 1), _LONGEST_WAIT_SECONDS))
+            if seconds >= _QUIET_WAIT_SECONDS:
+                watcher.says(f"{broken}: trying again in {seconds:.0f} seconds")
+            wait(seconds)
 
 
 def _begin(partial: _Partial, version: Version, watcher: Watcher) -> None:

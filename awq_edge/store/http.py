@@ -123,9 +123,9 @@ def get_small(address: str, headers: Mapping[str, str], most_bytes: int) -> byte
             content: bytes = answer.read(most_bytes + 1)
     except (BrokenError, http.client.HTTPException, OSError) as error:
         reason = str(error) if isinstance(error, BrokenError) else _reason(error)
-        raise DownloadError(f"{_host(address)} does not answer ({reason}).") from error
+        raise DownloadError(f"{host_of(address)} does not answer ({reason}).") from error
     if len(content) > most_bytes:
-        raise DownloadError(f"{_host(address)} answers with more than {most_bytes} bytes.")
+        raise DownloadError(f"{host_of(address)} answers with more than {most_bytes} bytes.")
     return content
 
 
@@ -162,13 +162,13 @@ def _open(address: str, headers: Mapping[str, str]) -> Any:
         scheme = urlsplit(target).scheme
         if scheme not in ("http", "https") or (parts.scheme == "https" and scheme == "http"):
             raise DownloadError(
-                f"{_host(address)} leads on to an address that is not safe: {target[:200]}."
+                f"{host_of(address)} leads on to an address that is not safe: {target[:200]}."
             )
         if target in seen:
             break
         seen.add(target)
         address = target
-    raise DownloadError(f"{_host(address)} leads in a circle: check the address.")
+    raise DownloadError(f"{host_of(address)} leads in a circle: check the address.")
 
 
 def _refuse_what_is_no_file(address: str) -> None:
@@ -182,17 +182,21 @@ def _read_head(address: str, offset: int, answer: Any) -> Answer:
     """What the head of an answer says."""
     head: email.message.Message = answer.headers
     if head.get("Content-Encoding", "identity") not in ("", "identity"):
-        raise DownloadError(f"{_host(address)} sends the file in another encoding than asked for.")
+        raise DownloadError(
+            f"{host_of(address)} sends the file in another encoding than asked for."
+        )
     length = head.get("Content-Length", "")
     if answer.status == 206:
         match = _RANGE.fullmatch(head.get("Content-Range", "").strip())
         if match is None or int(match[1]) != offset or int(match[2]) >= int(match[3]):
-            raise DownloadError(f"{_host(address)} answers with other bytes than it was asked for.")
+            raise DownloadError(
+                f"{host_of(address)} answers with other bytes than it was asked for."
+            )
         begin, size = offset, int(match[3])
     elif length.isascii() and length.isdigit() and len(length) < 19:
         begin, size = 0, int(length)
     else:
-        raise DownloadError(f"{_host(address)} does not tell how long the file is.")
+        raise DownloadError(f"{host_of(address)} does not tell how long the file is.")
     etag = head.get("ETag", "").strip()
     # A weak mark says that two versions mean the same, not that their bytes are equal.
     version = Version(size, "" if etag.startswith("W/") else etag, head.get("Last-Modified", ""))
@@ -201,7 +205,7 @@ def _read_head(address: str, offset: int, answer: Any) -> Answer:
 
 def _raise_for(address: str, error: urllib.error.HTTPError) -> None:
     """An answer that is no file."""
-    host, code = _host(address), error.code
+    host, code = host_of(address), error.code
     if code in _TRY_AGAIN:
         after = error.headers.get("Retry-After", "")
         wait = float(after) if after.isascii() and after.isdigit() else 0.0
@@ -225,7 +229,7 @@ def _raise_unreachable(address: str, error: BaseException) -> None:
         raise DownloadError(f"{address} cannot be read: {why}.") from error
     if isinstance(cause, ssl.SSLCertVerificationError):
         raise DownloadError(
-            f"The certificate of {_host(address)} cannot be trusted ({cause.verify_message}): is "
+            f"The certificate of {host_of(address)} cannot be trusted ({cause.verify_message}): is "
             "this machine's clock right?"
         ) from error
     if isinstance(error, (ValueError, http.client.InvalidURL)):
@@ -242,5 +246,6 @@ def _reason(error: BaseException) -> str:
     return str(getattr(cause, "strerror", None) or cause or type(cause).__name__)
 
 
-def _host(address: str) -> str:
+def host_of(address: str) -> str:
+    """The host of an address, without keys that stand in it."""
     return urlsplit(address).hostname or address[:200]

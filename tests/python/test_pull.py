@@ -337,9 +337,14 @@ def test_a_line_that_stays_broken_is_given_up_and_keeps_what_came(server: Server
 
 def test_nobody_listens(models: Path) -> None:
     waits: list[float] = []
-    with pytest.raises(DownloadError, match="broke off"):
-        fetch(Source("http://127.0.0.1:9/model", NAME), Seen(), wait=waits.append)
-    assert len(waits) == 8
+    seen = Seen()
+    with pytest.raises(DownloadError, match=r"^127\.0\.0\.1 cannot be reached \(.*refused"):
+        fetch(Source("http://127.0.0.1:9/model", NAME), seen, wait=waits.append)
+    assert waits == [1, 2, 4, 8]
+    assert [text.rpartition(": ")[2] for text in seen.said] == [
+        "trying again in 4 seconds",
+        "trying again in 8 seconds",
+    ]
 
 
 @pytest.mark.parametrize(
