@@ -133,8 +133,8 @@ def _fill(
             failures = 1 if partial.received_bytes > before else failures + 1
             if partial.version is None and failures > _MOST_FAILURES_AT_FIRST:
                 raise DownloadError(
-                    f"{host_of(source.address)} cannot be reached ({broken}): look at the address and "
-                    "the line, and run the same command again."
+                    f"{host_of(source.address)} cannot be reached ({broken}): look at the "
+                    "address and the line, and run the same command again."
                 ) from broken
             if failures > _MOST_FAILURES:
                 raise DownloadError(
