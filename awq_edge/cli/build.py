@@ -12,6 +12,7 @@ from awq_edge.cli._options import Json, Quiet
 from awq_edge.cli._output import Output
 from awq_edge.cli._targets import Target
 from awq_edge.errors import FileUnreadableError, InvalidArgumentError
+from awq_edge.outputs.place import check_folder
 from awq_edge.profiles import Profile, load_profile
 from awq_edge.quantities import duration_text, size_text
 
@@ -27,6 +28,7 @@ def build(
     """Cross-compile the library for a board and make a wheel that pip installs there."""
     output = Output(as_json=as_json, quiet=quiet)
     profile = load_profile(target)
+    check_folder(directory)
     library, wheel = build_wheel(profile, directory, output)
     size = wheel.stat().st_size
     output.line(f"{wheel} ({size_text(size)})")

@@ -241,6 +241,22 @@ def check_directory(path: Path) -> None:
         ) from error
 
 
+def check_folder(path: Path) -> None:
+    """Refuses a folder that is none, or that cannot be made or written into, before any work.
+
+    Raises:
+        InvalidArgumentError: Its path is no name.
+        FileUnreadableError: Something else is in its place or on the way to it, or it takes no
+            files.
+    """
+    if "\0" in str(path):
+        raise InvalidArgumentError(f"The name {str(path)!r} holds a NUL character; choose another.")
+    there = next(part for part in (path, *path.absolute().parents) if os.path.lexists(part))
+    if not there.is_dir():
+        raise FileUnreadableError(f"{there} is no folder; choose another for what is written.")
+    check_directory(there / "file")
+
+
 def check_new(path: Path, exists: str) -> None:
     """Refuses a place where no new file or directory can be made, before any work.
 

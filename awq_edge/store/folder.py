@@ -126,11 +126,13 @@ def remove(name: str) -> int:
         )
     try:
         for path in paths:
-            freed += path.stat().st_size
             if path.is_symlink():  # of a release: the link alone would come back with the next one
                 release = path.parent / path.readlink()
                 if release.parent == path.parent / "../current/models":
+                    freed += _only_here(release)
                     release.unlink()
+            else:
+                freed += _only_here(path)
             path.unlink()
         for folder in left:
             for path in folder.iterdir():
@@ -142,6 +144,12 @@ def remove(name: str) -> int:
     for path in (*paths, *left):
         sync_directory(path.parent)
     return freed
+
+
+def _only_here(path: Path) -> int:
+    """Bytes that go with a file's name: none where it has another one."""
+    status = path.stat()
+    return status.st_size if status.st_nlink == 1 else 0
 
 
 def check_model_name(name: str) -> str:

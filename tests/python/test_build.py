@@ -23,10 +23,16 @@ from conftest import Command
 
 from awq_edge import __version__, _native
 from awq_edge._native import library as native_library
+from awq_edge.cli.build import build
 from awq_edge.device import library, sources, wheel
 from awq_edge.device.library import LibraryBuild, find_tools
 from awq_edge.device.project import metadata_files, runtime_requirements
-from awq_edge.errors import BuildError, UnsupportedError
+from awq_edge.errors import (
+    BuildError,
+    FileUnreadableError,
+    InvalidArgumentError,
+    UnsupportedError,
+)
 from awq_edge.profiles import load_profile
 
 PI = load_profile("rpi4b")
@@ -138,6 +144,18 @@ def test_an_unwritable_place_leaves_nothing(command: Command, tmp_path: Path) ->
     with pytest.raises(OSError, match="Cannot write"):
         wheel.write_wheel(PI, tmp_path / "dist", tmp_path / "dist")
     assert [path.name for path in tmp_path.iterdir()] == ["dist"]
+
+
+@pytest.mark.parametrize("place", ["file", "file/dist", "loop", "loop/dist", "closed\0"])
+def test_a_place_that_no_folder_can_have_is_told_before_anything_is_built(
+    place: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (tmp_path / "file").write_text("a model, perhaps")
+    (tmp_path / "loop").symlink_to("loop")
+    monkeypatch.setattr(library.LibraryBuild, "run", lambda *_: pytest.fail("it was built"))
+    with pytest.raises((FileUnreadableError, InvalidArgumentError), match="choose another"):
+        build(target="rpi4b", directory=tmp_path / place, quiet=True)
+    assert (tmp_path / "file").read_text() == "a model, perhaps"
 
 
 def test_the_metadata_tells_what_a_device_needs_and_no_more() -> None:

@@ -649,6 +649,18 @@ def test_rm_takes_unfinished_downloads_too(server: Server, models: Path) -> None
     assert list(models.iterdir()) == []
 
 
+def test_rm_frees_what_no_other_name_keeps(models: Path, tmp_path: Path) -> None:
+    models.mkdir(mode=0o700, parents=True, exist_ok=True)
+    kept = tmp_path / "kept.gguf"
+    kept.write_bytes(b"x" * 1000)
+    kept.chmod(0o600)
+    (models / "link.gguf").symlink_to(kept)
+    os.link(kept, models / "other.gguf")
+    (models / "alone.gguf").write_bytes(b"y" * 500)
+    assert [remove(name) for name in ("link.gguf", "other.gguf", "alone.gguf")] == [0, 0, 500]
+    assert kept.read_bytes() == b"x" * 1000 and list(models.iterdir()) == []
+
+
 def test_a_folder_that_others_can_change_is_not_trusted(server: Server, models: Path) -> None:
     pull(server)
     models.chmod(0o777)
