@@ -1,4 +1,4 @@
-"""Every command twice in a row, and once more after one that was killed: it works, or says how."""
+"""Every command twice in a row, and once more after one that was killed or interrupted."""
 
 from __future__ import annotations
 
@@ -139,7 +139,9 @@ def _small_library(tree: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("ZIG_GLOBAL_CACHE_DIR", str(WORK / "zig"))
 
 
-def run(arguments: str | list[str], kill_after: float | None = None) -> tuple[int, str]:
+def run(
+    arguments: str | list[str], kill_after: float | None = None, by: int = signal.SIGKILL
+) -> tuple[int, str]:
     """Runs a command in a child; its status, minus the signal that ended it, and what it said."""
     child = os.fork()
     if child == 0:
@@ -160,7 +162,7 @@ def run(arguments: str | list[str], kill_after: float | None = None) -> tuple[in
             os._exit(status)
     if kill_after is not None:
         time.sleep(kill_after)
-        os.kill(child, signal.SIGKILL)
+        os.kill(child, by)
     status = os.waitstatus_to_exitcode(os.waitpid(child, 0)[1])
     said = Path("said.2").read_text(errors="replace") if Path("said.2").exists() else ""
     return status, said
@@ -205,10 +207,12 @@ def test_a_command_runs_again(name: str, folder: Path) -> None:
     else:
         assert status == 1 and refusal in said and "Traceback" not in said
 
-    for part in (0.3, 0.7):
+    for part, by in ((0.3, signal.SIGKILL), (0.7, signal.SIGINT)):
         for top in {Path(entry).parts[0] for entry in whole}:
             remove(folder / top)
-        run(arguments, kill_after=part * seconds)
+        status, said = run(arguments, kill_after=part * seconds, by=by)
+        assert "Traceback" not in said
+        assert by == signal.SIGKILL or status in (0, 1, 130), said
         status, said = run(arguments)
         done = refusal is not None and status == 1 and refusal in said  # before it was killed
         assert status == 0 or done, said
@@ -251,10 +255,13 @@ def test_deploy_runs_again(folder: Path, board: SshBoard, monkeypatch: pytest.Mo
     assert run(arguments)[0] == 0, Path("said.2").read_text()
     assert on_the_board() == whole
 
-    for part in (0.2, 0.4, 0.6, 0.8, 0.95):
+    for number, part in enumerate((0.2, 0.4, 0.6, 0.8, 0.95)):
+        by = signal.SIGINT if number % 2 else signal.SIGKILL
         shutil.rmtree(board.home)
         board.home.mkdir()
-        run(arguments, kill_after=part * seconds)
+        status, said = run(arguments, kill_after=part * seconds, by=by)
+        assert "Traceback" not in said
+        assert by == signal.SIGKILL or status in (0, 130), said
         for _ in range(50):  # the board may not have noticed yet, which it says
             status, said = run(arguments)
             if "another deploy" not in said.lower():
