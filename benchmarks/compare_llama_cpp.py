@@ -3,15 +3,16 @@
     pip install llama-cpp-python
     python benchmarks/compare_llama_cpp.py --shape tinyllama-1.1b --threads 1 2
     python benchmarks/compare_llama_cpp.py --shape tinyllama-1.1b opt-1.3b gemma-3-1b falcon-7b
+    python benchmarks/compare_llama_cpp.py --bits 3.44 --head-bits 5
     python benchmarks/compare_llama_cpp.py --files OURS.awq.gguf THEIRS.gguf --prompt 512 2048 8192
 
 Both systems run in turn, several times, in this one process, so that a noisy machine disturbs
 both; what counts is the ratio of the medians. Both files are read from the disk anew, as after a
 start of the machine: what the page cache holds of a file just written lies in small pages.
-Of a shape: awq-edge has 4 bits (or --bits), groups of 128, head and embedding at 8 bits; llama.cpp
-Q4_0 with a Q6_K head, what llama-quantize makes, with its own defaults (repacking, flash
-attention). Shapes of families that llama.cpp has not run alone. Decoding goes on behind --prompt
-tokens.
+Of a shape: awq-edge has 4 bits (or --bits; of 3.44, some matrices have 3 and some 4), groups of
+128, head and embedding at 8 bits (or --head-bits); llama.cpp Q4_0 with a Q6_K head, what
+llama-quantize makes, with its own defaults (repacking, flash attention). Shapes of families that
+llama.cpp has not run alone. Decoding goes on behind --prompt tokens.
 """
 
 from __future__ import annotations
@@ -36,6 +37,7 @@ from shapes import SHAPES, architecture, write_awq_edge
 
 from awq_edge import Model, __version__
 from awq_edge._native import read_bandwidth
+from awq_edge.layouts import BITS
 
 BANDWIDTH_BYTES = 512 << 20  # far more than any cache
 PEER = "llama.cpp"
@@ -144,12 +146,16 @@ def timed(tokens: int, work: Callable[[], object]) -> float:
     return tokens / (time.perf_counter() - started)
 
 
-def written(shape: str, bits: list[int], directory: Path) -> dict[str, Path]:
+def written(shape: str, bits: list[float], head_bits: int, directory: Path) -> dict[str, Path]:
     """Files of a shape by the system that reads them; those that are there are not made again."""
-    files = {f"awq-edge {width} bits": directory / f"{shape}.{width}bit.awq.gguf" for width in bits}
+    head = "" if head_bits == 8 else f".head{head_bits}"
+    files = {
+        f"awq-edge {width:g} bits": directory / f"{shape}.{width:g}bit{head}.awq.gguf"
+        for width in bits
+    }
     for width, file in zip(bits, files.values()):
         if not file.exists():
-            write_awq_edge(architecture(shape), file, width)
+            write_awq_edge(architecture(shape), file, width, head_bits=head_bits)
     family = peer_family(shape)
     if family is None:
         return files
@@ -157,6 +163,16 @@ def written(shape: str, bits: list[int], directory: Path) -> dict[str, Path]:
     if not peer.exists():
         write_llama_cpp(architecture(shape), family, peer)
     return {PEER: peer, **files}
+
+
+def width(text: str) -> float:
+    """Bits of the decoder's matrices, or the mean of two widths."""
+    bits = float(text)
+    if not BITS[0] <= bits <= BITS[-1]:
+        raise argparse.ArgumentTypeError(
+            f"{text} is no mean of widths from {BITS[0]} to {BITS[-1]}"
+        )
+    return bits
 
 
 def measured(runners: dict[str, Runner], threads: int, rounds: int) -> dict[str, Any]:
@@ -188,7 +204,8 @@ def main() -> int:
     )
     parser.add_argument("--shape", nargs="+", choices=SHAPES, default=["tinyllama-1.1b"])
     parser.add_argument("--files", nargs=2, type=Path, metavar=("OURS", "THEIRS"))
-    parser.add_argument("--bits", type=int, nargs="+", choices=(2, 3, 4, 5, 6, 8), default=[4])
+    parser.add_argument("--bits", type=width, nargs="+", default=[4.0], help="2 to 8, or a mean")
+    parser.add_argument("--head-bits", type=int, choices=BITS, default=8, help="embedding's too")
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--prompt", type=int, nargs="+", default=[512], help="tokens")
     parser.add_argument("--generate", type=int, default=32, help="tokens decoded per round")
@@ -217,7 +234,7 @@ def main() -> int:
             files = {PEER: arguments.files[1], "awq-edge": arguments.files[0]}
         else:
             with console.status(f"writing {shape}"):
-                files = written(shape, arguments.bits, arguments.models)
+                files = written(shape, arguments.bits, arguments.head_bits, arguments.models)
         decode_bytes = {}
         vocabulary = 0 if arguments.files else architecture(shape).vocabulary_size
         for name, file in files.items():

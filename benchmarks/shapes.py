@@ -22,7 +22,7 @@ from awq_edge.converters import find
 from awq_edge import __version__, stages
 from awq_edge.alibi import alibi_slopes
 from awq_edge.architecture import Architecture
-from awq_edge.layouts import HEADER_BYTES, LAYOUT_R4K32, MAGIC, Layout
+from awq_edge.layouts import BITS, HEADER_BYTES, LAYOUT_R4K32, MAGIC, Layout
 from awq_edge.model_file import write_model
 
 if sys.version_info >= (3, 11):
@@ -101,16 +101,38 @@ def word_tokenizer(count: int) -> str:
     return str(tokenizer.to_str())
 
 
+def widths(a: Architecture, bits: float) -> dict[str, int]:
+    """Of every matrix of the decoder, by name: the two next to a mean, in turn as it asks for."""
+    lower = max(width for width in BITS if width <= bits)
+    upper = min(width for width in BITS if width >= bits)
+    chosen = {}
+    behind = 0.0  # codes' bits, of those so far, that the mean asks for and they have not
+    for name in stages.tensor_names(a):
+        sizes = stages.tensor_shape(a, name)
+        if name.startswith("blk.") and len(sizes) == 2:
+            count = sizes[0] * sizes[1]
+            wanted = behind + count * (bits - lower)
+            chosen[name] = upper if 2 * wanted > count * (upper - lower) else lower
+            behind = wanted - count * (chosen[name] - lower)
+    return chosen
+
+
 def write_awq_edge(
-    a: Architecture, path: Path, bits: int = 4, group_size: int = 128, size: float = 1.0
+    a: Architecture,
+    path: Path,
+    bits: float = 4,
+    group_size: int = 128,
+    size: float = 1.0,
+    head_bits: int = 8,
 ) -> None:
-    """Write an awq-edge file: decoder at ``bits``, embedding and head at 8 bits.
+    """Write an awq-edge file of random weights.
 
     Args:
         a: The decoder.
         path: File to write.
-        bits: Width of the decoder's matrices.
+        bits: Width of the decoder's matrices, or the mean of two.
         group_size: Inputs per scale.
+        head_bits: Width of embedding and head.
         size: Of the layers' weights, times the usual one. Where they are small, a token decides on
             the next one alone, and texts go in circles.
     """
@@ -118,14 +140,15 @@ def write_awq_edge(
     metadata = a.to_metadata() | {
         "general.name": "random weights",
         "awq_edge.quantization.method": "rtn",
-        "awq_edge.quantization.bits": bits,
+        "awq_edge.quantization.bits": round(bits),
         "awq_edge.quantization.group_size": group_size,
-        "awq_edge.quantization.head_bits": 8,
-        "awq_edge.quantization.embedding_bits": 8,
+        "awq_edge.quantization.head_bits": head_bits,
+        "awq_edge.quantization.embedding_bits": head_bits,
         "awq_edge.quantization.tool_version": __version__,
         "tokenizer.huggingface.json": word_tokenizer(a.vocabulary_size),
         "tokenizer.ggml.add_bos_token": False,
     }
+    chosen = widths(a, bits)
     tensors: list[tuple[str, np.ndarray | bytes]] = []
     for name in stages.tensor_names(a):
         sizes = stages.tensor_shape(a, name)
@@ -134,7 +157,8 @@ def write_awq_edge(
         elif name.startswith("alibi"):
             tensors.append((name, alibi_slopes(a.heads)))
         elif len(sizes) == 2:
-            width, times = (bits, size) if name.startswith("blk.") else (8, 1.0)
+            width = chosen.get(name, head_bits)
+            times = size if name in chosen else 1.0
             tensors.append((name, random_matrix(*sizes, width, group_size, rng, times)))
         elif "router" in name or "position" in name:
             # Every expert is as likely as the others; a position is as large as an embedding.
