@@ -532,8 +532,8 @@ def _smaller_groups() -> list[str]:
         "on novels-45m, in PyTorch, 3 chunks, changes by the same tokens; weights rounded "
         "to nearest in groups of 128, all matrices alike. Most of it is the down matrix. The int8 "
         "inputs are most of a file's divergence at 8 bits and nearly a half of the 0.00033 that "
-        "--size reaches at 38.7 MB: the down matrix in groups of 32 would take a quarter and a sixth "
-        "of the two away. No kernel reads inputs so.",
+        "--size reaches at 38.7 MB: the down matrix in groups of 32 would take a quarter and a "
+        "sixth of the two away. No kernel reads inputs so.",
         "",
         "| weights | groups of 128 | down 64 | down 32 | all 64 | all 32 |",
         "|---|---|---|---|---|---|",
