@@ -7,8 +7,10 @@
     python benchmarks/compare_llama_cpp.py --files OURS.awq.gguf THEIRS.gguf --prompt 512 2048 8192
 
 Both systems run in turn, several times, in this one process, so that a noisy machine disturbs
-both; what counts is the ratio of the medians. Both files are read from the disk anew, as after a
-start of the machine: what the page cache holds of a file just written lies in small pages.
+both; what counts is the ratio of the medians. The share of the read bandwidth is a median too, of
+every decoding by what reading gave right before and after it. Both files are read from the disk
+anew, as after a start of the machine: what the page cache holds of a file just written lies in
+small pages.
 Of a shape: awq-edge has 4 bits (or --bits; of 3.44, some matrices have 3 and some 4), groups of
 128, head and embedding at 8 bits (or --head-bits); llama.cpp Q4_0 with a Q6_K head, what
 llama-quantize makes, with its own defaults (repacking, flash attention). Shapes of families that
@@ -176,23 +178,33 @@ def width(text: str) -> float:
 
 
 def measured(runners: dict[str, Runner], threads: int, rounds: int) -> dict[str, Any]:
-    """Median tokens per second of prompts and of decoding, and bytes per second of reading."""
+    """Medians over rounds, in which the systems take turns.
+
+    Returns:
+        Tokens per second of decoding and of prompts by system; bytes per second of reading; and
+        "tokens_per_byte": decoded tokens for each byte that could be read meanwhile. For that every
+        round's speed stands beside the readings right before and right after it, for a machine that
+        others use too is not as fast all the time.
+    """
     prefill: dict[str, list[float]] = {name: [] for name in runners}
     decode: dict[str, list[float]] = {name: [] for name in runners}
-    bandwidths = []
+    per_byte: dict[str, list[float]] = {name: [] for name in runners}
     for runner in runners.values():  # pages in, clocks up
         runner.prefill()
         runner.decode()
+    bandwidths = [read_bandwidth(threads, BANDWIDTH_BYTES)]
     for _ in range(rounds):
         for name, runner in runners.items():
             decode[name].append(runner.decode())
-        bandwidths.append(read_bandwidth(threads, BANDWIDTH_BYTES))
+            bandwidths.append(read_bandwidth(threads, BANDWIDTH_BYTES))
+            per_byte[name].append(decode[name][-1] / statistics.mean(bandwidths[-2:]))
     for _ in range(rounds):
         for name, runner in runners.items():
             prefill[name].append(runner.prefill())
     return {
         "decode": {name: statistics.median(speeds) for name, speeds in decode.items()},
         "prefill": {name: statistics.median(speeds) for name, speeds in prefill.items()},
+        "tokens_per_byte": {name: statistics.median(found) for name, found in per_byte.items()},
         "read_bandwidth": statistics.median(bandwidths),
     }
 
@@ -272,7 +284,8 @@ def _add_rows(table: Table, result: dict[str, Any], decode_bytes: dict[str, int]
             share = ""
             if what == "decode" and name in decode_bytes:
                 rate = result["read_bandwidth"]
-                share = f"{100 * speed * decode_bytes[name] / rate:.0f} % of {rate / 1e9:.1f} GB/s"
+                reached = 100 * result["tokens_per_byte"][name] * decode_bytes[name]
+                share = f"{reached:.0f} % of {rate / 1e9:.1f} GB/s"
             table.add_row(
                 result["model"],
                 str(result["threads"]),

@@ -18,6 +18,7 @@ import torch.distributed as dist
 
 from awq_edge.calibration.hidden_states import HiddenStates
 from awq_edge.errors import InvalidArgumentError
+from awq_edge.quantize.halves import Half
 from awq_edge.quantize.statistics import Products
 
 # The most processes that have something to do.
@@ -69,8 +70,8 @@ class Processes:
         dist.broadcast(told, 0)
         return bool(told.item())
 
-    def means(self, parts: Iterable[tuple[int, Products]], empty: Products) -> torch.Tensor:
-        """Means of products over the tokens of all segments, float64 [k, k].
+    def means(self, parts: Iterable[tuple[int, Products]], empty: Products) -> Half:
+        """Means of products over the tokens of all segments.
 
         Args:
             parts: This process's segments in order; each is let go of as early as possible.

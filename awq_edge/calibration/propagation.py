@@ -170,10 +170,11 @@ class Propagation:
             return {name: weights[name] for name in names}
         self._close()
         self._segment = -1
-        device = hessian.matrix.device
+        device = hessian.order.device
         none = torch.zeros(1, dtype=torch.float64, device=device)
         tokens = float(self._processes.total(self._closed.pop("tokens", {}), none).clamp(min=1))
-        like = weights[names[0]] if stage.adds else hessian.matrix
+        k = hessian.size
+        like = weights[names[0]] if stage.adds else torch.empty(k, k, device=device)
         sums = self._closed.pop("lost" if stage.adds else "missing", {})
         mean = self._processes.total(sums, like).div_(tokens)
         del sums

@@ -13,15 +13,16 @@ from typing import Optional
 import torch
 
 from awq_edge.calibration.layer_states import LayerStates
-from awq_edge.quantize.statistics import Products
+from awq_edge.quantize.halves import Half
+from awq_edge.quantize.statistics import Products, shares_of
 from awq_edge.stages import Origin, Stage, input_width, read_together
 
 # Rounds some of a stage's matrices, which read inputs of these mean products; the layer computes
 # with what they became from then on.
-RoundMatrices = Callable[[Stage, tuple[str, ...], torch.Tensor], None]
+RoundMatrices = Callable[[Stage, tuple[str, ...], Half], None]
 # The means of the products of all segments, which are made one after the other as they are asked
 # for; the last argument is an empty one.
-Means = Callable[[Iterable[tuple[int, Products]], Products], torch.Tensor]
+Means = Callable[[Iterable[tuple[int, Products]], Products], Half]
 # Hears of a stage, the segment, a batch of blocks, what the stage's matrices read for them, what a
 # norm behind the stage multiplies their tokens by, or None, and which expert's matrices these are.
 Watch = Callable[[Stage, int, slice, torch.Tensor, Optional[torch.Tensor], Optional[int]], None]
@@ -70,11 +71,14 @@ class StagedLayer:
         k = input_width(self._layer.architecture, stage)
         device = self._layer.weights[f"{stage.matrices[0]}.weight"].device
 
-        def summed(segment: int, batches: Sequence[slice], expert: int | None) -> Products:
-            products = Products(k, device)
+        def summed(
+            segment: int, batches: Sequence[slice], expert: int | None, share: Sequence[slice]
+        ) -> Products:
+            products = Products(k, device, share)
             for batch in batches:
-                x = self._states.read(first, batch)
-                if stage is not first:
+                again = share[0].start > 0  # what was made for the first share is kept
+                x = self._states.read(stage if again else first, batch)
+                if stage is not first and not again:
                     x = self._states.make(stage, batch, x)
                 routed = self._states.routed(batch)
                 behind = self._layer.factor_behind(stage, x, routed)
@@ -83,7 +87,7 @@ class StagedLayer:
                 else:
                     assert routed is not None
                     products.add(routed.weighed(expert, x))
-                if self._watch is not None:
+                if self._watch is not None and not again:
                     self._watch(stage, segment, batch, x, behind, expert)
             return products
 
@@ -92,5 +96,11 @@ class StagedLayer:
             # Each expert's own matrices read the rows that go there alone.
             expert = number if stage.routers else None
             segments = self._segments.items()
-            sums = ((segment, summed(segment, batches, expert)) for segment, batches in segments)
-            self._round_matrices(stage, part, self._means(sums, Products(k, device)))
+            strips: list[torch.Tensor] = []
+            for share in shares_of(k):
+                sums = (
+                    (segment, summed(segment, batches, expert, share))
+                    for segment, batches in segments
+                )
+                strips += self._means(sums, Products(k, device, share)).strips
+            self._round_matrices(stage, part, Half(strips))

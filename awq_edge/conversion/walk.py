@@ -29,6 +29,7 @@ from awq_edge.conversion.work_directory import WorkDirectory
 from awq_edge.float_model import FloatModel
 from awq_edge.quantize import awq, columns, coupling, gptq, methods, pivots
 from awq_edge.quantize.grouped import Quantiser
+from awq_edge.quantize.halves import Half
 from awq_edge.quantize.probe import Probe, Weights
 from awq_edge.quantize.scales import Choice
 from awq_edge.quantize.statistics import InputStatistics, Products
@@ -394,12 +395,13 @@ class Walk:
         if self._float_blocks is not None:
             corrections = propagation.Propagation(states, self._float_blocks, self._processes)
 
-        def round_matrices(stage: Stage, part: tuple[str, ...], products: torch.Tensor) -> None:
+        def round_matrices(stage: Stage, part: tuple[str, ...], products: Half) -> None:
             hessian = gptq.Hessian.of(products, self._damping)
             targets: Mapping[str, torch.Tensor] = weights
             if corrections is not None:
                 targets = corrections.targets(stage, hessian)
             wanted = {f"{name}.weight": targets[f"{name}.weight"] for name in part}
+            del targets  # with what they are made of, which may be as large as the matrices
             weights.update(self._packer.store_stage(layer, wanted, hessian, limits, moments))
 
         watch = None if corrections is None else corrections.take

@@ -20,6 +20,7 @@ import torch
 from awq_edge.layouts import BLOCK_ROWS
 from awq_edge.quantize import columns, grouped
 from awq_edge.quantize.grids import Grid, to_half
+from awq_edge.quantize.halves import Half, parts_of
 
 # Share of a typical input's mean square that a Hessian's diagonal grows by, for few tokens tell it:
 # that of GPTQ's paper.
@@ -28,7 +29,9 @@ _SOLVABLE = 1e-9  # of the largest mean square: less than this is lost when floa
 # Weights refined together: bounds the memory. A GPU has more of it, and wants long rows.
 _WEIGHTS_AT_ONCE = {"cpu": 1 << 24, "cuda": 1 << 27}
 _BLOCK = 64  # inputs rounded before the rest of the matrix hears of their errors
-_STRIP = 512  # rows or columns of a Hessian or its factor that are copied at once
+# Rows of a Hessian or its factor that lie together, once all is solved: a multiple of a block. Up
+# to so many inputs nothing has to be put together, beyond them half is kept.
+_STRIP = 2048
 
 # Gives the grid of some rows, for their weights and which they are.
 ChooseGrid = Callable[[torch.Tensor, slice], Grid]
@@ -38,61 +41,69 @@ ChooseGrid = Callable[[torch.Tensor, slice], Grid]
 class Hessian:
     """Means of x_i * x_j over the tokens that a matrix reads, damped, with what solving needs.
 
-    ``order`` lists inputs by falling diagonal; ``upper`` is the upper triangular factor of the
-    inverse in that order, inverse = upper^T @ upper.
+    ``order`` lists inputs by falling diagonal. In that order the inverse is upper^T @ upper, with
+    ``upper`` upper triangular; ``lower`` is ``upper`` read backwards, rows and columns.
     """
 
-    matrix: torch.Tensor  # float32 [k, k]
+    matrix: Half  # float32 [k, k], symmetric
     order: torch.Tensor  # int64 [k]
-    upper: torch.Tensor  # float32 [k, k]
+    lower: Half  # float32 [k, k]
 
     @classmethod
-    def of(cls, products: torch.Tensor, damping: float = DAMPING) -> Hessian:
+    def of(cls, products: Half, damping: float = DAMPING) -> Hessian:
         """Damps means of products; an input that never was anything but zero is kept.
 
         Args:
-            products: Means of x_i * x_j, float64 [k, k], symmetric. Used up: the factor is computed
-                in its memory, which is the largest of a conversion.
+            products: Means of x_i * x_j, float64, symmetric. Used up: the factor is computed in
+                their memory, which is the largest of a conversion.
             damping: Share of a typical input's mean square.
         """
         _damp(products, damping)
-        damped = _lower_half(products)
+        damped = Half([_kept(products, part) for part in parts_of(products.size, _STRIP)])
         order = _factorise(products)
         _invert(products)
-        inverse = _lower_half(products)
-        _release(products)
-        return cls(_mirrored(damped), order, _backwards(inverse))
+        return cls(damped, order, _narrowed(products))
+
+    @property
+    def size(self) -> int:
+        """Inputs."""
+        return self.matrix.size
+
+    def upper(self, part: slice) -> torch.Tensor:
+        """Some rows of ``upper``, from the first one's diagonal on, [rows, k - part.start]."""
+        k = self.size
+        return self.lower.triangle(slice(k - part.stop, k - part.start)).flip(0, 1)
 
     def conditional(self) -> torch.Tensor:
         """What an input's error costs once the later ones have made up for it, [k]."""
-        costs = torch.empty_like(self.upper[0])
-        costs[self.order] = self.upper.diagonal().square().reciprocal()
+        diagonal = self.lower.diagonal().flip(0)
+        costs = torch.empty_like(diagonal)
+        costs[self.order] = diagonal.square().reciprocal()
         return costs
 
     def solve(self, right: torch.Tensor) -> torch.Tensor:
         """``right`` [n, k] times the inverse."""
-        in_order = right[:, self.order] @ self.upper.T @ self.upper
-        solved = torch.empty_like(in_order)
-        solved[:, self.order] = in_order
+        in_order = right[:, self.order]
+        halfway = torch.zeros_like(in_order)
+        for part in parts_of(self.size, _STRIP):
+            upper = self.upper(part)
+            halfway[:, part.start :] += in_order[:, part.start :] @ upper.T @ upper
+        solved = torch.empty_like(halfway)
+        solved[:, self.order] = halfway
         return solved
 
 
-def conditional(products: torch.Tensor, damping: float = DAMPING) -> torch.Tensor:
+def conditional(products: Half, damping: float = DAMPING) -> torch.Tensor:
     """``Hessian.of(products).conditional()``, without the Hessian; the products are used up."""
     _damp(products, damping)
     order = _factorise(products)
     costs = torch.empty(len(order), device=order.device)
     costs[order] = products.diagonal().reciprocal().float().square().reciprocal().flip(0)
-    _release(products)
+    products.strips.clear()
     return costs
 
 
-def _release(used_up: torch.Tensor) -> None:
-    """Gives a tensor's memory back at once: callers up the stack may still hold the tensor."""
-    used_up.untyped_storage().resize_(0)
-
-
-def _damp(products: torch.Tensor, damping: float) -> None:
+def _damp(products: Half, damping: float) -> None:
     """Adds to the diagonal."""
     diagonal = products.diagonal()
     alive = diagonal > 0
@@ -100,95 +111,70 @@ def _damp(products: torch.Tensor, damping: float) -> None:
     if bool(alive.any()):
         # The geometric mean: of the plain one, a few large inputs could be most.
         typical = diagonal[alive].log().mean().exp().clamp(min=_SOLVABLE * diagonal.max())
-    diagonal += torch.where(alive, typical * damping, typical)
+    products.add_to_diagonal(torch.where(alive, typical * damping, typical))
 
 
-def _reorder(matrix: torch.Tensor, order: torch.Tensor) -> None:
-    """Puts rows and columns [k, k] into an order, in place."""
-    for first in range(0, len(matrix), _STRIP):
-        rows = matrix[first : first + _STRIP]
-        rows.copy_(rows[:, order])
-    for first in range(0, len(matrix), _STRIP):
-        across = matrix[:, first : first + _STRIP]
-        across.copy_(across[order])
+def _kept(products: Half, part: slice) -> torch.Tensor:
+    """A strip of a symmetric matrix in float32, its square on the diagonal whole."""
+    rows = products.triangle(part, torch.float32)
+    square = rows[:, part]
+    square.copy_(square.tril() + square.tril(-1).T)
+    return rows
 
 
-def _factorise(matrix: torch.Tensor) -> torch.Tensor:
-    """Puts a Cholesky factor into a symmetric matrix's lower triangle [k, k], strip by strip.
+def _factorise(matrix: Half) -> torch.Tensor:
+    """Makes of a symmetric matrix a Cholesky factor, lower triangular, strip by strip.
 
     H = V V^T with V upper triangular, in the order of falling diagonals, comes from the Cholesky
     factor of H read backwards; the factor of the inverse is then V's inverse. Nothing useful is
-    left above the diagonal strips. (PyTorch's own factorisation needs the memory three times.)
+    left above the diagonal. (PyTorch's own factorisation needs the whole matrix three times.)
 
     Returns:
         The order, [k]; the factor is that of the matrix with inputs in the opposite order.
     """
     order = torch.argsort(matrix.diagonal(), descending=True, stable=True)
-    _reorder(matrix, order.flip(0))
-    k = len(matrix)
-    for first in range(0, k, _STRIP):
-        end = min(first + _STRIP, k)
-        inside = slice(first, end)
-        if first:
-            matrix[first:, inside] -= matrix[first:, :first] @ matrix[inside, :first].T
-        factor = torch.linalg.cholesky(matrix[inside, inside])
-        matrix[inside, inside] = factor
-        if end < k:
-            matrix[end:, inside] = torch.linalg.solve_triangular(
-                factor.T, matrix[end:, inside], upper=True, left=False
+    matrix.reorder(order.flip(0))
+    for number, (inside, strip) in enumerate(matrix.placed()):
+        known = strip[:, : inside.start]
+        for below in matrix.strips[number:]:
+            below[:, inside] -= below[:, : inside.start] @ known.T
+        factor = torch.linalg.cholesky(strip[:, inside])
+        strip[:, inside] = factor
+        for below in matrix.strips[number + 1 :]:
+            below[:, inside] = torch.linalg.solve_triangular(
+                factor.T, below[:, inside], upper=True, left=False
             )
     return order
 
 
-def _invert(lower: torch.Tensor) -> None:
-    """Inverts a triangular matrix [k, k] in place; what lies above its diagonal strips is not read.
+def _invert(lower: Half) -> None:
+    """Inverts a triangular matrix in place; what lies above its diagonal is not read.
 
     A block of the inverse needs those above it, and of the matrix only what is still there.
     """
-    strips = _strips(len(lower))
-    for number, strip in enumerate(strips):
-        identity = torch.eye(strip.stop - strip.start, dtype=lower.dtype, device=lower.device)
-        lower[strip, strip] = torch.linalg.solve_triangular(
-            lower[strip, strip], identity, upper=False
-        )
-        for below in strips[number + 1 :]:
-            known = slice(strip.start, below.start)
-            right = lower[below, known] @ lower[known, strip]
-            lower[below, strip] = torch.linalg.solve_triangular(
-                lower[below, below], right.neg_(), upper=False
-            )
+    placed = list(lower.placed())
+    for number, (inside, strip) in enumerate(placed):
+        width = inside.stop - inside.start
+        identity = torch.eye(width, dtype=strip.dtype, device=strip.device)
+        # The inverse's columns, from their diagonal down.
+        columns = strip.new_empty(lower.size - inside.start, width)
+        columns[:width] = torch.linalg.solve_triangular(strip[:, inside], identity, upper=False)
+        strip[:, inside] = columns[:width]
+        for below, others in placed[number + 1 :]:
+            above = below.start - inside.start
+            right = others[:, inside.start : below.start] @ columns[:above]
+            found = torch.linalg.solve_triangular(others[:, below], right.neg_(), upper=False)
+            others[:, inside] = columns[above : above + len(found)] = found
 
 
-def _strips(k: int) -> list[slice]:
-    return [slice(first, min(first + _STRIP, k)) for first in range(0, k, _STRIP)]
-
-
-def _lower_half(matrix: torch.Tensor) -> list[torch.Tensor]:
-    """What lies left of the diagonal strips' ends, float32: half of a matrix [k, k]."""
-    return [matrix[strip, : strip.stop].float() for strip in _strips(len(matrix))]
-
-
-def _mirrored(half: list[torch.Tensor]) -> torch.Tensor:
-    """The symmetric matrix [k, k] of a lower half; the half is used up."""
-    k = half[-1].shape[1]
-    whole = torch.empty(k, k, device=half[-1].device)
-    while half:
-        strip = half.pop()
-        rows, end = strip.shape
-        whole[end - rows : end, :end] = strip
-        whole[: end - rows, end - rows : end] = strip[:, : end - rows].T
-    return whole
-
-
-def _backwards(half: list[torch.Tensor]) -> torch.Tensor:
-    """A lower triangular matrix [k, k] read backwards; the half is used up."""
-    k = half[-1].shape[1]
-    upper = torch.zeros(k, k, device=half[-1].device)
-    while half:
-        strip = half.pop()
-        rows, end = strip.shape
-        upper[k - end : k - end + rows, k - end :] = strip.flip(0, 1)
-    return upper
+def _narrowed(lower: Half) -> Half:
+    """A triangular matrix in float32 and in strips of ``_STRIP``; the other one is used up."""
+    found = []
+    for part in reversed(parts_of(lower.size, _STRIP)):
+        found.append(lower.triangle(part, torch.float32))
+        while lower.strips and lower.size - len(lower.strips[-1]) >= part.start:
+            lower.strips.pop()
+    return Half(found[::-1])
 
 
 def quantise(
@@ -237,15 +223,14 @@ def compensate(target: torch.Tensor, hessian: Hessian, grid: Grid) -> torch.Tens
     weights = target.T[hessian.order].contiguous()  # [k, n]
     codes = torch.empty_like(weights)
     groups = hessian.order // grid.group_size
-    upper, k = hessian.upper, len(weights)
-    for first in range(0, k, _BLOCK):
-        end = min(first + _BLOCK, k)
-        inside = slice(first, end)
+    for inside in parts_of(len(weights), _BLOCK):
+        end, width = inside.stop, inside.stop - inside.start
         errors = torch.empty_like(weights[inside])
         steps = columns.BlockGrid(scales[groups[inside]], zeros[groups[inside]], grid.largest_code)
-        columns.compensate(steps, upper[inside, inside], weights[inside], codes[inside], errors)
-        if end < k:
-            weights[end:] -= upper[inside, end:].T @ errors
+        upper = hessian.upper(inside)
+        columns.compensate(steps, upper[:, :width], weights[inside], codes[inside], errors)
+        if end < len(weights):
+            weights[end:] -= upper[:, width:].T @ errors
     unordered = torch.empty_like(codes)
     unordered[hessian.order] = codes
     return unordered.T.contiguous()
@@ -264,30 +249,30 @@ def descend(
         sweeps: How often to walk all inputs.
     """
     scales, zeros = grid.transposed()
-    matrix = hessian.matrix
     codes = codes.T.contiguous()  # [k, n]
     target = target.T.contiguous()
     k, g = len(codes), grid.group_size
     groups = torch.arange(k, device=codes.device) // g
     for _ in range(sweeps):
         weights = (codes - zeros[groups]) * scales[groups]
-        slopes = matrix @ (weights - target)
-        for first in range(0, k, _BLOCK):
-            end = min(first + _BLOCK, k)
-            inside = slice(first, end)
+        slopes = hessian.matrix.times(weights - target)
+        for inside in parts_of(k, _BLOCK):
             moves = torch.empty_like(codes[inside])
             steps = columns.BlockGrid(
                 scales[groups[inside]], zeros[groups[inside]], grid.largest_code
             )
             columns.descend(
                 steps,
-                matrix[inside, inside],
+                hessian.matrix.triangle(inside)[:, inside],
                 weights[inside],
                 slopes[inside],
                 codes[inside],
                 moves,
             )
-            slopes[end:].addmm_(matrix[end:, inside], moves)
+            for rows, strip in hessian.matrix.placed():
+                begin = max(inside.stop, rows.start)
+                if begin < rows.stop:
+                    slopes[begin : rows.stop].addmm_(strip[begin - rows.start :, inside], moves)
     return codes.T.contiguous()
 
 
@@ -299,11 +284,11 @@ def refit_scales(codes: torch.Tensor, target: torch.Tensor, hessian: Hessian, gr
     steps = codes - grid.zeros.repeat_interleave(g, dim=1)[:, :k]
     right = torch.empty(n, count, dtype=torch.float64, device=codes.device)
     left = torch.empty(n, count, count, dtype=torch.float64, device=codes.device)
-    wanted = target @ hessian.matrix
+    wanted = hessian.matrix.times(target.T).T
     for group in range(count):
         inside = slice(group * g, min((group + 1) * g, k))
         right[:, group] = (wanted[:, inside] * steps[:, inside]).sum(dim=1)
-        product = steps[:, inside] @ hessian.matrix[inside]
+        product = steps[:, inside] @ hessian.matrix.rows(inside)
         padded = torch.nn.functional.pad(product * steps, (0, count * g - k))
         left[:, group] = padded.reshape(n, count, g).sum(dim=2)
     # A group of zero-points alone has no say in its scale.

@@ -6,14 +6,19 @@ size of batches do not matter. Refuses to know where tokens come from.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 
 import torch
 import torch.nn.functional as F
 
 from awq_edge import torch_decoder
+from awq_edge.quantize.halves import Half, parts_of
 
-_STRIP_ROWS = 256  # of products, computed at once: enough for every processor to be busy
+# Of products, computed at once, and of what becomes of them: enough for every processor to be busy.
+_STRIP_ROWS = 512
+# Of the sums over a segment's tokens, which lie beside those over all segments before: all of them
+# up to 8,000 inputs. More inputs are read several times.
+_SHARE_BYTES = 1 << 28
 
 
 class InputStatistics:
@@ -98,18 +103,36 @@ def output_error(difference: torch.Tensor, products: torch.Tensor) -> float:
     return float((torch_decoder.multiply(difference, products, None) * difference).sum())
 
 
+def shares_of(k: int) -> list[list[slice]]:
+    """Strips of products of k inputs, in shares that are summed at once while others wait."""
+    shares: list[list[slice]] = [[]]
+    size = 0
+    for part in parts_of(k, _STRIP_ROWS):
+        size += 8 * (part.stop - part.start) * part.stop
+        if shares[-1] and size > _SHARE_BYTES:
+            shares.append([])
+            size = 0
+        shares[-1].append(part)
+    return shares
+
+
 class Products:
     """Sums of x_i * x_j over every token that a matrix reads, in float64.
 
     The lower triangle alone, in strips of rows: half of what would be the largest tensor of all.
     """
 
-    def __init__(self, k: int, device: torch.device) -> None:
-        """Starts with no tokens, for inputs of width k."""
-        ends = [min(first + _STRIP_ROWS, k) for first in range(0, k, _STRIP_ROWS)]
+    def __init__(self, k: int, device: torch.device, parts: Sequence[slice] | None = None) -> None:
+        """Starts with no tokens.
+
+        Args:
+            k: Width of the input.
+            device: Where the sums are kept.
+            parts: Strips of rows to sum, if not all: a share of ``shares_of``.
+        """
         self.strips = [
-            torch.zeros(end - first, end, dtype=torch.float64, device=device)
-            for first, end in zip([0, *ends], ends)
+            torch.zeros(part.stop - part.start, part.stop, dtype=torch.float64, device=device)
+            for part in (parts_of(k, _STRIP_ROWS) if parts is None else parts)
         ]
         self.tokens = 0
 
@@ -128,13 +151,7 @@ class Products:
             strip += part
         self.tokens += other.tokens
 
-    def means(self) -> torch.Tensor:
+    def means(self) -> Half:
         """Over the tokens so far, float64 [k, k]; the sums are used up."""
-        k = self.strips[-1].shape[1]
-        means = torch.empty(k, k, dtype=torch.float64, device=self.strips[-1].device)
-        while self.strips:
-            strip = self.strips.pop().div_(max(self.tokens, 1))
-            rows, end = strip.shape
-            means[end - rows : end, :end] = strip
-            means[: end - rows, end - rows : end] = strip[:, : end - rows].T
-        return means
+        strips, self.strips = self.strips, []
+        return Half([strip.div_(max(self.tokens, 1)) for strip in strips])

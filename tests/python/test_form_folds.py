@@ -18,8 +18,9 @@ from awq_edge.architecture import Architecture  # noqa: E402
 from awq_edge.calibration.hidden_states import HiddenStates  # noqa: E402
 from awq_edge.calibration.layer_states import LayerStates  # noqa: E402
 from awq_edge.calibration.staged import StagedLayer  # noqa: E402
-from awq_edge.quantize import awq, methods, pivots, scales  # noqa: E402
+from awq_edge.quantize import awq, methods, pivots, scales, statistics  # noqa: E402
 from awq_edge.quantize.grouped import Quantiser  # noqa: E402
+from awq_edge.quantize.halves import Half  # noqa: E402
 from awq_edge.quantize.statistics import Products  # noqa: E402
 from awq_edge.stages import Origin, Stage  # noqa: E402
 
@@ -128,8 +129,16 @@ def test_searches_keep_the_function(form: str, search: str) -> None:
 
 
 @pytest.mark.parametrize("form", FORMS)
-def test_stages_one_by_one_give_the_layer(form: str, tmp_path: Path) -> None:
-    """What the staged walk leaves is what the whole layer gives with the rounded weights."""
+@pytest.mark.parametrize("strip", [512, 16])
+def test_stages_one_by_one_give_the_layer(
+    form: str, strip: int, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What the staged walk leaves is what the whole layer gives with the rounded weights.
+
+    Where products are many they are summed in shares: here every strip of 16 rows is one.
+    """
+    monkeypatch.setattr(statistics, "_STRIP_ROWS", strip)
+    monkeypatch.setattr(statistics, "_SHARE_BYTES", 1 if strip == 16 else 1 << 28)
     torch.manual_seed(0)
     a = one_layer(form)
     weights, probe = random_weights(a), probe_of(a, blocks=2)
@@ -148,12 +157,12 @@ def test_stages_one_by_one_give_the_layer(form: str, tmp_path: Path) -> None:
     before.write(slice(0, 2), probe.hidden)
     seen: dict[str, torch.Tensor] = {}
 
-    def rounded(stage: Stage, part: Sequence[str], products: torch.Tensor) -> None:
-        seen[stage.name] = products
+    def rounded(stage: Stage, part: Sequence[str], products: Half) -> None:
+        seen[stage.name] = products.rows(slice(0, products.size))
         for name in part:
             weights[f"{name}.weight"] = Quantiser(3, 32).round_trip(weights[f"{name}.weight"])
 
-    def means(parts: object, empty: Products) -> torch.Tensor:
+    def means(parts: object, empty: Products) -> Half:
         for _, part in parts:  # type: ignore[attr-defined]
             empty.join(part)
         return empty.means()

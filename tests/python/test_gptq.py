@@ -9,6 +9,7 @@ import pytest
 torch = pytest.importorskip("torch")
 
 from awq_edge.quantize import gptq, grids, grouped  # noqa: E402
+from awq_edge.quantize.halves import Half  # noqa: E402
 
 G = 32
 
@@ -26,6 +27,14 @@ def products(x: torch.Tensor) -> torch.Tensor:
     return x.T.double() @ x.double() / len(x)
 
 
+def hessian_of(matrix: torch.Tensor, damping: float = gptq.DAMPING) -> gptq.Hessian:
+    return gptq.Hessian.of(Half.of(matrix, 48), damping)
+
+
+def whole(half: Half) -> torch.Tensor:
+    return half.rows(slice(0, half.size))
+
+
 def weight(n: int, k: int, seed: int = 1) -> torch.Tensor:
     return torch.randn(n, k, generator=torch.Generator().manual_seed(seed))
 
@@ -35,7 +44,7 @@ def loss(
 ) -> torch.Tensor:
     """The error that is minimised, of each row, in float64."""
     difference = grid.with_codes(codes).dequantise().double() - target.double()
-    return ((difference @ hessian.matrix.double()) * difference).sum(dim=1)
+    return ((difference @ whole(hessian.matrix).double()) * difference).sum(dim=1)
 
 
 def textbook(target: torch.Tensor, matrix: torch.Tensor, grid: grids.Grid) -> torch.Tensor:
@@ -58,11 +67,11 @@ def textbook(target: torch.Tensor, matrix: torch.Tensor, grid: grids.Grid) -> to
 @pytest.mark.parametrize("bits", [2, 3, 4, 5, 6, 8])
 @pytest.mark.parametrize(("n", "k"), [(7, 96), (5, 150), (3, 31)])
 def test_codes_are_those_of_the_textbook(bits: int, n: int, k: int) -> None:
-    hessian = gptq.Hessian.of(products(inputs(k)))
+    hessian = hessian_of(products(inputs(k)))
     target = weight(n, k)
     grid = grids.spanning(target, bits, G)
     codes = gptq.compensate(target, hessian, grid)
-    expected = textbook(target, hessian.matrix, grid)
+    expected = textbook(target, whole(hessian.matrix), grid)
     # float32 against float64 may round a tie otherwise, and later codes of that row then differ.
     assert (codes == expected).float().mean() > 0.98
     torch.testing.assert_close(
@@ -75,7 +84,7 @@ def test_codes_are_those_of_the_textbook(bits: int, n: int, k: int) -> None:
 
 @pytest.mark.parametrize("bits", [2, 3, 4])
 def test_every_step_lowers_the_error(bits: int) -> None:
-    hessian = gptq.Hessian.of(products(inputs(128)))
+    hessian = hessian_of(products(inputs(128)))
     target = weight(16, 128)
     grid = grids.spanning(target, bits, G)
     nearest = grouped.quantise(target, bits, G).codes.float()
@@ -95,7 +104,7 @@ def test_every_step_lowers_the_error(bits: int) -> None:
 
 def test_compensation_of_independent_inputs_is_rounding_to_nearest() -> None:
     target = weight(9, 100)
-    hessian = gptq.Hessian.of(torch.eye(100).double(), damping=0.0)
+    hessian = hessian_of(torch.eye(100).double(), damping=0.0)
     codes = gptq.compensate(target, hessian, grids.spanning(target, 4, G))
     assert torch.equal(codes.to(torch.uint8), grouped.quantise(target, 4, G).codes)
 
@@ -105,7 +114,7 @@ def test_a_few_large_inputs_do_not_hide_the_others() -> None:
     x = inputs(100)
     usual = gptq.DAMPING * products(x).diagonal().mean()
     x[:, 7] *= 1000
-    added = (gptq.Hessian.of(products(x)).matrix.double() - products(x)).diagonal()
+    added = (whole(hessian_of(products(x)).matrix).double() - products(x)).diagonal()
     assert bool((added[:7] > 0.2 * usual).all())
     assert bool((added[:7] < 2 * usual).all())
 
@@ -115,12 +124,12 @@ def test_inputs_that_are_nearly_nothing_do_not_stop_the_factorisation() -> None:
     x = inputs(96).repeat(1, 2)
     x[:, 8:96] *= 1e-18
     x[:, 104:] *= 1e-18
-    hessian = gptq.Hessian.of(products(x))
-    assert bool(torch.isfinite(hessian.upper).all())
+    hessian = hessian_of(products(x))
+    assert bool(torch.isfinite(hessian.upper(slice(0, 192))).all())
 
 
 def test_descent_ends_where_no_single_code_can_improve() -> None:
-    hessian = gptq.Hessian.of(products(inputs(40)))
+    hessian = hessian_of(products(inputs(40)))
     target = weight(4, 40)
     grid = grids.spanning(target, 3, G)
     codes = gptq.descend(gptq.compensate(target, hessian, grid), target, hessian, grid, 50)
@@ -133,7 +142,7 @@ def test_descent_ends_where_no_single_code_can_improve() -> None:
 
 
 def test_refitted_scales_are_the_best_ones() -> None:
-    hessian = gptq.Hessian.of(products(inputs(96)))
+    hessian = hessian_of(products(inputs(96)))
     target = weight(6, 96)
     grid = grids.spanning(target, 2, G)
     codes = gptq.compensate(target, hessian, grid)
@@ -156,7 +165,7 @@ def test_dead_inputs_and_zero_groups(bits: int) -> None:
     target = weight(6, 96)
     target[:, :32] = 0
     target[:, 40] = 0
-    hessian = gptq.Hessian.of(products(x))
+    hessian = hessian_of(products(x))
     for choose in (
         lambda part, rows: grids.spanning(part, bits, G),
         lambda part, rows: grids.best(part, hessian.conditional(), bits, G, (1.0, 0.8)),
@@ -173,7 +182,7 @@ def test_dead_inputs_and_zero_groups(bits: int) -> None:
 def test_one_token_and_no_token() -> None:
     target = weight(6, 64)
     for matrix in (products(inputs(64, tokens=1)), torch.zeros(64, 64).double()):
-        hessian = gptq.Hessian.of(matrix)
+        hessian = hessian_of(matrix)
         grid = grids.spanning(target, 4, G)
         assert bool(torch.isfinite(gptq.compensate(target, hessian, grid)).all())
 
@@ -181,27 +190,52 @@ def test_one_token_and_no_token() -> None:
 @pytest.mark.parametrize("size", [1e-6, 1e4])
 def test_the_activations_unit_does_not_matter(size: float) -> None:
     target = weight(6, 64)
-    one = gptq.Hessian.of(products(inputs(64)))
-    other = gptq.Hessian.of(products(inputs(64)) * size**2)
+    one = hessian_of(products(inputs(64)))
+    other = hessian_of(products(inputs(64)) * size**2)
     grid = grids.spanning(target, 3, G)
     same = gptq.compensate(target, one, grid) == gptq.compensate(target, other, grid)
     assert same.float().mean() > 0.98
+
+
+@pytest.mark.parametrize("strip", [16, 32, 64])
+def test_what_is_kept_in_strips_solves_as_a_whole(
+    monkeypatch: pytest.MonkeyPatch, strip: int
+) -> None:
+    """Strips are so high in real models that only their widest matrices have several."""
+    target = weight(9, 150)
+
+    def results() -> list[torch.Tensor]:
+        hessian = hessian_of(products(inputs(150)))
+        grid = grids.spanning(target, 3, G)
+        codes = gptq.compensate(target, hessian, grid)
+        moved = gptq.descend(codes, target, hessian, grid, 2)
+        refitted = gptq.refit_scales(moved, target, hessian, grid)
+        return [hessian.conditional(), hessian.solve(target), codes, moved, refitted.scales]
+
+    expected = results()
+    monkeypatch.setattr(gptq, "_STRIP", strip)
+    monkeypatch.setattr(gptq, "_BLOCK", 16)
+    costs, solved, codes, moved, scales = results()
+    torch.testing.assert_close(costs, expected[0])
+    torch.testing.assert_close(solved, expected[1], rtol=1e-4, atol=1e-5)
+    for found, other in zip((codes, moved, scales), expected[2:]):
+        assert (found == other).float().mean() > 0.98
 
 
 @pytest.mark.parametrize("strip", [7, 16, 40, 64])
 def test_the_factor_does_not_depend_on_strips(monkeypatch: pytest.MonkeyPatch, strip: int) -> None:
     matrix = products(inputs(40))
     monkeypatch.setattr(gptq, "_STRIP", strip)
-    hessian = gptq.Hessian.of(matrix.clone())
-    ordered = hessian.matrix.double()[hessian.order][:, hessian.order]
-    upper = hessian.upper.double()
+    hessian = gptq.Hessian.of(Half.of(matrix, strip))
+    ordered = whole(hessian.matrix).double()[hessian.order][:, hessian.order]
+    upper = hessian.upper(slice(0, 40)).double()
     assert torch.equal(upper, upper.triu())
     torch.testing.assert_close(upper.T @ upper @ ordered, torch.eye(40).double(), rtol=0, atol=1e-5)
 
 
 def test_rows_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None:
     target = weight(10, 64)
-    hessian = gptq.Hessian.of(products(inputs(64)))
+    hessian = hessian_of(products(inputs(64)))
 
     def rounded() -> torch.Tensor:
         def choose(part: torch.Tensor, rows: slice) -> grids.Grid:
@@ -216,7 +250,7 @@ def test_rows_do_not_know_of_each_other(monkeypatch: pytest.MonkeyPatch) -> None
 
 def test_conditional_costs_are_what_remains_after_the_best_repair() -> None:
     matrix = products(inputs(20))
-    hessian = gptq.Hessian.of(matrix.clone(), damping=0.0)
+    hessian = hessian_of(matrix, damping=0.0)
     costs = hessian.conditional()
     order = hessian.order.tolist()
     for position, j in enumerate(order):
@@ -226,7 +260,7 @@ def test_conditional_costs_are_what_remains_after_the_best_repair() -> None:
             inside = matrix[later][:, later]
             repaired = repaired - matrix[j, later] @ torch.linalg.solve(inside, matrix[later, j])
         assert float(costs[j]) == pytest.approx(float(repaired), rel=1e-3)
-    assert torch.equal(gptq.conditional(matrix.clone(), damping=0.0), costs)
+    assert torch.equal(gptq.conditional(Half.of(matrix, 48), damping=0.0), costs)
 
 
 @pytest.mark.parametrize("bits", [2, 3, 4])

