@@ -34,6 +34,7 @@ from awq_edge.float_model import open_float_model  # noqa: E402
 from awq_edge.model_file import read_dequantised  # noqa: E402
 from awq_edge.quantize import gptq, grids, pivots  # noqa: E402
 from awq_edge.quantize.grouped import Quantiser  # noqa: E402
+from awq_edge.quantize.halves import Half  # noqa: E402
 from awq_edge.quantize.probe import Probe  # noqa: E402
 from awq_edge.quantize.statistics import Products  # noqa: E402
 from awq_edge.stages import Origin, Stage, input_width  # noqa: E402
@@ -95,9 +96,9 @@ def test_each_stage_sees_what_the_rounded_matrices_before_it_give(tmp_path: Path
     floats = dict(weights)
     seen: dict[str, torch.Tensor] = {}
 
-    def round_matrices(stage: Stage, part: tuple[str, ...], products: torch.Tensor) -> None:
+    def round_matrices(stage: Stage, part: tuple[str, ...], products: Half) -> None:
         for name in part:
-            seen[name] = products
+            seen[name] = products.rows(slice(0, products.size))
             rounded = Quantiser(2, 32).round_trip(floats[f"{name}.weight"])
             weights[f"{name}.weight"] = rounded
 
