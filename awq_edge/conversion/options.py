@@ -25,7 +25,7 @@ class Options:
     """What a user may choose."""
 
     method: str = "auto"
-    effort: str = "normal"  # high: scales learn what the float model predicts
+    effort: str = "normal"  # high: codes and scales learn what the float model predicts
     bits: float = 4  # of the decoder's matrices, at least; a fraction mixes widths
     group_size: int = 128
     head_bits: int | None = None  # None: as ``tables`` says
