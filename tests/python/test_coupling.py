@@ -132,7 +132,8 @@ def test_matrices_rounded_together_are_what_they_are_alone() -> None:
     hessian, sizes = hessian_of(64), (40, 13, 1)
     targets = [weight(n, 64) * (n + 1) for n in sizes]
     moments = [in_runs(covariance(n, n)) for n in sizes]
-    together = coupling.quantise(targets, hessian, moments, spanning, 1)
+    together = coupling.quantise([*targets], hessian, [*moments], spanning, 1)  # uses lists up
+    assert len(together) == len(targets)
     for target, by_output, actual in zip(targets, moments, together):
         (alone,) = coupling.quantise([target], hessian, [by_output], spanning, 1)
         # Sums over more rows may be taken in another order.
