@@ -14,7 +14,7 @@ from serving import Server
 # A minute of a real server takes a second here, and the rates are as much higher.
 HURRY = """
 import awq_edge.serve.http as http, awq_edge.serve.patient_protocol as protocol
-http._PAUSE_SECONDS, http._BODY_SECONDS, http._LEAST_BYTES_PER_SECOND = 1.0, 2.0, 5000
+http._PAUSE_SECONDS, http._BODY_SECONDS, http._LEAST_BYTES_PER_SECOND = 2.0, 3.0, 5000
 protocol._HEAD_SECONDS = 1.0
 """
 BODY = json.dumps({"prompt": "Once upon a time", "max_tokens": 1}).encode()
@@ -77,7 +77,7 @@ def test_a_line_that_is_dead_is_not(hurried: Server) -> None:
         told = answer(connection)
         assert 0.8 < time.monotonic() - began < 10
     assert told.split()[1] == b"408"
-    assert b"nothing came for 1 seconds" in told
+    assert b"nothing came for 2 seconds" in told
 
 
 def test_a_line_that_drips_is_not_either(hurried: Server) -> None:
