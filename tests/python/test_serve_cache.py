@@ -280,10 +280,10 @@ def test_a_client_that_breaks_its_prefix_is_told_of(caplog: pytest.LogCaptureFix
 
 
 def test_a_killed_server_has_forgotten_nothing(chat_file: Path, tmp_path: Path) -> None:
-    """A second turn after kill -9 and a restart reads its new tokens only."""
-    speech = "Pray tell me about the house, the garden, and the weather of the season. " * 5
+    """A second turn after a thousand tokens, kill -9 and a restart reads its new tokens only."""
+    speech = "Pray tell me about the house, the garden, and the weather of the season. " * 50
     messages = [{"role": "user", "content": speech}]
-    body = {"temperature": 0, "max_tokens": 30}
+    body = {"temperature": 0, "max_tokens": 16}
     first = Server(chat_file, "--cache-dir", tmp_path)
     answer = first.ask("/v1/chat/completions", {**body, "messages": messages})[1]
     deadline = time.monotonic() + 30
@@ -308,5 +308,5 @@ def test_a_killed_server_has_forgotten_nothing(chat_file: Path, tmp_path: Path) 
     cached = turn["usage"]["prompt_tokens_details"]["cached_tokens"]
     assert read == turn["usage"]["prompt_tokens"] - cached
     # Everything of the first prompt, and of its answer what the template writes the same.
-    assert cached >= answer["usage"]["prompt_tokens"]
+    assert cached >= answer["usage"]["prompt_tokens"] > 950
     assert read < 60
