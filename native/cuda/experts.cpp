@@ -60,7 +60,7 @@ void Step::mixture_of_experts(size_t m, size_t layer) {
     check(d.cuMemcpyDtoDAsync_v2(address(at.normed), address(at.residual),
                                  m * hidden * sizeof(float), stream_),
           "read the stream");
-    norm_rows(at.normed, nullptr, w.feed_forward_norm, m, hidden, 0);  // in place
+    norm_rows(at.normed, nullptr, w.feed_forward_norm, m, hidden, kNormInPlace);
     launch((*kernels_)("route"), {divided(experts + 1, kExpertsPerCta), rows}, kThreads, 0,
            static_cast<const float*>(at.normed), w.router, w.shared_router, width,
            static_cast<int>(experts), at.router_logits);

@@ -17,11 +17,6 @@ using awqe_cuda::kUnitChunks;
 using awqe_cuda::Products;
 using awqe_cuda::WalkPlan;
 
-// How kernels/quantize.cuh's norm_stream() has a row take up a branch.
-constexpr int kNormInPlace = 0;
-constexpr int kAddNormed = 1;
-constexpr int kNormSum = 2;
-
 static_assert(static_cast<int>(Activation::kSilu) == awqe_cuda::kSilu &&
               static_cast<int>(Activation::kGelu) == awqe_cuda::kGelu &&
               static_cast<int>(Activation::kGeluTanh) == awqe_cuda::kGeluTanh &&

@@ -19,6 +19,10 @@ constexpr size_t kSlicedRows = 16;  // up to here slices of few rows read less t
 constexpr size_t kPromptRows = 16;  // fewer rows of a run are attended chunk by chunk
 constexpr size_t kPartialBytes = size_t{64} << 20;
 constexpr unsigned kThreads = 256;
+// How kernels/quantize.cuh's norm_stream() has a row take up a branch.
+constexpr int kNormInPlace = 0;
+constexpr int kAddNormed = 1;
+constexpr int kNormSum = 2;
 
 inline unsigned divided(size_t value, size_t by) {
     return static_cast<unsigned>((value + by - 1) / by);
