@@ -20,6 +20,7 @@ class PatientProtocol(H11Protocol):
 
     _waiting: asyncio.TimerHandle | None = None
 
+    # asyncio has it for every transport, and uvicorn for those that can be written to.
     def connection_made(self, transport: asyncio.Transport) -> None:  # type: ignore[override]
         """It waits for its first request."""
         super().connection_made(transport)

@@ -115,12 +115,17 @@ def run(clock: Clock, stories: Model) -> Callable[..., Run]:
     return lambda row, token=0.0, first=0.0: Run(clock, stories, row=row, token=token, first=first)
 
 
+def always(right: float) -> Callable[[int], float]:
+    """Guesses that are right so often at every place."""
+    return lambda _place: right
+
+
 def test_what_gains_is_used(run: Callable[..., Run]) -> None:
-    assert run(row=0.05).text(lambda _: 0.9, 4000) < 0.25
-    assert run(row=0.2).text(lambda _: 0.6, 4000) < 0.8
-    assert run(row=0.05, token=0.1).text(lambda _: 0.8, 4000) < 0.6
+    assert run(row=0.05).text(always(0.9), 4000) < 0.25
+    assert run(row=0.2).text(always(0.6), 4000) < 0.8
+    assert run(row=0.05, token=0.1).text(always(0.8), 4000) < 0.6
     short = run(row=0.05, token=0.12, first=0.6)
-    assert short.text(lambda _: 0.85) < 0.7
+    assert short.text(always(0.85)) < 0.7
     assert short.shared.rests == 0
 
 
@@ -132,7 +137,7 @@ def test_nothing_is_lost_beyond_two_hundredths(
 ) -> None:
     """In any text, the first of a process too, and over all of them."""
     machine = run(row=row, token=token, first=4 * token)
-    times = [machine.text(lambda _: right) for _ in range(12)]
+    times = [machine.text(always(right)) for _ in range(12)]
     assert max(times) < LOST, times
     assert sum(times) / len(times) < 1.01 + 1 / (12 * TOKENS), times
 
@@ -140,7 +145,7 @@ def test_nothing_is_lost_beyond_two_hundredths(
 def test_what_loses_rests(run: Callable[..., Run]) -> None:
     for right, row, token in ((0.0, 0.3, 0.0), (0.1, 0.5, 0.2), (0.5, 1.0, 0.0), (0.9, 1.1, 0.0)):
         machine = run(row=row, token=token)
-        assert machine.text(lambda _, right=right: right, 4000) < 1.011, (right, row)  # type: ignore[misc]
+        assert machine.text(always(right), 4000) < 1.011, (right, row)
         assert machine.shared.rests > 1
         assert machine.asked < 100
 
@@ -151,7 +156,7 @@ def test_a_text_whose_guesses_turn_bad_loses_no_more_than_it_gained(
     machine = run(row=0.05, token=0.1)
     assert machine.text(lambda place: 0.95 if place < 40 else 0.0) < 1.0
     # And the next one does not pay with those gains.
-    assert machine.text(lambda _: 0.0) < LOST
+    assert machine.text(always(0.0)) < LOST
 
 
 # ---- a smaller model -----------------------------------------------------------------------------
@@ -201,15 +206,15 @@ def test_a_smaller_model_that_is_never_right_costs_next_to_nothing(
         work = Work(clock, monkeypatch, model, sessions.model)
         monkeypatch.setattr(sessions, "_share", SHARE)
         sample = Session.sample
-        wrong = lambda session, *of: (  # noqa: E731 - what a model says that knows nothing
-            (sample(session, *of) + 1) % 400 + 20
-            if session.model is sessions.model
-            else sample(session, *of)
-        )
+
+        def wrong(session: Session, *of: Any) -> int:
+            """Of the smaller model, what one says that knows nothing."""
+            drawn = sample(session, *of)
+            return (drawn + 1) % 400 + 20 if session.model is sessions.model else drawn
+
         monkeypatch.setattr(Session, "sample", wrong)
         for seed in range(3):
             with model.session() as session:
-                began = clock.now
                 generation = session.generate(
                     prompt, max_tokens=TOKENS, temperature=0.8, seed=seed, logit_bias=ENDLESS
                 )
