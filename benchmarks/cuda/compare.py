@@ -29,7 +29,9 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from shapes import SHAPES, Shape, write_awq_edge  # noqa: E402
+from shapes import architecture, write_awq_edge  # noqa: E402
+
+from awq_edge.architecture import Architecture  # noqa: E402
 
 PROMPT, CONTEXT, STEPS, REPETITIONS = 2048, 512, 64, 5
 CHECKED = 80  # tokens: a tile, few rows and single ones
@@ -79,20 +81,20 @@ def median_seconds(work: Callable[[], None]) -> float:
     return statistics.median(seconds[2:])
 
 
-def transformers(shape: Shape, compiled: bool) -> dict[str, float]:
+def transformers(shape: Architecture, compiled: bool) -> dict[str, float]:
     """Hugging Face's Llama of this shape in FP16: a prompt, and one sequence that decodes."""
     import torch
     from transformers import LlamaConfig, LlamaForCausalLM, StaticCache
 
     config = LlamaConfig(
-        hidden_size=shape.hidden,
-        intermediate_size=shape.feed_forward,
+        hidden_size=shape.hidden_size,
+        intermediate_size=shape.feed_forward_size,
         num_hidden_layers=shape.layers,
         num_attention_heads=shape.heads,
         num_key_value_heads=shape.kv_heads,
         head_dim=shape.head_size,
-        vocab_size=shape.vocabulary,
-        tie_word_embeddings=shape.tied,
+        vocab_size=shape.vocabulary_size,
+        tie_word_embeddings=shape.tied_head,
         max_position_embeddings=4096,
     )
     torch.set_default_dtype(torch.float16)
@@ -124,7 +126,7 @@ def transformers(shape: Shape, compiled: bool) -> dict[str, float]:
                 read(step, token, held)
                 held += 1
 
-        speeds[COLUMNS[1]] = STEPS / median_seconds(decode)
+        speeds["1 decoding"] = STEPS / median_seconds(decode)
     return speeds
 
 
@@ -145,11 +147,11 @@ def main() -> None:
     for name in arguments.shapes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / f"{name}.awq.gguf"
-            write_awq_edge(SHAPES[name], path)
+            write_awq_edge(architecture(name), path)
             check(path)
             show("awq-edge (the CPU's bits)", ours(arguments.build / "bench_cuda", path))
         for peer in filter(None, arguments.peers.split(",")):
-            show(f"transformers {peer}", transformers(SHAPES[name], peer == "compiled"))
+            show(f"transformers {peer}", transformers(architecture(name), peer == "compiled"))
 
 
 if __name__ == "__main__":

@@ -47,8 +47,11 @@ size_t warpgroup_shared(int bits, int group_size) {
     const size_t high = kChunk * 4 * (static_cast<size_t>(bits) - low) / 8;
     const size_t block = kChunk * 4 * low / 8 + high + (bits == 8 ? 16 : high % 128 == 64 ? 0 : 64);
     const size_t stage = 128 * kChunk + 32 * block + parts * (128 * 8 + 32 * 4 * 3);
-    return 4 * round_up(stage, 1024) + 1024;
+    return 6 * round_up(stage, 1024) + 1024;
 }
+
+// Six steps of 8 bits in groups of 32 are more than a multiprocessor has.
+bool fits_warpgroups(const Matrix& w) { return w.bits != 8 || w.group_size != 32; }
 
 // Warps that share a block of rows: enough to have all of a row's units on their way. Eight only
 // where four would leave too few CTAs to fill a large GPU.
@@ -267,9 +270,9 @@ void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, cons
         quantize(from, m);
         row.x = nullptr;
     }
-    const bool warpgroups = device_->facts().capability == 90;
     while (!products.empty()) {
         const Matrix& first = *products.front().first;
+        const bool warpgroups = device_->facts().capability == 90 && fits_warpgroups(first);
         if (m > kSlicedRows && !warpgroups) {
             launch((*kernels_)("gemm", first),
                    {divided(static_cast<size_t>(first.rows), 128), divided(m, 128)}, kGemmThreads,
@@ -713,9 +716,9 @@ void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
         for (const Row& row : rows) chunks = std::max(chunks, chunks_of(row, window));
     }
     // A step that decodes is recorded once and replayed: the host then starts one graph instead of
-    // some hundred kernels. Rounded up to a power of two, so that few graphs serve all positions;
-    // kernels for chunks that a row does not see end at once.
-    // Where the host chooses experts it has to wait in between.
+    // some hundred kernels. Rounded up to a power of two or one and a half, so that few graphs
+    // serve all positions; kernels for chunks that a row does not see end at once, but take a place
+    // first. Where the host chooses experts it has to wait in between.
     const bool decodes = m <= kFewRows && runs.size() == m && wanted.size() == m &&
                          hidden.empty() && embeddings_ == nullptr && a_.experts == 0;
     if (!decodes) {
@@ -725,7 +728,7 @@ void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
         return;
     }
     unsigned rounded = 8;
-    while (rounded < chunks) rounded *= 2;
+    while (rounded < chunks) rounded = rounded % 3 == 0 ? rounded / 3 * 4 : rounded / 2 * 3;
     rounded = std::min(rounded, static_cast<unsigned>(at.partials.chunks));
     // The first time as it is: kernels are then loaded, which a recording could not wait for.
     const auto [at_graph, first_time] = graphs_.try_emplace({m, rounded}, nullptr);

@@ -246,17 +246,24 @@ __device__ __forceinline__ void gemm(const Matrix& w, float* out, const Activati
             const int n = first_output + warp_row * 32 + i * 16 + half * 8 + row;
             if (n >= w.rows) continue;
             const float bias = w.bias == nullptr ? 0.0f : w.bias[n];
+            const int first = first_token + warp_token * 32 + quarter * 2;
+            float* const to = out + (long long)first * w.rows + n;
+            // What is added to is read before anything is written: the compiler may not move a load
+            // over a store, and would wait for each of them.
+            float before[8];
 #pragma unroll
-            for (int j = 0; j < 4; ++j)
+            for (int e = 0; e < 8; ++e) {
+                const int t = e / 2 * 8 + e % 2;
+                before[e] = add && first + t < m ? __ldcg(to + (long long)t * w.rows) : 0.0f;
+            }
 #pragma unroll
-                for (int k = 0; k < 2; ++k) {
-                    const int t = first_token + warp_token * 32 + j * 8 + quarter * 2 + k;
-                    if (t >= m) continue;
-                    float* const to = out + (long long)t * w.rows + n;
-                    float value = y[i][j][half * 2 + k];
-                    if (w.bias != nullptr) value = value + bias;
-                    *to = add ? *to + value : value;
-                }
+            for (int e = 0; e < 8; ++e) {
+                const int t = e / 2 * 8 + e % 2;
+                if (first + t >= m) continue;
+                float value = y[i][e / 2][half * 2 + e % 2];
+                if (w.bias != nullptr) value = value + bias;
+                to[(long long)t * w.rows] = add ? before[e] + value : value;
+            }
         }
 }
 

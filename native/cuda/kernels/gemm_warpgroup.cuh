@@ -2,8 +2,9 @@
 // instruction that takes its weights from registers and its activations from shared memory, so that
 // nothing but unpacking is left to do per weight. Tiles, order and bits are gemm.cuh's.
 //
-// A warpgroup's 128 tokens are two halves: while the tensor cores are at the second, the first
-// one's exact sums go to the float accumulators, and the next step's weights are unpacked.
+// A warpgroup's 128 tokens are two halves. While the tensor cores are at both, the next chunk's
+// weights are unpacked; while they are at the second, the first one's exact sums go to the float
+// accumulators.
 #pragma once
 
 #include "gemm.cuh"
@@ -13,7 +14,8 @@
 namespace awqe_cuda {
 
 constexpr int kGroupThreads = 256;  // two warpgroups, 64 outputs each
-constexpr int kGroupStages = 4;
+constexpr int kGroupStages = 6;
+constexpr int kAhead = 4;  // chunks on their way; the warpgroups are at two others
 constexpr int kHalfTokens = 64;
 
 // One step's share of shared memory.
@@ -120,21 +122,23 @@ __device__ __forceinline__ void gemm_warpgroup(const Products& products, const A
     constexpr int kRunPieces = kBits == 8 ? 8 : 4;
     const int piece = threadIdx.x % kPieces;
     const int inputs_before = piece / kRunPieces * kRunInputs;  // of the piece in its chunk
-    const unsigned char* from_codes[kCopies];
+    const unsigned char* from_codes = w.blocks + (long long)first_block * w.block_bytes +
+                                      w.codes_offset + piece * 16;
+    int codes_at[kCopies];  // from there
 #pragma unroll
     for (int i = 0; i < kCopies; ++i) {
         const int b = threadIdx.x / kPieces + i * (kGroupThreads / kPieces);
-        from_codes[i] = w.blocks + (long long)min(first_block + b, last_block) * w.block_bytes +
-                        w.codes_offset + piece * 16;
+        codes_at[i] = min(b, last_block - first_block) * w.block_bytes;
     }
     constexpr int kRowPieces = kChunk / 16;
     constexpr int kInputCopies = kGemmTokens * kRowPieces / kGroupThreads;
-    const signed char* from_inputs[kInputCopies];
+    const signed char* from_inputs =
+        x.codes + (long long)first_token * x.code_stride + threadIdx.x % kRowPieces * 16;
+    int inputs_at[kInputCopies];
 #pragma unroll
     for (int i = 0; i < kInputCopies; ++i) {
         const int t = threadIdx.x / kRowPieces + i * (kGroupThreads / kRowPieces);
-        from_inputs[i] = x.codes + (long long)min(first_token + t, m - 1) * x.code_stride +
-                         threadIdx.x % kRowPieces * 16;
+        inputs_at[i] = min(t, m - 1 - first_token) * x.code_stride;
     }
     const int side_token = threadIdx.x % kGemmTokens;
     const int2* const from_side =
@@ -154,9 +158,9 @@ __device__ __forceinline__ void gemm_warpgroup(const Products& products, const A
                     copy_async16(
                         stage.codes[threadIdx.x / kPieces + i * (kGroupThreads / kPieces)] +
                             piece * 16,
-                        from_codes[i]);
-                from_codes[i] += Stage::kCodeBytes;
+                        from_codes + codes_at[i]);
             }
+            from_codes += Stage::kCodeBytes;
             if constexpr (Stage::kHighBytes > 0) {
                 constexpr int kHighPieces = Stage::kHighBytes / 16;  // of two runs of 64 inputs
                 const int high = threadIdx.x / kGemmBlocks;
@@ -169,9 +173,9 @@ __device__ __forceinline__ void gemm_warpgroup(const Products& products, const A
             for (int i = 0; i < kInputCopies; ++i) {
                 const int t = threadIdx.x / kRowPieces + i * (kGroupThreads / kRowPieces);
                 copy_async16(stage.inputs[t] + ((threadIdx.x % kRowPieces ^ (t & 7)) * 16),
-                             from_inputs[i]);
-                from_inputs[i] += kChunk;
+                             from_inputs + inputs_at[i]);
             }
+            from_inputs += kChunk;
             constexpr int kSides = kGroupThreads / kGemmTokens;
 #pragma unroll
             for (int p = 0; p < kParts; p += kSides) {
@@ -197,81 +201,107 @@ __device__ __forceinline__ void gemm_warpgroup(const Products& products, const A
     for (int h = 0; h < 2; ++h)
 #pragma unroll
         for (float& value : y[h]) value = 0.0f;
-    int dots[2][kHalfTokens / 2];
-    GroupWeights<kParts> now, next;
+    int dots[2][kHalfTokens / 2] = {};
 
-    for (int c = 0; c < kGroupStages - 1; ++c) issue(c);
-    wait_for_copies<kGroupStages - 2>();
-    show_copies_to_tensor_cores();
-    __syncthreads();
-    unpack_weights<kBits, kParts>(now, stage_at(0), warp);
-    for (int c = 0; c < chunks; ++c) {
-        // Stage c + 1 has arrived, and nobody reads the one that is filled now.
-        wait_for_copies<kGroupStages - 3>();
-        show_copies_to_tensor_cores();
-        __syncthreads();
-        issue(c + kGroupStages - 1);
+    // Half h of the tokens times the weights of part p: begins, and runs beside the warps.
+    const auto begin_half = [&](int h, const GroupWeights<kParts>& weights, const Stage& stage,
+                                int p) {
+        constexpr int kSteps = 4 / kParts;
+#pragma unroll
+        for (int s = 0; s < 4; ++s) {
+            if (s / kSteps != p) continue;
+            const signed char* const inputs = stage.inputs[h * kHalfTokens];
+            if (s % kSteps == 0)
+                multiply_warpgroup<kBits == 8, true>(dots[h], weights.words[s], inputs, s);
+            else
+                multiply_warpgroup<kBits == 8, false>(dots[h], weights.words[s], inputs, s);
+        }
+        commit_warpgroup();
+    };
+    // Its exact sums go to the float accumulators.
+    const auto take_half = [&](int h, const GroupWeights<kParts>& weights, const Stage& stage,
+                               int p) {
+#pragma unroll
+        for (int j = 0; j < kHalfTokens / 8; ++j) {
+            const int t = h * kHalfTokens + j * 8 + quarter * 2;
+            const float2 by = *reinterpret_cast<const float2*>(&stage.input_scales[p][t]);
+#pragma unroll
+            for (int k = 0; k < 4; ++k) {
+                int dot = dots[h][j * 4 + k];
+                if constexpr (kBits == 8)
+                    dot -= weights.zero[p][k >> 1] * stage.input_sums[p][t + (k & 1)];
+                const float exact = __int_as_float(dot + 0x4b400000) - 0x1.8p+23f;
+                float& sum = y[h][j * 4 + k];
+                sum = fma(exact, weights.scale[p][k >> 1] * (k & 1 ? by.y : by.x), sum);
+            }
+        }
+    };
+    // The warpgroups take turns at the tensor cores, so that one adds while the other multiplies:
+    // left to themselves both multiply and both add. A turn says as well that the other one has
+    // shown its copies of this chunk and the next, and has done with the last but one.
+    const int own_turn = 1 + warp / 4;
+    const int other_turn = 2 - warp / 4;
+    // A chunk whose weights are unpacked; unpacks the next one's.
+    const auto step = [&](int c, GroupWeights<kParts>& now, GroupWeights<kParts>& next) {
         const Stage& stage = stage_at(c);
 #pragma unroll
         for (int p = 0; p < kParts; ++p) {
             if (kParts > 1 && c * kParts + p >= w.groups) break;
-            constexpr int kSteps = 4 / kParts;
-#pragma unroll
-            for (int h = 0; h < 2; ++h)
-#pragma unroll
-                for (int& dot : dots[h]) dot = 0x4b400000;
+            if (p == 0) {
+                wait_for_copies<1>();  // those of chunk c + 2 are there
+                show_copies_to_tensor_cores();
+                wait_at_barrier(own_turn, kGroupThreads);
+            }
             before_warpgroup(dots[0], dots[1]);
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-#pragma unroll
-                for (int s = p * kSteps; s < (p + 1) * kSteps; ++s)
-                    multiply_warpgroup<kBits == 8>(dots[h], now.words[s],
-                                                   stage.inputs[h * kHalfTokens], s);
-                commit_warpgroup();
+            begin_half(0, now, stage, p);
+            begin_half(1, now, stage, p);
+            if (p == 0) {
+                arrive_at_barrier(other_turn, kGroupThreads);
+                issue(c + kAhead);
+                unpack_weights<kBits, kParts>(next, stage_at(c + 1), warp);
             }
-            if (p == 0) unpack_weights<kBits, kParts>(next, stage_at(c + 1), warp);
-#pragma unroll
-            for (int h = 0; h < 2; ++h) {
-                if (h == 0)
-                    wait_for_warpgroup<1>(dots[h], now.words);
-                else
-                    wait_for_warpgroup<0>(dots[h], now.words);
-#pragma unroll
-                for (int j = 0; j < kHalfTokens / 8; ++j) {
-                    const int t = h * kHalfTokens + j * 8 + quarter * 2;
-                    const float2 by = *reinterpret_cast<const float2*>(&stage.input_scales[p][t]);
-#pragma unroll
-                    for (int k = 0; k < 4; ++k) {
-                        int dot = dots[h][j * 4 + k];
-                        if constexpr (kBits == 8)
-                            dot -= now.zero[p][k >> 1] * stage.input_sums[p][t + (k & 1)];
-                        const float exact = __int_as_float(dot) - 0x1.8p+23f;
-                        float& sum = y[h][j * 4 + k];
-                        sum = fma(exact, now.scale[p][k >> 1] * (k & 1 ? by.y : by.x), sum);
-                    }
-                }
-            }
+            wait_for_warpgroup<1>(dots[0], now.words);
+            take_half(0, now, stage, p);
+            wait_for_warpgroup<0>(dots[1], now.words);
+            take_half(1, now, stage, p);
         }
-        now = next;
+    };
+
+    GroupWeights<kParts> even, odd;
+    for (int c = 0; c < kAhead; ++c) issue(c);
+    wait_for_copies<kAhead - 2>();
+    show_copies_to_tensor_cores();
+    __syncthreads();
+    unpack_weights<kBits, kParts>(even, stage_at(0), warp);
+    if (own_turn == 2) arrive_at_barrier(other_turn, kGroupThreads);
+    for (int c = 0; c < chunks; c += 2) {
+        step(c, even, odd);
+        if (c + 1 < chunks) step(c + 1, odd, even);
     }
+    if (own_turn == 1) wait_at_barrier(own_turn, kGroupThreads);
 #pragma unroll
     for (int half = 0; half < 2; ++half) {
         const int n = first_output + warp * 16 + half * 8 + row;
         if (n >= w.rows) continue;
         const float bias = w.bias == nullptr ? 0.0f : w.bias[n];
+        float* const to = out + (long long)(first_token + quarter * 2) * w.rows + n;
+        const int left = m - first_token - quarter * 2;  // tokens from the lane's first on
+        // What is added to is read before anything is written: the compiler may not move a load
+        // over a store, and would wait for each of them.
+        float before[kGemmTokens / 4];
 #pragma unroll
-        for (int h = 0; h < 2; ++h)
+        for (int i = 0; i < kGemmTokens / 4; ++i) {
+            const int t = i / 2 * 8 + i % 2;
+            before[i] = add && t < left ? __ldcg(to + (long long)t * w.rows) : 0.0f;
+        }
 #pragma unroll
-            for (int j = 0; j < kHalfTokens / 8; ++j)
-#pragma unroll
-                for (int k = 0; k < 2; ++k) {
-                    const int t = first_token + h * kHalfTokens + j * 8 + quarter * 2 + k;
-                    if (t >= m) continue;
-                    float* const to = out + (long long)t * w.rows + n;
-                    float value = y[h][j * 4 + half * 2 + k];
-                    if (w.bias != nullptr) value = value + bias;
-                    *to = add ? *to + value : value;
-                }
+        for (int i = 0; i < kGemmTokens / 4; ++i) {
+            const int t = i / 2 * 8 + i % 2;
+            if (t >= left) continue;
+            float value = y[i / 16][i % 16 / 2 * 4 + half * 2 + i % 2];
+            if (w.bias != nullptr) value = value + bias;
+            to[(long long)t * w.rows] = add ? before[i] + value : value;
+        }
     }
 }
 

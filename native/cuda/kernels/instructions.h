@@ -152,11 +152,13 @@ __device__ __forceinline__ void before_warpgroup(int (&d)[32], int (&e)[32]) {
                  :
                  : "memory");
 }
-// d += a b for 64 tokens and step `step` of 32 inputs. inputs: 64 rows of 128 bytes in shared
-// memory at a multiple of 1024, 16-byte pieces of row t exchanged by t % 8.
+// d += a b for 64 tokens and step `step` of 32 inputs; kFresh: d = a b. While tensor cores are at
+// other sums nothing but such a product may begin new ones: the compiler would wait for all that
+// runs. inputs: 64 rows of 128 bytes in shared memory at a multiple of 1024, 16-byte pieces of row
+// t exchanged by t % 8.
 #define AWQE_MULTIPLY_WARPGROUP(type)                                                             \
     asm volatile(                                                                                 \
-        "{ .reg .pred p; setp.ne.b32 p, 1, 0; "                                                   \
+        "{ .reg .pred p; setp.ne.b32 p, %37, 0; "                                                 \
         "wgmma.mma_async.sync.aligned.m64n64k32.s32." type                                        \
         ".s8 "                                                                                    \
         "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,%18,%19,%20,%21,%22,"     \
@@ -166,9 +168,9 @@ __device__ __forceinline__ void before_warpgroup(int (&d)[32], int (&e)[32]) {
           "+r"(d[14]), "+r"(d[15]), "+r"(d[16]), "+r"(d[17]), "+r"(d[18]), "+r"(d[19]),           \
           "+r"(d[20]), "+r"(d[21]), "+r"(d[22]), "+r"(d[23]), "+r"(d[24]), "+r"(d[25]),           \
           "+r"(d[26]), "+r"(d[27]), "+r"(d[28]), "+r"(d[29]), "+r"(d[30]), "+r"(d[31])            \
-        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens))
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(tokens), "n"(int(!kFresh)))
 
-template <bool kUnsigned>
+template <bool kUnsigned, bool kFresh>
 __device__ __forceinline__ void multiply_warpgroup(int (&d)[32], const unsigned (&a)[4],
                                                    const void* inputs, int step) {
     // Address / 16; 8 rows are 1024 bytes; pieces exchanged over 128 bytes.
@@ -217,7 +219,14 @@ __device__ __forceinline__ unsigned count_arrival(unsigned* counter) {
     return before;
 }
 
-// In loops that wait for another warp of the CTA: nothing on a GPU, where warps run by themselves.
-__device__ __forceinline__ void let_others_run() {}
+// `threads` threads of a CTA, whole warps, meet at one of its barriers 1 ... 15 (0 is
+// __syncthreads()'s): some only arrive and go on, the others wait for all and see what they have
+// written.
+__device__ __forceinline__ void arrive_at_barrier(int barrier, int threads) {
+    asm volatile("bar.arrive %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
+__device__ __forceinline__ void wait_at_barrier(int barrier, int threads) {
+    asm volatile("bar.sync %0, %1;" ::"r"(barrier), "r"(threads) : "memory");
+}
 
 }  // namespace awqe_cuda

@@ -199,6 +199,25 @@ __device__ __forceinline__ void activate_rows(const float* x, const float* facto
     if (group >= out.group_stride) return;
     const float* const from = x + (long long)row * out.k;
     const float* const by = factor + (long long)row * factor_stride;
+    if (out.k % 4 == 0) {
+        const int lane = threadIdx.x & 31;
+        const int first = group * out.group_size + lane * 4;
+        float4 numbers = make_float4(0.0f, 0.0f, 0.0f, 0.0f);
+        float4 factors = make_float4(1.0f, 1.0f, 1.0f, 1.0f);
+        if (lane * 4 < out.group_size && first < out.k) {
+            numbers = *reinterpret_cast<const float4*>(from + first);
+            if (factor != nullptr) factors = *reinterpret_cast<const float4*>(by + first);
+        }
+        float y[4] = {numbers.x, numbers.y, numbers.z, numbers.w};
+        const float times[4] = {factors.x, factors.y, factors.z, factors.w};
+#pragma unroll
+        for (int j = 0; j < 4; ++j) {
+            y[j] = activated(activation, y[j]);
+            if (factor != nullptr) y[j] = y[j] * times[j];
+        }
+        quantize_numbers<kUnits>(out, row, group, y);
+        return;
+    }
     quantize_group<kUnits>(out, row, group, [&](int i) {
         const float y = activated(activation, from[i]);
         return factor == nullptr ? y : y * by[i];

@@ -13,22 +13,17 @@ __device__ __forceinline__ int unit_offset(int i) {
            chunk % kUnitChunks * 16 + i % 16;
 }
 
-// Quantises one group by one warp. `value(i)` gives input i of the row for i < k. kUnits: the row
-// is the only one, and lies in units. All lanes call it; 4 neighbouring inputs belong to a lane.
-template <bool kUnits, class Value>
-__device__ __forceinline__ void quantize_group(const Activations& out, int row, int group,
-                                               const Value& value) {
+// Quantises one group by one warp, of which every lane has four neighbouring inputs, or zeros where
+// the row or the group has ended. kUnits: the row is the only one, and lies in units.
+template <bool kUnits>
+__device__ __forceinline__ void quantize_numbers(const Activations& out, int row, int group,
+                                                 const float (&x)[4]) {
     const int lane = threadIdx.x & 31;
-    const int g = out.group_size;
-    const int first = group * g + lane * 4;
-    const bool mine = lane * 4 < g;
-    float x[4];
+    const int first = group * out.group_size + lane * 4;
+    const bool mine = lane * 4 < out.group_size;
     int largest = 0;
 #pragma unroll
-    for (int j = 0; j < 4; ++j) {
-        x[j] = mine && first + j < out.k ? value(first + j) : 0.0f;
-        largest = max(largest, magnitude_bits(x[j]));
-    }
+    for (int j = 0; j < 4; ++j) largest = max(largest, magnitude_bits(x[j]));
     largest = largest_of_warp(largest);
     const float inverse = inverse_quantum(largest);
     int sum = 0;
@@ -48,6 +43,18 @@ __device__ __forceinline__ void quantize_group(const Activations& out, int row, 
         out.side[(long long)row * out.group_stride + group] =
             make_int2(__float_as_int(quantum(largest)), sum);
     }
+}
+
+// The same of `value(i)`, input i of the row for i < k. All lanes call it.
+template <bool kUnits, class Value>
+__device__ __forceinline__ void quantize_group(const Activations& out, int row, int group,
+                                               const Value& value) {
+    const int first = group * out.group_size + (threadIdx.x & 31) * 4;
+    const bool mine = (threadIdx.x & 31) * 4 < out.group_size;
+    float x[4];
+#pragma unroll
+    for (int j = 0; j < 4; ++j) x[j] = mine && first + j < out.k ? value(first + j) : 0.0f;
+    quantize_numbers<kUnits>(out, row, group, x);
 }
 
 // A row without a norm, a warp per group. x: float [m, k]; grid (groups / warps, m).

@@ -1,7 +1,8 @@
 // Packed matrices times 2 to 8 rows of quantised inputs: still bound by memory, so every weight is
 // read once for all rows, and the int8 tensor cores do the rest. A CTA computes 16 outputs; its
 // warps take chunks of inputs in turn, and hand the float accumulators on in ascending order, so
-// that one chain per output stays what the contract asks for.
+// that one chain per output stays what the contract asks for. Every warp has a barrier at which it
+// meets the one that hands on to it.
 #pragma once
 
 #include "fragments.cuh"
@@ -17,14 +18,12 @@ template <int kBits, int kParts>
 __device__ __forceinline__ void few_rows(const Products& products, const Activations& x, int m,
                                          bool add) {
     __shared__ float4 carry[32];
-    __shared__ volatile int turn;
     constexpr bool kWhole = kParts == 1;
     const int lane = threadIdx.x & 31;
     const int warp = threadIdx.x >> 5;
     const int row = lane >> 2;
     const int quarter = lane & 3;
     const int r = row & 3;
-    if (threadIdx.x == 0) turn = 0;
     let_next_kernel_start();
 
     int number = 0;
@@ -97,13 +96,8 @@ __device__ __forceinline__ void few_rows(const Products& products, const Activat
                 factor[p][i] = half_to_float(scale[p][i >> 1]) * __int_as_float(side.x);
             }
         }
-        if (first_chunk) {
-            __syncthreads();  // `turn` is set
-            first_chunk = false;
-        }
-        while (turn != c) let_others_run();
-        __threadfence_block();
-        __syncwarp();
+        first_chunk = false;
+        if (c > 0) wait_at_barrier(1 + warp, 64);
         float4 y = c > 0 ? carry[lane] : make_float4(0.0f, 0.0f, 0.0f, 0.0f);
 #pragma unroll
         for (int p = 0; p < kParts; ++p) {
@@ -114,10 +108,8 @@ __device__ __forceinline__ void few_rows(const Products& products, const Activat
             y.w = fma(term[p][3], factor[p][3], y.w);
         }
         if (c + 1 < chunks) {
-            carry[lane] = y;
-            __threadfence_block();
-            __syncwarp();
-            if (lane == 0) turn = c + 1;
+            carry[lane] = y;  // a lane meets its own alone
+            arrive_at_barrier(1 + (c + 1) % kRowsWarps, 64);
             continue;
         }
         const float value[4] = {y.x, y.y, y.z, y.w};
@@ -131,10 +123,7 @@ __device__ __forceinline__ void few_rows(const Products& products, const Activat
             *out = add ? *out + biased : biased;
         }
     }
-    if (first_chunk) {  // fewer chunks than warps
-        wait_for_kernel_before();
-        __syncthreads();
-    }
+    if (first_chunk) wait_for_kernel_before();  // fewer chunks than warps
 }
 
 }  // namespace awqe_cuda

@@ -71,7 +71,6 @@ T __ldcg(const T* p) {
 
 inline void __syncthreads() { awqe::emulated::cta_barrier(); }
 inline void __syncwarp() { awqe::emulated::warp_barrier(); }
-inline void __threadfence_block() {}
 
 // The value of lane `from(own lane)`.
 template <class T, class From>
@@ -174,7 +173,7 @@ inline void multiply_unsigned(int (&d)[4], const unsigned (&a)[4], int b0, int b
 #define AWQE_HAS_WARPGROUPS 1
 inline void show_copies_to_tensor_cores() {}
 inline void before_warpgroup(int (&)[32], int (&)[32]) {}
-template <bool kUnsigned>
+template <bool kUnsigned, bool kFresh>
 void multiply_warpgroup(int (&d)[32], const unsigned (&a)[4], const void* inputs, int step) {
     const int lane = int(awqe::emulated::lane());
     for (int j = 0; j < 8; ++j) {
@@ -185,7 +184,7 @@ void multiply_warpgroup(int (&d)[32], const unsigned (&a)[4], const void* inputs
             return loaded<int>(row + (piece ^ (token & 7)) * 16 + quarter * 4);
         };
         int sums[4];
-        for (int i = 0; i < 4; ++i) sums[i] = d[4 * j + i];
+        for (int i = 0; i < 4; ++i) sums[i] = kFresh ? 0 : d[4 * j + i];
         if (kUnsigned)
             multiply_unsigned(sums, a, word(2 * step), word(2 * step + 1), sums);
         else
@@ -201,6 +200,26 @@ inline unsigned char* aligned_shared(unsigned char* p, size_t bytes) {
 }
 
 inline unsigned count_arrival(unsigned* counter) { return (*counter)++; }
-inline void let_others_run() { awqe::emulated::let_others_run(); }
+
+// Of one of a CTA's barriers.
+struct Meetings {
+    int came;  // threads that came to the one that is not complete
+    int complete;
+};
+inline Meetings& meetings_at(int barrier) {
+    static Meetings all[16];
+    return all[barrier];
+}
+inline void arrive_at_barrier(int barrier, int threads) {
+    Meetings& meetings = meetings_at(barrier);
+    if (++meetings.came < threads) return;
+    meetings.came = 0;
+    ++meetings.complete;
+}
+inline void wait_at_barrier(int barrier, int threads) {
+    const int complete = meetings_at(barrier).complete;
+    arrive_at_barrier(barrier, threads);
+    while (meetings_at(barrier).complete == complete) awqe::emulated::let_others_run();
+}
 
 }  // namespace awqe_cuda
