@@ -1,10 +1,10 @@
 """deploy on whole virtual boards: boots, power cuts, full disks, other kernels: ``make board``.
 
-    python tests/board/cases.py [--quick] [--cuts N] [--seed S] [--wheel WHEEL] [CASE...]
+    python tests/board/cases.py [--quick] [--cuts N] [--boots N] [--seed S] [CASE...]
 
 Builds images once (images.py), runs each case on a copy, and prints a table with times. A cut is
-placed by what was seen: after a line that the command printed, and a random part of the time that
-passed before the next one when nobody cut. Works in ``build/board`` alone.
+placed by what was seen: between two lines that the command printed, after a random one of the
+writes that the disk got in that time (cuts.py). Works in ``build/board`` alone.
 """
 
 from __future__ import annotations
@@ -27,6 +27,7 @@ from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent))
+import cuts
 import images
 from images import ROOT, WORK, Unavailable
 from machine import BoardFailure, Kind, Machine, missing_tools, running
@@ -64,10 +65,12 @@ class Deploy:
     Attributes:
         status: Its exit status; None if the power was cut.
         lines: What it printed, and when, in seconds.
+        written: Bytes of the log of the disk's writes by then, if there is one.
     """
 
     status: int | None = None
     lines: list[tuple[float, str]] = field(default_factory=list)
+    written: list[int] = field(default_factory=list)
 
     @property
     def text(self) -> str:
@@ -81,11 +84,11 @@ class Bench:
 
     wheel: Path
     cuts: int
-    chance: random.Random
+    boots: int
+    seed: int
     kind: Kind
     base: Path
     deployed: Path
-    seen: dict[str, Deploy] = field(default_factory=dict)
 
     def board(
         self, image: Path | None = None, **changes: object
@@ -116,6 +119,7 @@ def deploy(
     if "--target" not in options:
         command += ["--target", "rpi4b"]
     result = Deploy()
+    log = Path(f"{machine.image}.writes")
     begin = time.monotonic()
     cutting: list[threading.Timer] = []
     with subprocess.Popen(
@@ -124,6 +128,7 @@ def deploy(
         assert process.stdout is not None
         for line in process.stdout:
             result.lines.append((time.monotonic() - begin, line.rstrip("\n")))
+            result.written.append(log.stat().st_size if log.exists() else 0)
             print(f"    {result.lines[-1][0]:6.1f}  {line}", end="", flush=True)
             seconds = cut(line) if cut is not None and not cutting else None
             if seconds is not None:
@@ -197,7 +202,6 @@ def fresh_and_cut(bench: Bench) -> str:
     with bench.board() as machine:
         result = must_deploy(bench, machine)
         machine.cut()
-        bench.seen["fresh"] = result
         machine.start()
         must_run(bench, machine)
         machine.reboot()
@@ -213,7 +217,6 @@ def again(bench: Bench) -> str:
     """The same deploy again: what is there is not sent, and one release stays."""
     with bench.board(deployed(bench)) as machine:
         result = must_deploy(bench, machine)
-        bench.seen["again"] = result
         if "are already there" not in result.text:
             raise BoardFailure("what was there was sent again")
         must_run(bench, machine)
@@ -234,65 +237,64 @@ def second_model(bench: Bench) -> str:
 
 
 def cuts_of_a_fresh_one(bench: Bench) -> str:
-    """Cuts at random moments of a fresh deploy; after each the same command ends well."""
-    if "fresh" not in bench.seen:
-        with bench.board() as machine:
-            bench.seen["fresh"] = must_deploy(bench, machine)
-    return cuts(bench, bench.base, bench.seen["fresh"], was_there=False)
+    """Cuts at random moments of a fresh deploy; after those that are booted the same ends well."""
+    return look_at_cuts(bench, "fresh", bench.base, was_there=False)
 
 
 def cuts_of_an_update(bench: Bench) -> str:
-    """Cuts at random moments of an update; after each the old release or the new one runs."""
-    if "again" not in bench.seen:
-        with bench.board(deployed(bench)) as machine:
-            bench.seen["again"] = must_deploy(bench, machine)
-    return cuts(bench, deployed(bench), bench.seen["again"], was_there=True)
+    """Cuts at random moments of an update; after each the old release or the new one is whole."""
+    return look_at_cuts(bench, "update", deployed(bench), was_there=True)
 
 
-def cuts(bench: Bench, image: Path, uncut: Deploy, *, was_there: bool) -> str:
-    """Cuts the power ``bench.cuts`` times, each on a new copy.
+def look_at_cuts(bench: Bench, name: str, image: Path, *, was_there: bool) -> str:
+    """One deploy with all its writes, then ``bench.cuts`` moments of it.
 
     Args:
-        bench: Number and seed.
-        image: What a board starts from.
-        uncut: A run without a cut: its lines are where cuts are placed.
+        bench: Numbers and seed.
+        name: Of what is kept of the deploy; a later run goes on with it.
+        image: What the board starts from.
         was_there: A release runs before.
     """
-    places = []
-    for number in range(bench.cuts):
-        # Not before something is written.
-        first = next(at for at, (_, line) in enumerate(uncut.lines) if "disk free" in line)
-        index = bench.chance.randrange(first, len(uncut.lines))
-        begin = uncut.lines[index][0]
-        after = uncut.lines[index + 1][0] if index + 1 < len(uncut.lines) else begin + 5
-        delay = bench.chance.uniform(0, after - begin)
-        places.append(f"{uncut.lines[index][1][:24]!r} + {delay:.1f} s")
-        print(f"  cut {number}: {places[-1]}", flush=True)
-        remaining = [index]
+    kept = WORK / f"{name}-{bench.deployed.stem.removeprefix('deployed-')}"
+    log, seen = kept.with_suffix(".writes"), kept.with_suffix(".lines")
+    if not seen.exists():
+        with bench.board(image, disk=cuts.LOGGED) as machine:
+            result = must_deploy(bench, machine)
+            time.sleep(5)  # a cut may also come a little later
+            writes = Path(f"{machine.image}.writes")
+            lines = [[line, size] for (_, line), size in zip(result.lines, result.written)]
+            lines.append(["", writes.stat().st_size])
+            machine.off()
+            writes.replace(log)
+            if not bench.deployed.exists():
+                shutil.copyfile(machine.image, bench.deployed)
+        seen.write_text(json.dumps(lines))
+    lines = json.loads(seen.read_text())
+    # Not before something is written.
+    first = next(at for at, (line, _) in enumerate(lines) if "disk free" in line)
+    wanted = cuts.moments(log, lines[first:], bench.cuts, random.Random(f"{bench.seed} {name}"))
 
-        def place(_: str, remaining: list[int] = remaining, delay: float = delay) -> float | None:
-            remaining[0] -= 1
-            return delay if remaining[0] < 0 else None
-
-        with bench.board(image) as machine:
-            deploy(bench, machine, cut=place)
-            machine.cut()
-            machine.start()
+    def boot(copy: Path) -> None:
+        with bench.board(copy) as machine:
             installed = machine.run(f"test -e {PREFIX}/current").returncode == 0
             if was_there and not installed:
-                raise BoardFailure(f"no release is left after a cut at {places[-1]}")
+                raise BoardFailure("no release is left")
             if installed:
                 must_run(bench, machine)
             must_deploy(bench, machine)
             must_run(bench, machine)
             if len(machine.must(f"ls {PREFIX}/releases").split()) != 1:
-                raise BoardFailure(f"a release is left over after a cut at {places[-1]}")
-    return f"{bench.cuts} cuts"
+                raise BoardFailure("a release is left over")
+
+    table = kept.with_suffix(f".{bench.seed}.cuts")
+    look = cuts.Look(image, log, table, was_there, boot, bench.boots)
+    return look.at_all(wanted)
 
 
 def damaged(bench: Bench) -> str:
     """Files of each kind emptied, cut, flipped: one sentence and status 1; deploy mends it."""
     kinds = ("*.py", "*.pyc", "*.so", "METADATA", "*.gguf", "files.txt", "pyvenv.cfg")
+    chance = random.Random(bench.seed)
     ways = {"emptied": ": >FILE", "cut": "truncate -s -1 FILE"}
     with bench.board(deployed(bench)) as machine:
         machine.must(f"cp -a {PREFIX} whole")
@@ -300,7 +302,7 @@ def damaged(bench: Bench) -> str:
             paths = machine.must(
                 f"cd {PREFIX}/current/ && find . -type f -size +0 -name {shlex.quote(pattern)}"
             ).split()
-            path = f"{PREFIX}/current/{bench.chance.choice(sorted(paths))}"
+            path = f"{PREFIX}/current/{chance.choice(sorted(paths))}"
             flip = "printf '\\377' | dd of=FILE bs=1 seek=9 conv=notrunc 2>&1"
             for way, script in {**ways, "flipped": flip}.items():
                 machine.must(script.replace("FILE", path))
@@ -437,7 +439,8 @@ def main() -> int:
     parser = argparse.ArgumentParser(description="deploy on virtual boards")
     parser.add_argument("cases", nargs="*", metavar="CASE", help=", ".join(CASES))
     parser.add_argument("--quick", action="store_true", help=", ".join(QUICK))
-    parser.add_argument("--cuts", type=int, default=3, help="of each kind (default: 3)")
+    parser.add_argument("--cuts", type=int, default=40, help="of each kind (default: 40)")
+    parser.add_argument("--boots", type=int, default=2, help="after so many of them (default: 2)")
     parser.add_argument("--seed", type=int, default=int(time.time()))
     parser.add_argument("--wheel", type=Path, help="one for Arm; by default it is built")
     arguments = parser.parse_args()
@@ -460,7 +463,8 @@ def main() -> int:
         return 77
     digest = hashlib.sha256(base.name.encode() + wheel.read_bytes()).hexdigest()[:12]
     image = WORK / f"deployed-{digest}.img"
-    bench = Bench(wheel, arguments.cuts, random.Random(arguments.seed), kind, base, image)
+    numbers = arguments.cuts, arguments.boots, arguments.seed
+    bench = Bench(wheel, *numbers, kind, base, image)
     rows = [("images and wheel", time.monotonic() - begin, "ok", "")]
     print(f"seed {arguments.seed}", flush=True)
     for name in chosen:

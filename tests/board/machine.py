@@ -33,11 +33,13 @@ class Kind:
         kernel: A folder with vmlinuz and initrd.
         cpu: As qemu names it.
         options: Further ones for qemu; of two of a kind the last one counts.
+        disk: How qemu reaches the disk, with {image} for its file.
     """
 
     kernel: Path
     cpu: str = "cortex-a72"
     options: tuple[str, ...] = ()
+    disk: str = "file={image},format=raw"
 
 
 @dataclass
@@ -73,7 +75,7 @@ class Machine:
             self.port = probe.getsockname()[1]
         words = "console=ttyAMA0 root=/dev/vda rw quiet"
         network = f"user,id=net,restrict=on,hostfwd=tcp:127.0.0.1:{self.port}-:22"
-        drive = f"file={self.image},format=raw,if=none,id=disk,cache=writeback"
+        drive = f"{self.kind.disk.format(image=self.image)},if=none,id=disk,cache=writeback"
         command = [
             *("qemu-system-aarch64", "-M", "virt", "-cpu", self.kind.cpu, "-smp", "2", "-m", "1G"),
             *("-accel", "tcg,thread=multi,tb-size=256"),
@@ -84,6 +86,8 @@ class Machine:
             *("-serial", f"file:{self.image}.console"),
             *self.kind.options,
         ]
+        if "{image}.writes" in self.kind.disk:
+            Path(f"{self.image}.writes").write_bytes(b"")
         self.process = subprocess.Popen(command, stdin=subprocess.DEVNULL, start_new_session=True)
         self.wait()
 
@@ -159,7 +163,7 @@ def running(kind: Kind, image: Path, copy: Path, key: Path) -> Iterator[Machine]
         yield machine
     finally:
         machine.cut()
-        for path in (copy, Path(f"{copy}.console")):
+        for path in (copy, Path(f"{copy}.console"), Path(f"{copy}.writes")):
             with contextlib.suppress(OSError):
                 path.unlink()
 
@@ -169,6 +173,7 @@ def missing_tools() -> list[str]:
     wanted = {
         "qemu-system-aarch64": "qemu-system-arm",
         "mke2fs": "e2fsprogs",
+        "debugfs": "e2fsprogs",
         "dpkg": "dpkg",
         "apt-get": "apt",
         "ssh": "openssh-client",
