@@ -30,7 +30,7 @@ help:
 	@echo "make setup   the local environment alone     make lint    formatting, types, house rules"
 	@echo "make format  rewrite the sources             make fuzz    3 minutes of fuzzing"
 	@echo "make bench   speed on this machine           make docs    generated parts of the documents"
-	@echo "make board   deploy on virtual boards with power cuts (an hour; make board-quick: two cases)"
+	@echo "make board   deploy on virtual boards with power cuts (hours; make board-quick: two cases)"
 	@echo "make wheel   a wheel for this machine and the sources to build it from, in dist/"
 
 $(BIN)/python:

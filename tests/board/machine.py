@@ -44,12 +44,13 @@ class Kind:
 
 @dataclass
 class Machine:
-    """A board that runs. Its image is changed by what it does."""
+    """A board that runs, and one of its users. Its image is changed by what it does."""
 
     kind: Kind
     image: Path
     key: Path
     port: int = 0
+    user: str = "pi"
     process: subprocess.Popen[bytes] | None = field(default=None, repr=False)
 
     @property
@@ -67,6 +68,11 @@ class Machine:
         for name, value in options.items():
             words += ["-o", f"{name}={value}"]
         return shlex.join(words)
+
+    @property
+    def host(self) -> str:
+        """What ssh takes."""
+        return f"{self.user}@127.0.0.1"
 
     def start(self) -> None:
         """Starts it and waits for a login; gives up when qemu ends or the time is over."""
@@ -105,7 +111,7 @@ class Machine:
     def run(self, script: str, seconds: float = 600) -> subprocess.CompletedProcess[str]:
         """One command on the board."""
         return subprocess.run(
-            [*shlex.split(self.ssh), "pi@127.0.0.1", script],
+            [*shlex.split(self.ssh), self.host, script],
             stdin=subprocess.DEVNULL,
             capture_output=True,
             text=True,
