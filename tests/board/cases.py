@@ -83,22 +83,21 @@ def second_model(bench: Bench) -> str:
 
 def cuts_of_a_fresh_one(bench: Bench) -> str:
     """Cuts at random moments of a fresh deploy; after those that are booted the same ends well."""
-    return look_at_cuts(bench, "fresh", bench.base, was_there=False)
+    return look_at_cuts(bench, "fresh", bench.base)
 
 
 def cuts_of_an_update(bench: Bench) -> str:
     """Cuts at random moments of an update; after each the old release or the new one is whole."""
-    return look_at_cuts(bench, "update", deployed(bench), was_there=True)
+    return look_at_cuts(bench, "update", deployed(bench))
 
 
-def look_at_cuts(bench: Bench, name: str, image: Path, *, was_there: bool) -> str:
+def look_at_cuts(bench: Bench, name: str, image: Path) -> str:
     """One deploy with all its writes, then ``bench.cuts`` moments of it.
 
     Args:
         bench: Numbers and seed.
         name: Of what is kept of the deploy; a later run goes on with it.
         image: What the board starts from.
-        was_there: A release runs before.
     """
     kept = WORK / f"{name}-{bench.deployed.stem.removeprefix('deployed-')}"
     log, seen = kept.with_suffix(".writes"), kept.with_suffix(".lines")
@@ -119,10 +118,12 @@ def look_at_cuts(bench: Bench, name: str, image: Path, *, was_there: bool) -> st
     first = next(at for at, (line, _) in enumerate(lines) if "disk free" in line)
     wanted = cuts.moments(log, lines[first:], bench.cuts, random.Random(f"{bench.seed} {name}"))
 
+    old = cuts.release_in(image)
+
     def boot(copy: Path) -> None:
         with bench.board(copy) as machine:
             installed = machine.run(f"test -e {PREFIX}/current").returncode == 0
-            if was_there and not installed:
+            if old and not installed:
                 raise BoardFailure("no release is left")
             if installed:
                 must_run(bench, machine)
@@ -132,7 +133,7 @@ def look_at_cuts(bench: Bench, name: str, image: Path, *, was_there: bool) -> st
                 raise BoardFailure("a release is left over")
 
     table = kept.with_suffix(f".{bench.seed}.cuts")
-    look = cuts.Look(image, log, table, was_there, boot, bench.boots)
+    look = cuts.Look(image, log, table, old, boot, bench.boots)
     return look.at_all(wanted)
 
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import json
 import os
 import random
+import re
 import shutil
 import subprocess
 import sys
@@ -82,7 +83,7 @@ class Look:
         before: The image that it began with.
         log: Its writes.
         table: One line of JSON for each moment that was judged; those there are not judged again.
-        was_there: A release ran before.
+        old: The release that ran before, as ``release_in`` tells it.
         boot: Starts a board from an image, and tries the same command again.
         boots: At so many of the moments, evenly spread.
     """
@@ -90,7 +91,7 @@ class Look:
     before: Path
     log: Path
     table: Path
-    was_there: bool
+    old: str
     boot: Callable[[Path], None]
     boots: int
 
@@ -139,7 +140,7 @@ class Look:
 
     def _at(self, copy: Path, place: str, *, boots: bool) -> str:
         try:
-            found = judge(copy, was_there=self.was_there)
+            found = judge(copy, self.old)
             if boots:
                 self.boot(copy)
         except BoardFailure as error:
@@ -147,11 +148,22 @@ class Look:
         return found
 
 
-def judge(image: Path, *, was_there: bool) -> str:
+def release_in(image: Path) -> str:
+    """The name of the release in use on a disk; "" if there is none."""
+    said = _run(["debugfs", "-R", f"stat {HOME}/current", str(image)]).stdout
+    match = re.search(r'link dest: "releases/([^"]+)"', said)
+    return match[1] if match else ""
+
+
+def judge(image: Path, old: str) -> str:
     """Looks at an image as a cut has left it; its journal is replayed in place.
 
+    Args:
+        image: The disk.
+        old: The release that ran before, or "".
+
     Returns:
-        "no release" or the number of the release in use, as "release 1".
+        "with no release", "with the old release" or "with the new release".
 
     Raises:
         BoardFailure: A release in use is not whole, there is none where there was one, or a file of
@@ -160,35 +172,35 @@ def judge(image: Path, *, was_there: bool) -> str:
     folder = image.with_suffix(".tree")
     shutil.rmtree(folder, ignore_errors=True)
     folder.mkdir()
-    path = f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin"
     try:
-        done = _run(["e2fsck", "-fy", str(image)], path)
+        done = _run(["e2fsck", "-fy", str(image)])
         if done.returncode not in _SOUND:
             raise BoardFailure(f"the file system is broken: {done.stdout.strip()[-200:]}")
-        _run(["debugfs", "-R", f"rdump {HOME} {folder}", str(image)], path)
-        return _judge_tree(folder / Path(HOME).name, was_there=was_there)
+        _run(["debugfs", "-R", f"rdump {HOME} {folder}", str(image)])
+        return _judge_tree(folder / Path(HOME).name, old)
     finally:
         shutil.rmtree(folder, ignore_errors=True)
 
 
-def _judge_tree(prefix: Path, *, was_there: bool) -> str:
+def _judge_tree(prefix: Path, old: str) -> str:
     _judge_incoming(prefix / "incoming")
     current = prefix / "current"
     if not current.is_symlink():
-        if was_there:
+        if old:
             raise BoardFailure("no release is in use any more")
-        return "no release"
+        return "with no release"
     release = prefix / os.readlink(current)  # noqa: PTH115  # as it is written
     try:
         installed.compare_contents(str(release), installed.read_list(str(release)))
     except installed.Damaged as error:
         raise BoardFailure(f"{error} of the release in use is not as it was installed") from error
-    if not (prefix / "awq-edge").stat().st_size:
-        raise BoardFailure("the launcher is empty")
+    launcher = prefix / "awq-edge"
+    if not (launcher.is_file() and launcher.stat().st_size):
+        raise BoardFailure("the launcher is empty or missing")
     links = [path for path in (prefix / "models").iterdir() if path.is_symlink()]
     if not any(path.exists() for path in links):
         raise BoardFailure("no model is left")
-    return f"release {sorted(p.name for p in (prefix / 'releases').iterdir()).index(release.name)}"
+    return f"with the {'old' if release.name == old else 'new'} release"
 
 
 def _judge_incoming(folder: Path) -> None:
@@ -208,7 +220,8 @@ def _copy(source: Path, target: Path) -> None:
     subprocess.run(command, check=True)
 
 
-def _run(command: list[str], path: str) -> subprocess.CompletedProcess[str]:
+def _run(command: list[str]) -> subprocess.CompletedProcess[str]:
+    path = f"{os.environ.get('PATH', '')}:/sbin:/usr/sbin"
     return subprocess.run(
         command, capture_output=True, text=True, check=False, env={**os.environ, "PATH": path}
     )
