@@ -108,12 +108,12 @@ class Look:
         state, copy = self.table.with_suffix(".state"), self.table.with_suffix(".cut")
         _copy(self.before, state)
         disk = Disk(state, self.log, read_requests(self.log))
-        step = max(1, len(wanted) // self.boots) if self.boots else len(wanted) + 1
+        step = max(1, len(wanted) // max(1, self.boots))
         found: list[str] = []
         booted = 0
         try:
             for index, moment in enumerate(wanted):
-                boots = index % step == step // 2
+                boots = booted < self.boots and index % step == step // 2
                 booted += boots
                 key = f"{moment.number} {moment.seed} {boots}"
                 if key not in known:
