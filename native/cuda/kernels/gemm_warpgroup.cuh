@@ -15,7 +15,7 @@ namespace awqe_cuda {
 
 constexpr int kGroupThreads = 256;  // two warpgroups, 64 outputs each
 constexpr int kGroupStages = 6;
-constexpr int kAhead = 4;  // chunks on their way; the warpgroups are at two others
+constexpr int kChunksAhead = 4;  // chunks on their way; the warpgroups are at two others
 constexpr int kHalfTokens = 64;
 
 // One step's share of shared memory.
@@ -257,7 +257,7 @@ __device__ __forceinline__ void gemm_warpgroup(const Products& products, const A
             begin_half(1, now, stage, p);
             if (p == 0) {
                 arrive_at_barrier(other_turn, kGroupThreads);
-                issue(c + kAhead);
+                issue(c + kChunksAhead);
                 unpack_weights<kBits, kParts>(next, stage_at(c + 1), warp);
             }
             wait_for_warpgroup<1>(dots[0], now.words);
@@ -268,8 +268,8 @@ __device__ __forceinline__ void gemm_warpgroup(const Products& products, const A
     };
 
     GroupWeights<kParts> even, odd;
-    for (int c = 0; c < kAhead; ++c) issue(c);
-    wait_for_copies<kAhead - 2>();
+    for (int c = 0; c < kChunksAhead; ++c) issue(c);
+    wait_for_copies<kChunksAhead - 2>();
     show_copies_to_tensor_cores();
     __syncthreads();
     unpack_weights<kBits, kParts>(even, stage_at(0), warp);
