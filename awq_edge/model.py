@@ -93,6 +93,7 @@ class Model:
         kv: str,
         device: str,
         gpu_layers: int | str | None,
+        attention: str,
         check_memory: bool,
         lookup: bool = False,
         draft: Model | None = None,
@@ -106,6 +107,7 @@ class Model:
         self._kv = kv
         self._device = device
         self._gpu_layers = gpu_layers
+        self.attention = attention
         self._check_memory = check_memory
         # Changed by whole operations only, so that it needs no lock.
         self._sessions: set[weakref.ref[Session]] = set()
@@ -131,6 +133,7 @@ class Model:
         kv: str = "fp16",
         device: str = "auto",
         gpu_layers: int | str | None = None,
+        attention: str = "exact",
         check_memory: bool = True,
         lookup: bool = False,
         draft: str | os.PathLike[str] | None = None,
@@ -153,6 +156,9 @@ class Model:
                 the CPU those before them: a number, "auto" for as many as the GPU's free memory
                 holds when the first session is opened, None for the whole model. The logits are the
                 same again. Of a draft it is likewise.
+            attention: "exact"; with device "cuda" also "tensor", which computes the attention of
+                prompts on fp16 tensor cores: sooner, but no longer the same bits
+                (native/ARITHMETIC.md, section 7).
             check_memory: Refuse a session that the free memory cannot hold.
             lookup: Guess that a text goes on as it did where it had the same words before, and read
                 guesses together with the last token. Texts are the same, sooner where they copy;
@@ -165,7 +171,13 @@ class Model:
             FileInvalidError: It is damaged, or no model of ours.
             InvalidArgumentError: The draft's tokens are others.
         """
-        from awq_edge._native import NativeModel, device_number, gpu_layer_number, kv_type_number
+        from awq_edge._native import (
+            NativeModel,
+            attention_number,
+            device_number,
+            gpu_layer_number,
+            kv_type_number,
+        )
 
         path = Path(path)
         if path.is_dir():
@@ -185,6 +197,7 @@ class Model:
         if gpu_layers == 0:
             device, gpu_layers = "cpu", None
         gpu_layer_number(gpu_layers)
+        attention_number(attention)
         try:
             native = NativeModel(path)
         except FileInvalidError as error:
@@ -195,6 +208,7 @@ class Model:
             "kv": kv,
             "device": device,
             "gpu_layers": gpu_layers,
+            "attention": attention,
             "check_memory": check_memory,
         }
         smaller = None
@@ -498,6 +512,7 @@ class Model:
             kv=kv or self._kv,
             device="cpu" if on_cpu else self._device,
             gpu_layers=None if on_cpu else self._gpu_layers,
+            attention=self.attention,
         )
         self._sessions.add(weakref.ref(session, self._sessions.discard))
         if self._native is None:  # another thread has closed the model meanwhile

@@ -67,6 +67,7 @@ class Session:
         kv: str,
         device: str,
         gpu_layers: int | str | None,
+        attention: str,
     ) -> None:
         """Allocates the cache; ``Model.session`` is the way to get a session."""
         from awq_edge._native import NativeSession
@@ -82,6 +83,7 @@ class Session:
             kv_type=kv,
             device=device,
             gpu_layers=gpu_layers,
+            attention=attention,
         )
         # What rows without a token are, by where they begin. The library knows where rows stand; an
         # entry is made before its rows are read, so that none is ever older than they are.

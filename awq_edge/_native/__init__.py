@@ -29,8 +29,10 @@ from awq_edge._native.machine import (
 from awq_edge._native.metadata import Scalar, Value
 from awq_edge._native.model import MemoryNeed, ModelInfo, NativeModel, TensorInfo, VisionInfo
 from awq_edge._native.options import (
+    ATTENTIONS,
     DEVICES,
     KV_TYPES,
+    attention_number,
     device_number,
     gpu_layer_number,
     kv_type_number,
@@ -39,6 +41,7 @@ from awq_edge._native.sampler import NativeSampler
 from awq_edge._native.session import NativeSession, Reading, evaluate_together
 
 __all__ = [
+    "ATTENTIONS",
     "DEVICES",
     "HEADER_NAME",
     "KV_TYPES",
@@ -56,6 +59,7 @@ __all__ = [
     "TensorInfo",
     "Value",
     "VisionInfo",
+    "attention_number",
     "declarations",
     "device_number",
     "evaluate_together",

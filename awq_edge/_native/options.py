@@ -13,6 +13,8 @@ KV_TYPES = ("fp16", "int8")
 DEVICES = ("cpu", "auto", "cuda")
 # AWQE_GPU_LAYERS_AUTO.
 _AUTO_LAYERS = 0xFFFFFFFF
+# Names of the awqe_attention values, in their order.
+ATTENTIONS = ("exact", "tensor")
 
 
 def kv_type_number(name: str) -> int:
@@ -46,6 +48,15 @@ def gpu_layer_number(layers: int | str | None) -> int:
     return layers
 
 
+def attention_number(name: str) -> int:
+    """The awqe_attention of a name."""
+    if name not in ATTENTIONS:
+        raise errors.InvalidArgumentError(
+            f"There is no attention '{name}': use one of {', '.join(ATTENTIONS)}."
+        )
+    return ATTENTIONS.index(name)
+
+
 def thread_count(threads: int) -> int:
     """The same number, if a uint32 holds it."""
     if not 0 <= threads < 1 << 32:
@@ -60,12 +71,14 @@ def session_options(
     kv_type: str,
     device: str,
     gpu_layers: int | str | None = None,
+    attention: str = "exact",
 ) -> Any:
     """An ``awqe_session_options``."""
     options = structure("awqe_session_options")
     options.kv_type = kv_type_number(kv_type)
     options.device = device_number(device)
     options.gpu_layers = gpu_layer_number(gpu_layers)
+    options.attention = attention_number(attention)
     try:
         options.context_length = context_length
         options.threads = threads

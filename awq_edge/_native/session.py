@@ -30,6 +30,7 @@ class NativeSession:
         kv_type: str = "fp16",
         device: str = "cpu",
         gpu_layers: int | str | None = None,
+        attention: str = "exact",
     ) -> None:
         """Allocates the cache; zero threads let the library choose."""
         ffi, library = load()
@@ -37,7 +38,7 @@ class NativeSession:
         self.vocabulary_size, self.hidden_size = info.vocabulary_size, info.hidden_size
         self.row_size = model.row_size
         options = session_options(
-            context_length, threads, prefill_threads, kv_type, device, gpu_layers
+            context_length, threads, prefill_threads, kv_type, device, gpu_layers, attention
         )
         pointer = ffi.new("awqe_session**")
         call(library.awqe_session_open, model.pointer, options, pointer)

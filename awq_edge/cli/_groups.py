@@ -80,6 +80,14 @@ class Running:
             "as it has room for. By default the whole model.",
         ),
     ] = None
+    attention: Annotated[
+        str,
+        typer.Option(
+            metavar="KIND",
+            help="exact, or tensor with --device cuda: prompts on fp16 tensor cores, sooner, with "
+            "results that differ a little.",
+        ),
+    ] = "exact"
     ignore_memory: Annotated[
         bool, typer.Option("--ignore-memory", help="Run even if the free memory looks too small.")
     ] = False
@@ -100,6 +108,7 @@ class Running:
             kv=kv,
             device=self.device,
             gpu_layers=_layers(self.gpu_layers),
+            attention=self.attention,
             check_memory=not self.ignore_memory,
             lookup=guessing.lookup,
             draft=guessing.draft,

@@ -661,7 +661,8 @@ class Engine:
 
 def context_key(model: Model) -> str:
     """Whose contexts can be exchanged: those of one model with one kind of keys and values."""
-    return f"{model.metadata.get('awq_edge.sha256', '')}-{model.kv}"
+    attention = "" if model.attention == "exact" else f"-{model.attention}"
+    return f"{model.metadata.get('awq_edge.sha256', '')}-{model.kv}{attention}"
 
 
 def _check_gpu(model: Model) -> None:

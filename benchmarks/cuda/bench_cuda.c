@@ -1,7 +1,8 @@
 /* Decoding and reading prompts on the GPU, through the public header:  bench_cuda MODEL ...
  *
  * Prints tokens per second of 1, 2, 4 and 8 sequences that decode together at context 512, and of
- * prompts of 512 and 2048 tokens: medians of some repetitions after two untimed ones. */
+ * prompts of 512 and 2048 tokens, with exact attention and on tensor cores: medians of some
+ * repetitions after two untimed ones. */
 #define _POSIX_C_SOURCE 199309L
 #include <stdint.h>
 #include <stdio.h>
@@ -30,6 +31,27 @@ static void need(awqe_status status, const awqe_error* error) {
     exit(1);
 }
 
+static void measure_prompts(const char* path, awqe_session* session, const uint32_t* tokens,
+                            size_t context, const char* kind) {
+    awqe_error error;
+    const size_t prompts[] = {512, 2048};
+    for (size_t p = 0; p < 2; ++p) {
+        if (prompts[p] > context) continue;
+        double seconds[kRepetitions];
+        for (int i = -2; i < kRepetitions; ++i) {
+            need(awqe_session_truncate(session, 0, &error), &error);
+            const double start = now();
+            need(awqe_session_evaluate(session, tokens, prompts[p], AWQE_LOGITS_LAST, NULL, NULL,
+                                       NULL, &error),
+                 &error);
+            if (i >= 0) seconds[i] = now() - start;
+        }
+        qsort(seconds, kRepetitions, sizeof(*seconds), by_size);
+        printf("%s: prompt of %zu%s: %.0f tokens/s\n", path, prompts[p], kind,
+               (double)prompts[p] / seconds[kRepetitions / 2]);
+    }
+}
+
 static void measure(const char* path) {
     awqe_error error;
     awqe_model* model;
@@ -47,22 +69,15 @@ static void measure(const char* path) {
     }
     uint32_t* tokens = malloc(kPrompt * sizeof(*tokens));
     for (uint32_t i = 0; i < kPrompt; ++i) tokens[i] = i * 7 % info.vocabulary_size;
-    double seconds[kRepetitions];
-    const size_t prompts[] = {512, 2048};
-    for (size_t p = 0; p < 2; ++p) {
-        if (prompts[p] > options.context_length) continue;
-        for (int i = -2; i < kRepetitions; ++i) {
-            need(awqe_session_truncate(sessions[0], 0, &error), &error);
-            const double start = now();
-            need(awqe_session_evaluate(sessions[0], tokens, prompts[p], AWQE_LOGITS_LAST, NULL,
-                                       NULL, NULL, &error),
-                 &error);
-            if (i >= 0) seconds[i] = now() - start;
-        }
-        qsort(seconds, kRepetitions, sizeof(*seconds), by_size);
-        printf("%s: prompt of %zu: %.0f tokens/s\n", path, prompts[p],
-               (double)prompts[p] / seconds[kRepetitions / 2]);
+    const char* const kinds[] = {"", ", tensor"};
+    for (uint32_t kind = AWQE_ATTENTION_EXACT; kind <= AWQE_ATTENTION_TENSOR; ++kind) {
+        awqe_session* session;
+        options.attention = kind;
+        need(awqe_session_open(model, &options, &session, &error), &error);
+        measure_prompts(path, session, tokens, options.context_length, kinds[kind]);
+        awqe_session_close(session);
     }
+    double seconds[kRepetitions];
     for (int i = 0; i < kMost && options.context_length > kContext + kSteps; ++i) {
         need(awqe_session_truncate(sessions[i], 0, &error), &error);
         need(awqe_session_evaluate(sessions[i], tokens, kContext, AWQE_LOGITS_LAST, NULL, NULL,

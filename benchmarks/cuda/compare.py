@@ -4,10 +4,10 @@
 
 BUILD: a build with -DAWQE_WITH_CUDA=ON -DAWQE_BUILD_BENCHMARKS=ON. For each shape of shapes.py (by
 default TinyLlama's and Llama-2-7B's) a model of random weights is written, its logits on the GPU
-are compared with the CPU's by ==, bench_cuda times it, and Hugging Face transformers does the same
-work in FP16: with "eager" as it comes, with "compiled" by a compiled decoding step over a static
-cache. Rows are printed as they come, speeds are medians in tokens per second. Needs torch and
-transformers for the peers alone.
+are compared with the CPU's by ==, bench_cuda times it, prompts also with attention on tensor cores,
+and Hugging Face transformers does the same work in FP16: with "eager" as it comes, with "compiled"
+by a compiled decoding step over a static cache. Rows are printed as they come, speeds are medians
+in tokens per second. Needs torch and transformers for the peers alone.
 """
 
 from __future__ import annotations
@@ -36,7 +36,7 @@ from awq_edge.architecture import Architecture  # noqa: E402
 PROMPT, CONTEXT, STEPS, REPETITIONS = 2048, 512, 64, 5
 CHECKED = 80  # tokens: a tile, few rows and single ones
 
-COLUMNS = ("prompt of 2048", "1 decoding", "8 decoding")
+COLUMNS = ("prompt of 2048", "prompt of 2048, tensor", "1 decoding", "8 decoding")
 
 
 def check(path: Path) -> None:
@@ -63,7 +63,9 @@ def ours(bench: Path, path: Path) -> dict[str, float]:
     run = subprocess.run([bench, path], capture_output=True, text=True)
     if run.returncode:
         raise SystemExit(run.stderr.strip())
-    found = re.findall(r": (prompt of \d+|\d decoding).*?: ([\d.]+) tokens/s", run.stdout)
+    found = re.findall(
+        r": (prompt of \d+(?:, tensor)?|\d decoding).*?: ([\d.]+) tokens/s", run.stdout
+    )
     return {what: float(speed) for what, speed in found}
 
 
@@ -138,10 +140,10 @@ def main() -> None:
     parser.add_argument("--peers", default="eager,compiled")
     arguments = parser.parse_args()
     os.environ["AWQ_EDGE_LIBRARY"] = str(arguments.build / "libawq_edge.so")
-    print(f"{'tokens per second':44s}" + "".join(f"{column:>16s}" for column in COLUMNS))
+    print(f"{'tokens per second':44s}" + "".join(f"{column:>24s}" for column in COLUMNS))
 
     def show(engine: str, speeds: dict[str, float]) -> None:
-        cells = (f"{speeds[c]:16.0f}" if c in speeds else f"{'-':>16s}" for c in COLUMNS)
+        cells = (f"{speeds[c]:24.0f}" if c in speeds else f"{'-':>24s}" for c in COLUMNS)
         print(f"{name + ', ' + engine:44s}" + "".join(cells), flush=True)
 
     for name in arguments.shapes:

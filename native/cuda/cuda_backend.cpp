@@ -14,9 +14,11 @@ namespace {
 
 using awqe_cuda::kAttentionChunk;
 
-// Rows of a pass: enough tiles of 128 to fill a large GPU; where CPU and GPU share a few gigabytes,
-// what a layer's feed-forward takes for them counts. Behind layers of a CPU, what that takes at
-// once.
+// Rows of a pass: enough tiles of 128 to fill the GPU, also with a narrow model's matrices; where
+// CPU and GPU share a few gigabytes, what a layer's feed-forward takes for them counts. Behind
+// layers of a CPU, what that takes at once.
+constexpr size_t kRowsLarge = 2048;
+constexpr int kLarge = 100;  // multiprocessors
 constexpr size_t kRows = 1024;
 constexpr size_t kRowsIntegrated = 256;
 
@@ -48,7 +50,9 @@ Architecture layers_from(const Architecture& a, size_t first) {
 }
 
 size_t rows_of_pass(const DeviceFacts& facts, size_t first_layer) {
-    return first_layer > 0 ? kBlockTokens : facts.integrated ? kRowsIntegrated : kRows;
+    if (first_layer > 0) return kBlockTokens;
+    if (facts.integrated) return kRowsIntegrated;
+    return facts.multiprocessors >= kLarge ? kRowsLarge : kRows;
 }
 
 size_t sequence_bytes(const Architecture& a, const SequencePlan& plan) {
@@ -65,6 +69,7 @@ class CudaBackend::CudaSequence final : public Sequence {
     CudaSequence(const std::shared_ptr<Device>& device, const Architecture& a,
                  const SequencePlan& plan)
         : type(plan.kv_type),
+          on_tensor_cores(plan.on_tensor_cores),
           device_(device),
           architecture_(a),
           shape_(shape_of(a, plan.kv_type)),
@@ -103,6 +108,7 @@ class CudaBackend::CudaSequence final : public Sequence {
     }
 
     const KvType type;
+    const bool on_tensor_cores;
 
   private:
     // Runs of positions of one head that lie in one chunk, in the order in which they are saved.
@@ -241,7 +247,8 @@ void CudaBackend::evaluate_type(const Block& block, KvType type) {
     for (const awqe::Row* row : pass_) {
         const unsigned number = static_cast<unsigned>(rows.size());
         if (number == 0 || pass_[number - 1]->sequence != row->sequence) {
-            runs.push_back({number, 0});
+            const auto& sequence = static_cast<const CudaSequence&>(*row->sequence);
+            runs.push_back({number, 0, sequence.on_tensor_cores});
         }
         ++runs.back().count;
         rows.push_back(

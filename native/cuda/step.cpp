@@ -355,6 +355,11 @@ size_t chunk_shared(const Architecture& a, size_t n) {
            kAttentionChunk * (d16 + 8 + a.head_size) * 2;
 }
 
+// kernels/attention_tensor.cuh: two chunks' keys and values.
+size_t tensor_shared(size_t head) { return 4 * kAttentionChunk * head * 2; }
+// Its pieces are of eight numbers.
+bool fits_tensor_cores(const Architecture& a) { return a.head_size % 8 == 0; }
+
 size_t prompt_shared(const Architecture& a, size_t outputs) {
     const size_t d16 = round_up(a.head_size, 16);
     return (2 * d16 * 68 + 64 * 68) * 4 + 64 * outputs * 2;
@@ -401,9 +406,17 @@ void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned ch
         if (prompt(run)) {
             const bool small = a_.head_size <= 64;
             const size_t at_row = run.first * size_t{a_.query_size()};
+            const unsigned tiles = divided(run.count * (a_.heads / a_.kv_heads), 64);
+            if (run.on_tensor_cores && fits_tensor_cores(a_)) {
+                launch((*kernels_)(small ? "attention_tensor_d64" : "attention_tensor_d128"),
+                       {a_.kv_heads, tiles}, 128, tensor_shared(small ? 64 : 128),
+                       static_cast<const Row*>(at.rows + run.first), static_cast<int>(run.count),
+                       heads, static_cast<const float*>(at.query + at_row), cache_, layer,
+                       at.attended + at_row);
+                continue;
+            }
             launch((*kernels_)((small ? "attention_prompt_d64" : "attention_prompt_d128") + suffix),
-                   {divided(run.count * (a_.heads / a_.kv_heads), 64), a_.kv_heads}, kThreads,
-                   prompt_shared(a_, small ? 64 : 128),
+                   {tiles, a_.kv_heads}, kThreads, prompt_shared(a_, small ? 64 : 128),
                    static_cast<const Row*>(at.rows + run.first), static_cast<int>(run.count), heads,
                    static_cast<const float*>(at.query + at_row), cache_, layer,
                    at.attended + at_row);

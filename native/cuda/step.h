@@ -22,6 +22,7 @@ using awqe_cuda::Row;
 struct Run {
     unsigned first;
     unsigned count;
+    bool on_tensor_cores;  // its attention, where it is a prompt
 };
 
 // Numbers of a row that somebody asked for: logits, or what the head reads.

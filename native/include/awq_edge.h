@@ -152,7 +152,7 @@ typedef enum awqe_kv_type {
     AWQE_KV_INT8 = 1  ///< With a scale per position and head: about half the memory, less exact.
 } awqe_kv_type;
 
-/// What a session computes on. The logits are the same, bit for bit.
+/// What a session computes on. The logits are the same, bit for bit, with exact attention.
 typedef enum awqe_device {
     AWQE_DEVICE_CPU = 0,
     AWQE_DEVICE_AUTO = 1,  ///< The GPU where there is one that holds the model, otherwise the CPU.
@@ -161,6 +161,14 @@ typedef enum awqe_device {
 
 /// awqe_session_options.gpu_layers: as many of the last layers as the GPU's free memory holds.
 #define AWQE_GPU_LAYERS_AUTO 0xFFFFFFFF
+
+/// How the attention of prompts computes.
+typedef enum awqe_attention {
+    AWQE_ATTENTION_EXACT = 0,  ///< In the order that every device keeps: the same bits everywhere.
+    AWQE_ATTENTION_TENSOR = 1  ///< On a GPU's fp16 tensor cores: AWQE_DEVICE_CUDA alone. Sooner,
+                               ///< and not the same bits; native/ARITHMETIC.md, section 7, has
+                               ///< figures. What decodes behind a prompt is exact.
+} awqe_attention;
 
 typedef struct awqe_session_options {
     uint32_t struct_size;
@@ -173,6 +181,7 @@ typedef struct awqe_session_options {
     /// before them; 0 or all of them: the whole model. AWQE_GPU_LAYERS_AUTO is decided when the
     /// model's first session with it is opened.
     uint32_t gpu_layers;
+    uint32_t attention;  ///< An awqe_attention.
 } awqe_session_options;
 
 typedef struct awqe_memory {

@@ -21,7 +21,9 @@ class PictureRows;
 // cache of some megabytes.
 constexpr size_t kBlockTokens = 128;
 // Of any backend: a GPU needs more of them to be busy.
-constexpr size_t kMostBlockRows = 1024;
+constexpr size_t kMostBlockRows = 2048;
+// Of a picture whose rows see each other.
+constexpr size_t kMostPictureRows = 1024;
 
 enum class KvType { kF16, kS8 };
 
@@ -32,6 +34,7 @@ struct SequencePlan {
     unsigned threads;          // for one row at a time
     unsigned prefill_threads;  // for several
     uint32_t gpu_layers;       // awqe_session_options.gpu_layers
+    bool on_tensor_cores;      // the attention of prompts, on a GPU: not the contract's bits
 };
 
 // What a backend keeps of one sequence: keys and values of its positions. Knows nothing about which

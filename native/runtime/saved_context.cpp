@@ -19,6 +19,7 @@
 namespace awqe {
 namespace {
 
+constexpr uint32_t kOnTensorCores = 1u << 16;
 constexpr char kMagic[8] = {'A', 'W', 'Q', 'E', 'C', 'T', 'X', '\n'};
 
 struct Header {
@@ -27,7 +28,7 @@ struct Header {
     char model[64];          // awq_edge.sha256: hexadecimal digits
     uint64_t description;    // hash of the decoder's description
     uint64_t before;         // hash of the tokens before `begin`
-    uint32_t kv_type;        // as awqe_kv_type
+    uint32_t kv_type;        // as awqe_kv_type; kOnTensorCores more where prompts went there
     uint32_t begin;          // the first position
     uint32_t count;          // positions
     uint32_t has_logits;     // 0 or 1
@@ -101,14 +102,15 @@ uint64_t hash_of(const Model& model) {
 }
 
 // What a header says of a session's contexts, apart from what each one holds.
-Header header_of(const Model& model, KvType kv_type) {
+Header header_of(const Model& model, const SequencePlan& plan) {
     Header header = {};
     std::memcpy(header.magic, kMagic, sizeof(kMagic));
     std::memcpy(header.release, AWQE_VERSION, sizeof(AWQE_VERSION));
     const std::string_view sha256 = model.file().find_entry("awq_edge.sha256")->value.as_string();
     std::memcpy(header.model, sha256.data(), std::min(sha256.size(), sizeof(header.model)));
     header.description = hash_of(model);
-    header.kv_type = kv_type == KvType::kF16 ? AWQE_KV_F16 : AWQE_KV_INT8;
+    header.kv_type = plan.kv_type == KvType::kF16 ? AWQE_KV_F16 : AWQE_KV_INT8;
+    if (plan.on_tensor_cores) header.kv_type += kOnTensorCores;
     return header;
 }
 
@@ -145,7 +147,7 @@ size_t Session::saved_bytes(size_t begin, size_t end) const {
 }
 
 void Session::save(size_t begin, size_t end, uint8_t* bytes) const {
-    Header header = header_of(model_, plan_.kv_type);
+    Header header = header_of(model_, plan_);
     header.before = hash_tokens(arrays_.tokens, begin);
     header.begin = static_cast<uint32_t>(begin);
     header.count = static_cast<uint32_t>(end - begin);
@@ -173,7 +175,7 @@ void Session::restore(const uint8_t* bytes, size_t size) {
         fail(AWQE_FILE_INVALID, "these bytes are no saved context");
     }
     std::memcpy(&header, bytes, sizeof(Header));
-    const Header own = header_of(model_, plan_.kv_type);
+    const Header own = header_of(model_, plan_);
     if (std::memcmp(header.release, own.release, sizeof(own.release)) != 0) {
         fail(AWQE_UNSUPPORTED,
              "the context was not saved by awq-edge %s, whose bits may differ: read its text again",
@@ -183,10 +185,15 @@ void Session::restore(const uint8_t* bytes, size_t size) {
         header.description != own.description) {
         fail(AWQE_INVALID_ARGUMENT, "the context was saved with another model");
     }
+    if ((header.kv_type ^ own.kv_type) == kOnTensorCores) {
+        fail(AWQE_INVALID_ARGUMENT, "the context was saved with %s attention, this session's is %s",
+             plan_.on_tensor_cores ? "exact" : "tensor",
+             plan_.on_tensor_cores ? "tensor" : "exact");
+    }
     if (header.kv_type != own.kv_type) {
         fail(AWQE_INVALID_ARGUMENT,
              "the context was saved with another type of cache than this session's %s",
-             own.kv_type == AWQE_KV_F16 ? "fp16" : "int8");
+             plan_.kv_type == KvType::kF16 ? "fp16" : "int8");
     }
     const size_t begin = header.begin, end = begin + header.count;
     if (end > plan_.positions) {

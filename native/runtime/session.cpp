@@ -31,10 +31,21 @@ SequencePlan session_plan(const Model& model, const awqe_session_options* option
     if (o.device > AWQE_DEVICE_CUDA) {
         fail(AWQE_INVALID_ARGUMENT, "options.device is %u, allowed are 0 to 2", o.device);
     }
+    if (o.attention > AWQE_ATTENTION_TENSOR) {
+        fail(AWQE_INVALID_ARGUMENT, "options.attention is %u, allowed are 0 (exact) and 1 (tensor)",
+             o.attention);
+    }
+    if (o.attention == AWQE_ATTENTION_TENSOR && o.device != AWQE_DEVICE_CUDA) {
+        fail(AWQE_INVALID_ARGUMENT,
+             "attention on tensor cores is what a GPU has: it goes with the device cuda, not with "
+             "cpu or auto");
+    }
     return {o.context_length == 0 ? trained : o.context_length,
             o.kv_type == AWQE_KV_F16 ? KvType::kF16 : KvType::kS8,
             thread_count(o.threads, "options.threads"),
-            thread_count(o.prefill_threads, "options.prefill_threads"), o.gpu_layers};
+            thread_count(o.prefill_threads, "options.prefill_threads"),
+            o.gpu_layers,
+            o.attention == AWQE_ATTENTION_TENSOR};
 }
 
 Session::Arrays::Arrays(const Model& model, const SequencePlan& plan, Arena arena)

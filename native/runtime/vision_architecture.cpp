@@ -207,10 +207,10 @@ void read_use(const GgufFile& file, VisionArchitecture& a) {
              "%s is true, although awq_edge.vision.position is rotary: no known model has both",
              kBidirectional);
     }
-    if (a.bidirectional && a.tokens() > kMostBlockRows) {
+    if (a.bidirectional && a.tokens() > kMostPictureRows) {
         fail(AWQE_FILE_INVALID,
              "%s is true, and a picture becomes %u embeddings; at most %zu can see each other",
-             kBidirectional, a.tokens(), kMostBlockRows);
+             kBidirectional, a.tokens(), kMostPictureRows);
     }
 }
 

@@ -50,6 +50,20 @@ def test_a_device_that_does_not_exist_is_refused() -> None:
         Model.open(TINY, device="tpu")
 
 
+def test_an_attention_that_does_not_exist_is_refused() -> None:
+    with pytest.raises(InvalidArgumentError, match="exact, tensor"):
+        Model.open(TINY, attention="fast")
+
+
+@pytest.mark.parametrize("device", ["cpu", "auto"])
+def test_attention_on_tensor_cores_goes_with_a_gpu_alone(device: str) -> None:
+    with (
+        Model.open(TINY, device=device, attention="tensor") as model,
+        pytest.raises(InvalidArgumentError, match="it goes with the device cuda"),
+    ):
+        model.session()
+
+
 @pytest.mark.parametrize("layers", [-1, 2**32, 1.5, "all", "2"])
 def test_layers_that_do_not_exist_are_refused(layers: object) -> None:
     with pytest.raises(InvalidArgumentError, match="a whole number from 1 on, or 'auto'"):

@@ -5,6 +5,13 @@
 
 namespace awqe_cuda {
 
+// Of a multiprocessor.
+#if __CUDA_ARCH__ >= 900
+#define AWQE_SHARED_KILOBYTES 228
+#else
+#define AWQE_SHARED_KILOBYTES 164
+#endif
+
 // Shared memory whose size the launch says.
 #define AWQE_DYNAMIC_SHARED(type, name) extern __shared__ __align__(128) type name[]
 
@@ -122,6 +129,45 @@ __device__ __forceinline__ void multiply_unsigned(int (&d)[4], const unsigned (&
         : "=r"(d[0]), "=r"(d[1]), "=r"(d[2]), "=r"(d[3])
         : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1), "r"(from[0]), "r"(from[1]),
           "r"(from[2]), "r"(from[3]));
+}
+
+// Two floats as halves, the first in the low bits.
+__device__ __forceinline__ unsigned pack_halves(float low, float high) {
+    unsigned word;
+    asm("cvt.rn.f16x2.f32 %0, %1, %2;" : "=r"(word) : "f"(high), "f"(low));
+    return word;
+}
+
+// 2^x to some two units in the last place; 0 of minus infinity.
+__device__ __forceinline__ float power_of_two(float x) {
+    float value;
+    asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(value) : "f"(x));
+    return value;
+}
+
+// Four matrices of 8 x 8 halves from shared memory: lane i says where row i % 8 of matrix i / 8
+// begins. Every lane gets numbers 2 (i % 4) and the next of row i / 4, of each matrix; turned,
+// those of column i / 4.
+__device__ __forceinline__ void load_matrices(unsigned (&r)[4], const unsigned short* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(unsigned(__cvta_generic_to_shared(row)))
+                 : "memory");
+}
+__device__ __forceinline__ void load_matrices_turned(unsigned (&r)[4], const unsigned short* row) {
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 {%0,%1,%2,%3}, [%4];"
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])
+                 : "r"(unsigned(__cvta_generic_to_shared(row)))
+                 : "memory");
+}
+
+// d += a b on the fp16 tensor cores: 16 rows x 8 columns x 16 numbers, sums in floats.
+__device__ __forceinline__ void multiply_halves(float (&d)[4], const unsigned (&a)[4], unsigned b0,
+                                                unsigned b1) {
+    asm("mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32 "
+        "{%0,%1,%2,%3},{%4,%5,%6,%7},{%8,%9},{%0,%1,%2,%3};"
+        : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+        : "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b0), "r"(b1));
 }
 
 #if defined(__CUDA_ARCH_FEAT_SM90_ALL)

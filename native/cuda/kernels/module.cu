@@ -2,6 +2,7 @@
 // <op>_u<bits>_g<group size>_<epilogue>. __launch_bounds__ says how many threads there are and how
 // many CTAs shall fit on a multiprocessor; README.md has the reasons.
 #include "attention_prompt.cuh"
+#include "attention_tensor.cuh"
 #include "experts.cuh"
 #include "gemm_warpgroup.cuh"
 #include "gemv.cuh"
@@ -117,6 +118,15 @@ ATTENTION_PROMPT(64, , false)
 ATTENTION_PROMPT(128, , false)
 ATTENTION_PROMPT(64, _changed, true)
 ATTENTION_PROMPT(128, _changed, true)
+
+#define ATTENTION_TENSOR(head)                                                                   \
+    KERNEL __launch_bounds__(kTensorThreads, kTensorTogether<head>)                              \
+        attention_tensor_d##head(const Row* rows, int m, Heads a, const float* query,            \
+                                 CacheShape cache, int layer, float* out) {                      \
+        attend_on_tensor_cores<head>(rows, m, a, query, cache, layer, out);                      \
+    }
+ATTENTION_TENSOR(64)
+ATTENTION_TENSOR(128)
 
 #define PRODUCTS(bits, group)                                                               \
     KERNEL __launch_bounds__(kGemvWarps * 32)                                               \

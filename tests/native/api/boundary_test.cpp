@@ -67,7 +67,7 @@ TEST(structures_of_another_version_are_refused) {
         awqe_error error = filled();
         CHECK_EQUAL(guard(&error, [&] { sized(&options, "options"); }), AWQE_INVALID_ARGUMENT);
         CHECK_EQUAL(std::string(error.message),
-                    "options.struct_size is " + std::to_string(size) + ", this library needs 28");
+                    "options.struct_size is " + std::to_string(size) + ", this library needs 32");
     }
     awqe_session_options* const none = nullptr;
     awqe_error error = filled();

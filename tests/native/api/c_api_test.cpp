@@ -464,6 +464,17 @@ TEST(session_options) {
     options.kv_type = 2;
     awqe_session_open(all.model, &options, &session, &error);
     check_error(error, AWQE_INVALID_ARGUMENT, "options.kv_type is 2");
+    options.kv_type = AWQE_KV_F16;
+    options.attention = 2;
+    awqe_session_open(all.model, &options, &session, &error);
+    check_error(error, AWQE_INVALID_ARGUMENT, "options.attention is 2");
+    options.attention = AWQE_ATTENTION_TENSOR;
+    for (const awqe_device device : {AWQE_DEVICE_CPU, AWQE_DEVICE_AUTO}) {
+        options.device = device;
+        awqe_session_open(all.model, &options, &session, &error);
+        check_error(error, AWQE_INVALID_ARGUMENT, "it goes with the device cuda");
+    }
+    CHECK(session == nullptr);
     setenv("AWQ_EDGE_KERNELS", "abacus", 1);
     awqe_session_open(all.model, nullptr, &session, &error);
     check_error(error, AWQE_UNSUPPORTED, "abacus");

@@ -3,6 +3,7 @@
 // model files and for every form of a decoder. Says so and passes where there is no GPU. What the
 // GPU has no kernels for it refuses. Arguments: model files; without any, those of tests/data.
 
+#include <cmath>
 #include <cstring>
 #include <memory>
 #include <string>
@@ -27,12 +28,14 @@ constexpr size_t kMostTokens = 640;
 #endif
 
 OwnedSession open_session(const OwnedModel& model, awqe_device device, awqe_kv_type type,
-                          uint32_t gpu_layers = 0) {
+                          uint32_t gpu_layers = 0,
+                          awqe_attention attention = AWQE_ATTENTION_EXACT) {
     awqe_session_options options = {};
     options.struct_size = sizeof(options);
     options.device = device;
     options.kv_type = type;
     options.gpu_layers = gpu_layers;
+    options.attention = attention;
     awqe_session* session = nullptr;
     awqe_error error = {};
     need(awqe_session_open(model.get(), &options, &session, &error), error);
@@ -287,6 +290,65 @@ TEST(layers_divided_with_the_cpu_give_its_logits) {
             }
         }
     });
+}
+
+// Halves keep 11 bits: what a layer takes up of attention is off by some thousandths.
+TEST(attention_on_tensor_cores_is_close_and_what_decodes_behind_it_too) {
+    if (!gpu_is_there()) return;
+    for_every_model([](const OwnedModel& model, const std::string& name) {
+        const awqe_model_info info = info_of(model);
+        const size_t length = std::min<size_t>(info.context_length, kMostTokens);
+        const std::vector<uint32_t> tokens = tokens_for(info, length, 3);
+        for (const awqe_kv_type type : kTypes) {
+            const OwnedSession cpu = open_session(model, AWQE_DEVICE_CPU, type);
+            const OwnedSession gpu =
+                open_session(model, AWQE_DEVICE_CUDA, type, 0, AWQE_ATTENTION_TENSOR);
+            const std::vector<float> expected = read(cpu, info, tokens.data(), length);
+            double square = 0, difference = 0;
+            size_t at = 0;
+            // A prompt, one that goes on behind it, rows that are attended exactly.
+            for (const size_t part : {size_t{37}, length - 39, size_t{1}, size_t{1}}) {
+                const std::vector<float> is = read(gpu, info, tokens.data() + at, part);
+                for (size_t i = 0; i < is.size(); ++i) {
+                    const double right = expected[at * info.vocabulary_size + i];
+                    square += right * right;
+                    difference += (is[i] - right) * (is[i] - right);
+                }
+                at += part;
+            }
+            if (!(difference < 0.03 * 0.03 * square)) {
+                fail(__FILE__, __LINE__,
+                     name + ": off by " + std::to_string(std::sqrt(difference / square)));
+            }
+        }
+    });
+}
+
+TEST(a_context_goes_only_to_a_session_that_attends_alike) {
+    if (!gpu_is_there()) return;
+    const OwnedModel model = open_model(model_files.front());
+    const awqe_model_info info = info_of(model);
+    const std::vector<uint32_t> tokens = tokens_for(info, 20, 3);
+    const OwnedSession tensor =
+        open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16, 0, AWQE_ATTENTION_TENSOR);
+    read(tensor, info, tokens.data(), tokens.size());
+    uint64_t size = 0;
+    awqe_error error = {};
+    need(awqe_session_saved_bytes(tensor.get(), 0, 20, &size, &error), error);
+    std::vector<uint8_t> saved(size);
+    need(awqe_session_save(tensor.get(), 0, 20, saved.data(), size, &error), error);
+    const OwnedSession exact = open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16);
+    CHECK_EQUAL(awqe_session_restore(exact.get(), saved.data(), size, &error),
+                AWQE_INVALID_ARGUMENT);
+    CHECK_EQUAL(
+        std::string(error.message),
+        std::string("the context was saved with tensor attention, this session's is exact"));
+    const OwnedSession alike =
+        open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16, 0, AWQE_ATTENTION_TENSOR);
+    need(awqe_session_restore(alike.get(), saved.data(), size, &error), error);
+    const std::vector<float> expected = read(tensor, info, tokens.data(), 1);
+    const std::vector<float> is = read(alike, info, tokens.data(), 1);
+    check_same(is.data(), expected.data(), is.size(), "behind a context that was taken up");
 }
 
 // Logits [all rows, vocabulary] of text, a picture of 3 x 4 rows, and text again.

@@ -21,6 +21,7 @@
 #define blockIdx (awqe::emulated::block_index)
 #define blockDim (awqe::emulated::block_size)
 #define gridDim (awqe::emulated::grid_size)
+#define AWQE_SHARED_KILOBYTES 228
 #define AWQE_DYNAMIC_SHARED(type, name) \
     type* const name = static_cast<type*>(awqe::emulated::dynamic_shared())
 
@@ -167,6 +168,56 @@ inline void multiply_signed(int (&d)[4], const unsigned (&a)[4], int b0, int b1,
 inline void multiply_unsigned(int (&d)[4], const unsigned (&a)[4], int b0, int b1,
                               const int (&from)[4]) {
     multiply_tile<unsigned char>(d, a, b0, b1, from);
+}
+
+inline unsigned pack_halves(float low, float high) {
+    return unsigned(float_to_half(low)) | unsigned(float_to_half(high)) << 16;
+}
+inline float power_of_two(float x) { return exp2f(x); }
+
+// What lane `lane` gets of the matrix whose rows begin where `all` says.
+inline unsigned two_of_matrix(const awqe::emulated::Shown* all, int matrix, int lane, bool turned) {
+    unsigned short number[2];
+    for (int i = 0; i < 2; ++i) {
+        const int row = turned ? lane % 4 * 2 + i : lane / 4;
+        const int column = turned ? lane / 4 : lane % 4 * 2 + i;
+        const unsigned short* begin;
+        memcpy(&begin, all[matrix * 8 + row].word, sizeof(begin));
+        number[i] = begin[column];
+    }
+    return unsigned(number[0]) | unsigned(number[1]) << 16;
+}
+inline void load_four(unsigned (&r)[4], const unsigned short* row, bool turned) {
+    awqe::emulated::Shown own = {};
+    memcpy(own.word, &row, sizeof(row));
+    const awqe::emulated::Shown* const all = awqe::emulated::exchange(own);
+    const int lane = int(awqe::emulated::lane());
+    for (int i = 0; i < 4; ++i) r[i] = two_of_matrix(all, i, lane, turned);
+}
+inline void load_matrices(unsigned (&r)[4], const unsigned short* row) { load_four(r, row, false); }
+inline void load_matrices_turned(unsigned (&r)[4], const unsigned short* row) {
+    load_four(r, row, true);
+}
+
+// mma.m16n8k16, by the layout of its operands; sums in ascending order, as no GPU says that it has.
+inline void multiply_halves(float (&d)[4], const unsigned (&a)[4], unsigned b0, unsigned b1) {
+    awqe::emulated::Shown own = {};
+    for (int i = 0; i < 4; ++i) own.word[i] = a[i];
+    own.word[4] = b0, own.word[5] = b1;
+    const awqe::emulated::Shown* const all = awqe::emulated::exchange(own);
+    const int lane = int(awqe::emulated::lane());
+    const auto half_at = [](unsigned word, int i) {
+        return half_to_float((unsigned short)(word >> (i * 16)));
+    };
+    for (int i = 0; i < 4; ++i) {
+        const int column = lane % 4 * 2 + i % 2;
+        for (int k = 0; k < 16; ++k) {
+            const int quarter = k % 8 / 2;
+            const unsigned left = all[lane / 4 * 4 + quarter].word[i / 2 + k / 8 * 2];
+            const unsigned right = all[column * 4 + quarter].word[4 + k / 8];
+            d[i] = fmaf(half_at(left, k % 2), half_at(right, k % 2), d[i]);
+        }
+    }
 }
 
 // A warp of a warpgroup does its 16 rows by itself: sums are exact, and arrive at once.

@@ -49,8 +49,9 @@ const Kernel kKernels[] = {
         LISTED(cap) LISTED(gather) LISTED(read_memory) LISTED(route) LISTED(add_weighted)
             LISTED(prepare) LISTED(attention_merge_floats) LISTED(attention_prompt_d64)
                 LISTED(attention_prompt_d128) LISTED(attention_prompt_d64_changed)
-                    LISTED(attention_prompt_d128_changed) OF_ROWS(one) OF_ROWS(many)
-                        AWQE_PRODUCTS(OF_PRODUCT) AWQE_WALKED_PRODUCTS(OF_WALKED)};
+                    LISTED(attention_prompt_d128_changed) LISTED(attention_tensor_d64)
+                        LISTED(attention_tensor_d128) OF_ROWS(one) OF_ROWS(many)
+                            AWQE_PRODUCTS(OF_PRODUCT) AWQE_WALKED_PRODUCTS(OF_WALKED)};
 
 }  // namespace
 
