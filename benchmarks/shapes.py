@@ -132,9 +132,9 @@ def write_awq_edge(
         path: File to write.
         bits: Width of the decoder's matrices, or the mean of two.
         group_size: Inputs per scale.
-        head_bits: Width of embedding and head.
         size: Of the layers' weights, times the usual one. Where they are small, a token decides on
             the next one alone, and texts go in circles.
+        head_bits: Width of embedding and head.
     """
     rng = np.random.default_rng(1)
     metadata = a.to_metadata() | {

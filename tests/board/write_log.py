@@ -20,7 +20,7 @@ SECTOR = 512
 _MAGIC = 0x6A736677736872
 _HEADER = struct.Struct("<QQQI")
 _ENTRY = struct.Struct("<QQQQ")
-_FLUSH, _FUA, _DISCARD, _MARK = 1, 2, 4, 8
+_FLUSH, _FUA, _DISCARD = 1, 2, 4
 
 
 @dataclass(frozen=True)

@@ -7,6 +7,7 @@ import os
 import random
 import re
 import sys
+from collections.abc import Callable
 
 import pytest
 
@@ -97,18 +98,25 @@ class LateLoader:
         pass
 
 
+def terminal(
+    patch: pytest.MonkeyPatch, loader: _markdown._Loader | LateLoader, width: Callable[[], int]
+) -> io.StringIO:
+    """What is written to a terminal on which everything is drawn at once."""
+    patch.setattr(_markdown.shutil, "get_terminal_size", lambda: os.terminal_size((width(), LINES)))
+    patch.setattr(_markdown, "_SECONDS_BETWEEN_DRAWINGS", 0.0)
+    loader.begin()
+    loader.wait()
+    patch.setattr(_markdown, "_loader", loader)
+    sink = io.StringIO()
+    patch.setattr(sys, "stdout", sink)
+    return sink
+
+
 def shown(pieces: list[Piece], *, late: bool = False) -> str:
     """All rows of the terminal after an answer."""
     with pytest.MonkeyPatch.context() as patch:
-        size = os.terminal_size((COLUMNS, LINES))
-        patch.setattr(_markdown.shutil, "get_terminal_size", lambda: size)
-        patch.setattr(_markdown, "_SECONDS_BETWEEN_DRAWINGS", 0.0)
         loader = LateLoader() if late else _markdown._Loader()
-        loader.begin()
-        loader.wait()
-        patch.setattr(_markdown, "_loader", loader)
-        sink = io.StringIO()
-        patch.setattr(sys, "stdout", sink)
+        sink = terminal(patch, loader, lambda: COLUMNS)
         answer = AnswerOnTerminal()
         for piece in pieces:
             answer.add(piece)
@@ -161,22 +169,13 @@ def test_a_window_that_is_made_narrower_leaves_nothing_behind(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """A terminal breaks the rows that stand there; what is redrawn begins at the first of them."""
-    size = [COLUMNS]
-    monkeypatch.setattr(
-        _markdown.shutil, "get_terminal_size", lambda: os.terminal_size((size[0], LINES))
-    )
-    monkeypatch.setattr(_markdown, "_SECONDS_BETWEEN_DRAWINGS", 0.0)
-    loader = _markdown._Loader()
-    loader.begin()
-    loader.wait()
-    monkeypatch.setattr(_markdown, "_loader", loader)
-    sink = io.StringIO()
-    monkeypatch.setattr(sys, "stdout", sink)
+    width = [COLUMNS]
+    sink = terminal(monkeypatch, _markdown._Loader(), lambda: width[0])
     answer = AnswerOnTerminal()
     answer.add(Piece("some **words** " * 6))
     rows = sink.getvalue().count("\n") + 1
     assert rows == 2
-    size[0] = COLUMNS // 2
+    width[0] = COLUMNS // 2
     sink.truncate(0)
     answer.add(Piece("and more"))
     # Both rows are longer than the new width: four stand on the screen.

@@ -8,9 +8,9 @@ import shutil
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from programs import program
 
 ROOT = Path(__file__).resolve().parents[2]
 BUILD = ROOT / "build/rpi4b"
@@ -27,19 +27,8 @@ TABLES = {
 }
 KERNEL_TESTS = [path.stem for path in sorted((ROOT / "tests/native/kernels").glob("*_test.cpp"))]
 
-
-def _program(path: str) -> ModuleType:
-    """A Python program of this repository that is not part of the package, as a module."""
-    spec = importlib.util.spec_from_file_location(Path(path).stem, ROOT / path)
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    sys.modules[spec.name] = module  # dataclasses look their module up
-    spec.loader.exec_module(module)
-    return module
-
-
-check_arm_library = _program("tests/checks/check_arm_library.py")
-arm_counts = _program("benchmarks/arm/count.py")
+check_arm_library = program("tests/checks/check_arm_library.py")
+arm_counts = program("benchmarks/arm/count.py")
 
 
 @pytest.fixture(scope="module")

@@ -217,7 +217,7 @@ def test_builds_of_one_folder_wait_for_each_other(
     tool = tmp_path / "tool"
     tool.write_text(
         f"#!/bin/sh\ncd {tmp_path}\n[ -e at-work ] && echo met >> met\n"
-        "touch at-work\nwhile [ ! -e heard ]; do sleep 0.05; done\nrm at-work\n"
+        "touch at-work\nwhile [ ! -e heard ] && [ ! -e met ]; do sleep 0.05; done\nrm at-work\n"
     )
     tool.chmod(0o755)
     monkeypatch.setattr(library, "find_tools", lambda: library.Tools(tool, tool, tool))

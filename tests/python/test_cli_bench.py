@@ -54,7 +54,7 @@ def test_forced_kernels_are_the_ones_measured(command: Command) -> None:
 def test_energy_is_power_over_speed(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """A sensor that always says 12 W, and a clock of its that counts a millisecond as a second."""
+    """A sensor that always says 12 W, by a clock of its own that counts milliseconds as seconds."""
     from awq_edge.cli.bench import bench
     from awq_edge.device import gpu_sensors
 

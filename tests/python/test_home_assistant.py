@@ -68,7 +68,7 @@ def ask(server: Server, messages: list[dict[str, Any]], **fields: object) -> lis
         return [json.loads(line) for line in answer.read().splitlines()]
 
 
-def talk(server: Server, instructions: str, said: list[str]) -> list[dict[str, Any]]:
+def talk(instructions: str, said: list[str]) -> list[dict[str, Any]]:
     return [
         {"role": "system", "content": instructions},
         *({"role": "user", "content": text} for text in said),
@@ -82,7 +82,7 @@ def test_the_models_are_listed_when_the_integration_is_added(server: Server) -> 
 
 
 def test_a_sentence_with_the_fields_that_it_sends(server: Server) -> None:
-    lines = ask(server, talk(server, INSTRUCTIONS, ["Good evening!"]), tools=[TOOL])
+    lines = ask(server, talk(INSTRUCTIONS, ["Good evening!"]), tools=[TOOL])
     assert all(line["message"]["role"] == "assistant" for line in lines)
     assert [line["done"] for line in lines] == [False] * (len(lines) - 1) + [True]
     assert lines[-1]["prompt_eval_count"] > 100 and lines[-1]["eval_count"] > 0
@@ -90,10 +90,10 @@ def test_a_sentence_with_the_fields_that_it_sends(server: Server) -> None:
 
 def reused(server: Server, first: str, second: str) -> float:
     """The share of the second sentence's prompt that is not read again."""
-    ask(server, talk(server, first, ["Good evening!"]))
+    ask(server, talk(first, ["Good evening!"]))
     reused, whole = "prompt_tokens_reused_total", "prompt_tokens_total"
     before = server.metric(reused), server.metric(whole)
-    ask(server, talk(server, second, ["Good night!"]))
+    ask(server, talk(second, ["Good night!"]))
     return (server.metric(reused) - before[0]) / (server.metric(whole) - before[1])
 
 
@@ -162,7 +162,7 @@ def test_an_answer_that_calls_and_goes_on(
     long_running: Server, keep_alive: Any, think: Any
 ) -> None:
     """All arguments of the integration's call; then the result of a function, without an id."""
-    messages: list[dict[str, Any]] = talk(server, INSTRUCTIONS, ["Turn on the light"])
+    messages: list[dict[str, Any]] = talk(INSTRUCTIONS, ["Turn on the light"])
     called = {"function": {"name": "HassTurnOn", "arguments": {"name": "Kitchen light"}}}
     later = [
         *messages,
@@ -246,7 +246,7 @@ def test_an_integration_for_servers_like_openai_s(long_running: Server) -> None:
         "required": ["who"],
     }
     tool = {**TOOL, "function": {**TOOL["function"], "description": "A callable function"}}
-    said = talk(server, INSTRUCTIONS, [])
+    said = talk(INSTRUCTIONS, [])
     user = {"role": "user", "content": [{"type": "text", "text": "Good evening!"}]}
     call = {
         "type": "function",

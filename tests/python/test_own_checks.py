@@ -2,27 +2,17 @@
 
 from __future__ import annotations
 
-import importlib.util
 import shlex
 import subprocess
 import sys
 from pathlib import Path
-from types import ModuleType
 
 import pytest
+from programs import program
 
 ROOT = Path(__file__).resolve().parents[2]
 
-
-def program(name: str) -> ModuleType:
-    description = importlib.util.spec_from_file_location(name, ROOT / f"tests/checks/{name}.py")
-    assert description is not None and description.loader is not None
-    module = importlib.util.module_from_spec(description)
-    description.loader.exec_module(module)
-    return module
-
-
-check_kernel_objects = program("check_kernel_objects")
+check_kernel_objects = program("tests/checks/check_kernel_objects.py")
 
 
 def disassembler(folder: Path, file_format: str, instruction: str) -> str:
@@ -70,7 +60,7 @@ def test_an_audit_of_nothing_fails(tmp_path: Path) -> None:
 
 
 def test_documents_that_git_does_not_list_are_not_passed(monkeypatch: pytest.MonkeyPatch) -> None:
-    check_docs = program("check_docs")
+    check_docs = program("tests/checks/check_docs.py")
     assert check_docs.missing_paths() == []
     listed = subprocess.CompletedProcess([], 0, "docs/gone.md\n", "")
     monkeypatch.setattr(check_docs.subprocess, "run", lambda *_, **__: listed)

@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import importlib.util
 import json
 import shutil
 from pathlib import Path
-from typing import Any
 
 import pytest
+from programs import program
 
 torch = pytest.importorskip("torch")
 
@@ -35,13 +34,8 @@ def test_every_kind_is_there_and_of_some_length() -> None:
 
 
 def test_texts_are_those_of_their_sources() -> None:
-    path = ROOT / "benchmarks/calibration_texts.py"
-    spec = importlib.util.spec_from_file_location("calibration_texts", path)
-    assert spec is not None and spec.loader is not None
-    made: Any = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(made)
     texts = shipped.read_kinds()
-    kinds = made.kinds()
+    kinds = program("benchmarks/calibration_texts.py").kinds()
     assert {"prose", *kinds} == set(texts)
     for kind in ("encyclopaedia", "arithmetic", "dialogues", "records", "languages"):
         assert kinds[kind] == texts[kind], kind
