@@ -148,10 +148,25 @@ class Look:
         return found
 
 
+def _debugfs(image: Path, command: str) -> str | None:
+    """What debugfs answers; None if there is no file of the name. Its status says nothing."""
+    done = _run(["debugfs", "-R", command, str(image)])
+    told = [
+        line
+        for line in done.stderr.splitlines()
+        if not line.startswith("debugfs ") and "while changing ownership" not in line
+    ]
+    if any("File not found" in line for line in told):
+        return None
+    if done.returncode != 0 or told:
+        raise BoardFailure(f"debugfs cannot '{command}': {' '.join(told)[-200:]}")
+    return done.stdout
+
+
 def release_in(image: Path) -> str:
     """The name of the release in use on a disk; "" if there is none."""
-    said = _run(["debugfs", "-R", f"stat {HOME}/current", str(image)]).stdout
-    match = re.search(r'link dest: "releases/([^"]+)"', said)
+    said = _debugfs(image, f"stat {HOME}/current")
+    match = re.search(r'link dest: "releases/([^"]+)"', said or "")
     return match[1] if match else ""
 
 
@@ -176,7 +191,7 @@ def judge(image: Path, old: str) -> str:
         done = _run(["e2fsck", "-fy", str(image)])
         if done.returncode not in _SOUND:
             raise BoardFailure(f"the file system is broken: {done.stdout.strip()[-200:]}")
-        _run(["debugfs", "-R", f"rdump {HOME} {folder}", str(image)])
+        _debugfs(image, f"rdump {HOME} {folder}")
         return _judge_tree(folder / Path(HOME).name, old)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

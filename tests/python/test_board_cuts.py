@@ -85,3 +85,10 @@ def test_a_file_of_the_copy_has_its_name_last(prefix: Path) -> None:
     (incoming / "model.gguf").write_bytes(b"")
     with pytest.raises(BoardFailure, match="has its name and not its contents"):
         judge(disk(prefix), "")
+
+
+def test_a_disk_that_cannot_be_read_is_none_without_a_release(tmp_path: Path) -> None:
+    image = tmp_path / "root.img"
+    image.write_bytes(bytes(1 << 20))
+    with pytest.raises(BoardFailure, match="debugfs cannot"):
+        release_in(image)
