@@ -117,7 +117,7 @@ class Guesses:
             return []  # the first steps show what guesses are compared with
         token_seconds = alone / texts
         for tried in self._tried:
-            width = self._width(tried, text, most, texts)
+            width = self._width(tried, text, most, texts, alone)
             if width == 0:
                 continue
             spare = self._account.steps * token_seconds
@@ -146,7 +146,7 @@ class Guesses:
         for tried in self._tried:
             tried.source.close()
 
-    def _width(self, tried: _Tried, text: memoryview, most: int, texts: int) -> int:
+    def _width(self, tried: _Tried, text: memoryview, most: int, texts: int, alone: float) -> int:
         """How many tokens of a source promise most of those that may be risked.
 
         0 where none may, and where it rests.
@@ -157,8 +157,6 @@ class Guesses:
                 tried.forget()
             return 0
         costs = self._shared.costs
-        alone = costs.seconds(texts)
-        assert alone is not None
         least = _LEAST_GAIN / alone
         promising = []
         for width in _WIDTHS:

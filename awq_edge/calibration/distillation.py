@@ -4,8 +4,8 @@ Owns one walk forward through the packed model and one back, a layer's weights a
 states in front of every layer are kept, and what happened inside is computed once more on the way
 back. Inputs of matrices are rounded to int8 as on every device, and gradients pass as if they were
 not. The float model's last states are computed once, for all blocks. Gradients on a GPU come from
-products of shorter floats (TF32), which takes a fraction of the time; divergences do not. Refuses
-to change a weight: whoever gives them hears of the gradients by them.
+products of shorter floats (TF32), which takes a fraction of the time; the divergence that judges
+does not. Refuses to change a weight: whoever gives them hears of the gradients by them.
 """
 
 from __future__ import annotations
@@ -53,6 +53,7 @@ class Packed(Protocol):
 # Hears the gradient by a matrix of a layer, "attn_q" and so on, float32 [n, k], which is its to use
 # up. The walk back reads a layer's weights before it and never after.
 Heard = Callable[[str, torch.Tensor], None]
+# Such gradients of several batches, by the matrix.
 Sums = dict[str, torch.Tensor]
 
 
@@ -183,7 +184,7 @@ class Distillation:
                 del layer
         total, gradient = self._turned(states.pop(), numbers)
         for number in reversed(range(a.layers)):
-            sums: dict[str, torch.Tensor] = {}
+            sums: Sums = {}
 
             def add(name: str, by_weight: torch.Tensor, sums: Sums = sums) -> None:
                 sums[name] = sums[name].add_(by_weight) if name in sums else by_weight

@@ -75,9 +75,9 @@ class Half:
         return found
 
     def rows(self, part: slice) -> torch.Tensor:
-        """Some rows of a symmetric matrix, [rows, k]; not a copy where they are a strip."""
-        if part.stop - part.start == self.size == len(self.strips[0]):
-            return self.strips[0]
+        """Some rows of a symmetric matrix, [rows, k]; not a copy where one strip has all."""
+        if len(self.strips) == 1:
+            return self.strips[0][part]
         return self.rows_at(torch.arange(part.start, part.stop, device=self.device))
 
     def rows_at(self, numbers: torch.Tensor) -> torch.Tensor:

@@ -14,7 +14,7 @@ import functools
 import itertools
 import json
 import weakref
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 from awq_edge.errors import InvalidArgumentError
@@ -38,23 +38,22 @@ _FORMATS = frozenset(
 )
 # Keywords that hold schemas by names of others' choice, and those that hold one or several.
 _TABLES_OF_SCHEMAS = ("properties", "patternProperties", "$defs", "definitions", "dependentSchemas")
-_SCHEMAS = (
-    *(
-        "items",
-        "prefixItems",
-        "additionalProperties",
-        "additionalItems",
-        "contains",
-        "propertyNames",
-    ),
-    *("anyOf", "allOf", "oneOf", "not", "if", "then", "else"),
+_SCHEMAS = frozenset(
+    "items prefixItems additionalProperties additionalItems contains propertyNames "
+    "anyOf allOf oneOf not if then else".split()
 )
 # Where one of them is, what is valid by a part may have to be valid, or not valid, by another.
 _COMBINING = frozenset(
     ("allOf", "oneOf", "not", "if", "dependentSchemas", "unevaluatedProperties", "$dynamicRef")
 )
+# So it is where one of the first two has another of all these beside it.
+_ELSEWHERE = frozenset(("anyOf", "$ref"))
+_OF_A_VALUE = _ELSEWHERE | frozenset(
+    "properties patternProperties additionalProperties propertyNames required minProperties "
+    "items prefixItems additionalItems contains".split()
+)
 # An object's keywords that say something of properties without a name.
-_OPENING = ("additionalProperties", "patternProperties", "propertyNames", "minProperties", "$ref")
+_OPENING = ("additionalProperties", "patternProperties", "propertyNames", "minProperties")
 # An array's keywords with which its different values can be listed, and how many: 256 arrays.
 _OF_SUBSETS = frozenset(
     ("type", "items", "uniqueItems", "minItems", "maxItems", "title", "description", "default")
@@ -121,16 +120,20 @@ def _enforceable(schema: Any) -> Any:
     object has the properties that are named, and none that a model makes up, where the schema does
     not ask for others.
     """
-    return _narrowed(schema, closes=not _mentions(schema, _COMBINING))
+    return _narrowed(schema, closes=not _combines(schema))
 
 
-def _mentions(schema: Any, keywords: Collection[str]) -> bool:
-    """Whether one of some keywords is anywhere in a schema; also where it is a property's name."""
+def _combines(schema: Any) -> bool:
+    """Whether a value may have to be valid by two schemas; a property called so counts as well."""
     if isinstance(schema, list):
-        return any(_mentions(one, keywords) for one in schema)
+        return any(_combines(one) for one in schema)
     if not isinstance(schema, dict):
         return False
-    return any(name in keywords or _mentions(one, keywords) for name, one in schema.items())
+    return (
+        not _COMBINING.isdisjoint(schema)
+        or (not _ELSEWHERE.isdisjoint(schema) and len(_OF_A_VALUE & schema.keys()) > 1)
+        or any(_combines(one) for one in schema.values())
+    )
 
 
 def _narrowed(schema: Any, *, closes: bool) -> Any:
