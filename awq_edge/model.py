@@ -153,9 +153,9 @@ class Model:
             device: "cpu"; "cuda", an NVIDIA GPU; "auto": the GPU where there is one that holds the
                 model, otherwise the CPU. The logits are the same, bit for bit.
             gpu_layers: How many of the last layers the GPU computes, with the output matrix, and
-                the CPU those before them: a number, "auto" for as many as the GPU's free memory
-                holds when the first session is opened, None for the whole model. The logits are the
-                same again. Of a draft it is likewise.
+                the CPU those before them: a number, 0 for the CPU alone, "auto" for as many as the
+                GPU's free memory holds when the first session is opened, None for the whole model.
+                The logits are the same again. Of a draft it is likewise.
             attention: "exact"; with device "cuda" also "tensor", which computes the attention of
                 prompts on fp16 tensor cores: sooner, but no longer the same bits
                 (native/ARITHMETIC.md, section 7).

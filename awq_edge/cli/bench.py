@@ -46,7 +46,7 @@ def bench(
     """Measure prefill and decode speed, and the share of the memory's read bandwidth."""
     from awq_edge import _native, benchmark
     from awq_edge.device.doctor import gpu_facts
-    from awq_edge.device.gpu_sensors import PowerMeter, read_gpu_state
+    from awq_edge.device.gpu_sensors import CARD, PowerMeter, read_gpu_state
 
     output = Output(as_json=as_json, quiet=quiet)
     with running.open(file, kv=kv) as model:
@@ -66,7 +66,10 @@ def bench(
             for tokens in lengths:
                 with PowerMeter() as meter:
                     rows.append(benchmark.measure_decode(session, tokens, repetitions, bar.advance))
-                powers.append(meter.power())
+                power = meter.power()
+                if power is not None and power.rails == CARD and not session.on_gpu:
+                    power = None  # of a card that has nothing to do
+                powers.append(power)
             state = read_gpu_state() if session.on_gpu else None  # while the clocks are high
             bandwidths.append(_read_bandwidth(session))
             bar.advance()

@@ -104,7 +104,7 @@ def read_board(root: Path = Path("/")) -> Board:
     memory = memory_figures(root)
     groups = limited_groups(root)
     cpufreq = root / "sys/devices/system/cpu/cpu0/cpufreq"
-    khz = _number(cpufreq / "cpuinfo_max_freq")
+    khz = file_number(cpufreq / "cpuinfo_max_freq")
     swap_total, swap_free = memory.get("SwapTotal"), memory.get("SwapFree")
     return Board(
         name=_name(root),
@@ -120,7 +120,7 @@ def read_board(root: Path = Path("/")) -> Board:
         memory_available=_least(memory.get("MemAvailable"), [group.available for group in groups]),
         swap_total=swap_total,
         swap_used=None if swap_total is None or swap_free is None else swap_total - swap_free,
-        governor=_text(cpufreq / "scaling_governor"),
+        governor=file_text(cpufreq / "scaling_governor"),
         max_mhz=None if khz is None else khz / 1000,
         temperature=read_temperature(root),
         throttling=read_throttling(root),
@@ -132,7 +132,7 @@ def read_temperature(root: Path = Path("/")) -> float | None:
     values = [
         value
         for path in root.glob("sys/class/thermal/thermal_zone*/temp")
-        if (value := _number(path)) is not None
+        if (value := file_number(path)) is not None
     ]
     return max(values) / 1000 if values else None
 
@@ -141,7 +141,7 @@ def read_throttling(root: Path = Path("/")) -> Throttling | None:
     """What the Raspberry Pi's firmware tells; None on other machines."""
     # The address in the name came with the Raspberry Pi 5; newer kernels have no such file.
     places = sorted(root.glob("sys/devices/platform/soc*/soc*:firmware/get_throttled"))
-    text = _text(places[0]) if places else None
+    text = file_text(places[0]) if places else None
     if text is None:
         program = shutil.which("vcgencmd")
         if program is None:
@@ -161,7 +161,7 @@ def read_throttling(root: Path = Path("/")) -> Throttling | None:
 
 def _name(root: Path) -> str | None:
     for path in ("proc/device-tree/model", "sys/class/dmi/id/product_name"):
-        text = _text(root / path)
+        text = file_text(root / path)
         if text:
             return text
     return None
@@ -172,7 +172,7 @@ def _cpu(root: Path) -> str | None:
     names: dict[str, int] = {}
     parts: dict[str, int] = {}
     implementer = 0
-    text = _text(root / "proc/cpuinfo") or ""
+    text = file_text(root / "proc/cpuinfo") or ""
     for line in text.splitlines():
         key, _, value = (part.strip() for part in line.partition(":"))
         if key == "model name":
@@ -207,7 +207,7 @@ def _least(machine: int | None, groups: list[int]) -> int | None:
     return None if machine is None else min([machine, *groups])
 
 
-def _text(path: Path) -> str | None:
+def file_text(path: Path) -> str | None:
     """A small file's text; the NUL that ends a device-tree string is no part of it."""
     try:
         return path.read_bytes().decode("utf-8", "replace").strip("\0\n ")
@@ -215,8 +215,9 @@ def _text(path: Path) -> str | None:
         return None
 
 
-def _number(path: Path) -> float | None:
-    text = _text(path)
+def file_number(path: Path) -> float | None:
+    """The number that a small file holds; None where it is missing or holds no number."""
+    text = file_text(path)
     try:
         return None if text is None else float(text)
     except ValueError:

@@ -17,12 +17,16 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import TracebackType
 
+from awq_edge.device.board import file_number, file_text
+
 # How a Jetson's GPU is called in its device tree and in devfreq; others that are there too are
 # video engines.
 _GPU_NAMES = ("gpu", "ga10b", "gpu-gpc-0")
 # A rail that holds all of the module's power: of Orin Nano and NX.
 _WHOLE = "VDD_IN"
 _NVML = "libnvidia-ml.so.1"
+# What NVML measures; a CPU's work is no part of it.
+CARD = "the card"
 
 
 @dataclass(frozen=True)
@@ -62,7 +66,7 @@ def read_gpu_state(root: Path = Path("/")) -> GpuState | None:
         nvml = _nvml() if root == Path("/") else None
         return None if nvml is None else nvml.state()
     mhz, max_mhz = clocks or (None, None)
-    memory_hz = _number(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")
+    memory_hz = file_number(root / "sys/kernel/debug/bpmp/debug/clk/emc/rate")
     watts, rails = read_rails(root)
     return GpuState(
         release=release,
@@ -84,9 +88,9 @@ def read_rails(root: Path = Path("/")) -> tuple[float | None, str | None]:
     """
     rails = {}
     for label in sorted(root.glob("sys/bus/i2c/drivers/ina3221/*/hwmon/hwmon*/in*_label")):
-        name, number = _text(label), label.name[2 : -len("_label")]
-        millivolts = _number(label.parent / f"in{number}_input")
-        milliamperes = _number(label.parent / f"curr{number}_input")
+        name, number = file_text(label), label.name[2 : -len("_label")]
+        millivolts = file_number(label.parent / f"in{number}_input")
+        milliamperes = file_number(label.parent / f"curr{number}_input")
         # A channel that nothing is connected to has no name, or is called so; the sum of the
         # shunts' voltages has a label too, but no current.
         if name and name != "NC" and millivolts is not None and milliamperes is not None:
@@ -186,7 +190,7 @@ def read_power() -> tuple[float | None, str | None]:
         return read_rails()
     nvml = _nvml()
     watts = None if nvml is None else nvml.watts()
-    return watts, None if watts is None else "the card"
+    return watts, None if watts is None else CARD
 
 
 # ---- a Jetson's files ----------------------------------------------------------------------------
@@ -194,19 +198,21 @@ def read_power() -> tuple[float | None, str | None]:
 
 def _release(root: Path) -> str | None:
     """L4T's, by the first line: ``# R36 (release), REVISION: 4.3, GCID: …``."""
-    text = _text(root / "etc/nv_tegra_release") or ""
+    text = file_text(root / "etc/nv_tegra_release") or ""
     found = re.search(r"R(\d+) \(release\), REVISION: ([\d.]+)", text)
     return f"{found[1]}.{found[2]}" if found else None
 
 
 def _power_mode(root: Path) -> str | None:
     """What nvpmodel has written when the mode was set: ``pmode:0002``, and that mode's name."""
-    found = re.search(r"pmode:\s*(\d+)", _text(root / "var/lib/nvpmodel/status") or "")
+    found = re.search(r"pmode:\s*(\d+)", file_text(root / "var/lib/nvpmodel/status") or "")
     if found is None:
         return None
     number = int(found[1])
     names = re.findall(
-        r"^<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)", _text(root / "etc/nvpmodel.conf") or "", re.M
+        r"^<\s*POWER_MODEL\s+ID=(\d+)\s+NAME=(\S+)",
+        file_text(root / "etc/nvpmodel.conf") or "",
+        re.M,
     )
     name = dict(names).get(f"{number}")
     return f"mode {number}" if name is None else f"{name} ({number})"
@@ -215,10 +221,10 @@ def _power_mode(root: Path) -> str | None:
 def _clocks(root: Path) -> tuple[float | None, float | None] | None:
     """MHz now and at most, of the devfreq device that is the GPU."""
     for device in sorted(root.glob("sys/class/devfreq/*")):
-        name = _text(device / "device/of_node/name") or device.name.rpartition(".")[2]
+        name = file_text(device / "device/of_node/name") or device.name.rpartition(".")[2]
         if name not in _GPU_NAMES:
             continue
-        now, most = _number(device / "cur_freq"), _number(device / "max_freq")
+        now, most = file_number(device / "cur_freq"), file_number(device / "max_freq")
         return None if now is None else now / 1e6, None if most is None else most / 1e6
     return None
 
@@ -227,25 +233,10 @@ def _temperature(root: Path) -> float | None:
     """Of the zone ``gpu-thermal``, otherwise of the hottest place of the chip."""
     zones = {}
     for kind in root.glob("sys/class/thermal/thermal_zone*/type"):
-        value = _number(kind.parent / "temp")  # refused while the GPU sleeps
+        value = file_number(kind.parent / "temp")  # refused while the GPU sleeps
         if value is not None:
-            zones[(_text(kind) or "").lower()] = value / 1000
+            zones[(file_text(kind) or "").lower()] = value / 1000
     return zones.get("gpu-thermal", zones.get("tj-thermal"))
-
-
-def _text(path: Path) -> str | None:
-    try:
-        return path.read_bytes().decode("utf-8", "replace").strip("\0\n ")
-    except OSError:
-        return None
-
-
-def _number(path: Path) -> float | None:
-    text = _text(path)
-    try:
-        return None if text is None else float(text)
-    except ValueError:
-        return None
 
 
 # ---- NVML ----------------------------------------------------------------------------------------
@@ -292,7 +283,7 @@ class _Nvml:
             memory_mhz=self._asked("nvmlDeviceGetClockInfo", _MEMORY),
             temperature=self._asked("nvmlDeviceGetTemperature", _CORE),
             watts=watts,
-            rails=None if watts is None else "the card",
+            rails=None if watts is None else CARD,
         )
 
     def _asked(self, function: str, *which: int) -> float | None:

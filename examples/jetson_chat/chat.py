@@ -1,4 +1,4 @@
-"""A chat that tells speed and energy: python chat.py llama.awq.gguf. An empty line ends it."""
+"""A chat that tells speed and power: python chat.py llama.awq.gguf. An empty line ends it."""
 
 from __future__ import annotations
 
@@ -24,5 +24,5 @@ with Model.open(sys.argv[1], gpu_layers="auto") as model:
         messages.append({"role": "assistant", "content": answer})
         rate = (pieces - 1) / seconds if pieces > 1 and seconds > 0 else 0.0
         power = meter.power()
-        energy = "" if power is None else f", {power.watts:.1f} W ({power.rails})"
-        print(f"\n[{rate:.1f} pieces/s{energy}]")
+        watts = "" if power is None else f", {power.watts:.1f} W ({power.rails})"
+        print(f"\n[{rate:.1f} pieces/s{watts}]")

@@ -6,7 +6,7 @@
 #include <unistd.h>
 
 #include <algorithm>
-#include <utility>
+#include <iterator>
 
 namespace awqe::cuda {
 namespace {

@@ -5,6 +5,7 @@
 #include <cstddef>
 #include <memory>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "native/cuda/device.h"
@@ -30,7 +31,6 @@ class InPlace {
     static bool take(std::shared_ptr<const Device> device, std::vector<HostRange> ranges,
                      InPlace* taken, std::string* reason);
 
-    bool empty() const { return pieces_.empty(); }
     // Of a byte of a range.
     Address address(const void* host) const;
 

@@ -56,9 +56,6 @@ class Weights {
     // Bytes that the GPU holds of `model`, or that are kept in memory for it.
     static uint64_t bytes(const Model& model, size_t first_layer);
 
-    // Whether nothing was copied.
-    bool in_place() const { return !in_place_.empty(); }
-
     // Of no columns where the first layers are somebody else's.
     const Matrix& embedding() const { return embedding_; }
     const std::vector<LayerAddresses>& layers() const { return layers_; }

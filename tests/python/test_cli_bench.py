@@ -8,6 +8,7 @@ import time
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
+from typing import Any
 
 import pytest
 import typer
@@ -51,27 +52,42 @@ def test_forced_kernels_are_the_ones_measured(command: Command) -> None:
     assert json.loads(result.out)["kernels"] == "reference"
 
 
-def test_energy_is_power_over_speed(
+@pytest.fixture
+def measured(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-) -> None:
+) -> Callable[[str], Any]:
     """A sensor that always says 12 W, by a clock of its own that counts milliseconds as seconds."""
     from awq_edge.cli.bench import bench
     from awq_edge.device import gpu_sensors
 
     clock = SimpleNamespace(monotonic=lambda: 1000 * time.monotonic())
     monkeypatch.setattr(gpu_sensors, "time", clock)
-    monkeypatch.setattr(gpu_sensors, "read_power", lambda: (12.0, "VDD_IN"))
     application = typer.Typer()
     application.command()(bench)
-    arguments = [f"{STORIES}", "-p", "8", "-n", "256", "-r", "2", "--json"]
-    with pytest.raises(SystemExit):
-        application(arguments)
-    document = json.loads(capsys.readouterr().out)
+    arguments = [f"{STORIES}", "-p", "8", "-n", "256", "-r", "2", "--device", "cpu", "--json"]
+
+    def measure(rails: str) -> Any:
+        monkeypatch.setattr(gpu_sensors, "read_power", lambda: (12.0, rails))
+        with pytest.raises(SystemExit):
+            application(arguments)
+        return json.loads(capsys.readouterr().out)
+
+    return measure
+
+
+def test_energy_is_power_over_speed(measured: Callable[[str], Any]) -> None:
+    document = measured("VDD_IN")
     assert document["power"]["watts"] == pytest.approx(12.0)
     assert document["power"]["rails"] == "VDD_IN"
     prefill, decode = document["measurements"]
     assert prefill["joules_per_token"] is None
     assert decode["joules_per_token"] == pytest.approx(12 / decode["tokens_per_second"])
+
+
+def test_power_of_a_card_is_none_of_the_cpus(measured: Callable[[str], Any]) -> None:
+    document = measured("the card")
+    assert document["power"] is None
+    assert all(row["joules_per_token"] is None for row in document["measurements"])
 
 
 def test_cache_type_is_measured_and_named(command: Command) -> None:
