@@ -176,12 +176,13 @@ def serve(
 
             def ready(url: str) -> None:
                 stack.enter_context(announced(url, models.names))
-                output.status(f"{', '.join(models.names)} at {url}, for example {url}/v1/models")
                 if not place.is_local and not place.keys:
                     output.status(
-                        "Anybody who reaches this address can use it: ask for a key with "
+                        "Anybody who reaches this server can use it: ask for a key with "
                         "--api-key-file."
                     )
+                # Last, because whoever waits for the address has then read the warning too.
+                output.status(f"{', '.join(models.names)} at {url}, for example {url}/v1/models")
 
             with stack:
                 serve_until_stopped(service, place, ready)

@@ -63,7 +63,7 @@ def test_a_key_is_asked_for(guarded: Server) -> None:
         assert guarded.ask("/v1/models", headers=headers)[0] == 200, headers
     assert guarded.ask("/health")[0] == 200
     assert guarded.ask("/metrics")[0] == 401
-    assert "without" not in guarded.log
+    assert "Anybody" not in guarded.log
     for path in POSTED:
         assert guarded.ask(path, SAY)[0] == 401, path
     assert guarded.ask("/v1/messages", SAY)[1]["type"] == "error"
@@ -101,6 +101,7 @@ def test_an_open_door_is_told_of(stories_path: Path) -> None:
     try:
         open_server.url = open_server.url.replace("0.0.0.0", "127.0.0.1")
         assert open_server.ask("/health")[0] == 200
+        assert "Anybody who reaches this server" in open_server.log
         assert "--api-key-file" in open_server.log
     finally:
         assert open_server.stop() == 0
