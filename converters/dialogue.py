@@ -35,6 +35,11 @@ class Dialogue:
 
 def dialogue_of(config: Mapping[str, Any]) -> Dialogue | None:
     """That of a model by its config.json; None: its tokenizer's files say everything."""
-    from .vila import DIALOGUE as VILA  # imports this module for the record
+    # These import this module for the record.
+    from .nanovlm import dialogue as nanovlm
+    from .vila import DIALOGUE as VILA
 
-    return {"llava_llama": VILA}.get(str(config.get("model_type")))
+    kind = config.get("model_type")
+    if kind == "nanovlm":
+        return nanovlm(config)
+    return VILA if kind == "llava_llama" else None

@@ -58,6 +58,7 @@ _CLASSES: Mapping[str, Mapping[str, Any]] = {
     "Idefics": {**_CLIP, "size": {"height": 224, "width": 224}, "do_center_crop": False},
     "Idefics3": _IDEFICS,
     "SmolVLM": _IDEFICS,
+    "NanoVLM": {**_IDEFICS, "resample": 3, "do_normalize": False},
     "Qwen2VL": {
         **_CLIP,
         "size": {"shortest_edge": 56 * 56, "longest_edge": 28 * 28 * 1280},
@@ -131,7 +132,7 @@ def processor(
         raise CheckpointError(
             f"{where} makes pictures of {made.side} pixels on a side, and its tower reads {side}."
         )
-    normal = values.flag("do_normalize", True)
+    normal = values.flag("do_normalize", _CLASSES[kind].get("do_normalize", True))
     mean = _channels(values, "image_mean", where) if normal else (0.0, 0.0, 0.0)
     deviation = _channels(values, "image_std", where) if normal else (1.0, 1.0, 1.0)
     if not all(deviation):
@@ -230,6 +231,13 @@ def _tiles(values: Values, chosen: str, _kind: str, where: str) -> Preprocessing
     return Preprocessing("rows_and_columns", side, chosen, longest_edge=longest, split=split)
 
 
+def _whole_tiles(values: Values, chosen: str, _kind: str, where: str) -> Preprocessing:
+    longest = _size(values, "size", where).get("longest_edge", 0)
+    side = _size(values, "max_image_size", where).get("longest_edge", 0)
+    enlarge = values.flag("resize_to_max_side_len")
+    return Preprocessing("whole_tiles", side, chosen, longest_edge=longest, enlarge=enlarge)
+
+
 def _size(values: Values, key: str, where: str) -> dict[str, int]:
     """A table of lengths; older files have one number for the shorter side, or for both."""
     value = values.get(key)
@@ -262,6 +270,7 @@ def _mean_colour(values: Values, where: str) -> tuple[int, int, int]:
 _WAYS = {
     "Idefics3": _tiles,
     "SmolVLM": _tiles,
+    "NanoVLM": _whole_tiles,
     "LlavaNext": _any_resolution,
     "LlavaOnevision": _any_resolution,
     "Qwen2VL": _multiples,

@@ -114,11 +114,6 @@ _REASONS: tuple[tuple[str, str], ...] = (
         "its tower scales each branch by a vector, and no converter is written yet",
     ),
     ("paligemma", "its decoder sees a picture and the text before its answer in both directions"),
-    (
-        "nanovlm",
-        "its files hold no tokenizer, and its pictures are resized in floats by a program of its "
-        "own; use HuggingFaceTB/SmolVLM-256M-Instruct (type smolvlm) instead",
-    ),
     ("deepseek_v[23].*|minicpm3|kimi_k2.*|longcat.*", _LATENT),
     ("phi3small", _own_code("Phi-3-mini (type phi3), whose attention is not sparse by blocks,")),
     (
@@ -165,8 +160,6 @@ def refuse_other_models(config: Mapping[str, Any]) -> None:
         raise UnsupportedError(
             f"The model type {shown(config.get('model_type'))} is not supported: {_BOTH}."
         )
-    if "model_type" not in config and {"vit_model_type", "lm_model_type"} <= set(config):
-        raise UnsupportedError(f"This is a nanoVLM, which is not supported: {reason('nanovlm')}.")
     if not config.get("is_causal", True):
         # The masks of transformers then let every class see in both directions.
         raise UnsupportedError(both_directions("is_causal"))

@@ -25,6 +25,7 @@ _TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
     "llava_next": ("llama", "mistral", "qwen2"),
     "llava_onevision": ("qwen2",),
     "mistral3": ("mistral", "ministral", "ministral3"),
+    "nanovlm": ("nanovlm_text",),
     "qwen2_5_vl": ("qwen2_5_vl_text",),
     "qwen2_vl": ("qwen2_vl_text",),
     "qwen3_vl": ("qwen3_vl_text",),
@@ -48,6 +49,11 @@ FOLDERS: Mapping[str, Mapping[str, str]] = {
 _FLAT = ("qwen2_5_vl", "qwen2_vl")
 _OF_THREE_NUMBERS = (*_FLAT, "qwen3_vl")  # their positions
 
+# Keys by which a config.json without a model_type shows one.
+_SHOWN_BY: Mapping[str, frozenset[str]] = {
+    "nanovlm": frozenset(("vit_model_type", "lm_model_type")),
+}
+
 # In front of the names, as files have them and as newer classes do; the head may stand outside.
 _PREFIXES = (
     "language_model.model.",
@@ -55,6 +61,7 @@ _PREFIXES = (
     "model.language_model.",
     "model.text_model.",
     "llm.model.",
+    "decoder.",
 )
 # As a decoder alone is called, in older files; and where the parts of a model stand side by side.
 _ALONE = ("model.layers.", "model.embed_tokens.", "model.norm.")
@@ -78,6 +85,32 @@ _OF_THE_WHOLE = (
 )
 
 
+def with_type(config: dict[str, Any]) -> dict[str, Any]:
+    """A config.json with its model_type, where only other keys show it."""
+    if "model_type" in config:
+        return config
+    found = (kind for kind, keys in _SHOWN_BY.items() if keys <= set(config))
+    kind = next(found, None)
+    return config if kind is None else {**config, "model_type": kind}
+
+
+def tokenizer_elsewhere(config: Mapping[str, Any]) -> str | None:
+    """The hub id of the model whose tokenizer is the whole's; None: it has one of its own.
+
+    Raises:
+        CheckpointError: config.json should name it.
+    """
+    if config.get("model_type") != "nanovlm":
+        return None
+    named = config.get("lm_tokenizer")
+    if not isinstance(named, str) or not named:
+        raise CheckpointError(
+            f"config.json has {shown(named)} for lm_tokenizer, which should name the model whose "
+            "tokenizer a nanoVLM reads with."
+        )
+    return named
+
+
 def is_wrapper(config: Mapping[str, Any]) -> bool:
     """Whether a config.json is of a model that has more parts than a decoder of text."""
     model_type = config.get("model_type")
@@ -94,6 +127,9 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
     types = _TEXT_TYPES[config["model_type"]]
     if config["model_type"] == "idefics":
         return _beside_its_text(config, types[0])
+    if config["model_type"] == "nanovlm":
+        own = {key: value for key, value in config.items() if key.startswith("lm_")}
+        return {**own, "model_type": types[0]}
     text = dict(Values(config, {}).table("text_config").values)
     if not text and config["model_type"] in _FLAT:
         text = {key: value for key, value in config.items() if key != "model_type"}

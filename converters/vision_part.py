@@ -67,6 +67,7 @@ _TOWERS = (
     "vision_model.",
     "model.visual.",
     "visual.",
+    "vision_encoder.",
 )
 _PROJECTORS = (
     "model.multi_modal_projector.",
@@ -76,6 +77,7 @@ _PROJECTORS = (
     "model.visual.merger.mlp.",
     "visual.merger.mlp.",
     "mm_projector.",
+    "MP.",
 )
 _RESAMPLERS = ("model.perceiver_resampler.",)
 # What a gated block makes of pictures alone; the rest of it belongs to the decoder.
@@ -171,8 +173,9 @@ class VisionPart:
         norm_offset: What is added to the weight of the connector's norm.
         layers_at: In front of a layer's number in their names.
         layer_names: Our names of a layer's tensors to theirs.
-        tower_names: Our names of the tower's other tensors to theirs.
+        tower_names: Our names of the tower's other tensors to theirs, whole or without the kind.
         fused: Whether queries, keys and values are one matrix, in this order.
+        one_table: Whether the position table stands in a batch of one.
         frames: Of a video that the patch matrix reads; a still picture is the same in all. 0: it
             reads pictures.
         theta: Base of the frequencies by which a tower turns rows and columns.
@@ -200,6 +203,7 @@ class VisionPart:
     layer_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _LAYER_NAMES)
     tower_names: Mapping[str, str] = dataclasses.field(default_factory=lambda: _TOWER_NAMES)
     fused: bool = False
+    one_table: bool = False
     frames: int = 0
     theta: float = THETA
     ends: int | None = None
@@ -226,6 +230,8 @@ class VisionPart:
             return f"projector.{self.connector[name]}"
         if stem in self.connector:
             return f"projector.{self.connector[stem]}.{kind}"
+        if name in self.tower_names:
+            return self.tower_names[name]
         if stem in self.tower_names:
             return f"{self.tower_names[stem]}.{kind}"
         _, _, layer, matrix = stem.split(".")
@@ -268,12 +274,14 @@ def vision_part(config: Mapping[str, Any], decoder_size: int) -> VisionPart | No
     """
     model_type = config.get("model_type")
     # These make a record of this module's.
+    from .nanovlm import nanovlm
     from .qwen_vision import qwen2_5_vl, qwen2_vl, qwen3_vl
     from .vila import vila
 
     readers = {
         **_READERS,
         "llava_llama": vila,
+        "nanovlm": nanovlm,
         "qwen2_vl": qwen2_vl,
         "qwen2_5_vl": qwen2_5_vl,
         "qwen3_vl": qwen3_vl,

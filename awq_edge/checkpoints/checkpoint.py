@@ -235,7 +235,8 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
     from awq_edge.checkpoints import flamingo_directory as flamingo  # it makes a Checkpoint
 
     directory = Path(model).expanduser()
-    if not directory.exists():
+    from_hub = not directory.exists()
+    if from_hub:
         flamingo.refuse_release_alone(model)
         directory = hub.download(model)
     if not directory.is_dir():
@@ -254,7 +255,7 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
             or gguf_instead(directory)
             or f"{directory} holds no config.json."
         )
-    config = read_json(config_path)
+    config = text_part.with_type(read_json(config_path))
     settings = config.get("quantization_config") or config.get("compression_config")
     if settings and not quantised:
         method = settings.get("quant_method", "unknown") if isinstance(settings, dict) else ""
@@ -278,6 +279,14 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
     text.vision = Checkpoint(directory, config, _part(tensors, vision_part.vision_tensor))
     if folders is not None:
         text.beside, text.vision.beside = (directory / folder for folder in list(folders)[:2])
+    tokenizer = text_part.tokenizer_elsewhere(config)
+    if tokenizer is not None and not (directory / "tokenizer.json").exists():
+        if not from_hub:
+            raise CheckpointError(
+                f"{directory} holds no tokenizer.json: this model reads with the tokenizer of "
+                f"{tokenizer}; put tokenizer.json and tokenizer_config.json of that model there."
+            )
+        text.beside = hub.download_tokenizer(tokenizer)
     return text
 
 

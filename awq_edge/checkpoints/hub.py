@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 from awq_edge.checkpoints.json_files import read_optional_json
@@ -16,6 +18,7 @@ from awq_edge.errors import CheckpointError
 
 _ID = re.compile(r"[\w.-]+/[\w.-]+")
 _FILES = ("*.json", "*.safetensors", "*.model", "*.tiktoken", "merges.txt", "*.jinja")
+_TOKENIZER_FILES = ("tokenizer*.json", "special_tokens_map.json", "tokenizer.model")
 _PICKLED_FILES = ("pytorch_model*.bin",)  # only where there are no safetensors
 # Copies of the same weights under other names, which some repositories hold too.
 _UNNEEDED = ("consolidated*", "original/*", "*/*")
@@ -30,29 +33,48 @@ def download(model: str) -> Path:
     Raises:
         CheckpointError: It is no hub id, or the hub does not give it.
     """
-    if not _ID.fullmatch(model) or model.startswith("."):
-        raise CheckpointError(
-            f"There is no directory {model}, and it is not a hub id such as owner/name."
-        )
-    import huggingface_hub
-
-    def fetch(patterns: tuple[str, ...], unneeded: tuple[str, ...] = _UNNEEDED) -> Path:
-        return Path(
-            huggingface_hub.snapshot_download(
-                model, allow_patterns=list(patterns), ignore_patterns=list(unneeded)
-            )
-        )
-
-    try:
-        directory = fetch(_FILES)
+    with _answering(model):
+        directory = _fetched(model, _FILES)
         kind = read_optional_json(directory / "config.json").get("model_type")
         folders = FOLDERS.get(str(kind), {})
         if folders:
             inside = (*_FILES, *_PICKLED_FILES)
-            fetch(tuple(f"{folder}/{file}" for folder in folders for file in inside), ())
+            patterns = tuple(f"{folder}/{file}" for folder in folders for file in inside)
+            _fetched(model, patterns, unneeded=())
         elif not any((directory / name).exists() for name in (SINGLE_FILE, INDEX_FILE)):
-            directory = fetch((*_FILES, *_PICKLED_FILES))
+            directory = _fetched(model, (*_FILES, *_PICKLED_FILES))
         return directory
+
+
+def download_tokenizer(model: str) -> Path:
+    """Fetches the files of a model's tokenizer; gives their directory in the hub's cache.
+
+    Raises:
+        CheckpointError: As :func:`download`.
+    """
+    with _answering(model):
+        return _fetched(model, _TOKENIZER_FILES)
+
+
+def _fetched(model: str, patterns: tuple[str, ...], unneeded: tuple[str, ...] = _UNNEEDED) -> Path:
+    import huggingface_hub
+
+    return Path(
+        huggingface_hub.snapshot_download(
+            model, allow_patterns=list(patterns), ignore_patterns=list(unneeded)
+        )
+    )
+
+
+@contextmanager
+def _answering(model: str) -> Iterator[None]:
+    """Refuses what is no hub id, and says what the hub answered where it gives nothing."""
+    if not _ID.fullmatch(model) or model.startswith("."):
+        raise CheckpointError(
+            f"There is no directory {model}, and it is not a hub id such as owner/name."
+        )
+    try:
+        yield
     except Exception as error:  # the hub's client raises the errors of several HTTP libraries
         reason = str(error).strip().split("\n")[0] or type(error).__name__
         raise CheckpointError(

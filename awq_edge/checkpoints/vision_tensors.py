@@ -156,7 +156,8 @@ class VisionTensors:
             frames = (self.part.frames,) if self.part.frames else ()
             return (a.hidden_size, 3, *frames, a.patch_size, a.patch_size)
         if name == "v.position_embd.weight":
-            return (a.position_grid**2 or a.positions, a.hidden_size)
+            table = (a.position_grid**2 or a.positions, a.hidden_size)
+            return (1, *table) if self.part.one_table else table
         if name == "v.resampler.latents" and a.resampler is not None:
             return (a.resampler.rows, a.hidden_size)
         shape = self.shape(name)

@@ -125,7 +125,7 @@ class PicturePrompt:
         add_bos: bool | None,
     ) -> PicturePrompt:
         """The prompt of a text with a placeholder for each picture."""
-        written = [reader.rules.text(picture.tiled, reader.rows) for picture in pictures]
+        written = reader.rules.texts([picture.tiled for picture in pictures], reader.rows)
         ids = marked.tokens(tokenizer, text, written, add_bos=add_bos)
         return cls(reader, ids, pictures)
 

@@ -17,9 +17,9 @@ from awq_edge.vision.tilings import Tiled
 
 METADATA_KEY = "awq_edge.vision.preprocessing"
 # crop: the shorter side fits, and the middle is kept; squash: both sides fit; pad: the longer side
-# fits, on a square of one colour; rows_and_columns and any_resolution: tilings; multiples: both
-# sides become the nearest whole number of squares.
-WAYS = ("crop", "squash", "pad", "rows_and_columns", "any_resolution", "multiples")
+# fits, on a square of one colour; rows_and_columns, whole_tiles and any_resolution: tilings;
+# multiples: both sides become the nearest whole number of squares.
+WAYS = ("crop", "squash", "pad", "rows_and_columns", "whole_tiles", "any_resolution", "multiples")
 # How many tiles a picture may become: one, or what the family's rules say.
 DETAILS = ("low", "high")
 MAX_SIDE = 16384
@@ -39,6 +39,7 @@ class Preprocessing:
         background: Colour behind what is padded, RGB.
         longest_edge: Of the picture that is cut into rows and columns.
         split: Whether it is cut at all.
+        enlarge: Whether whole tiles are made of a small picture as of one of ``longest_edge``.
         sizes: Heights and widths that any resolution may take.
         least_pixels: Of a picture whose sides become multiples of ``side``.
         most_pixels: The same.
@@ -53,6 +54,7 @@ class Preprocessing:
     background: tuple[int, int, int] = (0, 0, 0)
     longest_edge: int = 0
     split: bool = True
+    enlarge: bool = False
     sizes: tuple[tuple[int, int], ...] = ()
     alone: bool = False
     least_pixels: int = 0
@@ -69,6 +71,7 @@ class Preprocessing:
         wanted = {
             "crop": [self.shortest_edge],
             "rows_and_columns": [self.longest_edge],
+            "whole_tiles": [self.longest_edge],
             "any_resolution": sizes or [0],
         }
         for number in (self.side, *wanted.get(self.way, ())):
@@ -81,6 +84,11 @@ class Preprocessing:
             raise InvalidArgumentError(
                 f"Pictures of {self.least_pixels} to {self.most_pixels} pixels are asked for, "
                 "which none can have."
+            )
+        if self.way == "whole_tiles" and self.longest_edge % self.side:
+            raise InvalidArgumentError(
+                f"A picture of {self.longest_edge} pixels on its longer side is no whole number of "
+                f"tiles of {self.side}."
             )
         if self.way == "any_resolution" and any(size % self.side for size in sizes):
             raise InvalidArgumentError(
@@ -102,6 +110,9 @@ class Preprocessing:
             return tilings.split_rows_and_columns(
                 rgb, self.side, self.longest_edge, self.filter, split=split
             )
+        if self.way == "whole_tiles":
+            longest = self.longest_edge if split else self.side
+            return tilings.whole_tiles(rgb, self.side, longest, self.filter, enlarge=self.enlarge)
         if self.way == "any_resolution" and split:
             return tilings.any_resolution(rgb, self.side, self.sizes, self.filter)
         if self.way == "multiples":
@@ -182,7 +193,7 @@ def _typed(values: object) -> dict[str, Any]:
     if not isinstance(values, dict):
         raise TypeError("it is no table")
     kinds = {"way": str, "filter": str, "split": bool, "background": list, "sizes": list}
-    kinds["alone"] = bool
+    kinds |= {"alone": bool, "enlarge": bool}
     for name, value in values.items():
         if type(value) is not kinds.get(name, int):
             raise TypeError(f"{name} is {value!r}")

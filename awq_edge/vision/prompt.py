@@ -27,6 +27,7 @@ METADATA_KEY = "awq_edge.vision.prompt"
 # ``arrangement.py`` puts them; squares: a row for every square of a picture; single: one token that
 # the text behind it looks at a picture from: OpenFlamingo; around: the same with a word before it
 # and behind it, and one between two pictures: Idefics 1.
+WHOLE_FIRST = "whole_first"
 LAYOUTS = (
     "plain",
     "paragraph",
@@ -35,10 +36,16 @@ LAYOUTS = (
     "squares",
     "single",
     "around",
+    WHOLE_FIRST,
 )
 _TYPES = {"int": int, "str": str, "bool": bool}
 _AROUND, _WHOLE = "<fake_token_around_image>", "<global-img>"
-_MOST_ROWS = 6  # beyond, the words have no token
+_MOST_ROWS = {"rows_and_columns": 6, WHOLE_FIRST: 8}  # beyond, the words have no token
+
+
+def tile_word(row: int, column: int) -> str:
+    """What stands in front of a tile's rows; both numbers from 1."""
+    return f"<row_{row}_col_{column}>"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -78,7 +85,9 @@ class PromptRules:
     @property
     def in_front(self) -> str:
         """What stands in a text for a picture that a user has put nowhere."""
-        return self.place if self.layout in ("single", "around") else f"{self.place}\n"
+        if self.layout in ("single", "around", WHOLE_FIRST):
+            return self.place
+        return f"{self.place}\n"
 
     @property
     def words(self) -> tuple[str, ...]:
@@ -126,6 +135,13 @@ class PromptRules:
             return [height // self.square * (width // self.square)]
         return [rows] * len(tiled.tiles)
 
+    def texts(self, shown: Sequence[Tiled], rows: int) -> list[str]:
+        """What all pictures of a prompt become; ``rows`` as for :meth:`runs`."""
+        written = [self.text(tiled, rows) for tiled in shown]
+        if self.layout == WHOLE_FIRST and len(written) > 1:
+            return [f"<image: {number}>{text}" for number, text in enumerate(written)]
+        return written
+
     def text(self, tiled: Tiled, rows: int) -> str:
         """What stands in a text in the place of a picture; arguments as for :meth:`runs`."""
         one = self.placeholder * rows
@@ -137,15 +153,21 @@ class PromptRules:
             return f"\n\n{self.begin}{one}{self.end}\n\n"
         if self.layout == "around":
             return f"{_AROUND}{one * len(tiled.tiles)}{_AROUND}"
-        if max(tiled.rows, tiled.columns) > _MOST_ROWS:
+        most = _MOST_ROWS[self.layout]
+        if max(tiled.rows, tiled.columns) > most:
             raise InvalidArgumentError(
                 f"The picture becomes {tiled.rows} rows of {tiled.columns} tiles, and the model "
-                f"has words for {_MOST_ROWS} of each: make it less long, or use the detail low."
+                f"has words for {most} of each: make it less long, or use the detail low."
             )
         written = []
+        if self.layout == WHOLE_FIRST:
+            for row in range(1, tiled.rows + 1):
+                for column in range(1, tiled.columns + 1):
+                    written.append(f"{tile_word(row, column)}{one}")
+            return "".join((f"<|global_image|>{one}", *written))
         for row in range(1, tiled.rows + 1):
             for column in range(1, tiled.columns + 1):
-                written.append(f"{_AROUND}<row_{row}_col_{column}>{one}")
+                written.append(f"{_AROUND}{tile_word(row, column)}{one}")
             written.append("\n")
         between = "\n" if tiled.rows else ""
         return "".join((*written, between, _AROUND, _WHOLE, one, _AROUND))

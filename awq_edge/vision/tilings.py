@@ -1,8 +1,9 @@
 """Large pictures as tiles of the size that a tower reads, beside one picture of the whole.
 
-Owns the two ways in which families choose a grid: rows and columns of a picture that was made a
-whole number of tiles large (SmolVLM, Idefics3), and the best of a list of sizes (LLaVA 1.6 and
-OneVision, "any resolution"). Refuses tokens: what stands around tiles is a prompt's.
+Owns the ways in which families choose a grid: rows and columns of a picture that was made a whole
+number of tiles large (SmolVLM and Idefics3; nanoVLM by a rule of its own), and the best of a list
+of sizes (LLaVA 1.6 and OneVision, "any resolution"). Refuses tokens: what stands around tiles is a
+prompt's.
 """
 
 from __future__ import annotations
@@ -102,6 +103,35 @@ def _to_whole_tiles(height: int, width: int, side: int) -> tuple[int, int]:
         height = math.ceil(height / side) * side
         width = math.ceil(int(height * aspect) / side) * side
     return height, width
+
+
+def whole_tiles(pixels: Pixels, side: int, longest_edge: int, kind: str, *, enlarge: bool) -> Tiled:
+    """The tiling of nanoVLM: the whole first, unless it is the only tile.
+
+    The longer side becomes ``longest_edge``, or the next whole number of tiles if that is less; the
+    shorter one the next whole number of tiles behind what keeps the shape. The whole is made of the
+    picture in this size.
+
+    Args:
+        pixels: uint8 [H, W, 3].
+        side: Of a tile.
+        longest_edge: Of the picture that is cut.
+        kind: The filter; the whole takes bilinear.
+        enlarge: Whether a picture with less than ``longest_edge`` becomes as large.
+    """
+    size = (pixels.shape[0], pixels.shape[1])
+    long = max(size)
+    target = longest_edge
+    if not enlarge:
+        target = min(longest_edge, math.ceil(long / side) * side)
+    scale = target / long
+    short = max(math.ceil(min(size) * scale / side) * side, side)
+    height, width = (short, target) if size[1] >= size[0] else (target, short)
+    pixels = resized(pixels, height, width, kind)
+    if height == width == side:
+        return Tiled(pixels[None], size=size)
+    tiles = [resized(pixels, side, side, "bilinear"), *cut(pixels, side)]
+    return Tiled(np.stack(tiles), height // side, width // side, size)
 
 
 def best_resolution(height: int, width: int, sizes: Sequence[tuple[int, int]]) -> tuple[int, int]:

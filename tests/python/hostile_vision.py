@@ -2,8 +2,8 @@
 
     python tests/python/hostile_vision.py [--count 300] [--seed 0] [--family smolvlm]
 
-Families and sizes are those of vision_models.py, cross_models.py, vila_models.py and
-flamingo_models.py. A case changes a number of the
+Families and sizes are those of vision_models.py, cross_models.py, vila_models.py, nanovlm_models.py
+and flamingo_models.py. A case changes a number of the
 tower's, a key of any part of config.json, the picture's token, what preprocessor_config.json says,
 the names, shapes or numbers of the tower's tensors, the text of a file, or the words of the
 template. Each is converted in a process with limited memory and time; what comes out is opened and
@@ -46,6 +46,7 @@ FAMILIES = (
     "a resampler",  # of Idefics
     "the tower's own rows",
     "vila",  # three folders
+    "nanovlm",  # a config.json of its own
     "flamingo mpt",  # two folders and a pickled file
     "flamingo mosaic_gpt",
 )
@@ -226,10 +227,14 @@ def make_family(family: str, folder: Path) -> None:
     """The sound checkpoint."""
     import cross_models
     import flamingo_models
+    import nanovlm_models
     import vila_models
     import vision_models
 
     folder.mkdir()
+    if family == "nanovlm":
+        nanovlm_models.NanoVlm().save(folder)
+        return
     if family == "vila":
         vila_models.Vila().save(folder)
         return

@@ -31,7 +31,6 @@ from awq_edge.errors import CheckpointError, InvalidArgumentError, UnsupportedEr
         (dict(model_type="gemma3n"), "embeddings of their own"),
         (dict(model_type="qwen3_vl_moe"), "experts, which lie in one tensor"),
         (dict(model_type="llava_qwen2"), "cuts a picture into a grid"),
-        (dict(vit_model_type="a", lm_model_type="b"), "a nanoVLM, .* no tokenizer"),
         (dict(model_type="llava_next_video"), "between its tower and its decoder"),
         (dict(model_type="gemma3n_text"), "embeddings of their own"),
         (dict(model_type="gemma4"), "size of their heads"),
