@@ -13,8 +13,17 @@ if TYPE_CHECKING:
     from awq_edge.generation import Generation, GenerationConfig
     from awq_edge.model import Model
     from awq_edge.session import Session
+    from awq_edge.unreadable_files import exit_on_unreadable_file
 
-__all__ = ["AwqEdgeError", "Generation", "GenerationConfig", "Model", "Session", "__version__"]
+__all__ = [
+    "AwqEdgeError",
+    "Generation",
+    "GenerationConfig",
+    "Model",
+    "Session",
+    "__version__",
+    "exit_on_unreadable_file",
+]
 
 __version__ = "0.1.0"
 
@@ -24,6 +33,7 @@ _MODULES = {
     "GenerationConfig": "generation",
     "Model": "model",
     "Session": "session",
+    "exit_on_unreadable_file": "unreadable_files",
 }
 
 

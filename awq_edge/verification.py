@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Callable
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from awq_edge.errors import FileInvalidError
@@ -33,6 +34,9 @@ def verify(model: Model, progress: Callable[[int], None] | None = None) -> str:
 
     from awq_edge.layouts import HEADER_BYTES, Layout
 
+    end = max((tensor.offset + tensor.bytes for tensor in model.tensors), default=0)
+    if Path(model.path).stat().st_size < end:
+        raise FileInvalidError(f"{model.path} was cut short since it was opened.")
     contents = np.memmap(model.path, np.uint8, mode="r")
     digest = hashlib.sha256()
     for tensor in sorted(model.tensors, key=lambda tensor: tensor.offset):

@@ -16,7 +16,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from awq_edge import errors
+from awq_edge import errors, unreadable_files
 
 LIBRARY_NAME = "libawq_edge.so"
 HEADER_NAME = "awq_edge.h"
@@ -134,6 +134,7 @@ def load() -> tuple[Any, Any]:
             f"{path} has ABI {found}, this package needs {library.AWQE_ABI_VERSION}: "
             "install both from one release, or build the library again."
         )
+    unreadable_files.install(ffi, library)
     return ffi, library
 
 

@@ -19,6 +19,7 @@ import numpy as np
 
 from awq_edge.checkpoints.files import open_regular, refuse_pointer
 from awq_edge.errors import AwqEdgeError, CheckpointError, FileUnreadableError, UnsupportedError
+from awq_edge.unreadable_files import before_mapping
 
 MAGIC = b"GGUF"
 # What llama.cpp wrote before: files without entries, in three variants.
@@ -103,6 +104,7 @@ def read_gguf(path: Path) -> GgufFile:
             beginning = file.read(64)
             refuse_pointer(path, beginning)
             _refuse_others(path, beginning)
+            before_mapping()
             with mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ) as content:
                 return _parsed(_Cursor(path, content))
     except FileUnreadableError:

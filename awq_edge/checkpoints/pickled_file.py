@@ -18,6 +18,7 @@ import torch
 from awq_edge.checkpoints.files import open_regular, refuse_pointer
 from awq_edge.checkpoints.stored_tensor import StoredTensor
 from awq_edge.errors import CheckpointError, UnsupportedError
+from awq_edge.unreadable_files import before_mapping
 
 # Before it, the restricted unpickler could be tricked into running code (CVE-2025-32434).
 _SAFE_SINCE = (2, 6)
@@ -41,6 +42,7 @@ def tensors_of(path: Path, table: str | None = None) -> dict[str, StoredTensor]:
             f"reads such a file; install PyTorch {'.'.join(map(str, _SAFE_SINCE))} or newer."
         )
     _check_container(path)
+    before_mapping()
     try:
         loaded = torch.load(path, map_location="cpu", weights_only=True, mmap=True)
     except Exception as error:  # of torch, pickle and zip, whatever the file makes them raise

@@ -9,7 +9,7 @@ from typing import Annotated, Any
 
 import typer
 
-from awq_edge import __version__
+from awq_edge import __version__, unreadable_files
 from awq_edge.cli import _errors, _streams
 from awq_edge.cli._interrupt import interruptible
 
@@ -84,6 +84,7 @@ def app(arguments: Sequence[str], **settings: Any) -> Any:
 def main() -> None:
     """Runs the command line in ``sys.argv`` and exits with its status."""
     _streams.prepare()
+    unreadable_files.exit_on_unreadable_file("awq-edge")
     try:
         # Not standalone: typer would print usage errors and swallow Ctrl-C in its own way.
         with interruptible():

@@ -9,6 +9,7 @@
 #include "awq_edge.h"
 #include "native/api/boundary.h"
 #include "native/api/objects.h"
+#include "native/failure/unreadable_file.h"
 #include "native/kernels/cpu_features.h"
 #include "native/kernels/dispatch.h"
 #include "native/runtime/bandwidth.h"
@@ -159,6 +160,12 @@ const auto& at(const Items& items, size_t index, const char* kind) {
 uint32_t awqe_abi_version() { return AWQE_ABI_VERSION; }
 
 const char* awqe_version() { return AWQE_VERSION; }
+
+awqe_status awqe_exit_on_unreadable_file(const char* program, int exit_status, awqe_error* error) {
+    return awqe::guard(error, [&] {
+        awqe::exit_on_unreadable_file(&awqe::required(program, "program"), exit_status);
+    });
+}
 
 awqe_status awqe_model_open(const char* path, awqe_model** model, awqe_error* error) {
     awqe::clear(model);

@@ -7,7 +7,7 @@
 /// Conventions, which hold for every function:
 /// - A function that can fail returns an awqe_status and takes `awqe_error* error` last (may be
 ///   NULL). Out-parameters are cleared before anything else happens. No function aborts, exits or
-///   prints.
+///   prints; awqe_exit_on_unreadable_file() arranges that a signal does.
 /// - Structures that a caller fills or receives begin with `struct_size`, which the caller sets to
 ///   sizeof(the structure).
 /// - Strings are UTF-8 and NUL-terminated; those returned belong to the object they came from and
@@ -40,7 +40,7 @@ extern "C" {
 
 /// Changes whenever a structure or a function here changes; compared with awqe_abi_version() by
 /// whoever loads the library.
-#define AWQE_ABI_VERSION 11
+#define AWQE_ABI_VERSION 12
 
 typedef enum awqe_status {
     AWQE_OK = 0,
@@ -68,6 +68,15 @@ typedef struct awqe_sampler awqe_sampler;
 uint32_t awqe_abi_version(void);
 /// The library's release, for example "0.1.0".
 const char* awqe_version(void);
+
+/// Weights are read where the file is mapped. If the system cannot read them any more, because the
+/// medium fails or another program has cut the file short, it sends SIGBUS, which ends the process
+/// without a word. After this call the process writes "PROGRAM: FILE cannot be read any more: ..."
+/// to standard error instead, and ends at once, as _exit(`exit_status`) does. That holds for every
+/// file that the process has mapped, on Linux; any other SIGBUS goes where it went before. For
+/// programs that own their process, early and once: it takes a signal handler, and nothing here
+/// does so unasked. `program`: at most 61 bytes. `exit_status`: 1 to 255.
+awqe_status awqe_exit_on_unreadable_file(const char* program, int exit_status, awqe_error* error);
 
 // ---- model: a mapped and validated file ---------------------------------------------------------
 

@@ -46,7 +46,8 @@ class Server:
                 break
         else:
             raise AssertionError("".join(self.lines))
-        threading.Thread(target=self._collect, daemon=True).start()
+        self.collector = threading.Thread(target=self._collect, daemon=True)
+        self.collector.start()
 
     def _collect(self) -> None:
         assert self.process.stderr is not None
