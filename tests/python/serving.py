@@ -16,6 +16,8 @@ from pathlib import Path
 from typing import Any
 
 ROOT = Path(__file__).resolve().parents[2]
+# As in conftest.py.
+_PATIENT = "from awq_edge import chat; chat._WALL_SECONDS = 60.0"
 # What was said in a test is not kept in the cache of whoever runs it.
 _CACHE = tempfile.TemporaryDirectory()
 
@@ -24,7 +26,7 @@ class Server:
     """``awq-edge serve`` on a free port; ``prelude`` is Python that it runs first."""
 
     def __init__(self, *arguments: object, prelude: str = "") -> None:
-        program = f"{prelude}\nfrom awq_edge.cli.main import main\nmain()"
+        program = f"{_PATIENT}\n{prelude}\nfrom awq_edge.cli.main import main\nmain()"
         self.process = subprocess.Popen(
             [
                 *(sys.executable, "-c", program, "serve", "--port", "0"),
@@ -56,6 +58,7 @@ class Server:
 
     @property
     def log(self) -> str:
+        """What it has said: whole once it has stopped, before that what was read so far."""
         return "".join(self.lines)
 
     @property
@@ -95,15 +98,18 @@ class Server:
         return float(found[1])
 
     def stop(self) -> int:
-        """Ends it as a person would; gives the exit status."""
+        """Ends it as a person would; gives the exit status. No server may have failed inside."""
         if self.process.poll() is None:
             self.process.send_signal(signal.SIGINT)
-        return self.process.wait(30)
+        status = self.process.wait(60)
+        self.collector.join(60)
+        assert "Traceback" not in self.log, self.log[-3000:]
+        return status
 
     def kill(self) -> None:
         """Ends it as a power cut would."""
         self.process.kill()
-        self.process.wait(30)
+        self.process.wait(60)
 
 
 def sent_events(url: str, body: object) -> list[str]:

@@ -35,9 +35,11 @@ class SshBoard:
             command = ["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", str(folder / name)]
             subprocess.run(command, check=True)
         shutil.copy(folder / "user.pub", folder / "authorized")
-        with socket.socket() as probe:
-            probe.bind(("127.0.0.1", 0))
-            self.port: int = probe.getsockname()[1]
+        # Kept bound, beside which sshd may listen all the same: nobody else is given it.
+        self._place = socket.socket()
+        self._place.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        self._place.bind(("127.0.0.1", 0))
+        self.port: int = self._place.getsockname()[1]
         self.server: subprocess.Popen[bytes] | None = None
         self.trust()
         self.log_in_with("user")
@@ -110,7 +112,7 @@ class SshBoard:
         self.server = subprocess.Popen(
             [server, "-D", "-e", "-f", str(self.folder / "sshd_config")], stderr=log
         )
-        for _ in range(100):
+        for _ in range(600):
             with contextlib.suppress(OSError), socket.create_connection(("127.0.0.1", self.port)):
                 return
             if self.server.poll() is not None:
@@ -126,11 +128,23 @@ class SshBoard:
                 if process.name().startswith("sshd"):
                     process.kill()
 
+    def clear(self) -> None:
+        """An empty home and honest programs, once nobody writes there any more."""
+        assert self.server is not None
+        programs = psutil.Process(self.server.pid).children(recursive=True)
+        self.break_connections()
+        for program in psutil.wait_procs(programs, timeout=60)[1]:
+            program.kill()
+        for folder in (self.home, self.stubs):
+            shutil.rmtree(folder)
+            folder.mkdir()
+
     def stop(self) -> None:
         if self.server is not None:
             self.break_connections()
             self.server.terminate()
             self.server.wait()
+        self._place.close()
 
 
 @contextlib.contextmanager

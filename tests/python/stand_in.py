@@ -1,7 +1,8 @@
 """A bundle for tests of the installation: a package of one module stands for awq-edge.
 
-Its command prints a version, waits if asked to, and its self-test may fail. Everything else is as
-'awq-edge bundle' makes it, so what install.sh and deploy do with it is real, and takes a second.
+Its command prints a version, waits for its input's end if asked to, and its self-test may fail.
+Everything else is as 'awq-edge bundle' makes it, so what install.sh and deploy do with it is real,
+and takes a second.
 """
 
 from __future__ import annotations
@@ -61,9 +62,9 @@ def write_wheel(path: Path, version: str, selftest: int = 0) -> Path:
     """A package that stands for awq-edge: it prints its version, and its self-test may fail."""
     info = f"awq_edge-{version}.dist-info"
     body = (
-        "import sys, time\n"
+        "import sys\n"
         "def main():\n"
-        "    if sys.argv[1:2] == ['wait']: time.sleep(100)\n"
+        "    if sys.argv[1:2] == ['wait']: print('waits', flush=True); sys.stdin.read()\n"
         f"    if sys.argv[1:2] == ['selftest']: sys.exit({selftest})\n"
         f"    if sys.argv[1:2] == ['ps']: print({_SERVERS!r}); return\n"
         f"    print('awq-edge {version}')\n"

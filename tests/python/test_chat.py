@@ -5,8 +5,8 @@ from __future__ import annotations
 import dataclasses
 import json
 import multiprocessing
+import signal
 import threading
-import time
 from pathlib import Path
 from typing import Any
 
@@ -330,13 +330,23 @@ SWELLING = {
 
 
 def test_endless_templates_end() -> None:
-    """Within two seconds and some for a busy machine; the next prompt is as good as the first."""
-    for name, template in ENDLESS.items():
-        started = time.monotonic()
+    """By the processor's time; the next prompt is as good as the first."""
+    for template in ENDLESS.values():
         with pytest.raises(InvalidArgumentError, match="computes for more than 1 s"):
             render_chat(template, HI)
-        assert time.monotonic() - started < 4, name
         assert render_chat(TURNS, HI) == "<|user|>Hi"
+
+
+def test_a_process_that_does_not_get_on_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """By the clock: one that stands still uses no processor's time."""
+    render_chat(TURNS, HI)
+    assert chat._worker._process is not None
+    chat._worker._process.send_signal(signal.SIGSTOP)
+    with monkeypatch.context() as patch:
+        patch.setattr(chat, "_WALL_SECONDS", 0.2)
+        with pytest.raises(InvalidArgumentError, match="very busy"):
+            render_chat(TURNS, HI)
+    assert render_chat(TURNS, HI) == "<|user|>Hi"
 
 
 @pytest.mark.parametrize("name", SWELLING)
@@ -384,9 +394,9 @@ def test_threads_and_forks() -> None:
         process = fork.Process(target=child)
         process.start()
     assert chat._worker._process is not None
-    assert receive.poll(30)
+    assert receive.poll(120)
     text, pid = receive.recv()
-    process.join(30)
+    process.join(120)
     assert text == "child" and pid != chat._worker._process.pid
     assert render_chat(TURNS, HI) == "<|user|>Hi"  # the parent's process still answers the parent
 

@@ -7,12 +7,12 @@ import os
 import signal
 import subprocess
 import sys
-import time
 from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 from conftest import BAD_FILES, ROOT, STORIES, Command
+from programs import send_and_see_read
 
 GREEDY = ("--temperature", "0", "-n", "20")
 
@@ -155,26 +155,12 @@ def test_ctrl_c_is_one_line(tmp_path: Path) -> None:
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,
         cwd=ROOT,
-        text=True,
     ) as process:
-        # It waits for its prompt; give it time to begin to.
-        _wait_until_asleep(process.pid)
+        send_and_see_read(process, b"Once")  # and waits for more
         process.send_signal(signal.SIGINT)
         out, err = process.communicate(timeout=60)
     assert process.returncode == 130
-    assert (out, err) == ("", "awq-edge: stopped.\n")
-
-
-def _wait_until_asleep(pid: int) -> None:
-    """Until the process blocks in a read, as seen twice in a row."""
-    seen = 0
-    for _ in range(600):
-        time.sleep(0.1)
-        state = Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0]
-        seen = seen + 1 if state == "S" else 0
-        if seen >= 5:
-            return
-    raise AssertionError("the command never waited for input")
+    assert (out, err) == (b"", b"awq-edge: stopped.\n")
 
 
 def test_closed_pipe_is_quiet() -> None:

@@ -9,7 +9,6 @@ import hashlib
 import os
 import platform
 import re
-import shutil
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -44,9 +43,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshBoard]:
 @pytest.fixture
 def board(server: SshBoard) -> SshBoard:
     """The server with an empty home, honest programs, and a user that it knows."""
-    for folder in (server.home, server.stubs):
-        shutil.rmtree(folder)
-        folder.mkdir()
+    server.clear()
     server.trust()
     server.log_in_with("user")
     return server

@@ -35,9 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[SshBoard]:
 @pytest.fixture
 def board(server: SshBoard) -> SshBoard:
     """The server with an empty home, honest programs, and a user that it knows."""
-    for folder in (server.home, server.stubs):
-        shutil.rmtree(folder)
-        folder.mkdir()
+    server.clear()
     server.trust()
     server.speaks("")
     server.log_in_with("user")
@@ -113,9 +111,13 @@ def test_a_changed_model_of_the_same_size_is_sent(
 
 def test_an_upgrade_while_a_program_runs(board: SshBoard, one: Bundle, two: Bundle) -> None:
     _deploy(board, one)
-    running = subprocess.Popen([board.prefix / "current/bin/awq-edge", "wait"])
+    running = subprocess.Popen(
+        [board.prefix / "current/bin/awq-edge", "wait"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+    )
     try:
-        time.sleep(0.2)
+        assert running.stdout is not None and running.stdout.readline() == b"waits\n"
         lines: list[str] = []
         _deploy(board, two, heard=lines.append)
         assert _version(board.prefix) == "awq-edge 2.0"
@@ -124,7 +126,7 @@ def test_an_upgrade_while_a_program_runs(board: SshBoard, one: Bundle, two: Bund
         assert running.poll() is None
     finally:
         running.kill()
-        running.wait()
+        running.communicate()
     _deploy(board, two)
     assert _is_clean(board.prefix)
 
@@ -160,7 +162,7 @@ def test_a_slow_line_that_breaks_again_and_again(board: SshBoard, tmp_path: Path
         with pytest.raises(BoardError, match="run the same command again"):
             _deploy(board, one)
         # What has arrived is written after the line has broken.
-        for _ in range(100):
+        for _ in range(1000):
             shares.append(sum(p.stat().st_size for p in incoming.rglob("*") if p.is_file()))
             if shares[-1] > shares[0]:
                 break
@@ -240,11 +242,12 @@ def test_of_two_deploys_at_once_one_is_refused(board: SshBoard, one: Bundle) -> 
     with Remote("board", board.ssh) as remote, steps.alone(remote, str(board.prefix)):
         with pytest.raises(BoardError, match=r"Another deploy to .* is at work"):
             _deploy(board, one)
-    for _ in range(100):  # the other one's end takes a moment to reach the board
+    for _ in range(300):  # the other one's end takes a moment to reach the board
         try:
             _deploy(board, one)
             break
-        except BoardError:
+        except BoardError as error:
+            assert "is at work" in str(error)
             time.sleep(0.1)
     assert _version(board.prefix) == "awq-edge 1.0"
 

@@ -6,6 +6,7 @@ import itertools
 import shutil
 import subprocess
 import sys
+import threading
 import time
 from dataclasses import replace
 from pathlib import Path
@@ -181,20 +182,28 @@ def test_power_is_a_mean_over_the_time(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def test_a_meter_reads_by_itself_and_ends() -> None:
-    times = []
+    count, many, waits = itertools.count(), threading.Event(), []
 
     def read() -> tuple[float, str]:
-        times.append(time.monotonic())
+        if next(count) == 11:
+            many.set()
         return 5.0, "VDD_IN"
 
     with PowerMeter(read, interval=0.01) as meter:
-        time.sleep(1.1)
-    count = len(times)
-    assert count > 11  # more than ten in a second, whatever else runs here
+        began = time.monotonic()
+        wait = meter._done.wait
+
+        def noted(seconds: float) -> bool:
+            waits.append(seconds)
+            return wait(seconds)
+
+        meter._done.wait = noted  # type: ignore[method-assign]  # what it asks for
+        assert many.wait(60)
+        time.sleep(max(0.0, began + 1.1 - time.monotonic()))  # a second makes a power
     power = meter.power()
     assert power is not None and power.watts == pytest.approx(5.0)
-    time.sleep(0.05)
-    assert len(times) == count
+    assert set(waits) == {0.01}
+    assert meter._thread is not None and not meter._thread.is_alive()
 
 
 def test_no_sensor_and_no_time_are_no_power() -> None:

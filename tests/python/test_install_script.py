@@ -458,18 +458,21 @@ def test_a_release_in_use_stays_until_nobody_uses_it(
 ) -> None:
     _install(machine, stand_in_bundle(tmp_path / "one"))
     (old,) = _releases(machine)
-    arguments = ["-c", "import time; time.sleep(100)"] if way.endswith("python") else ["wait"]
+    wait = "import sys; print('waits', flush=True); sys.stdin.read()"
+    arguments = ["-c", wait] if way.endswith("python") else ["wait"]
     program = os.path.relpath(machine.home / ".local/share/awq-edge" / way, tmp_path)
-    user = subprocess.Popen([program, *arguments], cwd=tmp_path)
+    user = subprocess.Popen(
+        [program, *arguments], cwd=tmp_path, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
     try:
-        time.sleep(0.2)
+        assert user.stdout is not None and user.stdout.readline() == b"waits\n"
         two = stand_in_bundle(tmp_path / "two", version="2.0")
         _install(machine, two)
         assert old in _releases(machine)
         assert _version(machine) == "awq-edge 2.0"
     finally:
         user.kill()
-        user.wait()
+        user.communicate()
     _install(machine, two)
     assert len(_releases(machine)) == 1
 

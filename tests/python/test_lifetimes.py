@@ -154,8 +154,8 @@ def test_a_forked_child_goes_on() -> None:
 
 
 def wait(child: int) -> int:
-    """The status of a child, which may take 30 seconds."""
-    for _ in range(3000):
+    """The status of a child, which may take two minutes."""
+    for _ in range(12000):
         done, status = os.waitpid(child, os.WNOHANG)
         if done:
             return status

@@ -214,25 +214,40 @@ def test_two_at_one_place_exclude_each_other(tmp_path: Path) -> None:
 
 def test_one_of_many_at_the_same_time_gets_it(tmp_path: Path) -> None:
     program = (
-        "import sys, time; from pathlib import Path\n"
+        "import sys; from pathlib import Path\n"
         "from awq_edge.outputs.workplace import Workplace\n"
         "work = Workplace(Path(sys.argv[1]))\n"
-        "sys.stdin.read()\n"
+        "print('ready', flush=True)\n"
+        "sys.stdin.readline()\n"
         "try: work.take({})\n"
         "except OSError: sys.exit(7)\n"
-        "time.sleep(1)\n"
+        "print('taken', flush=True)\n"
+        "sys.stdin.read()\n"  # until all others have tried
         "work.remove()\n"
     )
     runs = [
         subprocess.Popen(
-            [sys.executable, "-c", program, str(tmp_path / "output")], stdin=subprocess.PIPE
+            [sys.executable, "-c", program, str(tmp_path / "output")],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
         )
         for _ in range(4)
     ]
+    said = []
+    for run in runs:
+        assert run.stdout is not None and run.stdout.readline() == "ready\n"
     for run in runs:
         assert run.stdin is not None
-        run.stdin.close()
-    assert sorted(run.wait() for run in runs) == [0, 7, 7, 7]
+        run.stdin.write("now\n")
+        run.stdin.flush()
+    for run in runs:
+        assert run.stdout is not None
+        said.append(run.stdout.readline())
+    assert sorted(said) == ["", "", "", "taken\n"]
+    for run in runs:
+        run.communicate()
+    assert sorted(run.returncode for run in runs) == [0, 7, 7, 7]
     assert not names(tmp_path)
 
 

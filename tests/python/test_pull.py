@@ -96,8 +96,8 @@ class Handler(BaseHTTPRequestHandler):
         body = content[begin:end]
         if server.breaks:
             body = body[: server.breaks.pop(0)]
+        server.sent += len(body)  # before, for who has read all of it may ask at once
         self.wfile.write(body)
-        server.sent += len(body)
 
 
 class Seen:

@@ -143,16 +143,19 @@ def run(
     arguments: str | list[str], kill_after: float | None = None, by: int = signal.SIGKILL
 ) -> tuple[int, str]:
     """Runs a command in a child; its status, minus the signal that ended it, and what it said."""
+    begun, begin = os.pipe()
     child = os.fork()
     if child == 0:
         status = 1
         try:
+            os.close(begun)
             for number in (1, 2):
                 os.dup2(os.open(f"said.{number}", os.O_WRONLY | os.O_CREAT | os.O_TRUNC), number)
             sys.stdout = open(1, "w", closefd=False)  # pytest's are its own
             sys.stderr = open(2, "w", closefd=False)
             words = arguments.split() if isinstance(arguments, str) else arguments
             sys.argv = ["awq-edge", *words]
+            os.close(begin)
             command_line.main()
         except SystemExit as end:
             status = end.code if isinstance(end.code, int) else 1
@@ -160,6 +163,9 @@ def run(
             sys.stdout.flush()
             sys.stderr.flush()
             os._exit(status)
+    os.close(begin)
+    with os.fdopen(begun) as pipe:
+        pipe.read()  # until it begins
     if kill_after is not None:
         time.sleep(kill_after)
         os.kill(child, by)
@@ -262,7 +268,7 @@ def test_deploy_runs_again(folder: Path, board: SshBoard, monkeypatch: pytest.Mo
         status, said = run(arguments, kill_after=part * seconds, by=by)
         assert "Traceback" not in said
         assert by == signal.SIGKILL or status in (0, 130), said
-        for _ in range(50):  # the board may not have noticed yet, which it says
+        for _ in range(300):  # the board may not have noticed yet, which it says
             status, said = run(arguments)
             if "another deploy" not in said.lower():
                 break

@@ -107,14 +107,19 @@ def test_an_open_door_is_told_of(stories_path: Path) -> None:
         assert open_server.stop() == 0
 
 
-def test_nothing_said_is_in_the_log(server: Server) -> None:
+def test_nothing_said_is_in_the_log(chat_file: Path) -> None:
     secret = "a very particular sentence"
     body = {**SAY, "messages": [{"role": "user", "content": secret}]}
-    assert server.ask("/v1/chat/completions", body)[0] == 200
-    server.ask("/v1/chat/completions", {**body, "temperature": secret})
-    server.ask("/v1/chat/completions", raw=f'{{"{secret}": '.encode())
+    server = Server(chat_file)
+    try:
+        assert server.ask("/v1/chat/completions", body)[0] == 200
+        assert server.ask("/v1/chat/completions", {**body, "temperature": secret})[0] == 400
+        broken = f'{{"{secret}": '.encode()
+        assert server.ask("/v1/chat/completions", raw=broken)[0] == 400
+    finally:
+        assert server.stop() == 0
+    assert server.url in server.log  # whole only now
     assert secret not in server.log
-    assert "Traceback" not in server.log, server.log[-3000:]
 
 
 @pytest.mark.parametrize(
@@ -178,7 +183,6 @@ def test_random_bodies_crash_nothing(server: Server) -> None:
         status, answer, _ = server.ask(path, body)
         assert status == 200 or 400 <= status < 500, (path, body, status, answer)
     assert server.ask("/health")[1]["status"] == "ok"
-    assert "Traceback" not in server.log, server.log[-3000:]
 
 
 def test_bodies_and_headers_have_limits(server: Server) -> None:
@@ -225,14 +229,12 @@ def test_a_server_without_requests_sleeps(server: Server) -> None:
         return total
 
     server.ask("/v1/chat/completions", SAY)
-    before = -1
-    for _ in range(200):  # until connections are closed and contexts are written
-        now = wakes()
-        if now == before:
-            break
-        before = now
+    deadline = time.monotonic() + 120
+    before, now = -1, wakes()
+    while now != before:  # until connections are closed and contexts are written
+        assert time.monotonic() < deadline, "it never sleeps"
         time.sleep(0.3)
-    assert wakes() == before
+        before, now = now, wakes()
 
 
 def test_a_server_without_a_place_for_contexts_goes_on(

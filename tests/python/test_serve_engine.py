@@ -19,6 +19,8 @@ from awq_edge.serve.texts import BusyError, Ended, Event, Failed, Piece, Stoppin
 class Heard:
     """A listener that keeps what it was told."""
 
+    SECONDS = 120  # nothing here takes as many on the busiest machine
+
     def __init__(self) -> None:
         self.events: list[Event] = []
         self.ended = threading.Event()
@@ -29,25 +31,38 @@ class Heard:
             self.ended.set()
 
     def text(self) -> str:
-        assert self.ended.wait(60)
+        assert self.ended.wait(self.SECONDS)
         return "".join(event.text for event in self.events if isinstance(event, Piece))
 
     def tokens(self) -> list[int]:
-        assert self.ended.wait(60)
+        assert self.ended.wait(self.SECONDS)
         pieces = [event for event in self.events if isinstance(event, Piece)]
         return [token for piece in pieces for token in piece.tokens]
 
     def end(self) -> Ended:
-        assert self.ended.wait(60)
+        assert self.ended.wait(self.SECONDS)
         end = self.events[-1]
         assert isinstance(end, Ended), end
         return end
 
     def error(self) -> BaseException:
-        assert self.ended.wait(60)
+        assert self.ended.wait(self.SECONDS)
         end = self.events[-1]
         assert isinstance(end, Failed), end
         return end.error
+
+
+class Halting(Heard):
+    """Stops the engine's thread at its text's first piece, until it is told to go on."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.began, self.go_on = threading.Event(), threading.Event()
+
+    def __call__(self, event: Event) -> None:
+        super().__call__(event)
+        self.began.set()
+        assert self.go_on.wait(self.SECONDS)
 
 
 @pytest.fixture
@@ -199,25 +214,28 @@ def test_clients_take_turns(stories: Model) -> None:
 
 def test_a_full_queue_says_when_to_come_again(stories: Model) -> None:
     engine = Engine(parallel=1, most_waiting=2)
-    texts = [asked(stories, f"Number {i}", max_tokens=200, temperature=1.5) for i in range(3)]
+    texts = [asked(stories, f"Number {i}") for i in range(3)]
+    texts[0].listener = first = Halting()
     engine.submit(texts)
+    assert first.began.wait(first.SECONDS)
     with pytest.raises(BusyError, match="busy") as refused:
         engine.submit([asked(stories, "one more")])
     assert 1 <= refused.value.retry_after <= 120
     engine.cancel(texts)
+    first.go_on.set()
     engine.stop(5)
 
 
 def test_a_text_that_is_cancelled_makes_room(stories: Model) -> None:
     engine = Engine(parallel=1, most_waiting=8)
-    long = asked(stories, "Once", max_tokens=400, temperature=2.0, logit_bias={1: -100, 2: -100})
-    other = asked(stories, "The dog")
+    long, other = asked(stories, "Once"), asked(stories, "The dog")
+    long.listener = halting = Halting()
     engine.submit([long, other])
-    while not heard(long).events:
-        time.sleep(0.001)
+    assert halting.began.wait(halting.SECONDS)
     engine.cancel([long])
+    halting.go_on.set()
     assert heard(other).end()
-    assert not heard(long).ended.is_set()
+    assert not halting.ended.is_set()
     assert engine.counts.texts["cancelled"] == 1
     engine.stop(5)
 
@@ -246,11 +264,16 @@ def test_a_listener_that_fails_ends_nobody(stories: Model, engine: Engine) -> No
 def test_an_engine_that_stops_lets_texts_end(stories: Model) -> None:
     engine = Engine(parallel=2, most_waiting=8)
     text = asked(stories, "Once upon a time")
+    text.listener = halting = Halting()
     engine.submit([text])
-    while not heard(text).events:
+    assert halting.began.wait(halting.SECONDS)
+    stopping = threading.Thread(target=engine.stop, args=(halting.SECONDS,))
+    stopping.start()
+    while not engine._stopping:
         time.sleep(0.001)
-    engine.stop(30)
-    assert heard(text).end().tokens == 24
+    halting.go_on.set()
+    assert halting.end().tokens == 24
+    stopping.join()
     with pytest.raises(StoppingError):
         engine.submit([asked(stories, "more")])
 
@@ -259,13 +282,18 @@ def test_an_engine_without_work_sleeps(stories: Model, engine: Engine) -> None:
     text = asked(stories, "Once upon a time")
     engine.submit([text])
     heard(text).end()
-    time.sleep(0.3)  # a text is heard before the step that wrote it has ended
-    thread = next(
-        thread for thread in psutil.Process().threads() if thread.id == engine._thread.native_id
-    )
-    time.sleep(0.3)
-    again = next(t for t in psutil.Process().threads() if t.id == thread.id)
-    assert (again.user_time, again.system_time) == (thread.user_time, thread.system_time)
+
+    def used() -> tuple[float, float]:
+        thread = next(t for t in psutil.Process().threads() if t.id == engine._thread.native_id)
+        return thread.user_time, thread.system_time
+
+    # A text is heard before the step that wrote it has ended; on a busy machine that takes a while.
+    deadline = time.monotonic() + 120
+    before, now = (-1.0, -1.0), used()
+    while now != before:
+        assert time.monotonic() < deadline, "it never sleeps"
+        time.sleep(0.3)
+        before, now = now, used()
 
 
 def test_logprobs_are_those_of_the_model(stories: Model, engine: Engine) -> None:

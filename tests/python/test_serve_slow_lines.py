@@ -14,7 +14,7 @@ from serving import Server
 # Limits of seconds, where a real server has half a minute and a whole one, at a higher rate.
 HURRY = """
 import awq_edge.serve.http as http, awq_edge.serve.patient_protocol as protocol
-http._PAUSE_SECONDS, http._BODY_SECONDS, http._LEAST_BYTES_PER_SECOND = 2.0, 3.0, 5000
+http._PAUSE_SECONDS, http._BODY_SECONDS, http._LEAST_BYTES_PER_SECOND = 5.0, 3.0, 5000
 protocol._HEAD_SECONDS = 1.0
 """
 BODY = json.dumps({"prompt": "Once upon a time", "max_tokens": 1}).encode()
@@ -28,7 +28,7 @@ def hurried(stories_path: Path) -> Iterator[Server]:
 
 
 def connected(server: Server) -> socket.socket:
-    return socket.create_connection(("127.0.0.1", server.port), timeout=30)
+    return socket.create_connection(("127.0.0.1", server.port), timeout=60)
 
 
 def head(length: int) -> bytes:
@@ -74,27 +74,25 @@ def test_a_slow_line_is_waited_for(hurried: Server) -> None:
 
 
 def test_a_line_that_is_dead_is_not(hurried: Server) -> None:
+    began = time.monotonic()
     with connected(hurried) as connection:
         connection.sendall(head(len(BODY)) + BODY[:20])
-        began = time.monotonic()
         told = answer(connection)
-        assert 0.8 < time.monotonic() - began < 10
+    assert time.monotonic() - began > 2.8
     assert told.split()[1] == b"408"
-    assert b"nothing came for 2 seconds" in told
+    assert b"nothing came for 5 seconds" in told
 
 
 def test_a_line_that_drips_is_not_either(hurried: Server) -> None:
-    began = time.monotonic()
-    told = sent_slowly(hurried, BODY + b" " * 200, 1, 0.1)
-    assert time.monotonic() - began < 60
+    told = sent_slowly(hurried, BODY + b" " * 600, 1, 0.1)
     assert told.split()[1] == b"408", told
 
 
 def test_a_connection_that_says_nothing_is_closed(hurried: Server) -> None:
+    began = time.monotonic()
     with connected(hurried) as connection:
-        began = time.monotonic()
         assert answer(connection) == b""
-        assert 0.8 < time.monotonic() - began < 10
+    assert time.monotonic() - began > 0.8
 
 
 @pytest.mark.parametrize("asked_before", [False, True])
@@ -105,9 +103,10 @@ def test_a_head_that_drips_is_not_waited_for(hurried: Server, asked_before: bool
             connection.sendall(request)
             assert connection.recv(65536).startswith(b"HTTP/1.1 200")
         connection.settimeout(0.1)
-        for place in range(len(request) - 2):
+        endless = request[:-2] + b"X: " + b"a" * 600
+        for place in range(len(endless)):
             try:
-                connection.sendall(request[place : place + 1])
+                connection.sendall(endless[place : place + 1])
                 if connection.recv(65536) == b"":
                     return
             except TimeoutError:
