@@ -46,6 +46,7 @@ if TYPE_CHECKING:
 # A cache for the whole trained length can be larger than the model (4 GiB for Llama 3.2 1B):
 # a conversation of this length fits every board, and more is one argument away.
 DEFAULT_CONTEXT_LENGTH = 4096
+_MANY_ROWS = 32  # on a side of a picture that keeps its shape: as many as a board has the time for
 # Hidden states that are held at a time.
 _EMBEDDED_TOKENS = 128
 
@@ -276,6 +277,17 @@ class Model:
         context_length = context_length or self.context_length
         self._require_trained(context_length)
         return self.native.memory(context_length, kv or self._kv)
+
+    def encoding_bytes(self) -> int:
+        """Bytes that a tower takes while it encodes a picture, and gives back; 0: there is none.
+
+        Where pictures keep their shape, for one of 1,024 rows; a tile has always the same size.
+        """
+        vision = self.native.vision()
+        if vision is None:
+            return 0
+        side = min(_MANY_ROWS * vision.step, vision.image_size)
+        return self.native.vision_memory(self.prefill_threads, side, side)
 
     def _require_trained(self, context_length: int) -> None:
         if context_length > self.info.context_length:

@@ -21,9 +21,9 @@ from awq_edge.converters import find
 
 from awq_edge import __version__, stages
 from awq_edge.alibi import alibi_slopes
-from awq_edge.architecture import Architecture
+from awq_edge.architecture import Architecture, MetadataValue
 from awq_edge.layouts import BITS, HEADER_BYTES, LAYOUT_R4K32, MAGIC, Layout
-from awq_edge.model_file import write_model
+from awq_edge.model_file import TensorSource, write_model
 
 if sys.version_info >= (3, 11):
     import tomllib
@@ -117,6 +117,53 @@ def widths(a: Architecture, bits: float) -> dict[str, int]:
     return chosen
 
 
+def decoder_metadata(
+    a: Architecture, bits: float, group_size: int, head_bits: int
+) -> dict[str, MetadataValue]:
+    """What a file of random weights says of its decoder; arguments as of :func:`write_awq_edge`."""
+    return a.to_metadata() | {
+        "general.name": "random weights",
+        "awq_edge.quantization.method": "rtn",
+        "awq_edge.quantization.bits": round(bits),
+        "awq_edge.quantization.group_size": group_size,
+        "awq_edge.quantization.head_bits": head_bits,
+        "awq_edge.quantization.embedding_bits": head_bits,
+        "awq_edge.quantization.tool_version": __version__,
+        "tokenizer.huggingface.json": word_tokenizer(a.vocabulary_size),
+        "tokenizer.ggml.add_bos_token": False,
+    }
+
+
+def decoder_tensors(
+    a: Architecture,
+    bits: float = 4,
+    group_size: int = 128,
+    size: float = 1.0,
+    head_bits: int = 8,
+) -> list[tuple[str, TensorSource]]:
+    """Random tensors of a decoder, in file order; arguments as of :func:`write_awq_edge`."""
+    rng = np.random.default_rng(1)
+    chosen = widths(a, bits)
+    tensors: list[tuple[str, TensorSource]] = []
+    for name in stages.tensor_names(a):
+        sizes = stages.tensor_shape(a, name)
+        if name == "rope.inverse_frequencies":
+            tensors.append((name, a.inverse_frequencies()))
+        elif name.startswith("alibi"):
+            tensors.append((name, alibi_slopes(a.heads)))
+        elif len(sizes) == 2:
+            width = chosen.get(name, head_bits)
+            times = size if name in chosen else 1.0
+            tensors.append((name, random_matrix(*sizes, width, group_size, rng, times)))
+        elif "router" in name or "position" in name:
+            # Every expert is as likely as the others; a position is as large as an embedding.
+            values = rng.standard_normal(sizes[0], np.float32) / a.hidden_size**0.5
+            tensors.append((name, values))
+        else:
+            tensors.append((name, np.full(sizes, float("bias" not in name), np.float32)))
+    return tensors
+
+
 def write_awq_edge(
     a: Architecture,
     path: Path,
@@ -136,34 +183,5 @@ def write_awq_edge(
             the next one alone, and texts go in circles.
         head_bits: Width of embedding and head.
     """
-    rng = np.random.default_rng(1)
-    metadata = a.to_metadata() | {
-        "general.name": "random weights",
-        "awq_edge.quantization.method": "rtn",
-        "awq_edge.quantization.bits": round(bits),
-        "awq_edge.quantization.group_size": group_size,
-        "awq_edge.quantization.head_bits": head_bits,
-        "awq_edge.quantization.embedding_bits": head_bits,
-        "awq_edge.quantization.tool_version": __version__,
-        "tokenizer.huggingface.json": word_tokenizer(a.vocabulary_size),
-        "tokenizer.ggml.add_bos_token": False,
-    }
-    chosen = widths(a, bits)
-    tensors: list[tuple[str, np.ndarray | bytes]] = []
-    for name in stages.tensor_names(a):
-        sizes = stages.tensor_shape(a, name)
-        if name == "rope.inverse_frequencies":
-            tensors.append((name, a.inverse_frequencies()))
-        elif name.startswith("alibi"):
-            tensors.append((name, alibi_slopes(a.heads)))
-        elif len(sizes) == 2:
-            width = chosen.get(name, head_bits)
-            times = size if name in chosen else 1.0
-            tensors.append((name, random_matrix(*sizes, width, group_size, rng, times)))
-        elif "router" in name or "position" in name:
-            # Every expert is as likely as the others; a position is as large as an embedding.
-            values = rng.standard_normal(sizes[0], np.float32) / a.hidden_size**0.5
-            tensors.append((name, values))
-        else:
-            tensors.append((name, np.full(sizes, float("bias" not in name), np.float32)))
-    write_model(path, metadata, tensors)
+    metadata = decoder_metadata(a, bits, group_size, head_bits)
+    write_model(path, metadata, decoder_tensors(a, bits, group_size, size, head_bits))

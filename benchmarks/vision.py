@@ -1,27 +1,28 @@
-"""Right answers of scenes-8m about test scenes, by method and bits of its decoder, in one table.
+"""Right answers of scenes-8m about test scenes, by method and bits, in one table.
 
     pip install -e '.[convert,vision]'
     python benchmarks/vision.py --results build/vision --jobs 2
 
-Converts ``examples/scenes-8m`` with the command line, asks the packed files about every scene one
-question of each type that it has, and writes ``benchmarks/vision.md``. Tower and connector have 8
-bits throughout. Every row is kept in ``--results`` as soon as it is measured: an interrupted run
-continues there.
+Converts ``examples/scenes-8m`` with the command line, the decoder alone at 4 and 3 bits and then
+with tower and connector, asks the packed files about every scene one question of each type that it
+has, and writes ``benchmarks/vision.md``. Every row is kept in ``--results`` as soon as it is
+measured: an interrupted run continues there.
 """
 
 from __future__ import annotations
 
 import argparse
 import concurrent.futures
+import functools
 import json
 import math
 import multiprocessing
 import subprocess
 import sys
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,15 +30,23 @@ MODEL = ROOT / "examples" / "scenes-8m"
 sys.path.insert(0, str(MODEL))
 
 from scenes import evaluate, layout, pixels, questions, words  # noqa: E402  (their folder)
+from scenes.sequences import question_tokens  # noqa: E402
 
 OUTPUT = Path(__file__).with_suffix(".md")
-ROWS = tuple((method, bits) for bits in (4, 3) for method in ("rtn", "gptq", "awq", "auto"))
+# Method, bits of the decoder, bits of tower and connector.
+ROWS = tuple(
+    (method, bits, tower)
+    for bits in (4, 3)
+    for tower in (8, bits)
+    for method in ("rtn", "gptq", "awq", "auto")
+)
 # Of conversations without their pictures, from the seeds that are there for it.
 CALIBRATION_SCENES = 512
 CALIBRATION = ("--samples", "160", "--sequence-length", "128")
 SHARD = 50  # scenes that a process asks about at a time
+DIVERGENCE_SCENES = 40
 
-Counts = dict[str, Counter[str]]
+Right = dict[str, str]  # of each type a "1" or a "0" for every question, in the order of scenes
 
 
 def text_of(slots: torch.Tensor) -> list[str]:
@@ -60,27 +69,39 @@ def write_calibration(path: Path) -> None:
     path.write_text("".join(words.BOS + text for text in said), encoding="utf-8")
 
 
-def convert(method: str, bits: int, results: Path) -> Path:
+def name_of(method: str, bits: int, tower: int) -> str:
+    """What a row is called in ``--results``."""
+    return f"{method}-{bits}-{tower}"
+
+
+def convert(name: str, results: Path) -> Path:
     """The packed file of a row."""
-    file = results / f"{method}-{bits}.awq.gguf"
+    file = results / f"{name}.awq.gguf"
     if not file.exists():
+        method, bits, tower = name.split("-")
         command = [sys.executable, "-m", "awq_edge.cli.main", "convert", str(MODEL), "--quiet"]
-        command += ["--method", method, "--bits", str(bits), "--output", str(file)]
+        command += ["--method", method, "--bits", bits, "--output", str(file)]
+        command += ["--vision-bits", tower]
         command += ["--calibration", str(results / "calibration.txt"), *CALIBRATION]
         subprocess.run(command, check=True)
     return file
 
 
-def ask_packed(file: Path, first: int, count: int) -> Counter[str]:
-    """Counts of ``TYPE right`` and ``TYPE asked`` of a packed file, one thread."""
+def scenes_from(first: int, count: int) -> layout.Scenes:
+    """So many test scenes."""
+    return layout.draw_scenes(layout.seeds_from(layout.TEST_SEEDS + first, count))
+
+
+def ask_packed(file: Path, first: int, count: int) -> Right:
+    """Which answers of a packed file are right, one thread."""
     from awq_edge import Model
 
     torch.set_num_threads(1)
-    scenes = layout.draw_scenes(layout.seeds_from(layout.TEST_SEEDS + first, count))
+    scenes = scenes_from(first, count)
     pictures = pixels.paint(scenes, pixels.TEST_NOISE).permute(0, 2, 3, 1).numpy()
     every = {kind: questions.ask(scenes, kind) for kind in questions.TYPES}
     texts = {kind: (text_of(q.question), text_of(q.answer)) for kind, q in every.items()}
-    counts: Counter[str] = Counter()
+    found = dict.fromkeys(questions.TYPES, "")
     with Model.open(file, threads=1) as model:
         for n in range(count):
             for kind, (asked, right) in texts.items():
@@ -88,28 +109,74 @@ def ask_packed(file: Path, first: int, count: int) -> Counter[str]:
                     continue
                 message = [{"role": "user", "content": asked[n]}]
                 answer = model.chat(message, images=[pictures[n]], temperature=0, max_tokens=6)
-                counts[f"{kind} asked"] += 1
-                counts[f"{kind} right"] += answer.text().strip() == right[n]
-    return counts
+                found[kind] += str(int(answer.text().strip() == right[n]))
+    return found
 
 
 @torch.no_grad()
-def ask_float(first: int, count: int) -> Counter[str]:
+def ask_float(first: int, count: int) -> Right:
     """The same of the checkpoint in float32."""
     from transformers import LlavaForConditionalGeneration
 
     torch.set_num_threads(1)
     model = LlavaForConditionalGeneration.from_pretrained(MODEL, dtype=torch.float32).eval()
-    scenes = layout.draw_scenes(layout.seeds_from(layout.TEST_SEEDS + first, count))
+    scenes = scenes_from(first, count)
     pictures = pixels.paint(scenes, pixels.TEST_NOISE)
-    counts: Counter[str] = Counter()
+    found = {}
     for kind in questions.TYPES:
-        asked = questions.ask(scenes, kind)
-        rows = asked.valid.nonzero()[:, 0]
-        some = questions.Questions(asked.question[rows], asked.answer[rows], asked.valid[rows])
-        counts[f"{kind} asked"] += len(rows)
-        counts[f"{kind} right"] += int(evaluate.right_answers(model, pictures[rows], some).sum())
-    return counts
+        rows, some = valid_of(questions.ask(scenes, kind))
+        right = evaluate.right_answers(model, pictures[rows], some)
+        found[kind] = "".join(str(int(one)) for one in right.tolist())
+    return found
+
+
+def valid_of(asked: questions.Questions) -> tuple[torch.Tensor, questions.Questions]:
+    """Which scenes have a question, and these questions."""
+    rows = asked.valid.nonzero()[:, 0]
+    return rows, questions.Questions(asked.question[rows], asked.answer[rows], asked.valid[rows])
+
+
+@torch.no_grad()
+def divergence(file: Path) -> list[float]:
+    """Of every token of right answers, from the float model, in nats: each question's mean.
+
+    The packed weights as floats, in the float tower and decoder.
+    """
+    from awq_edge import torch_decoder, torch_tower
+    from awq_edge.float_model import open_float_model, open_vision_part
+    from awq_edge.model_file import PackedFile
+    from awq_edge.torch_decoder import WeightSource
+
+    source = open_float_model(str(MODEL))
+    vision, _ = open_vision_part(source)
+    packed = PackedFile(file)
+    assert vision is not None
+    scenes = scenes_from(0, DIVERGENCE_SCENES)
+    pictures = pixels.paint(scenes, pixels.TEST_NOISE).permute(0, 2, 3, 1).contiguous()
+
+    @functools.cache
+    def weights(name: str) -> torch.Tensor:
+        return torch.from_numpy(packed.floats(name))
+
+    def told(
+        rows: torch.Tensor, tokens: torch.Tensor, decoder: WeightSource, tower: WeightSource
+    ) -> torch.Tensor:
+        """Logarithms of probabilities [questions, tokens, vocabulary]."""
+        shown = torch_tower.encoded(vision.architecture, tower, pictures[rows]).flatten(0, 1)
+        where = tokens == vision.part.placeholder
+        return torch_decoder.logits(
+            decoder, source.architecture, tokens, pictures=(where, shown)
+        ).log_softmax(2)
+
+    found: list[float] = []
+    for kind in questions.TYPES:
+        rows, asked = valid_of(questions.ask(scenes, kind))
+        tokens, said = question_tokens(asked)
+        theirs = told(rows, tokens, source, vision)
+        ours = told(rows, tokens, weights, weights)
+        each = (theirs.exp() * (theirs - ours)).sum(2)[:, :-1] * said[:, 1:]
+        found += (each.sum(1) / said[:, 1:].sum(1)).tolist()
+    return found
 
 
 def measure(name: str, args: argparse.Namespace, pool: Any) -> None:
@@ -119,55 +186,76 @@ def measure(name: str, args: argparse.Namespace, pool: Any) -> None:
         return
     starts = range(0, args.scenes, SHARD)
     sizes = [min(SHARD, args.scenes - first) for first in starts]
+    from_float: list[float] = []
     if name == "float":
-        parts = pool.map(ask_float, starts, sizes)
+        parts = list(pool.map(ask_float, starts, sizes))
     else:
-        method, bits = name.rsplit("-", 1)
-        file = convert(method, int(bits), args.results)
-        parts = pool.map(ask_packed, [file] * len(sizes), starts, sizes)
-    counts: Counter[str] = sum(parts, Counter())
-    place.write_text(json.dumps({"scenes": args.scenes, "counts": counts}))
-    print(name, dict(counts), flush=True)
+        file = convert(name, args.results)
+        parts = list(pool.map(ask_packed, [file] * len(sizes), starts, sizes))
+        from_float = divergence(file)
+    right = {kind: "".join(part[kind] for part in parts) for kind in questions.TYPES}
+    kept = {"scenes": args.scenes, "right": right, "divergence": from_float}
+    place.write_text(json.dumps(kept))
+    print(name, f"{100 * answers(right).mean():.2f}", flush=True)
+
+
+def answers(right: Right) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """1 for every right answer, 0 for the others, of all types."""
+    return np.array([float(one) for kind in questions.TYPES for one in right[kind]])
+
+
+def mean_and_error(values: Any) -> tuple[float, float]:
+    """A mean with its standard error."""
+    return float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
+
+
+def line(name: str, row: dict[str, Any], base: dict[str, Any]) -> str:
+    """A row of the table."""
+    cells = []
+    for kind in questions.TYPES:
+        said = row["right"][kind]
+        cells.append(f"{100 * said.count('1') / len(said):.1f}")
+    ours, theirs = answers(row["right"]), answers(base["right"])
+    cells.append(f"{100 * ours.mean():.2f}")
+    if name == "float":
+        return "| float | " + " | ".join([*cells, "", "0"]) + " |"
+    less, error = mean_and_error(100 * (ours - theirs))
+    nats, nats_error = mean_and_error(row["divergence"])
+    cells += [f"{less:+.2f} ± {error:.2f}", f"{nats:.4f} ± {nats_error:.4f}"]
+    method, bits, tower = name.split("-")
+    return f"| {method}, {bits} bits, tower {tower} | " + " | ".join(cells) + " |"
 
 
 def page(results: Path) -> str:
     """The table as Markdown."""
     kept = {}
-    for name in ("float", *(f"{method}-{bits}" for method, bits in ROWS)):
+    for name in ("float", *(name_of(*row) for row in ROWS)):
         place = results / f"{name}.json"
         if place.exists():
             kept[name] = json.loads(place.read_text())
-    scenes = min(row["scenes"] for row in kept.values())
-    asked = {kind: kept["float"]["counts"][f"{kind} asked"] for kind in questions.TYPES}
-    total = sum(asked.values())
+    base = kept["float"]
+    total = len(answers(base["right"]))
     lines = [
         "# Answers about pictures",
         "",
         "Made by `python benchmarks/vision.py`. Right answers, in percent, of `examples/scenes-8m` "
-        f"to questions about its first {scenes:,} test scenes with a noise of "
+        f"to questions about its first {base['scenes']:,} test scenes with a noise of "
         f"{pixels.TEST_NOISE[0]:g} levels: one of each type that a scene has, {total:,} in all; "
-        "greedy, the whole answer. Packed files answer through the runtime, pictures included, "
-        "tower and connector at 8 bits, groups of 128, calibrated on the text of conversations "
-        "about other scenes. The last line has one standard error of each column, "
-        f"{100 * 0.5 / math.sqrt(total):.1f} at most of the whole; rows share their questions, so "
-        "that they differ by less than it says.",
+        "greedy, the whole answer. Packed files answer through the runtime, pictures included; "
+        "groups of 128, calibrated on the text of conversations about other scenes and on the "
+        "pictures that everybody has. To float: points more than the float model, with one "
+        "standard error of the difference over questions, which all rows share. Divergence: of "
+        f"the tokens of right answers about the first {DIVERGENCE_SCENES} scenes from the float "
+        "model's, in nats, with the packed weights in the float tower and decoder, with one "
+        "standard error over questions. The last line has one standard error of each column.",
         "",
-        "| | " + " | ".join(questions.TYPES) + " | all |",
-        "|---" * (len(questions.TYPES) + 2) + "|",
+        "| | " + " | ".join(questions.TYPES) + " | all | to float | divergence |",
+        "|---" * (len(questions.TYPES) + 4) + "|",
     ]
-    for name, row in kept.items():
-        counts = row["counts"]
-        right = [counts.get(f"{kind} right", 0) for kind in questions.TYPES]
-        shares = [100 * ok / counts[f"{kind} asked"] for kind, ok in zip(questions.TYPES, right)]
-        shares.append(100 * sum(right) / total)
-        method, _, bits = name.rpartition("-")
-        label = f"{bits} bits, {method}" if method else "float"
-        lines.append(f"| {label} | " + " | ".join(f"{share:.1f}" for share in shares) + " |")
-    errors = []
-    for kind, count in asked.items():
-        share = kept["float"]["counts"][f"{kind} right"] / count
-        errors.append(f"{100 * math.sqrt(share * (1 - share) / count):.1f}")
-    lines.append("| standard error | " + " | ".join(errors) + " | |")
+    lines += [line(name, row, base) for name, row in kept.items()]
+    every = [base["right"][kind] for kind in questions.TYPES] + ["".join(base["right"].values())]
+    errors = [f"{100 * mean_and_error([float(x) for x in said])[1]:.1f}" for said in every]
+    lines.append("| standard error | " + " | ".join(errors) + " | | |")
     return "\n".join(lines) + "\n"
 
 
@@ -177,14 +265,14 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--results", type=Path, required=True)
-    parser.add_argument("--scenes", type=int, default=2000)
+    parser.add_argument("--scenes", type=int, default=500)
     parser.add_argument("--jobs", type=int, default=1, help="processes of one thread each")
     args = parser.parse_args()
     args.results.mkdir(parents=True, exist_ok=True)
     write_calibration(args.results / "calibration.txt")
     context = multiprocessing.get_context("spawn")
     with concurrent.futures.ProcessPoolExecutor(args.jobs, context) as pool:
-        for name in ("float", *(f"{method}-{bits}" for method, bits in ROWS)):
+        for name in ("float", *(name_of(*row) for row in ROWS)):
             measure(name, args, pool)
     OUTPUT.write_text(page(args.results), encoding="utf-8")
 

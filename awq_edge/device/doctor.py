@@ -54,15 +54,17 @@ class Fit:
 
     Attributes:
         need: For ``context_length`` tokens.
-        available_bytes: What a session may take.
+        available_bytes: What a session may take, beside a tower that encodes a picture.
         context_length: Tokens that were asked for.
         largest_context: Most tokens that fit, 0 if even a short context does not.
+        encoding_bytes: What that tower takes; 0: there is none.
     """
 
     need: MemoryNeed
     available_bytes: int
     context_length: int
     largest_context: int
+    encoding_bytes: int = 0
 
 
 def examine(
@@ -152,7 +154,8 @@ def gpu_facts(state: GpuState) -> list[str]:
 def fit(model: Model, board: Board, context_length: int | None) -> Fit:
     """Compares a model's need with the board's free memory, less what Python takes."""
     wanted = context_length or model.context_length
-    free = max(0, (board.memory_available or 0) - PYTHON_BYTES)
+    encoding = model.encoding_bytes()
+    free = max(0, (board.memory_available or 0) - PYTHON_BYTES - encoding)
     low, high = 0, model.info.context_length
     while low < high:
         middle = (low + high + 1) // 2
@@ -161,13 +164,15 @@ def fit(model: Model, board: Board, context_length: int | None) -> Fit:
         else:
             high = middle - 1
     largest = low if low >= min(_SMALLEST_CONTEXT, model.info.context_length) else 0
-    return Fit(model.memory(wanted), free, wanted, largest)
+    return Fit(model.memory(wanted), free, wanted, largest, encoding)
 
 
 def judge_fit(result: Fit, name: str) -> Finding:
     """One line about a model."""
     need = f"{size_text(result.need.total_bytes)} with {result.context_length} tokens of context"
     free = f"{size_text(result.available_bytes)} free"
+    if result.encoding_bytes:
+        free += f" beside {size_text(result.encoding_bytes)} for encoding a picture"
     if result.need.total_bytes <= result.available_bytes:
         return Finding(
             OK, "model", f"{name} needs {need}; {free}, enough for {result.largest_context} tokens"

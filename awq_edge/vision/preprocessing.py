@@ -20,6 +20,7 @@ METADATA_KEY = "awq_edge.vision.preprocessing"
 # fits, on a square of one colour; rows_and_columns, whole_tiles and any_resolution: tilings;
 # multiples: both sides become the nearest whole number of squares.
 WAYS = ("crop", "squash", "pad", "rows_and_columns", "whole_tiles", "any_resolution", "multiples")
+_CUT = ("rows_and_columns", "whole_tiles", "any_resolution", "multiples")  # in high detail
 # How many tiles a picture may become: one, or what the family's rules say.
 DETAILS = ("low", "high")
 MAX_SIDE = 16384
@@ -130,6 +131,26 @@ class Preprocessing:
             made = resized(rgb, height, width, self.filter)
             return Tiled(made[None], size=(rgb.shape[0], rgb.shape[1]))
         return Tiled(self._square(rgb)[None], size=(rgb.shape[0], rgb.shape[1]))
+
+    def notices(self, tiled: Tiled, detail: str) -> tuple[str, ...]:
+        """What a user should know of what became of a picture, each a sentence.
+
+        Args:
+            tiled: What :meth:`tiles` gave.
+            detail: For which detail.
+        """
+        count, height, width, _ = tiled.tiles.shape
+        if count > 1:
+            return (
+                f"The picture becomes {count} tiles, each of which the tower reads; in low detail "
+                "it would be one, which shows no small text.",
+            )
+        if detail == "low" and self.way in _CUT and height * width < tiled.size[0] * tiled.size[1]:
+            return (
+                f"In low detail {width}x{height} pixels of the picture are read, which show no "
+                "small text.",
+            )
+        return ()
 
     def of_one_size(self, rgb: Pixels) -> Pixels:
         """The tiles of a picture in a size that all pictures have, uint8 [n, side, side, 3].

@@ -151,12 +151,13 @@ class PictureReader:
         digest.update(f"{detail} {picture.rgb.shape}".encode())
         digest.update(picture.rgb.tobytes())
         tiled = self._preprocessing.tiles(picture.rgb, detail)
+        notices = (*picture.notices, *self._preprocessing.notices(tiled, detail))
         square = self._preprocessing.beside_others(picture.rgb)
         other = None
         if square is not None:
             key = hashlib.sha256(digest.digest() + b" beside others").digest()
             other = PreparedPicture(key, square, picture.notices)
-        return PreparedPicture(digest.digest(), tiled, picture.notices, other)
+        return PreparedPicture(digest.digest(), tiled, notices, other)
 
     def together(
         self,

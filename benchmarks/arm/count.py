@@ -1,6 +1,6 @@
 """Instruction counts of the Arm kernels under emulation, and a model's cycles for their loops.
 
-    python benchmarks/arm/count.py [--token] [--llama-cpp SOURCES] [--json FILE]
+    python benchmarks/arm/count.py [--token] [--picture] [--llama-cpp SOURCES] [--json FILE]
 
 Neither is a speed: a count says how much work a kernel gives a core, and llvm-mca's cycles say how
 well a model of that core could do it with every byte in the first-level cache. Only a board gives a
@@ -113,7 +113,7 @@ def build(directory: Path) -> Path:
         f"-DAWQE_ZIG_PYTHON={sys.executable}",
         environment=tools,
     )
-    targets = ("--target", "kernel_loop", "token_loop")
+    targets = ("--target", "kernel_loop", "token_loop", "picture_loop")
     run(cmake, "--build", "--preset", "rpi4b", *targets, environment=tools)
     plugin = directory / "libicount.so"
     source = str(ROOT / "benchmarks/arm/icount.c")
@@ -230,6 +230,41 @@ def token_counts(plugin: Path, directory: Path, peer: Path | None) -> list[Count
     return counts
 
 
+def picture_counts(plugin: Path, directory: Path) -> list[Count]:
+    """Whole pictures of 512 x 512 pixels, from towers of one layer, of two, and with one tap."""
+    sys.path.insert(0, str(ROOT / "benchmarks"))
+    from vision_shapes import (
+        CONFIGS,
+        SIDE,
+        Cut,
+        architectures,
+        attention_products,
+        linear_products,
+        write_seeing,
+    )
+
+    counts = []
+    for shape in CONFIGS:
+        _, tower = architectures(shape)
+        models = {}
+        for cut in (Cut(1), Cut(2), Cut(1, taps=True))[: 3 if tower.taps else 2]:
+            models[cut] = directory / f"{shape}-{len(models)}.awq.gguf"
+            write_seeing(shape, models[cut], cut)
+        for table in ("neon", "neon_dotprod"):
+            one, two, *tapped = (
+                count(plugin, CPUS[table], "picture_loop", model, SIDE, 1)
+                - count(plugin, CPUS[table], "picture_loop", model, SIDE, 0)
+                for model in models.values()
+            )
+            whole = one + (tower.layers - 1) * (two - one)
+            whole += len(tower.taps) * (sum(tapped) - one) if tapped else 0
+            work = linear_products(tower) + attention_products(tower)
+            name = f"a picture of {shape}"
+            counts.append(Count(table, name, "picture, in millions", whole / 1e6))
+            counts.append(Count(table, name, "product", whole / work))
+    return counts
+
+
 def innermost_loop(objdump: str, path: Path, function: str) -> list[str]:
     """The instructions of the loop in ``function`` that multiplies most."""
     known = "--mattr=+v8a,+neon,+dotprod,+i8mm"
@@ -309,6 +344,9 @@ def main() -> int:
     )
     parser.add_argument("--token", action="store_true", help="count whole tokens too (200 MB)")
     parser.add_argument(
+        "--picture", action="store_true", help="count whole encodings of pictures too (1 GB)"
+    )
+    parser.add_argument(
         "--llama-cpp", type=Path, metavar="SOURCES", help="count llama.cpp's tokens too (600 MB)"
     )
     parser.add_argument("--llvm-mca", metavar="PROGRAM", help="llvm-mca to ask for cycles")
@@ -324,6 +362,8 @@ def main() -> int:
             counts += kernel_counts(plugin)
             if arguments.token or peer:
                 counts += token_counts(plugin, Path(directory), peer)
+            if arguments.picture:
+                counts += picture_counts(plugin, Path(directory))
         print("instructions, counted (not a speed)")
         for one in counts:
             print(f"  {one.table:13} {one.operation:44} {one.instructions:8.4f} per {one.unit}")

@@ -117,6 +117,9 @@ class OneBillion:
     def memory(self, tokens: int) -> SimpleNamespace:
         return SimpleNamespace(total_bytes=WEIGHT_BYTES + TOKEN_BYTES * tokens)
 
+    def encoding_bytes(self) -> int:
+        return 0
+
 
 def test_advice_on_a_model_of_a_billion_weights(
     recorded: dict[str, Any], tmp_path: Path, monkeypatch: pytest.MonkeyPatch

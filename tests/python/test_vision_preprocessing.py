@@ -14,9 +14,16 @@ from transformers.models.llava_next.image_processing_pil_llava_next import (
 )
 from transformers.models.siglip.image_processing_pil_siglip import SiglipImageProcessorPil
 from transformers.models.smolvlm.image_processing_pil_smolvlm import SmolVLMImageProcessorPil
+from vision_models import save
 from vision_support import photograph
 
-from awq_edge.errors import AwqEdgeError, FileInvalidError, InvalidArgumentError
+from awq_edge.errors import (
+    AwqEdgeError,
+    CheckpointError,
+    FileInvalidError,
+    InvalidArgumentError,
+)
+from awq_edge.float_model import open_float_model, open_vision_part
 from awq_edge.vision.normalisation import pixel_values
 from awq_edge.vision.preprocessing import Preprocessing
 from awq_edge.vision.tilings import best_resolution
@@ -191,3 +198,25 @@ def test_spellings_of_older_files_are_read():
 def test_an_unknown_detail_is_refused():
     with pytest.raises(InvalidArgumentError, match="low, high"):
         Preprocessing("squash", 4).tiles(np.zeros((2, 2, 3), dtype=np.uint8), "middle")
+
+
+def test_of_two_files_that_say_how_pictures_are_prepared_the_older_kind_counts(tmp_path):
+    save("smolvlm", tmp_path)
+    older = tmp_path / "preprocessor_config.json"
+    table = json.loads(older.read_text(encoding="utf-8"))
+    newer = {"image_processor": {**table, "do_image_splitting": False, "resample": 3}}
+    (tmp_path / "processor_config.json").write_text(json.dumps(newer), encoding="utf-8")
+
+    def said():
+        part = open_vision_part(open_float_model(str(tmp_path)))[0]
+        return part.processor.preprocessing
+
+    both = said()
+    assert (both.filter, both.split) == ("bicubic", False)  # what the older one leaves open
+    older.write_text(json.dumps({**table, "resample": 2}), encoding="utf-8")
+    assert (said().filter, said().split) == ("bilinear", False)
+    older.unlink()
+    assert said().filter == "bicubic"
+    (tmp_path / "processor_config.json").unlink()
+    with pytest.raises(CheckpointError, match="holds no preprocessor_config"):
+        said()

@@ -3,6 +3,8 @@
 import base64
 import json
 import re
+import threading
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -169,6 +171,71 @@ def test_two_pictures_keep_their_order_and_both_are_seen(model):
 def test_a_picture_without_content_works(model):
     blank = np.zeros((26, 26, 3), np.uint8)
     assert np.isfinite(last_logits(model, model.picture_chat(QUESTION, [blank])[1])).all()
+
+
+def shown(*pixels):
+    """The parts of a message with pictures."""
+    return [*({"type": "image", "image": one} for one in pixels), {"type": "text", "text": "red"}]
+
+
+def test_a_client_that_leaves_the_oldest_picture_out_costs_no_encoding(model):
+    one, other = picture(1), picture(2)
+    both = [
+        {"role": "user", "content": shown(one)},
+        {"role": "assistant", "content": "blue"},
+        {"role": "user", "content": shown(other)},
+    ]
+    model.chat(both, GREEDY).text()
+    assert model.pictures.encodings == 2
+    later = model.chat(both[2:], GREEDY)
+    later.text()
+    assert model.pictures.encodings == 2
+    with model.session() as anew:
+        expected = anew.generate(model.picture_chat(both[2:])[1], GREEDY)
+        expected.text()
+    assert later.tokens == expected.tokens
+    # What is left of the context is what both begin with alike, and no row of a picture.
+    assert later.reused_tokens <= later.prompt_tokens.index(PLACEHOLDER)
+
+
+def test_a_system_message_in_front_takes_no_picture_away(model):
+    said = [{"role": "system", "content": "yes no"}, {"role": "user", "content": "what colour ?"}]
+    prompt = model.picture_chat(said, [picture()])[1]
+    (span,) = prompt.spans
+    assert span.end - span.begin == model.pictures.rows
+    assert prompt.tokens[: span.begin] != []
+    alone = model.picture_chat(said[1:], [picture()])[1]
+    assert not np.array_equal(last_logits(model, prompt), last_logits(model, alone))
+
+
+def test_a_full_context_leaves_whole_turns_out_with_their_pictures(scenes_file):
+    with Model.open(scenes_file, context_length=256) as model:
+        talk = Conversation(model, config=GREEDY)
+        for number in range(1, 6):
+            shot = talk.pictures.prepare(EXAMPLE / "pictures" / f"{number}.png")
+            assert list(talk.ask("what shape is the large one ?", [shot]))
+        place, rows = model.pictures.rules.token, model.pictures.rows
+        count = talk.last.prompt_tokens.count(place)
+        assert 5 * rows > 256 > len(talk.last.prompt_tokens)
+        assert count % rows == 0 and 1 <= count // rows < 4
+        assert model.pictures.encodings == 5
+
+
+def test_two_who_ask_for_one_picture_wait_for_one_encoding(model, monkeypatch):
+    encode, inside = model.native.encode_pictures, threading.Barrier(2, timeout=30)
+
+    def slow(*arguments):
+        inside.wait()  # the other has been told to ask
+        encode(*arguments)
+
+    monkeypatch.setattr(model.native, "encode_pictures", slow)
+    prepared = model.pictures.prepare(picture())
+    with ThreadPoolExecutor(2) as pool:
+        asked = [pool.submit(model.pictures.encoded, prepared) for _ in range(2)]
+        inside.wait()
+        first, second = (one.result(timeout=30) for one in asked)
+    assert model.pictures.encodings == 1
+    assert first is second
 
 
 def test_text_alone_is_read_as_ever(model):
@@ -439,6 +506,11 @@ def test_the_server_reads_texts_for_templates_of_parts_and_no_word_as_a_picture(
         assert found.prompt_tokens.count(PLACEHOLDER) == model.pictures.rows
 
 
+def rows_told(model, pixels, detail="high"):
+    """What a user is told of a picture."""
+    return list(model.pictures.prepare(pixels, detail).notices)
+
+
 def test_tiles_of_smolvlm_are_read_in_their_places(tmp_path_factory):
     directory = tmp_path_factory.mktemp("smolvlm")
     save("smolvlm", directory)
@@ -461,6 +533,14 @@ def test_tiles_of_smolvlm_are_read_in_their_places(tmp_path_factory):
         found = last_logits(model, prompt)
         assert np.linalg.norm(found - expected) / np.linalg.norm(expected) < 0.03
         assert model.pictures.encodings == 5
+        assert rows_told(model, picture()) == [
+            "The picture becomes 5 tiles, each of which the tower reads; in low detail it would be "
+            "one, which shows no small text."
+        ]
+        assert rows_told(model, picture(), "low") == [
+            "In low detail 26x26 pixels of the picture are read, which show no small text."
+        ]
+        assert rows_told(model, picture(side=26), "low") == []
         low = model.picture_chat(QUESTION, [picture()], detail="low")[1]
         assert len(low.spans) == 1
         alone, tiles = low.contents[low.spans[0].begin], prompt.contents
