@@ -147,9 +147,9 @@ wheel: setup
 	$(BUILD_TOOLS) $(BIN)/python -m pip wheel --quiet --no-deps $(if $(filter ON,$(GPU)),$(GPU_BUILD),$(SHARED_BUILD)) --wheel-dir "$(DIST)" .
 	$(BIN)/python -c 'import sys; from scikit_build_core.build import build_sdist; build_sdist(sys.argv[1])' "$(DIST)"
 
-# Needs qemu-system-arm and Debian's packages; where one is missing it says so, and nothing was tried.
+# Needs qemu-system-arm and Debian's packages; where one is missing it says which, and fails: nothing was tried.
 board: setup
-	$(BIN)/python tests/board/cases.py || [ $$? = 77 ]
+	$(BIN)/python tests/board/cases.py
 
 board-quick: setup
-	$(BIN)/python tests/board/cases.py --quick || [ $$? = 77 ]
+	$(BIN)/python tests/board/cases.py --quick

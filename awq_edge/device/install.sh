@@ -170,7 +170,11 @@ check_disk() {
       fail "$folder is no folder: choose another place with --prefix DIR."
     folder=$(dirname "$folder")
   done
-  [ -w "$folder" ] || fail "$folder cannot be written: choose another place with --prefix DIR."
+  if [ ! -w "$folder" ]; then
+    # Who may not, or a disk that the system has made read-only, as it does with a card that fails.
+    reason=$(LC_ALL=C mkdir "$folder/.awq-edge.$$" 2>&1) && rmdir "$folder/.awq-edge.$$" ||
+      fail "$folder cannot be written (${reason##*: }): choose another place with --prefix DIR."
+  fi
   # device, blocks, used, available, ...: fields at the end of the line, for a name may hold blanks
   disk_free=$(df -Pk "$folder" 2>/dev/null | sed -n '2s/.* \([0-9][0-9]*\)  *[0-9]*%.*/\1/p')
   is_number "$disk_free" ||

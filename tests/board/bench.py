@@ -5,6 +5,7 @@ Owns the comparison with this machine: text, logits, every file. Refuses to know
 
 from __future__ import annotations
 
+import functools
 import os
 import shlex
 import subprocess
@@ -22,6 +23,8 @@ from machine import BoardFailure, Kind, Machine, running
 STORIES = ROOT / "tests/data/stories260k.awq.gguf"
 MODEL = STORIES.name
 PROMPT = "Once upon a time"
+# The workstation's, out of this checkout.
+AWQ_EDGE = (sys.executable, "-m", "awq_edge.cli.main")
 EDGE = "~/.local/bin/awq-edge"
 PREFIX = "~/.local/share/awq-edge"
 # What the board's own Python prints of a model: a hash over all logits of a prompt.
@@ -102,7 +105,7 @@ def deploy(
         model: What to bring.
         seen: Called with each line that the command prints.
     """
-    command = [sys.executable, "-m", "awq_edge.cli.main", "deploy", str(model), machine.host]
+    command = [*AWQ_EDGE, "deploy", str(model), machine.host]
     command += ["--ssh", machine.ssh, "--wheel", str(bench.wheel), *options]
     if "--target" not in options:
         command += ["--target", "rpi4b"]
@@ -138,17 +141,27 @@ def must_refuse(result: Deploy, *words: str) -> None:
         raise BoardFailure(f"expected a sentence with {words}, found {result.status}: {said}")
 
 
-def must_run(bench: Bench, machine: Machine, model: str = MODEL) -> None:
-    """The installed command gives the workstation's text and logits, and finds its files whole."""
-    arguments = f"run {PREFIX}/models/{model} -p {shlex.quote(PROMPT)} -n 24 --temperature 0 -q"
-    text = machine.must(f"{EDGE} {arguments}")
-    if text != here()["text"]:
-        raise BoardFailure(f"the board generates {text!r} and the workstation {here()['text']!r}")
-    python = f"{PREFIX}/current/bin/python -I -B -c {shlex.quote(REPORT)}"
-    found = machine.must(f"{python} {PREFIX}/models/{model} {shlex.quote(PROMPT)}").strip()
-    if found != here()["logits"]:
-        raise BoardFailure("the board's logits are not those of the workstation")
+def must_run(bench: Bench, machine: Machine, model: Path = STORIES) -> None:
+    """The installed command computes what the workstation does, and finds its files whole."""
+    must_compute(machine, model, f"{PREFIX}/models/{model.name}")
     must_be_whole(machine)
+
+
+def must_compute(machine: Machine, model: Path, place: str) -> None:
+    """A model gives the workstation's text and logits.
+
+    Args:
+        machine: The board.
+        model: The file here.
+        place: Where it is on the board, for its shell.
+    """
+    text, logits = here(model)
+    found = machine.must(f"{EDGE} run {place} -p {shlex.quote(PROMPT)} -n 24 --temperature 0 -q")
+    if found != text:
+        raise BoardFailure(f"the board generates {found!r} and the workstation {text!r}")
+    python = f"{PREFIX}/current/bin/python -I -B -c {shlex.quote(REPORT)}"
+    if machine.must(f"{python} {place} {shlex.quote(PROMPT)}").strip() != logits:
+        raise BoardFailure("the board's logits are not those of the workstation")
 
 
 def must_be_whole(machine: Machine) -> None:
@@ -161,20 +174,27 @@ def must_be_whole(machine: Machine) -> None:
     machine.must(f"{EDGE} selftest")
 
 
-_HERE: dict[str, str] = {}
-
-
-def here() -> dict[str, str]:
+@functools.cache
+def here(model: Path) -> tuple[str, str]:
     """Text and logits on this machine."""
-    if not _HERE:
-        command = [sys.executable, "-m", "awq_edge.cli.main", "run", str(STORIES), "-p", PROMPT]
-        command += ["-n", "24", "--temperature", "0", "-q"]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        _HERE["text"] = done.stdout
-        command = [sys.executable, "-c", REPORT, str(STORIES), PROMPT]
-        done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True)
-        _HERE["logits"] = done.stdout.strip()
-    return _HERE
+    run = [*AWQ_EDGE, "run", str(model), "-p", PROMPT, "-n", "24", "--temperature", "0", "-q"]
+    report = [sys.executable, "-c", REPORT, str(model), PROMPT]
+    text, logits = (
+        subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=True).stdout
+        for command in (run, report)
+    )
+    return text, logits.strip()
+
+
+def chat_model() -> Path:
+    """The chat model of the repository, rounded to nearest: what is compared, quality is not."""
+    file = WORK / "novels-chat.awq.gguf"
+    if not file.exists():
+        partial = file.with_name("partial.awq.gguf")
+        command = [*AWQ_EDGE, "convert", "examples/novels-chat", "--method", "rtn", "-q", "--force"]
+        subprocess.run([*command, "-o", str(partial)], cwd=ROOT, check=True, capture_output=True)
+        partial.rename(file)
+    return file
 
 
 def deployed(bench: Bench) -> Path:

@@ -28,18 +28,21 @@ import faults
 import images
 import service
 from bench import (
+    AWQ_EDGE,
     EDGE,
     PREFIX,
     STORIES,
     Bench,
+    chat_model,
     deploy,
     deployed,
+    must_compute,
     must_deploy,
     must_refuse,
     must_run,
 )
 from images import ROOT, WORK, Unavailable
-from machine import BoardFailure, Kind, missing_tools
+from machine import BoardFailure, Kind, Machine, missing_tools
 
 
 def fresh_and_cut(bench: Bench) -> str:
@@ -77,7 +80,7 @@ def second_model(bench: Bench) -> str:
     with bench.board(deployed(bench)) as machine:
         must_deploy(bench, machine, model=other)
         must_run(bench, machine)
-        must_run(bench, machine, other.name)
+        must_run(bench, machine, other)
     return ""
 
 
@@ -174,13 +177,22 @@ def pages_of_16_kib(bench: Bench) -> str:
         if machine.must("getconf PAGESIZE").strip() != "16384":
             raise BoardFailure("the pages have another size")
         must_run(bench, machine)
+        must_chat(machine)
     return ""
+
+
+def must_chat(machine: Machine) -> None:
+    """The chat model computes as on the workstation."""
+    model = chat_model()
+    machine.put(model, model.name)
+    must_compute(machine, model, model.name)
 
 
 def newer_kernel(bench: Bench) -> str:
     """Linux 6.12."""
     with bench.board(deployed(bench), kernel=images.kernel("6.12")) as machine:
         must_run(bench, machine)
+        must_chat(machine)
         return machine.must("uname -r").strip()
 
 
@@ -224,8 +236,8 @@ def names(bench: Bench) -> str:
         own = WORK / "named.dtb"
         subprocess.run([sys.executable, str(program), str(tree), str(own), name], check=True)
         with bench.board(options=("-dtb", str(own))) as machine:
-            command = [sys.executable, "-m", "awq_edge.cli.main", "deploy", str(STORIES)]
-            command += ["pi@127.0.0.1", "--ssh", machine.ssh, "--dry-run", "--json", "-q"]
+            options = ["--ssh", machine.ssh, "--dry-run", "--json", "-q"]
+            command = [*AWQ_EDGE, "deploy", str(STORIES), "pi@127.0.0.1", *options]
             done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
             if done.returncode != 0 or json.loads(done.stdout)["target"] != target:
                 raise BoardFailure(f"{name} is taken for another board: {done.stdout}{done.stderr}")
@@ -239,17 +251,18 @@ CASES: dict[str, Callable[[Bench], str]] = {
         *(pages_of_16_kib, newer_kernel, newer_python, little_memory_in_1970),
         *(userland_of_32_bits, names, service.service_at_boot, faults.few_megabytes),
         *(faults.full_disk, faults.without_sudo_and_venv, faults.read_only_root),
-        *(faults.slow_card, faults.connection_lost, faults.killed_for_memory),
-        faults.little_memory_with_swap,
+        *(faults.slow_card, faults.unreadable_model, faults.connection_lost),
+        *(faults.killed_for_memory, faults.little_memory_with_swap),
     )
 }
 QUICK = ("fresh-and-cut", "again")
+# The exit status where something is missing, and so nothing is known: no success, and no fault.
+NOT_TRIED = 77
 
 
 def own_wheel() -> Path:
     """The wheel for Arm, built if it is not up to date."""
-    command = [sys.executable, "-m", "awq_edge.cli.main", "build", "-t", "rpi4b"]
-    command += ["-o", str(WORK / "dist"), "--json", "-q"]
+    command = [*AWQ_EDGE, "build", "-t", "rpi4b", "-o", str(WORK / "dist"), "--json", "-q"]
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
     if done.returncode != 0:
         raise Unavailable(done.stderr.strip())
@@ -275,14 +288,14 @@ def main() -> int:
     missing = missing_tools()
     if missing:
         print(f"no virtual board was tried: {', '.join(missing)} not installed")
-        return 77
+        return NOT_TRIED
     begin = time.monotonic()
     try:
         wheel = (arguments.wheel or own_wheel()).resolve()
         kind, base = Kind(images.kernel("6.1")), images.disk()
     except Unavailable as error:
         print(f"no virtual board was tried: {error}")
-        return 77
+        return NOT_TRIED
     digest = hashlib.sha256(base.name.encode() + wheel.read_bytes()).hexdigest()[:12]
     image = WORK / f"deployed-{digest}.img"
     numbers = arguments.cuts, arguments.boots, arguments.seed
@@ -303,7 +316,8 @@ def main() -> int:
     print(f"\n{'case':22} {'time':>10}  result")
     for name, seconds, result, text in rows:
         print(f"{name:22} {seconds / 60:4.0f} min {seconds % 60:02.0f}  {result} {text}")
-    return 1 if any(row[2] == "FAILED" for row in rows) else 0
+    results = {row[2] for row in rows}
+    return 1 if "FAILED" in results else NOT_TRIED if "not tried" in results else 0
 
 
 if __name__ == "__main__":

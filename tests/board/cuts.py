@@ -148,8 +148,8 @@ class Look:
         return found
 
 
-def _debugfs(image: Path, command: str) -> str | None:
-    """What debugfs answers; None if there is no file of the name. Its status says nothing."""
+def debugfs(image: Path, command: str) -> str:
+    """What debugfs answers; "" if there is no file of the name. Its status says nothing."""
     done = _run(["debugfs", "-R", command, str(image)])
     told = [
         line
@@ -157,7 +157,7 @@ def _debugfs(image: Path, command: str) -> str | None:
         if not line.startswith("debugfs ") and "while changing ownership" not in line
     ]
     if any("File not found" in line for line in told):
-        return None
+        return ""
     if done.returncode != 0 or told:
         raise BoardFailure(f"debugfs cannot '{command}': {' '.join(told)[-200:]}")
     return done.stdout
@@ -165,8 +165,8 @@ def _debugfs(image: Path, command: str) -> str | None:
 
 def release_in(image: Path) -> str:
     """The name of the release in use on a disk; "" if there is none."""
-    said = _debugfs(image, f"stat {HOME}/current")
-    match = re.search(r'link dest: "releases/([^"]+)"', said or "")
+    said = debugfs(image, f"stat {HOME}/current")
+    match = re.search(r'link dest: "releases/([^"]+)"', said)
     return match[1] if match else ""
 
 
@@ -191,7 +191,7 @@ def judge(image: Path, old: str) -> str:
         done = _run(["e2fsck", "-fy", str(image)])
         if done.returncode not in _SOUND:
             raise BoardFailure(f"the file system is broken: {done.stdout.strip()[-200:]}")
-        _debugfs(image, f"rdump {HOME} {folder}")
+        debugfs(image, f"rdump {HOME} {folder}")
         return _judge_tree(folder / Path(HOME).name, old)
     finally:
         shutil.rmtree(folder, ignore_errors=True)

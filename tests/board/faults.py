@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 from dataclasses import replace
 
+import cuts
 from bench import (
     EDGE,
     MODEL,
@@ -35,7 +36,7 @@ def few_megabytes(bench: Bench) -> str:
 def full_disk(bench: Bench) -> str:
     """No room at the check, and none that is left after it: one sentence, and the old one runs."""
     with bench.board(deployed(bench)) as machine:
-        free = int(machine.must("df -Pk / | sed -n '2s/.* \\([0-9]*\\) *[0-9]*%.*/\\1/p'"))
+        free = int(machine.must("df -k --output=avail / | tail -n 1"))
         machine.must(f"sudo fallocate -l {free - 60_000}k /fill")
         must_refuse(deploy(bench, machine), "disk", "are free")
         machine.must("sudo rm /fill && sync")
@@ -78,10 +79,33 @@ def read_only_root(bench: Bench) -> str:
     with bench.board(deployed(bench)) as machine:
         machine.must("sudo systemctl stop systemd-journald.socket systemd-journald; sync")
         machine.must("sudo mount -o remount,ro / || sudo sh -c 'echo u >/proc/sysrq-trigger'")
-        must_refuse(deploy(bench, machine), "ead-only")
+        must_refuse(deploy(bench, machine), "cannot be written (Read-only file system)")
         machine.must(RUN)
         machine.must("sudo mount -o remount,rw /")
         must_deploy(bench, machine)
+    return ""
+
+
+def unreadable_model(bench: Bench) -> str:
+    """A block of the model that the medium does not give: sentences, no signal, and a new copy."""
+    image = deployed(bench)
+    path = f"{cuts.HOME}/releases/{cuts.release_in(image)}/models/{MODEL}"
+    block_bytes = int(cuts.debugfs(image, "stats -h").split("Block size:")[1].split()[0])
+    blocks = cuts.debugfs(image, f"blocks {path}").split()
+    sector = int(blocks[len(blocks) // 2]) * block_bytes // 512
+    disk = (
+        "driver=raw,file.driver=blkdebug,file.image.driver=file,file.image.filename={image},"
+        "file.inject-error.0.event=read_aio,file.inject-error.0.errno=5,"
+        f"file.inject-error.0.sector={sector}"
+    )
+    with bench.board(image, disk=disk) as machine:
+        for command, words in ((RUN, "cannot be read any more"), (f"{EDGE} selftest", "damaged")):
+            done = machine.run(command)
+            said = done.stderr.splitlines()
+            if done.returncode != 1 or len(said) != 1 or words not in said[0]:
+                raise BoardFailure(f"{command} ended with {done.returncode}: {done.stderr[-300:]}")
+        must_deploy(bench, machine)
+        must_run(bench, machine)
     return ""
 
 

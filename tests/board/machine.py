@@ -126,6 +126,12 @@ class Machine:
             raise BoardFailure(f"{script!r} ended with {done.returncode}: {done.stderr.strip()}")
         return done.stdout
 
+    def put(self, file: Path, name: str) -> None:
+        """Copies a file into the user's home."""
+        command = [*shlex.split(self.ssh), self.host, f"cat >{shlex.quote(name)}"]
+        with file.open("rb") as source:
+            subprocess.run(command, stdin=source, check=True, timeout=600)
+
     def reboot(self) -> None:
         """An orderly restart; qemu stays."""
         before = self.must("cat /proc/sys/kernel/random/boot_id")

@@ -58,8 +58,8 @@ def to_deploy(folder: Path) -> Bundle:
     return Bundle(needs(), files, {name: file_digest(path) for name, path in files.items()})
 
 
-def write_wheel(path: Path, version: str, selftest: int = 0) -> Path:
-    """A package that stands for awq-edge: it prints its version, and its self-test may fail."""
+def write_wheel(path: Path, version: str, selftest: int = 0, *, starts: bool = True) -> Path:
+    """A package that stands for awq-edge: prints a version; may fail its self-test, or to start."""
     info = f"awq_edge-{version}.dist-info"
     body = (
         "import sys\n"
@@ -70,7 +70,7 @@ def write_wheel(path: Path, version: str, selftest: int = 0) -> Path:
         f"    print('awq-edge {version}')\n"
     )
     files = {
-        "awq_edge_stand_in.py": body,
+        "awq_edge_stand_in.py": body if starts else "raise SystemExit(3)\n",
         f"{info}/METADATA": f"Metadata-Version: 2.1\nName: awq-edge\nVersion: {version}\n",
         f"{info}/WHEEL": "Wheel-Version: 1.0\nRoot-Is-Purelib: true\nTag: py3-none-any\n",
         f"{info}/entry_points.txt": "[console_scripts]\nawq-edge = awq_edge_stand_in:main\n",
@@ -87,13 +87,15 @@ def stand_in_bundle(
     *,
     version: str = "1.0",
     selftest: int = 0,
+    starts: bool = True,
     model: Path = STORIES,
     service: ServicePlan | None = None,
 ) -> Path:
     """A bundle with a stand-in for the package, and the small model."""
     wheels = folder / "wheels"
     wheels.mkdir(parents=True)
-    own = write_wheel(wheels / f"awq_edge-{version}-py3-none-any.whl", version, selftest)
+    name = f"awq_edge-{version}-py3-none-any.whl"
+    own = write_wheel(wheels / name, version, selftest, starts=starts)
     (wheels / f"{HERE}.txt").write_text(f"{own.name}\n")
     shutil.copy(model, folder)
     write_script(folder, replace(needs(), model=model, service=service))

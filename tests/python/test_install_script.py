@@ -186,8 +186,27 @@ def test_an_unwritable_prefix_is_named(machine: Machine, tmp_path: Path) -> None
     closed.mkdir(mode=0o555)
     _refused(
         machine.run(write_script(tmp_path, needs()), "--check", "--prefix", f"{closed}/a"),
-        "closed",
+        "closed cannot be written (Permission denied)",
     )
+
+
+@pytest.mark.skipif(os.geteuid() != 0, reason="only root may mount")
+def test_a_read_only_disk_is_named(machine: Machine, tmp_path: Path) -> None:
+    card = tmp_path / "card"
+    card.mkdir()
+    mounted = 'mount --bind "$0" "$0" && mount -o remount,bind,ro "$0" && exec sh "$@"'
+    command = ["unshare", "--mount", "sh", "-c", mounted, card, write_script(tmp_path, needs())]
+    done = subprocess.run(
+        [*command, "--check", "--prefix", card / "a"],
+        env={"HOME": str(machine.home), "PATH": f"{machine.stubs}:{os.environ['PATH']}"},
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    if "install.sh" not in done.stderr:
+        pytest.skip(f"nothing can be mounted here: {done.stderr}")
+    _refused(done, f"{card} cannot be written (Read-only file system)")
+    assert list(card.iterdir()) == []
 
 
 # ---- the installation ----------------------------------------------------------------------------
@@ -244,6 +263,15 @@ def test_a_failed_selftest_leaves_everything_as_it_was(machine: Machine, tmp_pat
     # The user may still insist.
     assert machine.run(broken, "--no-selftest").returncode == 0
     assert _version(machine) == "awq-edge 2.0"
+
+
+@pytest.mark.parametrize("options", [[], ["--no-selftest"]])
+def test_a_program_that_does_not_start_is_not_installed(
+    options: list[str], machine: Machine, tmp_path: Path
+) -> None:
+    broken = stand_in_bundle(tmp_path / "broken", starts=False)
+    _refused(machine.run(broken, *options), "the installed program does not start")
+    assert _releases(machine) == []
 
 
 def test_a_damaged_file_is_named_before_anything_is_made(machine: Machine, tmp_path: Path) -> None:
