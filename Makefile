@@ -54,7 +54,8 @@ $(VENV)/.installed: $(NATIVE) $(VENV)/.torch
 	@touch $@
 
 # The library is compiled once, in the folder and with the settings of the preset `release`, and installed from there.
-BUILD_TOOLS := PATH="$(abspath $(BIN)):$$PATH"
+# These tools count their own jobs: make's jobserver is closed to a recipe that is no make.
+BUILD_TOOLS := MAKEFLAGS= PATH="$(abspath $(BIN)):$$PATH"
 SHARED_BUILD := --no-build-isolation -C build-dir=build/release -C build.targets="awq_edge;awq_edge_declarations" \
   -C cmake.define.AWQE_BUILD_TESTS=ON -C cmake.define.AWQE_WARNINGS_AS_ERRORS=ON \
   -C cmake.define.CMAKE_EXPORT_COMPILE_COMMANDS=ON
@@ -63,15 +64,12 @@ $(VENV)/.dev: $(NATIVE) $(VENV)/.torch
 	$(BUILD_TOOLS) $(BIN)/python -m pip install --quiet $(SHARED_BUILD) --editable ".[convert,vision,build,eval,analyze,dev]"
 	@touch $(VENV)/.installed $@
 
-# What a new machine can do at once, as -j2: pip fetches the largest package while the compilers work. Nothing needs it.
-.PHONY: ahead ahead-library
-ahead: $(VENV)/.torch ahead-library
-# ninja counts its own jobs: make's jobserver is closed to a recipe that is no make.
-ahead-library: | $(VENV)/.tools
-	$(BUILD_TOOLS) cmake --preset release --log-level=WARNING
-	MAKEFLAGS= $(BIN)/cmake --build --preset release --target awq_edge
+# What a new machine can do at once, as -j2: pip fetches and unpacks while compilers make the tests with sanitizers.
+.PHONY: ahead ahead-sanitized
+ahead: $(VENV)/.dev ahead-sanitized
+ahead-sanitized: | $(VENV)/.tools
 	$(BUILD_TOOLS) cmake --preset dev --log-level=WARNING
-	MAKEFLAGS= $(BIN)/cmake --build --preset dev --target awq_edge
+	$(BUILD_TOOLS) cmake --build --preset dev
 
 setup: $(VENV)/.dev
 
