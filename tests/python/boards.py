@@ -38,16 +38,38 @@ CPUS = {"cortex-a72": "neon", "cortex-a76": "neon_dotprod", "max": "neon_i8mm"}
 
 
 @functools.cache
-def arm_wheel() -> Path:
-    """The wheel for the Raspberry Pi 4B, built from this checkout in a cache of the tests' own."""
+def _arm_build() -> LibraryBuild:
+    """The library for the Raspberry Pi 4B, built from this checkout in the tests' own cache."""
     try:
         find_tools()
     except UnsupportedError as error:
         pytest.skip(str(error))
     with pytest.MonkeyPatch.context() as patch:
         patch.setenv("AWQ_EDGE_CACHE", str(WORK / "cache"))
-        profile = load_profile("rpi4b")
-        return write_wheel(profile, LibraryBuild(profile).run(), WORK / "dist")
+        build = LibraryBuild(load_profile("rpi4b"))
+        build.run()
+    assert "[-W" not in build.log.read_text()  # no compiler warned
+    return build
+
+
+@functools.cache
+def arm_wheel() -> Path:
+    """The wheel of that library."""
+    build = _arm_build()
+    return write_wheel(build.profile, build.library, WORK / "dist")
+
+
+def copy_arm_objects(folder: Path) -> None:
+    """Begins a build of the preset ``rpi4b`` with that library's objects: none is compiled twice.
+
+    The compiler is the same, and so are its options where warnings are no errors.
+    """
+    build = _arm_build()
+    objects = Path("CMakeFiles/awq_edge_objects.dir")
+    with build._alone(None):
+        shutil.copytree(build.folder / objects, folder / objects)
+        for name in (".ninja_log", ".ninja_deps"):
+            shutil.copy2(build.folder / name, folder)
 
 
 @functools.cache
