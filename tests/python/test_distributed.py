@@ -51,6 +51,10 @@ def test_sum_is_taken_in_the_order_of_segments() -> None:
     assert float(Processes().total(backwards, like)) == 2.0**24
 
 
+_LAUNCHER = (
+    *("-m", "torch.distributed.run", "--master-port=0"),
+    *("--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"),
+)
 _PROGRAM = """
 import sys
 from pathlib import Path
@@ -71,8 +75,7 @@ def convert(tmp_path: Path, name: str, processes: int, method: str, bits: str) -
     program.write_text(_PROGRAM)
     launcher = [sys.executable]
     if processes > 1:
-        launcher += ["-m", "torch.distributed.run", f"--nproc-per-node={processes}"]
-        launcher += ["--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0"]
+        launcher += [*_LAUNCHER, f"--nproc-per-node={processes}"]
     output = tmp_path / name
     paths = [str(tmp_path / "text.txt"), str(tmp_path / "checkpoint"), str(output)]
     search = os.pathsep.join([str(ROOT), os.environ.get("PYTHONPATH", "")])
@@ -98,14 +101,15 @@ def test_two_processes_write_the_bytes_of_one(tmp_path: Path, method: str, bits:
 
 
 def test_one_of_the_processes_exports(tmp_path: Path) -> None:
+    """To nearest: that several processes search as one does is what the others show."""
     for directory, count in (("one", 1), ("two", 2)):
         (tmp_path / directory).mkdir()
+        launcher = [*_LAUNCHER, f"--nproc-per-node={count}"] if count > 1 else []
         subprocess.run(
             [
-                sys.executable, "-m", "torch.distributed.run", f"--nproc-per-node={count}",
-                "--master-port=0", "--rdzv-backend=c10d", "--rdzv-endpoint=localhost:0",
+                sys.executable, *launcher,
                 "-m", "awq_edge.cli.main", "convert", str(ROOT / "examples/novels-7m"),
-                "-o", f"{directory}/m", "--samples", "2", "--sequence-length", "64",
+                "-o", f"{directory}/m", "--method", "rtn",
                 "--export", "gguf", f"{directory}/x",
             ],
             check=True,
