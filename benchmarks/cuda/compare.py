@@ -29,11 +29,12 @@ import numpy as np
 ROOT = Path(__file__).resolve().parents[2]
 sys.path[:0] = [str(ROOT), str(ROOT / "benchmarks")]
 
-from shapes import architecture, write_awq_edge  # noqa: E402
+from shapes import SHAPES, architecture, write_awq_edge  # noqa: E402
 
 from awq_edge.architecture import Architecture  # noqa: E402
 
 PROMPT, CONTEXT, STEPS, REPETITIONS = 2048, 512, 64, 5
+PEERS = ("eager", "compiled")
 CHECKED = 80  # tokens: a tile, few rows and single ones
 
 COLUMNS = ("prompt of 2048", "prompt of 2048, tensor", "1 decoding", "8 decoding")
@@ -103,7 +104,7 @@ def transformers(shape: Architecture, compiled: bool) -> dict[str, float]:
     speeds = {}
     with torch.device("cuda"), torch.no_grad():
         model = LlamaForCausalLM(config).eval()
-        prompt = torch.arange(PROMPT).reshape(1, -1) % shape.vocabulary
+        prompt = torch.arange(PROMPT).reshape(1, -1) % shape.vocabulary_size
         if not compiled:
             seconds = median_seconds(lambda: model(prompt, logits_to_keep=1))
             speeds[COLUMNS[0]] = PROMPT / seconds
@@ -139,6 +140,12 @@ def main() -> None:
     parser.add_argument("shapes", nargs="*", default=["tinyllama-1.1b", "llama-2-7b"])
     parser.add_argument("--peers", default="eager,compiled")
     arguments = parser.parse_args()
+    for name in arguments.shapes:
+        if name not in SHAPES:
+            raise SystemExit(f"There is no shape {name}: there are {', '.join(SHAPES)}.")
+    for peer in filter(None, arguments.peers.split(",")):
+        if peer not in PEERS:
+            raise SystemExit(f"There is no peer {peer}: there are {', '.join(PEERS)}.")
     os.environ["AWQ_EDGE_LIBRARY"] = str(arguments.build / "libawq_edge.so")
     print(f"{'tokens per second':44s}" + "".join(f"{column:>24s}" for column in COLUMNS))
 
