@@ -37,7 +37,14 @@ if TYPE_CHECKING:
     import numpy as np
     from numpy.typing import NDArray
 
-    from awq_edge._native import MemoryNeed, ModelInfo, NativeModel, TensorInfo, Value
+    from awq_edge._native import (
+        GpuMemoryNeed,
+        MemoryNeed,
+        ModelInfo,
+        NativeModel,
+        TensorInfo,
+        Value,
+    )
     from awq_edge.speculation import Speculation
     from awq_edge.vision.decoding import Source
     from awq_edge.vision.picture_prompt import PicturePrompt
@@ -273,7 +280,7 @@ class Model:
         return min(self.info.context_length, DEFAULT_CONTEXT_LENGTH)
 
     def memory(self, context_length: int | None = None, *, kv: str | None = None) -> MemoryNeed:
-        """Bytes that a session needs; allocates nothing."""
+        """Bytes that a session needs on the CPU; allocates nothing."""
         context_length = context_length or self.context_length
         self._require_trained(context_length)
         return self.native.memory(context_length, kv or self._kv)
@@ -288,6 +295,29 @@ class Model:
             return 0
         side = min(_MANY_ROWS * vision.step, vision.image_size)
         return self.native.vision_memory(self.prefill_threads, side, side)
+
+    def gpu_memory(
+        self,
+        context_length: int | None = None,
+        *,
+        kv: str | None = None,
+        gpu_layers: int | str | None = None,
+    ) -> GpuMemoryNeed:
+        """Bytes that a session needs of the GPU's memory; allocates nothing.
+
+        Args:
+            context_length: Tokens; None is what a session of this model keeps.
+            kv: "fp16" or "int8"; None is as the model was opened.
+            gpu_layers: A number of layers, "auto" for as many as there is room for, None for the
+                whole model.
+
+        Raises:
+            UnsupportedError: There is no GPU that this library can use, or none that computes this
+                model.
+        """
+        context_length = context_length or self.context_length
+        self._require_trained(context_length)
+        return self.native.gpu_memory(context_length, kv or self._kv, gpu_layers)
 
     def _require_trained(self, context_length: int) -> None:
         if context_length > self.info.context_length:

@@ -22,12 +22,20 @@ from awq_edge._native.machine import (
     SelftestResult,
     gpu,
     gpu_read_bandwidth,
+    gpu_selftest,
     kernel_tables,
     read_bandwidth,
     selftest,
 )
 from awq_edge._native.metadata import Scalar, Value
-from awq_edge._native.model import MemoryNeed, ModelInfo, NativeModel, TensorInfo, VisionInfo
+from awq_edge._native.model import (
+    GpuMemoryNeed,
+    MemoryNeed,
+    ModelInfo,
+    NativeModel,
+    TensorInfo,
+    VisionInfo,
+)
 from awq_edge._native.options import (
     ATTENTIONS,
     DEVICES,
@@ -47,6 +55,7 @@ __all__ = [
     "KV_TYPES",
     "LIBRARY_NAME",
     "Gpu",
+    "GpuMemoryNeed",
     "MemoryNeed",
     "ModelInfo",
     "NativeModel",
@@ -66,6 +75,7 @@ __all__ = [
     "gpu",
     "gpu_layer_number",
     "gpu_read_bandwidth",
+    "gpu_selftest",
     "header_path",
     "kernel_tables",
     "kv_type_number",

@@ -112,7 +112,25 @@ def selftest(report: Callable[[SelftestResult], None]) -> None:
         report: called for each operation of each table; may raise, which ends the self-test and
             comes out of it.
     """
-    ffi, library = load()
+    _, library = load()
+    _walk(library.awqe_selftest, report)
+
+
+def gpu_selftest(report: Callable[[SelftestResult], None]) -> None:
+    """Runs every kernel of the GPU against the reference; ``operation`` is the kernel's name.
+
+    Args:
+        report: as that of ``selftest``, called for each kernel.
+
+    Raises:
+        UnsupportedError: There is no GPU that this library can use.
+    """
+    _, library = load()
+    _walk(library.awqe_gpu_selftest, report)
+
+
+def _walk(function: Any, report: Callable[[SelftestResult], None]) -> None:
+    ffi, _ = load()
     raised: list[BaseException] = []
 
     def keep(_kind: object, error: BaseException, _traceback: object) -> None:
@@ -132,7 +150,7 @@ def selftest(report: Callable[[SelftestResult], None]) -> None:
     signature = "bool(void*, const awqe_selftest_result*)"
     callback = ffi.callback(signature, tell, error=False, onerror=keep)
     try:
-        call(library.awqe_selftest, callback, ffi.NULL)
+        call(function, callback, ffi.NULL)
     except errors.CancelledError:
         if raised:
             raise raised[0] from None

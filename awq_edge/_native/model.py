@@ -94,6 +94,31 @@ class MemoryNeed:
         return self.weight_bytes + self.cache_bytes + self.scratch_bytes
 
 
+@dataclass(frozen=True)
+class GpuMemoryNeed:
+    """Bytes of a GPU's memory that a session needs there.
+
+    Attributes:
+        layers: Of the model's last layers, those that the GPU would compute; 0: it has no room, and
+            the bytes are those that were asked for.
+        weight_bytes: Of these layers and the output matrix.
+        cache_bytes: Keys and values.
+        scratch_bytes: Everything else.
+        free_bytes: What is free there; where CPU and GPU share one memory, of that.
+    """
+
+    layers: int
+    weight_bytes: int
+    cache_bytes: int
+    scratch_bytes: int
+    free_bytes: int
+
+    @property
+    def total_bytes(self) -> int:
+        """What is needed."""
+        return self.weight_bytes + self.cache_bytes + self.scratch_bytes
+
+
 class NativeModel:
     """A mapped and validated file. May be used from several threads at once."""
 
@@ -177,6 +202,22 @@ class NativeModel:
         options = session_options(context_length, 0, 0, kv_type, "cpu")
         call(library.awqe_session_memory, self.pointer, options, need)
         return MemoryNeed(int(need.weight_bytes), int(need.cache_bytes), int(need.scratch_bytes))
+
+    def gpu_memory(
+        self, context_length: int, kv_type: str = "fp16", gpu_layers: int | str | None = None
+    ) -> GpuMemoryNeed:
+        """What such a session would need of the GPU's memory; allocates nothing.
+
+        Raises:
+            UnsupportedError: There is no GPU that this library can use, or none for this model.
+        """
+        _, library = load()
+        need = structure("awqe_gpu_memory")
+        options = session_options(context_length, 0, 0, kv_type, "cuda", gpu_layers)
+        call(library.awqe_session_gpu_memory, self.pointer, options, need)
+        return GpuMemoryNeed(
+            **{name: int(getattr(need, name)) for name in GpuMemoryNeed.__dataclass_fields__}
+        )
 
     def vision(self) -> VisionInfo | None:
         """What it reads pictures with; None where it reads none."""

@@ -27,7 +27,16 @@ def doctor(
     """Check this machine: CPU, system, memory, power, heat; and whether FILE fits."""
     from awq_edge import _native
     from awq_edge.device.board import read_board
-    from awq_edge.device.doctor import PROBLEM, examine, fit, judge_fit
+    from awq_edge.device.doctor import (
+        PROBLEM,
+        WARNING,
+        Finding,
+        examine,
+        fit,
+        gpu_fit,
+        judge_fit,
+        judge_gpu_fit,
+    )
     from awq_edge.device.gpu_sensors import read_gpu_state
 
     output = Output(as_json=as_json)
@@ -40,12 +49,21 @@ def doctor(
     state = read_gpu_state()
     findings = examine(board, kernels, gpu, state)
     result = None
+    on_gpu = None
     if file is not None:
         from awq_edge.model import Model
 
         with Model.open(file) as model:
             result = fit(model, board, context)
             findings.append(judge_fit(result, model.name))
+            if not isinstance(gpu, str):
+                try:
+                    on_gpu = gpu_fit(model, context)
+                except UnsupportedError as error:
+                    findings.append(Finding(WARNING, "GPU model", f"{error}"))
+                else:
+                    layers = model.info.layers
+                    findings.append(judge_gpu_fit(*on_gpu, gpu, layers, model.name))
     width = max(len(finding.subject) for finding in findings)
     for finding in findings:
         output.line(f"{_MARKS[finding.level]} {finding.subject:<{width}}  {finding.text}")
@@ -60,6 +78,7 @@ def doctor(
             "gpu_state": None if state is None else asdict(state),
             "findings": [asdict(finding) for finding in findings],
             **({} if result is None else {"fit": asdict(result)}),
+            **({} if on_gpu is None else {"gpu_fit": [asdict(need) for need in on_gpu]}),
         }
     )
     if any(finding.level == PROBLEM for finding in findings):

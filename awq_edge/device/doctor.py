@@ -13,7 +13,7 @@ from awq_edge.device.board import Board
 from awq_edge.quantities import size_text
 
 if TYPE_CHECKING:
-    from awq_edge._native import Gpu, MemoryNeed
+    from awq_edge._native import Gpu, GpuMemoryNeed, MemoryNeed
     from awq_edge.device.gpu_sensors import GpuState
     from awq_edge.model import Model
 
@@ -165,6 +165,41 @@ def fit(model: Model, board: Board, context_length: int | None) -> Fit:
             high = middle - 1
     largest = low if low >= min(_SMALLEST_CONTEXT, model.info.context_length) else 0
     return Fit(model.memory(wanted), free, wanted, largest, encoding)
+
+
+def gpu_fit(model: Model, context_length: int | None) -> tuple[GpuMemoryNeed, GpuMemoryNeed]:
+    """What the whole model needs of the GPU's memory, and what the layers that it has room for.
+
+    Raises:
+        UnsupportedError: There is no GPU, or none that computes this model.
+    """
+    return (
+        model.gpu_memory(context_length),
+        model.gpu_memory(context_length, gpu_layers="auto"),
+    )
+
+
+def judge_gpu_fit(
+    whole: GpuMemoryNeed, divided: GpuMemoryNeed, gpu: Gpu, layers: int, name: str
+) -> Finding:
+    """One line about a model on the GPU. The CPU has it otherwise, so nothing here is a problem."""
+    memory = "the memory that it shares with the CPU" if gpu.integrated else "its memory"
+    need = (
+        f"{name} needs {size_text(whole.total_bytes)} of {memory} (weights "
+        f"{size_text(whole.weight_bytes)}, context {size_text(whole.cache_bytes)}, work "
+        f"{size_text(whole.scratch_bytes)}); {size_text(whole.free_bytes)} free"
+    )
+    if whole.layers:
+        return Finding(OK, "GPU model", need)
+    if not divided.layers:
+        return Finding(OK, "GPU model", need, "It has no room for a layer: the CPU has the model.")
+    return Finding(
+        OK,
+        "GPU model",
+        need,
+        f"'--gpu-layers auto' gives it {divided.layers} of {layers} layers, "
+        f"{size_text(divided.total_bytes)}.",
+    )
 
 
 def judge_fit(result: Fit, name: str) -> Finding:

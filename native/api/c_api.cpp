@@ -237,6 +237,17 @@ awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_opti
     });
 }
 
+awqe_status awqe_session_gpu_memory(const awqe_model* model, const awqe_session_options* options,
+                                    awqe_gpu_memory* memory, awqe_error* error) {
+    awqe::clear_sized(memory);
+    return awqe::guard(error, [&] {
+        awqe::sized(memory, "memory");
+        if (options != nullptr) awqe::sized(options, "options");
+        const awqe::Model& m = awqe::required(model, "model").shared->model();
+        awqe::describe_gpu_memory(m, awqe::session_plan(m, options), memory);
+    });
+}
+
 awqe_status awqe_session_open(const awqe_model* model, const awqe_session_options* options,
                               awqe_session** session, awqe_error* error) {
     awqe::clear(session);

@@ -84,9 +84,9 @@ awqe_status awqe_vision_encode(const awqe_model* model, const uint8_t* pixels, s
     return status;
 }
 
-static awqe_status run_selftest(awqe_selftest_run** run, awqe_selftest_report report, void* user,
-                                awqe_error* error) {
-    awqe_status status = awqe_selftest_begin(run, report != NULL, error);
+static awqe_status run_selftest(awqe_selftest_run** run, bool gpu, awqe_selftest_report report,
+                                void* user, awqe_error* error) {
+    awqe_status status = awqe_selftest_begin(run, gpu, report != NULL, error);
     while (status == AWQE_OK) {
         awqe_selftest_result result;
         bool done = false;
@@ -99,11 +99,20 @@ static awqe_status run_selftest(awqe_selftest_run** run, awqe_selftest_report re
 
 static void end_selftest(void* run) { awqe_selftest_end(*(awqe_selftest_run**)run); }
 
-awqe_status awqe_selftest(awqe_selftest_report report, void* user, awqe_error* error) {
+static awqe_status selftest_of(bool gpu, awqe_selftest_report report, void* user,
+                               awqe_error* error) {
     awqe_selftest_run* run = NULL;
     awqe_status status;
     pthread_cleanup_push(end_selftest, &run);
-    status = run_selftest(&run, report, user, error);
+    status = run_selftest(&run, gpu, report, user, error);
     pthread_cleanup_pop(1);
     return status;
+}
+
+awqe_status awqe_selftest(awqe_selftest_report report, void* user, awqe_error* error) {
+    return selftest_of(false, report, user, error);
+}
+
+awqe_status awqe_gpu_selftest(awqe_selftest_report report, void* user, awqe_error* error) {
+    return selftest_of(true, report, user, error);
 }

@@ -10,14 +10,17 @@
 #include "native/kernels/selftest.h"
 #include "native/runtime/batch.h"
 #include "native/runtime/cpus.h"
+#include "native/runtime/gpu_backend.h"
 #include "native/runtime/vision_encoding.h"
 
 struct awqe_encoding_run {
     awqe::VisionEncoding encoding;
 };
 
+// One of the two.
 struct awqe_selftest_run {
-    awqe::Selftest selftest;
+    std::unique_ptr<awqe::Selftest> of_cpu;
+    std::unique_ptr<awqe::GpuSelftest> of_gpu;
 };
 
 namespace awqe {
@@ -128,10 +131,16 @@ awqe_status awqe_encoding_cancel(size_t done, size_t total, awqe_error* error) {
 
 void awqe_encoding_end(awqe_encoding_run* run) { delete run; }
 
-awqe_status awqe_selftest_begin(awqe_selftest_run** run, bool report, awqe_error* error) {
+awqe_status awqe_selftest_begin(awqe_selftest_run** run, bool gpu, bool report, awqe_error* error) {
     return awqe::guard(error, [&] {
         if (!report) awqe::fail(AWQE_INVALID_ARGUMENT, "report is NULL");
-        *run = new awqe_selftest_run{awqe::Selftest()};
+        auto begun = std::make_unique<awqe_selftest_run>();
+        if (gpu) {
+            begun->of_gpu = awqe::make_gpu_selftest();
+        } else {
+            begun->of_cpu = std::make_unique<awqe::Selftest>();
+        }
+        *run = begun.release();
     });
 }
 
@@ -139,7 +148,7 @@ awqe_status awqe_selftest_step(awqe_selftest_run* run, awqe_selftest_result* res
                                awqe_error* error) {
     return awqe::guard(error, [&] {
         awqe::SelftestResult next = {};
-        *done = !run->selftest.next(&next);
+        *done = !(run->of_gpu ? run->of_gpu->next(&next) : run->of_cpu->next(&next));
         *result = {sizeof(*result), next.cases, next.differing, next.kernels, next.operation};
     });
 }

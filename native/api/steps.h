@@ -36,7 +36,7 @@ void awqe_encoding_end(awqe_encoding_run* run);
 typedef struct awqe_selftest_run awqe_selftest_run;
 
 /* `report` only says whether there is one. */
-awqe_status awqe_selftest_begin(awqe_selftest_run** run, bool report, awqe_error* error);
+awqe_status awqe_selftest_begin(awqe_selftest_run** run, bool gpu, bool report, awqe_error* error);
 awqe_status awqe_selftest_step(awqe_selftest_run* run, awqe_selftest_result* result, bool* done,
                                awqe_error* error);
 awqe_status awqe_selftest_cancel(awqe_error* error);

@@ -23,17 +23,7 @@ constexpr size_t kRows = 1024;
 constexpr size_t kRowsIntegrated = 256;
 
 CacheShape shape_of(const Architecture& a, KvType type) {
-    CacheShape shape = {};
-    shape.int8 = type == KvType::kS8;
-    const size_t positions = size_t{a.kv_heads} * kAttentionChunk;
-    const size_t numbers = round_up(positions * a.head_size * (shape.int8 != 0 ? 1 : 2), 256);
-    const size_t scales = shape.int8 != 0 ? round_up(positions * sizeof(float), 256) : 0;
-    shape.values_offset = static_cast<long long>(numbers);
-    shape.key_scales_offset = static_cast<long long>(2 * numbers);
-    shape.value_scales_offset = static_cast<long long>(2 * numbers + scales);
-    shape.layer_bytes = static_cast<long long>(2 * (numbers + scales));
-    shape.chunk_bytes = shape.layer_bytes * a.layers;
-    return shape;
+    return cache_shape(a.kv_heads, a.head_size, a.layers, type == KvType::kS8);
 }
 
 // A decoder of the layers from `first` on.
@@ -161,10 +151,6 @@ CudaBackend::CudaBackend(const Model& model, size_t first_layer)
       rows_(rows_of_pass(device_->facts(), first_layer)),
       taps_(first_layer == 0 ? taps_of(model) : 0),
       process_(getpid()) {
-    if (model.cross() != nullptr) {
-        fail(AWQE_UNSUPPORTED,
-             "the GPU has no layers that look at pictures so far; use the CPU for this model");
-    }
     const Device::Use use(*device_);
     weights_ = std::make_unique<Weights>(device_, model, first_layer);
 }

@@ -104,4 +104,16 @@ void check(Status status, const char* what) {
     }
 }
 
+OwnedStream open_stream(const Driver& d) {
+    Stream stream = nullptr;
+    check(d.cuStreamCreate(&stream, 1), "open a stream");  // 1: not ordered with other streams
+    return {d, stream};
+}
+
+OwnedEvent open_event(const Driver& d, bool timed) {
+    Event event = nullptr;
+    check(d.cuEventCreate(&event, timed ? 0 : 2), "open an event");  // 2: nobody asks for times
+    return {d, event};
+}
+
 }  // namespace awqe::cuda

@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <string>
+#include <utility>
 
 namespace awqe::cuda {
 
@@ -122,6 +123,30 @@ struct Driver {
     int version;  // 1000 * major + 10 * minor
 };
 
+// What the driver has opened for somebody: closed with its owner.
+template <class Handle, Status (*Driver::*kClose)(Handle)>
+class Owned {
+  public:
+    Owned() = default;
+    Owned(const Driver& driver, Handle handle) : driver_(&driver), handle_(handle) {}
+    ~Owned() {
+        if (handle_ != nullptr) (driver_->*kClose)(handle_);
+    }
+    Owned(Owned&& other) noexcept { *this = std::move(other); }
+    Owned& operator=(Owned&& other) noexcept {
+        std::swap(driver_, other.driver_);
+        std::swap(handle_, other.handle_);
+        return *this;
+    }
+    Handle get() const { return handle_; }
+
+  private:
+    const Driver* driver_ = nullptr;
+    Handle handle_ = nullptr;
+};
+using OwnedStream = Owned<Stream, &Driver::cuStreamDestroy_v2>;
+using OwnedEvent = Owned<Event, &Driver::cuEventDestroy_v2>;
+
 // The driver, loaded at the first call and for as long as the process lives. NULL where there is
 // none, and *problem says why in one sentence.
 const Driver* driver(std::string* problem);
@@ -133,5 +158,9 @@ std::string error_name(Status status);
 // AWQE_UNSUPPORTED (the GPU cannot do this) or AWQE_DEVICE_LOST. `what` completes the sentence
 // "the GPU failed to ...".
 void check(Status status, const char* what);
+
+// A stream that is not ordered with others, and an event in one. Throw Failure.
+OwnedStream open_stream(const Driver& driver);
+OwnedEvent open_event(const Driver& driver, bool timed);
 
 }  // namespace awqe::cuda

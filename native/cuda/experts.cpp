@@ -47,7 +47,7 @@ std::vector<Visit> group_by_expert(const std::vector<Choice>& choices, size_t ea
 
 void Step::mixture_of_experts(size_t m, size_t layer) {
     const Driver& d = device_->driver();
-    const Launcher launch(*device_, stream_);
+    const Launcher launch(*device_, stream_.get());
     Arrays& at = *arrays_;
     const LayerAddresses& w = weights_.layers()[layer];
     const size_t hidden = a_.hidden_size;
@@ -58,17 +58,17 @@ void Step::mixture_of_experts(size_t m, size_t layer) {
     const auto address = [](const void* array) { return reinterpret_cast<Address>(array); };
 
     check(d.cuMemcpyDtoDAsync_v2(address(at.normed), address(at.residual),
-                                 m * hidden * sizeof(float), stream_),
+                                 m * hidden * sizeof(float), stream_.get()),
           "read the stream");
-    norm_rows(at.normed, nullptr, w.feed_forward_norm, m, hidden, kNormInPlace);
+    launches().norm(at.normed, nullptr, w.feed_forward_norm, m, hidden, kNormInPlace);
     launch((*kernels_)("route"), {divided(experts + 1, kExpertsPerCta), rows}, kThreads, 0,
            static_cast<const float*>(at.normed), w.router, w.shared_router, width,
            static_cast<int>(experts), at.router_logits);
     float* const logits = at.staged_router_logits.as<float>();
     check(d.cuMemcpyDtoHAsync_v2(logits, address(at.router_logits),
-                                 m * (experts + 1) * sizeof(float), stream_),
+                                 m * (experts + 1) * sizeof(float), stream_.get()),
           "choose experts");
-    check(d.cuStreamSynchronize(stream_), "choose experts");
+    check(d.cuStreamSynchronize(stream_.get()), "choose experts");
 
     size_t tables;
     const SoftmaxFunction softmax = kernel_tables(&tables)[tables - 1]->softmax;  // the reference
@@ -85,13 +85,13 @@ void Step::mixture_of_experts(size_t m, size_t layer) {
         group_by_expert(choices, each, a_.experts, at.staged_choice_rows.as<unsigned>(),
                         at.staged_choice_weights.as<float>());
     const auto send = [&](const void* to, const PinnedBuffer& from, size_t bytes) {
-        check(d.cuMemcpyHtoDAsync_v2(address(to), from.as<void>(), bytes, stream_),
+        check(d.cuMemcpyHtoDAsync_v2(address(to), from.as<void>(), bytes, stream_.get()),
               "choose experts");
     };
     send(at.choices.rows, at.staged_choice_rows, choices.size() * sizeof(unsigned));
     send(at.choices.weights, at.staged_choice_weights, choices.size() * sizeof(float));
     send(at.shared_weights, at.staged_shared_weights, m * sizeof(float));
-    check(d.cuMemsetD8Async(address(at.mixed), 0, m * hidden * sizeof(float), stream_),
+    check(d.cuMemsetD8Async(address(at.mixed), 0, m * hidden * sizeof(float), stream_.get()),
           "clear its memory");
 
     // mixed += weights * W_down (act(W_gate x) * W_up x); x: float [count, hidden]

@@ -6,6 +6,7 @@
 #include "native/cuda/device.h"
 #include "native/cuda/in_place.h"
 #include "native/cuda/layer_split.h"
+#include "native/cuda/selftest.h"
 #include "native/runtime/gpu_backend.h"
 
 namespace awqe {
@@ -32,6 +33,19 @@ void describe_gpu(awqe_gpu* gpu) {
     std::string reason;
     gpu->in_place = cuda::reads_in_place(device, &reason);
     std::strncpy(gpu->copy_reason, reason.c_str(), sizeof(gpu->copy_reason) - 1);
+}
+
+void describe_gpu_memory(const Model& model, const SequencePlan& plan, awqe_gpu_memory* memory) {
+    const cuda::GpuShare share = cuda::gpu_share(model, plan);
+    memory->layers = static_cast<uint32_t>(share.layers);
+    memory->weight_bytes = share.need.weights;
+    memory->cache_bytes = share.need.cache;
+    memory->scratch_bytes = share.need.work;
+    memory->free_bytes = share.free_bytes;
+}
+
+std::unique_ptr<GpuSelftest> make_gpu_selftest() {
+    return std::make_unique<cuda::KernelSelftest>(cuda::Device::shared());
 }
 
 double gpu_read_bandwidth() { return cuda::read_bandwidth(cuda::Device::shared()); }

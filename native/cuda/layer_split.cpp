@@ -82,9 +82,13 @@ void LayerSplit::evaluate(const Block& block) {
     gpu_.evaluate({rows, block.count, block.wanted, block.heads});
 }
 
-size_t layers_on_gpu(const Model& model, const SequencePlan& plan) {
+GpuShare gpu_share(const Model& model, const SequencePlan& plan) {
     const size_t layers = model.layers().size();
     const std::shared_ptr<Device> device = Device::shared();
+    if (model.cross() != nullptr) {
+        fail(AWQE_UNSUPPORTED,
+             "the GPU has no layers that look at pictures so far; use the CPU for this model");
+    }
     size_t room;
     {
         const Device::Use use(*device);
@@ -105,19 +109,28 @@ size_t layers_on_gpu(const Model& model, const SequencePlan& plan) {
                  most);
         }
         const GpuNeed need = gpu_need(model, plan, layers - count, device->facts());
-        if (need.total() + left <= room) return count;
-        if (chosen && count > 1) continue;
-        const std::string part =
-            count == layers ? "the model"
-                            : std::to_string(count) + " of " + std::to_string(layers) + " layers";
-        fail(AWQE_OUT_OF_MEMORY,
-             "%s would take %.2f GB (weights %.2f, context %.2f, work %.2f) and the GPU %s has "
-             "%.2f GB free: say --gpu-layers auto, or --device cpu",
-             part.c_str(), static_cast<double>(need.total()) / 1e9,
-             static_cast<double>(need.weights) / 1e9, static_cast<double>(need.cache) / 1e9,
-             static_cast<double>(need.work) / 1e9, device->facts().name.c_str(),
-             static_cast<double>(room) / 1e9);
+        if (need.total() + left <= room) return {count, need, room};
+        if (!chosen || count == 1) return {0, need, room};
     }
+}
+
+size_t layers_on_gpu(const Model& model, const SequencePlan& plan) {
+    const GpuShare share = gpu_share(model, plan);
+    if (share.layers > 0) return share.layers;
+    const size_t layers = model.layers().size();
+    const size_t asked = plan.gpu_layers == AWQE_GPU_LAYERS_AUTO ? 1
+                         : plan.gpu_layers == 0 ? layers
+                                                : std::min<size_t>(plan.gpu_layers, layers);
+    const std::string part =
+        asked == layers ? "the model"
+                        : std::to_string(asked) + " of " + std::to_string(layers) + " layers";
+    fail(AWQE_OUT_OF_MEMORY,
+         "%s would take %.2f GB (weights %.2f, context %.2f, work %.2f) and the GPU %s has "
+         "%.2f GB free: say --gpu-layers auto, or --device cpu",
+         part.c_str(), static_cast<double>(share.need.total()) / 1e9,
+         static_cast<double>(share.need.weights) / 1e9, static_cast<double>(share.need.cache) / 1e9,
+         static_cast<double>(share.need.work) / 1e9, Device::shared()->facts().name.c_str(),
+         static_cast<double>(share.free_bytes) / 1e9);
 }
 
 }  // namespace awqe::cuda

@@ -39,6 +39,18 @@ class LayerSplit : public Backend {
     std::vector<float> stream_;  // [kBlockTokens, hidden]: between the two
 };
 
+// What the GPU would take of a model: its last layers and the head.
+struct GpuShare {
+    size_t layers;  // 0: it has no room, neither for as many as asked for nor, where it may choose,
+                    // for any; then `need` is that of the fewest
+    GpuNeed need;
+    uint64_t free_bytes;
+};
+
+// By the plan's gpu_layers. Allocates nothing. Throws Failure with AWQE_UNSUPPORTED where there is
+// no GPU, or none that computes this model.
+GpuShare gpu_share(const Model& model, const SequencePlan& plan);
+
 // How many of the last layers the GPU takes for a sequence of this plan, by its gpu_layers. Throws
 // Failure with AWQE_OUT_OF_MEMORY, with the numbers, where it has no room for as many as asked for,
 // or for any.

@@ -12,10 +12,6 @@ namespace {
 
 using awqe_cuda::FreshRows;
 using awqe_cuda::Heads;
-using awqe_cuda::kChunk;
-using awqe_cuda::kUnitChunks;
-using awqe_cuda::Products;
-using awqe_cuda::WalkPlan;
 
 static_assert(static_cast<int>(Activation::kSilu) == awqe_cuda::kSilu &&
               static_cast<int>(Activation::kGelu) == awqe_cuda::kGelu &&
@@ -23,50 +19,6 @@ static_assert(static_cast<int>(Activation::kSilu) == awqe_cuda::kSilu &&
               static_cast<int>(Activation::kRelu) == awqe_cuda::kRelu);
 
 constexpr size_t kMaxPromptHead = 128;  // of kernels/attention_prompt.cuh
-constexpr unsigned kGemmThreads = 512;
-constexpr size_t kWalkWarps = 14;  // of kernels/walk.cuh
-constexpr size_t kWalkDepth = 4;
-
-// Threads for a norm of `width` numbers: four numbers each, as many as pay.
-unsigned norm_threads(size_t width, unsigned most) {
-    return std::clamp(static_cast<unsigned>((width + 127) / 128 * 32), 64u, most);
-}
-
-size_t gemm_shared(int bits, int group_size) {
-    const size_t parts = kChunk / static_cast<size_t>(group_size);
-    const size_t codes = kChunk * 4 * static_cast<size_t>(bits) / 8;
-    const size_t stage =
-        32 * codes + 128 * kChunk + parts * 128 * 8 + 32 * parts * 4 * 2 + 32 * parts * 4;
-    return 3 * stage;
-}
-
-// The same on warpgroups: kernels/gemm_warpgroup.cuh.
-size_t warpgroup_shared(int bits, int group_size) {
-    const size_t parts = kChunk / static_cast<size_t>(group_size);
-    const size_t low = bits == 3 ? 2 : bits == 5 || bits == 6 ? 4 : static_cast<size_t>(bits);
-    const size_t high = kChunk * 4 * (static_cast<size_t>(bits) - low) / 8;
-    const size_t block = kChunk * 4 * low / 8 + high + (bits == 8 ? 16 : high % 128 == 64 ? 0 : 64);
-    const size_t stage = 128 * kChunk + 32 * block + parts * (128 * 8 + 32 * 4 * 3);
-    return 6 * round_up(stage, 1024) + 1024;
-}
-
-// Six steps of 8 bits in groups of 32 are more than a multiprocessor has.
-bool fits_warpgroups(const Matrix& w) { return w.bits != 8 || w.group_size != 32; }
-
-// Warps that share a block of rows: enough to have all of a row's units on their way. Eight only
-// where four would leave too few CTAs to fill a large GPU.
-unsigned warps_per_block(const Matrix& w, size_t blocks) {
-    const unsigned units = divided(static_cast<size_t>(w.columns), kUnitInputs);
-    unsigned share = 1;
-    while (share < units && share < 8) share *= 2;
-    return share == 8 && blocks / 2 >= 512 ? 4 : share;
-}
-
-// float2 of shared memory per block of rows: kernels/gemv.cuh.
-int terms_stride(const Matrix& w) {
-    const int unit_groups = kUnitInputs / static_cast<size_t>(w.group_size);
-    return std::min((w.groups + unit_groups - 1) / unit_groups * unit_groups, 512) * 4 + 4;
-}
 
 }  // namespace
 
@@ -124,16 +76,13 @@ Step::Step(std::shared_ptr<const Device> device, const Architecture& a, const We
         check(d.cuMemcpyHtoD_v2(reinterpret_cast<Address>(arrays_->axes), axes.data(), axes.size()),
               "copy the weights");
     }
-    check(d.cuStreamCreate(&stream_, 1), "open a stream");  // 1: not ordered with other streams
+    stream_ = open_stream(d);
     check(d.cuMemsetD8Async(reinterpret_cast<Address>(arrays_->arrivals), 0,
-                            rows * a.heads * sizeof(unsigned), stream_),
+                            rows * a.heads * sizeof(unsigned), stream_.get()),
           "clear its memory");
 }
 
-Step::~Step() {
-    forget_graphs();
-    if (stream_ != nullptr) device_->driver().cuStreamDestroy_v2(stream_);
-}
+Step::~Step() { forget_graphs(); }
 
 unsigned Step::chunks_of(const Row& row, uint32_t window) const {
     const unsigned end = static_cast<unsigned>(row.position) + 1;
@@ -141,150 +90,41 @@ unsigned Step::chunks_of(const Row& row, uint32_t window) const {
     return divided(end, kAttentionChunk) - begin / kAttentionChunk;
 }
 
-// ---- inputs of a matrix -------------------------------------------------------------------------
-
-// Floats to where their codes come.
-void Step::quantize(const Source& from, size_t m) {
-    const Activations& out = from.codes;
-    const Launcher launch(*device_, stream_);
-    const unsigned rows = static_cast<unsigned>(m);
-    if (from.norm.weight == nullptr) {
-        launch((*kernels_)(m == 1 ? "quantize_one" : "quantize_many"),
-               {divided(static_cast<size_t>(out.group_stride), 8), rows}, kThreads, 0, from.x, out);
-        return;
-    }
-    const size_t width = static_cast<size_t>(out.k);
-    const std::string kernel = std::string(from.norm.layer ? "layer_" : "") + "norm_";
-    launch((*kernels_)(kernel + (m == 1 ? "one" : "many")), {rows},
-           norm_threads(width, m == 1 ? 1024 : 512), round_up(width, 16) * sizeof(float), from.x,
-           from.norm, out);
-}
-
-// Norms of whole rows [m, width], in floats.
-void Step::norm_rows(float* stream, const float* branch, const NormWeights& norm, size_t m,
-                     size_t width, int how) {
-    const Launcher launch(*device_, stream_);
-    launch((*kernels_)(norm.layer ? "layer_norm_floats" : "norm_floats"),
-           {static_cast<unsigned>(m)}, norm_threads(width, 512),
-           round_up(width, 16) * sizeof(float), stream, branch, norm, static_cast<int>(width), how);
-}
-
 // ---- products -----------------------------------------------------------------------------------
 
-namespace {
-
-// How kernels/walk.cuh multiplies matrices of w's width; no batch where its terms do not fit.
-WalkPlan walk_plan(const Matrix& w, int epilogue, bool normed, size_t blocks,
-                   const DeviceFacts& facts) {
-    const size_t units = divided(static_cast<size_t>(w.columns), kUnitInputs);
-    const size_t parts = kChunk / static_cast<size_t>(w.group_size);
-    const size_t groups = units * kUnitChunks * parts;
-    const size_t row = normed ? round_up(static_cast<size_t>(w.columns), 16) * sizeof(float) : 0;
-    const size_t stride = groups * 4 + 4;
-    const size_t unit_bytes = 512 * static_cast<size_t>(w.bits) + 96 * parts;
-    WalkPlan plan = {};
-    if (units > kWalkWarps || w.bits == 8) return plan;
-    const size_t step = kWalkWarps / units;  // blocks side by side
-    const size_t warps = step * units;
-    const size_t together = epilogue == awqe_cuda::kWalkGate ? 2 : 1;
-    const size_t own =
-        together * divided(blocks / together, static_cast<size_t>(facts.multiprocessors));
-    const size_t depth = std::min<size_t>(kWalkDepth, divided(own, step));
-    // Two kernels on a multiprocessor at once, if that can be had.
-    const size_t all = static_cast<size_t>(facts.shared_bytes) - 4096;
-    for (const size_t most : {all / 2, all}) {
-        for (size_t batch = 8; batch >= 2 && plan.batch == 0; batch /= 2) {
-            const size_t side_at = units * kUnitInputs;
-            const size_t norm_at = side_at + round_up(groups * 8, 128);
-            const size_t terms_at = norm_at + round_up(row, 128);
-            const size_t ring_at = terms_at + round_up(std::max(2 * batch * stride * 8, row), 128);
-            const size_t bytes = ring_at + warps * depth * unit_bytes;
-            if (bytes > most) continue;
-            plan.epilogue = epilogue;
-            plan.batch = static_cast<int>(batch);
-            plan.terms_stride = static_cast<int>(stride);
-            plan.side_at = static_cast<int>(side_at);
-            plan.norm_at = static_cast<int>(norm_at);
-            plan.terms_at = static_cast<int>(terms_at);
-            plan.ring_at = static_cast<int>(ring_at);
-            plan.depth = static_cast<int>(depth);
-            plan.threads = static_cast<int>((warps + 1) * 32);
-            plan.bytes = static_cast<int>(bytes);
-        }
-    }
-    return plan;
-}
-
-}  // namespace
-
-bool Step::walks(const Matrix& w, size_t m) const {
-    return m == 1 && device_->facts().capability == 90 && w.columns % 4 == 0 &&
-           walk_plan(w, awqe_cuda::kWalkStore, true, size_t{1} << 24, device_->facts()).batch != 0;
-}
-
-// One row times matrices of one width, `blocks` of rows in all of them.
-void Step::walk_row(int epilogue, const Products& products, const Source& x, size_t blocks) {
-    const Launcher launch(*device_, stream_);
-    const Matrix& w = products.matrix[0];
-    const bool normed = x.x != nullptr && x.norm.weight != nullptr;
-    const WalkPlan plan = walk_plan(w, epilogue, normed, blocks, device_->facts());
+// One row times matrices of one width by kernels/walk.cuh.
+void Step::walk_row(int epilogue, const Products& products, const Source& x) {
     awqe_cuda::RowInput in = {};
-    in.kind = normed           ? awqe_cuda::kNormed
-              : x.x != nullptr ? awqe_cuda::kFloats
-                               : awqe_cuda::kQuantised;
+    in.kind = x.x == nullptr             ? awqe_cuda::kQuantised
+              : x.norm.weight != nullptr ? awqe_cuda::kNormed
+                                         : awqe_cuda::kFloats;
     in.x = x.x;
     in.norm = x.norm;
     in.codes = x.codes;
-    const size_t items = epilogue == awqe_cuda::kWalkGate ? blocks / 2 : blocks;
-    const size_t grid = std::min(items, static_cast<size_t>(device_->facts().multiprocessors));
-    launch((*kernels_)("walk", w), {static_cast<unsigned>(grid)},
-           static_cast<unsigned>(plan.threads), static_cast<size_t>(plan.bytes), products, in,
-           plan);
-}
-
-// The same by kernels/gemv.cuh, where the other does not go; `epilogue`: "_store", "_add" or
-// "_gate".
-void Step::multiply_row(const char* epilogue, const Products& products, const Source& from,
-                        size_t blocks) {
-    const Launcher launch(*device_, stream_);
-    const Matrix& w = products.matrix[0];
-    if (from.x != nullptr) quantize(from, 1);
-    const bool gates = std::string(epilogue) == "_gate";
-    const int stride = terms_stride(w);
-    const unsigned share = std::min(warps_per_block(w, blocks), gates ? 4u : 8u);
-    launch((*kernels_)("gemv", w, epilogue), {divided(blocks, 8 / share)}, kThreads,
-           8 / share * static_cast<size_t>(stride) * 8, products, from.codes,
-           static_cast<int>(share), stride);
+    launches().walk(epilogue, products, in);
 }
 
 // out = W x (+ out where `add`), for matrices with one input; one launch for those of one width.
 void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, const Source& from,
                     size_t m, bool add) {
-    const Launcher launch(*device_, stream_);
+    const Launches launch = launches();
     const Activations& x = from.codes;
     // A row that any kernel wants quantised is so for all.
     Source row = from;
     if (from.x != nullptr &&
         !std::all_of(products.begin(), products.end(),
                      [&](const auto& product) { return walks(*product.first, m); })) {
-        quantize(from, m);
+        launch.quantize(from.x, from.norm, x, m);
         row.x = nullptr;
     }
     while (!products.empty()) {
         const Matrix& first = *products.front().first;
-        const bool warpgroups = device_->facts().capability == 90 && fits_warpgroups(first);
-        if (m > kSlicedRows && !warpgroups) {
-            launch((*kernels_)("gemm", first),
-                   {divided(static_cast<size_t>(first.rows), 128), divided(m, 128)}, kGemmThreads,
-                   gemm_shared(first.bits, first.group_size), first, products.front().second, x,
-                   static_cast<int>(m), static_cast<int>(add));
+        if (m > kSlicedRows && !launch.has_warpgroups(first)) {
+            launch.gemm(first, products.front().second, x, m, add);
             products.erase(products.begin());
             continue;
         }
         Products together = {};
-        size_t blocks = 0;
-        size_t tiles = 0;
-        size_t large_tiles = 0;
         for (auto at = products.begin(); at != products.end() && together.count < 3;) {
             if (at->first->bits != first.bits) {
                 ++at;
@@ -292,36 +132,24 @@ void Step::multiply(std::vector<std::pair<const Matrix*, float*>> products, cons
             }
             together.matrix[together.count] = *at->first;
             together.out[together.count++] = at->second;
-            blocks += divided(static_cast<size_t>(at->first->rows), 4);
-            tiles += divided(static_cast<size_t>(at->first->rows), 16);
-            large_tiles += divided(static_cast<size_t>(at->first->rows), 128);
             at = products.erase(at);
         }
         if (m > kSlicedRows) {
-            launch((*kernels_)("gemm_warpgroup", together.matrix[0]),
-                   {static_cast<unsigned>(large_tiles), divided(m, 128)}, kThreads,
-                   warpgroup_shared(together.matrix[0].bits, together.matrix[0].group_size),
-                   together, x, static_cast<int>(m), static_cast<int>(add));
-            continue;
-        }
-        if (m > 1) {
+            launch.gemm_warpgroup(together, x, m, add);
+        } else if (m > 1) {
             for (size_t done = 0; done < m; done += kFewRows) {
-                const int count = static_cast<int>(std::min(kFewRows, m - done));
                 Activations slice = x;
                 slice.codes += done * static_cast<size_t>(x.code_stride);
                 slice.side += done * static_cast<size_t>(x.group_stride);
                 Products outputs = together;
                 for (int i = 0; i < outputs.count; ++i)
                     outputs.out[i] += done * static_cast<size_t>(outputs.matrix[i].rows);
-                launch((*kernels_)("rows", together.matrix[0]), {static_cast<unsigned>(tiles)},
-                       kThreads, 0, outputs, slice, count, static_cast<int>(add));
+                launch.rows(outputs, slice, std::min(kFewRows, m - done), add);
             }
-            continue;
-        }
-        if (walks(together.matrix[0], m)) {
-            walk_row(add ? awqe_cuda::kWalkAdd : awqe_cuda::kWalkStore, together, row, blocks);
+        } else if (walks(together.matrix[0], m)) {
+            walk_row(add ? awqe_cuda::kWalkAdd : awqe_cuda::kWalkStore, together, row);
         } else {
-            multiply_row(add ? "_add" : "_store", together, row, blocks);
+            launch.gemv(add ? "_add" : "_store", together, x);
         }
     }
 }
@@ -349,21 +177,8 @@ Heads heads_of(const Architecture& a, const Weights& weights, size_t layer) {
     return heads;
 }
 
-size_t chunk_shared(const Architecture& a, size_t n) {
-    const size_t d16 = round_up(a.head_size, 16);
-    return (n * d16 + n * kAttentionChunk + 2 * kAttentionChunk + 3 * d16) * 4 +
-           kAttentionChunk * (d16 + 8 + a.head_size) * 2;
-}
-
-// kernels/attention_tensor.cuh: two chunks' keys and values.
-size_t tensor_shared(size_t head) { return 4 * kAttentionChunk * head * 2; }
-// Its pieces are of eight numbers.
+// Pieces of kernels/attention_tensor.cuh are of eight numbers.
 bool fits_tensor_cores(const Architecture& a) { return a.head_size % 8 == 0; }
-
-size_t prompt_shared(const Architecture& a, size_t outputs) {
-    const size_t d16 = round_up(a.head_size, 16);
-    return (2 * d16 * 68 + 64 * 68) * 4 + 64 * outputs * 2;
-}
 
 }  // namespace
 
@@ -371,7 +186,7 @@ size_t prompt_shared(const Architecture& a, size_t outputs) {
 // sees.
 void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks,
                   const FreshRows& fresh) {
-    const Launcher launch(*device_, stream_);
+    const Launcher launch(*device_, stream_.get());
     Arrays& at = *arrays_;
     const Heads heads = heads_of(a_, weights_, static_cast<size_t>(layer));
     const Matrix& output = weights_.layers()[static_cast<size_t>(layer)].attention_output;
@@ -416,7 +231,7 @@ void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned ch
                 continue;
             }
             launch((*kernels_)((small ? "attention_prompt_d64" : "attention_prompt_d128") + suffix),
-                   {tiles, a_.kv_heads}, kThreads, prompt_shared(a_, small ? 64 : 128),
+                   {tiles, a_.kv_heads}, kThreads, prompt_shared(a_.head_size, small ? 64 : 128),
                    static_cast<const Row*>(at.rows + run.first), static_cast<int>(run.count), heads,
                    static_cast<const float*>(at.query + at_row), cache_, layer,
                    at.attended + at_row);
@@ -441,7 +256,7 @@ void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned ch
                 own.sines += first * static_cast<size_t>(heads.angle_stride);
             }
             launch((*kernels_)(kernel), {chunks, static_cast<unsigned>(a_.heads / n), count},
-                   kThreads, chunk_shared(a_, n), rows, heads,
+                   kThreads, chunk_shared(a_.head_size, n), rows, heads,
                    static_cast<const float*>(at.query + at_row), cache_, layer, at.partials,
                    merges ? at.arrivals : nullptr, slice, static_cast<int>(n), own);
             if (merges) continue;
@@ -468,17 +283,17 @@ void Step::attend(size_t m, const std::vector<Run>& runs, int layer, unsigned ch
 // The stream's beginning: embeddings with their positions, and the angles for all layers.
 void Step::begin(size_t m) {
     const Driver& d = device_->driver();
-    const Launcher launch(*device_, stream_);
+    const Launcher launch(*device_, stream_.get());
     Arrays& at = *arrays_;
     const unsigned rows = static_cast<unsigned>(m);
     const int hidden = static_cast<int>(a_.hidden_size);
     check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.rows), at.staged_rows.as<Row>(),
-                                 m * sizeof(Row), stream_),
+                                 m * sizeof(Row), stream_.get()),
           "read the tokens");
     if (goes_on()) {
         check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.residual),
                                      at.staged_stream.as<float>(),
-                                     m * a_.hidden_size * sizeof(float), stream_),
+                                     m * a_.hidden_size * sizeof(float), stream_.get()),
               "read the stream");
     }
     // Without a table it makes the angles alone.
@@ -490,7 +305,7 @@ void Step::begin(size_t m) {
     for (size_t t = 0; embeddings_ != nullptr && t < m; ++t) {
         if (embeddings_[t] == nullptr) continue;
         check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.residual + t * a_.hidden_size),
-                                     embeddings_[t], a_.hidden_size * sizeof(float), stream_),
+                                     embeddings_[t], a_.hidden_size * sizeof(float), stream_.get()),
               "read the embeddings");
     }
     if (weights_.learned_positions() != nullptr) {
@@ -498,23 +313,25 @@ void Step::begin(size_t m) {
                weights_.learned_positions(), hidden, at.residual);
     }
     if (weights_.embedding_norm().weight != nullptr) {
-        norm_rows(at.residual, nullptr, weights_.embedding_norm(), m, a_.hidden_size, kNormInPlace);
+        launches().norm(at.residual, nullptr, weights_.embedding_norm(), m, a_.hidden_size,
+                        kNormInPlace);
     }
 }
 
 // The stream of pictures' rows takes up what the tap of a layer's number has made of them; the tap
 // is what stands behind the row's embedding.
 void Step::add_tap(size_t m, size_t number) {
-    const Launcher launch(*device_, stream_);
+    const Launcher launch(*device_, stream_.get());
     Arrays& at = *arrays_;
     const size_t hidden = a_.hidden_size;
     for (size_t t = 0; t < m;) {
         const size_t first = t;
         for (; t < m && embeddings_[t] != nullptr; ++t) {
-            check(device_->driver().cuMemcpyHtoDAsync_v2(
-                      reinterpret_cast<Address>(at.tap + t * hidden),
-                      embeddings_[t] + (1 + number) * hidden, hidden * sizeof(float), stream_),
-                  "read the embeddings");
+            check(
+                device_->driver().cuMemcpyHtoDAsync_v2(
+                    reinterpret_cast<Address>(at.tap + t * hidden),
+                    embeddings_[t] + (1 + number) * hidden, hidden * sizeof(float), stream_.get()),
+                "read the embeddings");
         }
         if (const size_t count = (t - first) * hidden; count > 0) {
             launch((*kernels_)("add"), {divided(count, kThreads)}, kThreads, 0,
@@ -533,20 +350,20 @@ void Step::add_to_stream(const Matrix& w, const NormWeights& post_norm, const So
         return;
     }
     multiply({{&w, at.branch}}, x, m, false);
-    norm_rows(at.residual, at.branch, post_norm, m, a_.hidden_size,
-              a_.norm_places == NormPlaces::kStream ? kNormSum : kAddNormed);
+    launches().norm(at.residual, at.branch, post_norm, m, a_.hidden_size,
+                    a_.norm_places == NormPlaces::kStream ? kNormSum : kAddNormed);
 }
 
 void Step::attention(size_t m, const std::vector<Run>& runs, size_t layer, unsigned chunks) {
-    const Launcher launch(*device_, stream_);
+    const Launcher launch(*device_, stream_.get());
     Arrays& at = *arrays_;
     const LayerAddresses& w = weights_.layers()[layer];
     const Source normed = {activations(at.codes, at.side, a_.hidden_size, w.query.group_size),
                            at.residual, w.attention_norm};
     multiply({{&w.query, at.query}, {&w.key, at.key}, {&w.value, at.value}}, normed, m, false);
     if (a_.qk_norm == QkNorm::kWidth) {
-        norm_rows(at.query, nullptr, w.query_norm, m, a_.query_size(), kNormInPlace);
-        norm_rows(at.key, nullptr, w.key_norm, m, a_.key_size(), kNormInPlace);
+        launches().norm(at.query, nullptr, w.query_norm, m, a_.query_size(), kNormInPlace);
+        launches().norm(at.key, nullptr, w.key_norm, m, a_.key_size(), kNormInPlace);
     }
     const size_t table = a_.rope_tables.empty() ? 0 : a_.rope_tables[layer];
     const size_t angles = table * (a_.head_size / 2);
@@ -574,7 +391,6 @@ void Step::attention(size_t m, const std::vector<Run>& runs, size_t layer, unsig
 // act(W_gate x) * W_up x, or act(W_up x) * scales without a gate, as `down` reads it.
 Source Step::activate(const Matrix& gate, const Matrix& up, const Matrix& down, const float* scales,
                       const Source& x, size_t m) {
-    const Launcher launch(*device_, stream_);
     Arrays& at = *arrays_;
     const bool gated = gate.rows != 0;
     const int activation = static_cast<int>(a_.activation);
@@ -589,11 +405,12 @@ Source Step::activate(const Matrix& gate, const Matrix& up, const Matrix& down, 
         pair.out[0] = at.gate;
         pair.count = 2;
         pair.activation = activation;
-        const size_t blocks = 2 * divided(static_cast<size_t>(gate.rows), 4);
-        if (walks(gate, m))
-            walk_row(awqe_cuda::kWalkGate, pair, x, blocks);
-        else
-            multiply_row("_gate", pair, x, blocks);
+        if (walks(gate, m)) {
+            walk_row(awqe_cuda::kWalkGate, pair, x);
+        } else {
+            if (x.x != nullptr) launches().quantize(x.x, x.norm, x.codes, m);
+            launches().gemv("_gate", pair, x.codes);
+        }
         activated.x = at.gate;
         return activated;
     }
@@ -604,16 +421,13 @@ Source Step::activate(const Matrix& gate, const Matrix& up, const Matrix& down, 
     } else {
         multiply({{&up, at.gate}}, x, m, false);
     }
-    launch(
-        (*kernels_)(m == 1 ? "activate_one" : "activate_many"),
-        {divided(static_cast<size_t>(activated.codes.group_stride), 8), static_cast<unsigned>(m)},
-        kThreads, 0, static_cast<const float*>(at.gate), factor, gated ? up.rows : 0, activation,
-        activated.codes);
+    launches().activate(at.gate, factor, gated ? static_cast<size_t>(up.rows) : 0, activation,
+                        activated.codes, m);
     return activated;
 }
 
 void Step::feed_forward(size_t m, size_t layer) {
-    const Launcher launch(*device_, stream_);
+    const Launcher launch(*device_, stream_.get());
     Arrays& at = *arrays_;
     const LayerAddresses& w = weights_.layers()[layer];
     const Source x = {activations(at.codes, at.side, a_.hidden_size, w.up.group_size), at.residual,
@@ -631,11 +445,11 @@ void Step::feed_forward(size_t m, size_t layer) {
 // Rows of the stream to the kept ones, in the order of `wanted`. `staged`: their numbers, in memory
 // that the GPU reads by itself.
 void Step::keep(const std::vector<Wanted>& wanted, unsigned* staged) {
-    const Launcher launch(*device_, stream_);
+    const Launcher launch(*device_, stream_.get());
     Arrays& at = *arrays_;
     for (size_t i = 0; i < wanted.size(); ++i) staged[i] = wanted[i].row;
     check(device_->driver().cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(at.wanted), staged,
-                                                 wanted.size() * sizeof(unsigned), stream_),
+                                                 wanted.size() * sizeof(unsigned), stream_.get()),
           "read the tokens");
     launch((*kernels_)("gather"), {static_cast<unsigned>(wanted.size())}, kThreads, 0,
            static_cast<const float*>(at.residual), static_cast<const unsigned*>(at.wanted),
@@ -648,21 +462,21 @@ void Step::hand_out_hidden(const std::vector<Wanted>& hidden) {
     Arrays& at = *arrays_;
     keep(hidden, at.staged_wanted.as<unsigned>() + at.most_rows);
     if (weights_.output_norm().weight != nullptr) {
-        norm_rows(at.kept, nullptr, weights_.output_norm(), hidden.size(), a_.hidden_size,
-                  kNormInPlace);
+        launches().norm(at.kept, nullptr, weights_.output_norm(), hidden.size(), a_.hidden_size,
+                        kNormInPlace);
     }
     const size_t bytes = a_.hidden_size * sizeof(float);
     for (size_t i = 0; i < hidden.size(); ++i) {
-        check(
-            device_->driver().cuMemcpyDtoHAsync_v2(
-                hidden[i].numbers, reinterpret_cast<Address>(at.kept) + i * bytes, bytes, stream_),
-            "hand out what the head reads");
+        check(device_->driver().cuMemcpyDtoHAsync_v2(hidden[i].numbers,
+                                                     reinterpret_cast<Address>(at.kept) + i * bytes,
+                                                     bytes, stream_.get()),
+              "hand out what the head reads");
     }
 }
 
 void Step::head(size_t m, const std::vector<Wanted>* wanted) {
     const Driver& d = device_->driver();
-    const Launcher launch(*device_, stream_);
+    const Launcher launch(*device_, stream_.get());
     Arrays& at = *arrays_;
     const size_t count = wanted == nullptr ? m : wanted->size();
     const float* last = at.residual;
@@ -685,13 +499,14 @@ void Step::head(size_t m, const std::vector<Wanted>* wanted) {
         }
         const Address from = reinterpret_cast<Address>(at.logits);
         if (wanted == nullptr) {
-            check(d.cuMemcpyDtoHAsync_v2(at.staged_logits.as<float>(), from, some * bytes, stream_),
+            check(d.cuMemcpyDtoHAsync_v2(at.staged_logits.as<float>(), from, some * bytes,
+                                         stream_.get()),
                   "hand out the logits");
             continue;
         }
         for (size_t i = 0; i < some; ++i) {
             check(d.cuMemcpyDtoHAsync_v2((*wanted)[done + i].numbers, from + i * bytes, bytes,
-                                         stream_),
+                                         stream_.get()),
                   "hand out the logits");
         }
     }
@@ -737,7 +552,7 @@ void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
     if (!decodes) {
         enqueue(m, runs, &wanted, chunks);
         hand_out_hidden(hidden);
-        check(d.cuStreamSynchronize(stream_), "finish a step");
+        check(d.cuStreamSynchronize(stream_.get()), "finish a step");
         return;
     }
     unsigned rounded = 8;
@@ -750,9 +565,9 @@ void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
         enqueue(m, runs, nullptr, rounded);
     } else {
         if (graph == nullptr) graph = recorded(m, runs, rounded);
-        check(d.cuGraphLaunch(graph, stream_), "start a step");
+        check(d.cuGraphLaunch(graph, stream_.get()), "start a step");
     }
-    check(d.cuStreamSynchronize(stream_), "finish a step");
+    check(d.cuStreamSynchronize(stream_.get()), "finish a step");
     for (size_t i = 0; i < m; ++i) {
         std::copy_n(at.staged_logits.as<float>() + wanted[i].row * size_t{a_.vocabulary_size},
                     a_.vocabulary_size, wanted[i].numbers);
@@ -761,16 +576,17 @@ void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
 
 GraphExec Step::recorded(size_t m, const std::vector<Run>& runs, unsigned chunks) {
     const Driver& d = device_->driver();
-    check(d.cuStreamBeginCapture_v2(stream_, 1), "record a step");  // 1: this thread's calls alone
+    check(d.cuStreamBeginCapture_v2(stream_.get(), 1),
+          "record a step");  // 1: this thread's calls alone
     Graph graph = nullptr;
     try {
         enqueue(m, runs, nullptr, chunks);
     } catch (...) {
-        d.cuStreamEndCapture(stream_, &graph);
+        d.cuStreamEndCapture(stream_.get(), &graph);
         if (graph != nullptr) d.cuGraphDestroy(graph);
         throw;
     }
-    check(d.cuStreamEndCapture(stream_, &graph), "record a step");
+    check(d.cuStreamEndCapture(stream_.get(), &graph), "record a step");
     GraphExec executable = nullptr;
     const Status status = d.cuGraphInstantiateWithFlags(&executable, graph, 0);
     d.cuGraphDestroy(graph);

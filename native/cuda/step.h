@@ -10,12 +10,11 @@
 #include <vector>
 
 #include "native/cuda/device.h"
+#include "native/cuda/launches.h"
 #include "native/cuda/weights.h"
 
 namespace awqe::cuda {
 
-using awqe_cuda::Activations;
-using awqe_cuda::CacheShape;
 using awqe_cuda::Row;
 
 // Neighbouring rows of one sequence, positions ascending by one.
@@ -58,8 +57,9 @@ class Step {
              const std::vector<const float*>& embeddings = {});
 
   private:
-    struct Kernels;
     struct Arrays;
+
+    Launches launches() const { return {*device_, stream_.get(), *kernels_}; }
 
     // `wanted`: NULL where all rows are wanted and their logits go to staged memory.
     void enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wanted>* wanted,
@@ -68,14 +68,8 @@ class Step {
                 const awqe_cuda::FreshRows& fresh);
     void begin(size_t m);
     bool goes_on() const { return weights_.embedding().columns == 0; }
-    void quantize(const Source& from, size_t m);
-    void norm_rows(float* stream, const float* branch, const NormWeights& norm, size_t m,
-                   size_t width, int how);
-    bool walks(const Matrix& w, size_t m) const;
-    void walk_row(int epilogue, const awqe_cuda::Products& products, const Source& x,
-                  size_t blocks);
-    void multiply_row(const char* epilogue, const awqe_cuda::Products& products, const Source& x,
-                      size_t blocks);
+    bool walks(const Matrix& w, size_t m) const { return m == 1 && launches().walks(w); }
+    void walk_row(int epilogue, const Products& products, const Source& x);
     void multiply(std::vector<std::pair<const Matrix*, float*>> products, const Source& from,
                   size_t m, bool add);
     void add_to_stream(const Matrix& w, const NormWeights& post_norm, const Source& x, size_t m);
@@ -98,10 +92,10 @@ class Step {
     const CacheShape cache_;
     const size_t taps_;
     const float* const* embeddings_ = nullptr;  // of the pass that is being enqueued
-    Stream stream_ = nullptr;
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<Arrays> arrays_;
     std::map<std::pair<size_t, unsigned>, GraphExec> graphs_;  // by rows and chunks
+    OwnedStream stream_;  // the last: what is on its way uses the rest
 };
 
 }  // namespace awqe::cuda

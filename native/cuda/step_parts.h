@@ -1,68 +1,27 @@
-// What the parts of step.h share: its arrays between the operations, its kernels by name. Owns
-// their sizes; step.cpp and experts.cpp compute in them.
+// What the parts of step.h share: its arrays between the operations. Owns their sizes; step.cpp
+// and experts.cpp compute in them.
 #pragma once
 
 #include <algorithm>
-#include <map>
-#include <string>
 
 #include "native/cuda/step.h"
 
 namespace awqe::cuda {
 
-using awqe_cuda::kAttentionChunk;
 using awqe_cuda::Partials;
 
-constexpr size_t kUnitInputs = awqe_cuda::kChunk * awqe_cuda::kUnitChunks;
-constexpr size_t kFewRows = 8;      // of kernels/rows.cuh
 constexpr size_t kSlicedRows = 16;  // up to here slices of few rows read less than a tile
 constexpr size_t kPromptRows = 16;  // fewer rows of a run are attended chunk by chunk
 constexpr size_t kPartialBytes = size_t{64} << 20;
-constexpr unsigned kThreads = 256;
 // How kernels/quantize.cuh's norm_stream() has a row take up a branch.
 constexpr int kNormInPlace = 0;
 constexpr int kAddNormed = 1;
 constexpr int kNormSum = 2;
 
-inline unsigned divided(size_t value, size_t by) {
-    return static_cast<unsigned>((value + by - 1) / by);
-}
-
-inline Activations activations(signed char* codes, int2* side, size_t k, int group_size) {
-    Activations x = {};
-    x.codes = codes;
-    x.side = side;
-    x.k = static_cast<int>(k);
-    x.code_stride = static_cast<int>(round_up(k, kUnitInputs));
-    x.group_stride = x.code_stride / group_size;
-    x.group_size = group_size;
-    return x;
-}
-
 // Rows of a pass that experts were chosen for, in the order of the experts.
 struct Choices {
     unsigned* rows;
     float* weights;
-};
-
-// Kernels by name, looked up when they are first used.
-struct Step::Kernels {
-    const Device& device;
-    std::map<std::string, Function> known;
-
-    Function operator()(const std::string& name) {
-        Function& function = known[name];
-        if (function == nullptr) {
-            // 4 KB stay for what kernels declare themselves.
-            const size_t most = static_cast<size_t>(device.facts().shared_bytes) - 4096;
-            function = device.kernel(name.c_str(), most);
-        }
-        return function;
-    }
-    Function operator()(const char* operation, const Matrix& w, const char* suffix = "") {
-        return (*this)(std::string(operation) + "_u" + std::to_string(w.bits) + "_g" +
-                       std::to_string(w.group_size) + suffix);
-    }
 };
 
 // Everything between the operations, in one buffer.

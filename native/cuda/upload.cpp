@@ -27,23 +27,15 @@ void advise(const void* bytes, size_t size, bool inside, int advice) {
 
 Upload::Upload(std::shared_ptr<const Device> device, size_t most)
     : device_(std::move(device)), half_bytes_(std::clamp<size_t>(most, 1, kHalfBytes)) {
-    for (Half& half : halves_) half.memory = PinnedBuffer(device_, half_bytes_);
-    const Driver& d = device_->driver();
-    check(d.cuStreamCreate(&stream_, 1), "open a stream");
     for (Half& half : halves_) {
-        check(d.cuEventCreate(&half.read, 2), "copy the weights");  // 2: nobody asks for times
+        half.memory = PinnedBuffer(device_, half_bytes_);
+        half.read = open_event(device_->driver(), false);
     }
+    stream_ = open_stream(device_->driver());
 }
 
-Upload::~Upload() {
-    const Driver& d = device_->driver();
-    // What is still on its way reads the buffers.
-    if (stream_ != nullptr) d.cuStreamSynchronize(stream_);
-    for (const Half& half : halves_) {
-        if (half.read != nullptr) d.cuEventDestroy_v2(half.read);
-    }
-    if (stream_ != nullptr) d.cuStreamDestroy_v2(stream_);
-}
+// What is still on its way reads the buffers.
+Upload::~Upload() { device_->driver().cuStreamSynchronize(stream_.get()); }
 
 void Upload::copy(Address to, const void* from, size_t bytes) {
     const unsigned char* const begin = static_cast<const unsigned char*>(from);
@@ -63,16 +55,19 @@ void Upload::send(const void* from, size_t bytes, Address to) {
     const Driver& d = device_->driver();
     Half& half = halves_[next_];
     next_ ^= 1;
-    if (half.waiting) check(d.cuEventSynchronize(half.read), "copy the weights");
+    if (half.waiting) check(d.cuEventSynchronize(half.read.get()), "copy the weights");
     half.waiting = false;
     std::memcpy(half.memory.as<void>(), from, bytes);
     // Where CPU and GPU share one memory, the page cache would hold the model beside its copy.
     if (device_->facts().integrated) advise(from, bytes, true, kPageOut);
-    check(d.cuMemcpyHtoDAsync_v2(to, half.memory.as<void>(), bytes, stream_), "copy the weights");
-    check(d.cuEventRecord(half.read, stream_), "copy the weights");
+    check(d.cuMemcpyHtoDAsync_v2(to, half.memory.as<void>(), bytes, stream_.get()),
+          "copy the weights");
+    check(d.cuEventRecord(half.read.get(), stream_.get()), "copy the weights");
     half.waiting = true;
 }
 
-void Upload::finish() { check(device_->driver().cuStreamSynchronize(stream_), "copy the weights"); }
+void Upload::finish() {
+    check(device_->driver().cuStreamSynchronize(stream_.get()), "copy the weights");
+}
 
 }  // namespace awqe::cuda

@@ -25,7 +25,7 @@ class Upload {
   private:
     struct Half {
         PinnedBuffer memory;
-        Event read = nullptr;  // by the GPU
+        OwnedEvent read;  // by the GPU
         bool waiting = false;
     };
 
@@ -33,8 +33,8 @@ class Upload {
 
     const std::shared_ptr<const Device> device_;
     const size_t half_bytes_;
-    Stream stream_ = nullptr;
     Half halves_[2];
+    OwnedStream stream_;
     unsigned next_ = 0;
 };
 

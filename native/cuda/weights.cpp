@@ -6,6 +6,22 @@
 #include "native/cuda/upload.h"
 
 namespace awqe::cuda {
+
+Matrix shape_of(const PackedMatrix& w) {
+    Matrix m = {};
+    m.rows = static_cast<int>(w.rows);
+    m.columns = static_cast<int>(w.columns);
+    m.bits = static_cast<int>(w.bits);
+    m.group_size = static_cast<int>(w.group_size);
+    m.groups = static_cast<int>(w.groups);
+    m.padded_columns = static_cast<int>(w.padded_columns);
+    m.zero_points_offset = static_cast<int>(w.zero_points_offset);
+    m.codes_offset = static_cast<int>(w.codes_offset);
+    m.high_plane_offset = static_cast<int>(w.high_plane_offset);
+    m.block_bytes = static_cast<int>(w.block_bytes);
+    return m;
+}
+
 namespace {
 
 // Behind the copies of a buffer: kernels/walk.cuh reads the scales and zero-points of whole units,
@@ -49,17 +65,7 @@ class Placement {
         return reinterpret_cast<const float*>(place_(from, count * sizeof(float)));
     }
     Matrix matrix(const PackedMatrix& w, const float* bias) {
-        Matrix m = {};
-        m.rows = static_cast<int>(w.rows);
-        m.columns = static_cast<int>(w.columns);
-        m.bits = static_cast<int>(w.bits);
-        m.group_size = static_cast<int>(w.group_size);
-        m.groups = static_cast<int>(w.groups);
-        m.padded_columns = static_cast<int>(w.padded_columns);
-        m.zero_points_offset = static_cast<int>(w.zero_points_offset);
-        m.codes_offset = static_cast<int>(w.codes_offset);
-        m.high_plane_offset = static_cast<int>(w.high_plane_offset);
-        m.block_bytes = static_cast<int>(w.block_bytes);
+        Matrix m = shape_of(w);
         m.blocks = reinterpret_cast<const unsigned char*>(place_(w.blocks, matrix_bytes(w)));
         m.bias = vector(bias, w.rows);
         return m;

@@ -18,6 +18,9 @@ namespace awqe::cuda {
 using awqe_cuda::Matrix;
 using awqe_cuda::NormWeights;
 
+// A matrix on the device without its addresses.
+Matrix shape_of(const PackedMatrix& w);
+
 // Device addresses of runtime/model.h's FeedForward of an expert.
 struct ExpertAddresses {
     Matrix gate;

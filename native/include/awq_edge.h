@@ -206,6 +206,23 @@ typedef struct awqe_memory {
 awqe_status awqe_session_memory(const awqe_model* model, const awqe_session_options* options,
                                 awqe_memory* memory, awqe_error* error);
 
+/// What a session would take of a GPU's memory.
+typedef struct awqe_gpu_memory {
+    uint32_t struct_size;
+    uint32_t layers;         ///< Of the last ones, those that the GPU would compute. 0: it has no
+                             ///< room, and what follows is what was asked for.
+    uint64_t weight_bytes;   ///< Copied, or kept in memory where they are read in place.
+    uint64_t cache_bytes;    ///< Keys and values.
+    uint64_t scratch_bytes;  ///< Sessions of a model share it.
+    uint64_t free_bytes;     ///< As awqe_gpu's: of the GPU's own memory, or of the shared one.
+} awqe_gpu_memory;
+
+/// What awqe_session_open() with these options and the device AWQE_DEVICE_CUDA would take of the
+/// GPU's memory, and how its layers would be divided. Allocates nothing. AWQE_UNSUPPORTED, with the
+/// reason, where there is no GPU, or none that computes this model.
+awqe_status awqe_session_gpu_memory(const awqe_model* model, const awqe_session_options* options,
+                                    awqe_gpu_memory* memory, awqe_error* error);
+
 /// Creates a session at position 0. `options` may be NULL for the defaults.
 /// The environment variable AWQ_EDGE_KERNELS forces one kernel table; a name this CPU cannot run is
 /// AWQE_UNSUPPORTED. It also keeps AWQE_DEVICE_AUTO on the CPU.
@@ -480,6 +497,10 @@ typedef bool (*awqe_selftest_report)(void* user, const awqe_selftest_result* res
 /// Runs every kernel that this CPU can run on a grid of shapes, in seconds, and compares its bits.
 /// AWQE_OK says that all was run; `report` is told what differs.
 awqe_status awqe_selftest(awqe_selftest_report report, void* user, awqe_error* error);
+
+/// The same of every kernel that the GPU has, each on small shapes: `operation` is its name.
+/// Attention on tensor cores is held to its bound instead. AWQE_UNSUPPORTED where there is no GPU.
+awqe_status awqe_gpu_selftest(awqe_selftest_report report, void* user, awqe_error* error);
 
 /* cffi end */
 

@@ -6,6 +6,7 @@
 
 #include "awq_edge.h"
 #include "native/kernels/kernel_table.h"
+#include "native/kernels/selftest.h"
 #include "native/runtime/backend.h"
 #include "native/runtime/model.h"
 
@@ -20,6 +21,22 @@ std::unique_ptr<Backend> make_gpu_backend(const Model& model, const SequencePlan
 
 // What the GPU is, as awqe_gpu_get() says. Throws Failure with AWQE_UNSUPPORTED.
 void describe_gpu(awqe_gpu* gpu);
+
+// What a session of this plan would take, as awqe_session_gpu_memory() says. Throws Failure with
+// AWQE_UNSUPPORTED.
+void describe_gpu_memory(const Model& model, const SequencePlan& plan, awqe_gpu_memory* memory);
+
+// A walk over the kernels of the GPU's module, as kernels/selftest.h's over those of the CPU: the
+// operation is the kernel's name, which lives as long as the walk.
+class GpuSelftest {
+  public:
+    virtual ~GpuSelftest() = default;
+    // Runs the next kernel's cases. False if there is none. Throws Failure.
+    virtual bool next(SelftestResult* result) = 0;
+};
+
+// Throws Failure with AWQE_UNSUPPORTED.
+std::unique_ptr<GpuSelftest> make_gpu_selftest();
 
 // As awqe_gpu_read_bandwidth() says. Throws Failure.
 double gpu_read_bandwidth();

@@ -19,6 +19,10 @@ std::unique_ptr<Backend> make_gpu_backend(const Model&, const SequencePlan&, con
 
 void describe_gpu(awqe_gpu*) { refuse(); }
 
+void describe_gpu_memory(const Model&, const SequencePlan&, awqe_gpu_memory*) { refuse(); }
+
+std::unique_ptr<GpuSelftest> make_gpu_selftest() { refuse(); }
+
 double gpu_read_bandwidth() { refuse(); }
 
 }  // namespace awqe

@@ -15,6 +15,9 @@ from typer.testing import CliRunner
 from awq_edge import _native
 from awq_edge._native import SelftestResult
 from awq_edge.cli.main import application
+from awq_edge.errors import UnsupportedError
+
+RIGHT = SelftestResult("reference", "attention", 90, 0)
 
 
 def test_every_kernel_of_this_cpu_passes(command: Command) -> None:
@@ -56,6 +59,47 @@ def test_wrong_bits_are_told_and_end_with_one(
         assert "reference: 1 operations, 90 cases, the same bits" in result.output
         assert "neon: 1 operations, 90 cases, 2 of them DIFFER" in result.output
         assert "neon, attention: 2 cases differ" in result.output
+
+
+def test_a_machine_without_a_gpu_says_so_in_one_sentence(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def absent(report: Callable[[SelftestResult], None]) -> None:
+        raise UnsupportedError("there is no NVIDIA driver")
+
+    monkeypatch.setattr(_native, "gpu_selftest", absent)
+    result = CliRunner().invoke(application(), ["selftest", "--device", "cuda"])
+    assert result.exit_code == 1
+    assert isinstance(result.exception, UnsupportedError)
+    monkeypatch.setattr(_native, "selftest", lambda report: report(RIGHT))
+    monkeypatch.setattr(_native, "kernel_tables", lambda: ["reference"])
+    result = CliRunner().invoke(application(), ["selftest"])
+    assert result.exit_code == 0
+    assert "No GPU was tested: there is no NVIDIA driver" in result.output
+    result = CliRunner().invoke(application(), ["selftest", "--device", "cpu"])
+    assert "GPU" not in result.output
+    command("selftest", "--device", "tpu").assert_one_sentence("cpu, auto, cuda")
+
+
+@pytest.mark.parametrize(
+    "results, words",
+    [
+        ([SelftestResult("cuda", "norm_one", 18, 2)], "norm_one: 18 cases, 2 of them DIFFER"),
+        ([SelftestResult("cuda", "norm_one", 0, 0)], "norm_one: 0 cases, NOTHING was compared"),
+        ([], "computes wrong results"),
+    ],
+)
+def test_a_wrong_gpu_beside_a_right_cpu_ends_with_one(
+    results: list[SelftestResult], words: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(_native, "selftest", lambda report: report(RIGHT))
+    monkeypatch.setattr(_native, "kernel_tables", lambda: ["reference"])
+    monkeypatch.setattr(
+        _native, "gpu_selftest", lambda report: [report(entry) for entry in results]
+    )
+    result = CliRunner().invoke(application(), ["selftest"])
+    assert result.exit_code == 1
+    assert words in result.output
 
 
 def test_a_report_that_raises_ends_the_selftest() -> None:

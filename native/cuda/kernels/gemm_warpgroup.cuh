@@ -14,7 +14,6 @@
 namespace awqe_cuda {
 
 constexpr int kGroupThreads = 256;  // two warpgroups, 64 outputs each
-constexpr int kGroupStages = 6;
 constexpr int kChunksAhead = 4;  // chunks on their way; the warpgroups are at two others
 constexpr int kHalfTokens = 64;
 

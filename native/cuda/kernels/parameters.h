@@ -98,6 +98,8 @@ struct FreshRows {
     const float* sines;
 };
 
+constexpr int kGroupStages = 6;  // steps that gemm_warpgroup.cuh has on their way or at work
+
 constexpr int kAttentionChunk = 64;  // positions; native/ARITHMETIC.md, section 7
 
 // What one chunk of positions says about one query: [rows, heads, chunks] of these.

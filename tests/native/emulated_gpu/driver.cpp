@@ -12,8 +12,11 @@
 //   page_tables       the GPU walks the CPU's
 //   CALL=STATUS@N     the N-th call of CALL from now on returns STATUS, and so do all calls of it
 //                     behind that one; N begins with 1
+//   wrong=KERNEL@BIT  every launch of this kernel leaves one bit of what it writes wrong: bit BIT
+//                     of the first four bytes that it changes
 #include <sys/mman.h>
 
+#include <atomic>
 #include <cstdint>
 #include <cstdio>
 #include <cstdlib>
@@ -96,6 +99,17 @@ Status status_of(const char* call) {
 #define OR_FAIL(call) \
     if (const Status status = status_of(#call); status != kSuccess) return status
 
+// The text behind "wrong=NAME@", or NULL.
+const char* wrong_bit(const char* kernel) {
+    const std::lock_guard<std::mutex> lock(mutex);
+    const char* const text = setting("wrong");
+    const size_t length = std::strlen(kernel);
+    if (text == nullptr || std::strncmp(text, kernel, length) != 0 || text[length] != '@') {
+        return nullptr;
+    }
+    return text + length + 1;
+}
+
 // Every allocation ends where a page ends that nobody may touch.
 constexpr size_t kPage = 4096;
 struct Allocation {
@@ -107,6 +121,7 @@ std::map<Address, Allocation> allocations;
 size_t allocated = 0;
 
 std::map<Address, size_t> registered;  // of the host's memory
+std::atomic<int> open_handles{0};      // streams and events
 
 bool shared_and_read_only(Address begin, Address end) {
     std::ifstream lines("/proc/self/maps");
@@ -132,6 +147,24 @@ bool inside(Address address, size_t bytes) {
 }
 
 void* host(Address address) { return reinterpret_cast<void*>(address); }
+
+// Runs `work`, and then flips a bit of the first word that it has changed.
+void run_wrongly(const std::function<void()>& work, unsigned bit) {
+    std::map<Address, std::vector<unsigned char>> before;
+    for (const auto& [address, allocation] : allocations) {
+        const auto* const begin = static_cast<const unsigned char*>(host(address));
+        before[address].assign(begin, begin + allocation.bytes);
+    }
+    work();
+    for (const auto& [address, bytes] : before) {
+        auto* const is = static_cast<unsigned char*>(host(address));
+        for (size_t i = 0; i < bytes.size(); ++i) {
+            if (is[i] == bytes[i]) continue;
+            is[i / 4 * 4 + bit / 8] ^= static_cast<unsigned char>(1u << bit % 8);
+            return;
+        }
+    }
+}
 
 // Now, or when the graph is launched that the stream records.
 Status enqueue(Stream stream, std::function<void()> work) {
@@ -331,11 +364,14 @@ Status cuMemsetD8Async(Address to, unsigned char value, size_t bytes, Stream str
     return enqueue(stream, [=] { std::memset(host(to), value, bytes); });
 }
 Status cuStreamCreate(Stream* stream, unsigned) {
+    OR_FAIL(cuStreamCreate);
     *stream = new StreamStruct;
+    ++open_handles;
     return kSuccess;
 }
 Status cuStreamDestroy_v2(Stream stream) {
     delete stream;
+    --open_handles;
     return kSuccess;
 }
 Status cuStreamSynchronize(Stream) {
@@ -375,18 +411,36 @@ Status cuLaunchKernelEx(const LaunchConfig* config, Function function, void** ar
     const Kernel* const kernel = reinterpret_cast<const Kernel*>(function);
     const LaunchConfig c = *config;
     const std::function<void()> body = kernel->bind(arguments);
-    return enqueue(c.stream, [=] {
+    const std::function<void()> work = [=] {
         run_grid({c.grid_x, c.grid_y, c.grid_z}, c.block_x, c.shared_bytes, body);
-    });
+    };
+    if (const char* const wrong = wrong_bit(kernel->name); wrong != nullptr) {
+        const unsigned bit = static_cast<unsigned>(std::strtoul(wrong, nullptr, 10));
+        return enqueue(c.stream, [=] { run_wrongly(work, bit); });
+    }
+    return enqueue(c.stream, work);
 }
-Status cuEventCreate(Event*, unsigned) { return kSuccess; }
+Status cuEventCreate(Event* event, unsigned) {
+    OR_FAIL(cuEventCreate);
+    *event = reinterpret_cast<Event>(1);
+    ++open_handles;
+    return kSuccess;
+}
 Status cuEventRecord(Event, Stream) { return kSuccess; }
 Status cuEventSynchronize(Event) { return kSuccess; }
 Status cuEventElapsedTime(float* milliseconds, Event, Event) {
     *milliseconds = 0;
     return kSuccess;
 }
-Status cuEventDestroy_v2(Event) { return kSuccess; }
+Status cuEventDestroy_v2(Event) {
+    --open_handles;
+    return kSuccess;
+}
+
+// Beside the driver's entry points, for tests: streams and events that are open; names of all
+// kernels, NULL behind the last one.
+int emulated_open_handles() { return open_handles; }
+const char* emulated_kernel(size_t index) { return kernel_name(index); }
 
 }  // extern "C"
 #pragma GCC visibility pop

@@ -2,6 +2,7 @@
 #include "tests/native/emulated_gpu/kernels.h"
 
 #include <cstring>
+#include <iterator>
 #include <tuple>
 #include <utility>
 
@@ -60,6 +61,10 @@ const Kernel* kernel_by_name(const char* name) {
         if (std::strcmp(kernel.name, name) == 0) return &kernel;
     }
     return nullptr;
+}
+
+const char* kernel_name(size_t index) {
+    return index < std::size(kKernels) ? kKernels[index].name : nullptr;
 }
 
 }  // namespace awqe::emulated

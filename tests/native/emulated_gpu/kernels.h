@@ -1,6 +1,7 @@
 // The kernels of native/cuda/kernels, compiled for a CPU, by their names.
 #pragma once
 
+#include <cstddef>
 #include <functional>
 
 namespace awqe::emulated {
@@ -14,5 +15,8 @@ struct Kernel {
 
 // NULL: there is none of that name.
 const Kernel* kernel_by_name(const char* name);
+
+// NULL behind the last one.
+const char* kernel_name(size_t index);
 
 }  // namespace awqe::emulated
