@@ -117,12 +117,15 @@ def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("shapes", nargs="*", choices=[[], *CONFIGS])
+    parser.add_argument("shapes", nargs="*", metavar="SHAPE", help=", ".join(CONFIGS))
     parser.add_argument("--threads", type=int, nargs="+", default=[1, 2])
     parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--a72", type=Path, metavar="FILE")
     parser.add_argument("--ipc", type=float, default=1.5)
     args = parser.parse_args()
+    for shape in args.shapes:
+        if shape not in CONFIGS:
+            parser.error(f"{shape} is none of {', '.join(CONFIGS)}")
     for shape in args.shapes:
         with tempfile.TemporaryDirectory() as folder:
             path = Path(folder) / "model.awq.gguf"
