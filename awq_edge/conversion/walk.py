@@ -47,9 +47,10 @@ _PROBE_TOKENS = 4096
 # An expert is calibrated on at least so many of all tokens: some for each input of a second matrix.
 _EXPERT_TOKENS = 1024
 _SHOWN_TOKENS = 1024  # of these, for the errors that are reported
-# Floats in the widest intermediate of one batch: 64 MiB each, whatever the model's size; more for a
-# GPU, which needs many tokens at once to be busy.
-_BATCH_FLOATS = {"cpu": 1 << 24, "cuda": 1 << 26}
+# Floats in the widest intermediate of one batch, whatever the model's size: 16 MiB each, for beyond
+# 32 MiB glibc asks the system for new pages each time; more for a GPU, which needs many tokens at
+# once to be busy.
+_BATCH_FLOATS = {"cpu": 1 << 22, "cuda": 1 << 26}
 _READERS = 4  # tensors that are read at once beside a GPU's work
 
 
