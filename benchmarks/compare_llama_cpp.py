@@ -15,6 +15,10 @@ Of a shape: awq-edge has 4 bits (or --bits; of 3.44, some matrices have 3 and so
 128, head and embedding at 8 bits (or --head-bits); llama.cpp Q4_0 with a Q6_K head, what
 llama-quantize makes, with its own defaults (repacking, flash attention). Shapes of families that
 llama.cpp has not run alone. Decoding goes on behind --prompt tokens.
+
+Of several shapes a second table says which reach what is asked of them: dense ones 90 % of the
+share of the read bandwidth that TinyLlama's shape reaches in the same run, mixtures of experts 80 %
+of the speed that the bytes of the chosen experts allow.
 """
 
 from __future__ import annotations
@@ -43,6 +47,9 @@ from awq_edge.layouts import BITS
 
 BANDWIDTH_BYTES = 512 << 20  # far more than any cache
 PEER = "llama.cpp"
+YARDSTICK = "tinyllama-1.1b"
+LEAST_OF_YARDSTICK = 0.9  # of a dense shape's share of the read bandwidth
+LEAST_OF_ACTIVE = 0.8  # of what a token's bytes of a mixture of experts allow
 
 
 class Runner(Protocol):
@@ -268,24 +275,59 @@ def main() -> int:
                     )
                 with console.status(f"{shape}, {threads} threads, {length} tokens"):
                     found = measured(runners, threads, arguments.rounds)
+                found["shares"] = {
+                    name: found["tokens_per_byte"][name] * size
+                    for name, size in decode_bytes.items()
+                }
                 results.append({"model": shape, "threads": threads, "prompt": length, **found})
-                _add_rows(table, results[-1], decode_bytes)
+                _add_rows(table, results[-1])
     if arguments.json:
         print(json.dumps({"cpu": cpu_name(), "results": results}))
     else:
         Console(width=140).print(table)
+        asked = asked_of(results)
+        if asked.row_count:
+            Console(width=140).print(asked)
     return 0
 
 
-def _add_rows(table: Table, result: dict[str, Any], decode_bytes: dict[str, int]) -> None:
+def asked_of(results: list[dict[str, Any]]) -> Table:
+    """What is asked of every shape beside the yardstick, and whether it is reached."""
+    table = Table(title="decoding, shares of the read bandwidth")
+    for column in ("model", "threads", "behind", "system", "share", "asked", ""):
+        table.add_column(column)
+    yardsticks = {
+        (result["threads"], result["prompt"], name): share
+        for result in results
+        if result["model"] == YARDSTICK
+        for name, share in result["shares"].items()
+    }
+    for result in results:
+        at = result["threads"], result["prompt"]
+        for name, share in result["shares"].items():
+            if result["model"] not in SHAPES or result["model"] == YARDSTICK:
+                continue
+            if architecture(result["model"]).experts:
+                least, words = LEAST_OF_ACTIVE, f"{LEAST_OF_ACTIVE:.0%}"
+            elif (*at, name) in yardsticks:
+                yardstick = yardsticks[(*at, name)]
+                least = LEAST_OF_YARDSTICK * yardstick
+                words = f"{least:.1%}, {LEAST_OF_YARDSTICK:.0%} of {YARDSTICK}'s {yardstick:.1%}"
+            else:
+                continue
+            reached = "reached" if share >= least else "MISSED"
+            table.add_row(result["model"], *map(str, at), name, f"{share:.1%}", words, reached)
+    return table
+
+
+def _add_rows(table: Table, result: dict[str, Any]) -> None:
     for what in ("decode", "prefill"):
         speeds = result[what]
         for name, speed in speeds.items():
             share = ""
-            if what == "decode" and name in decode_bytes:
+            if what == "decode" and name in result["shares"]:
                 rate = result["read_bandwidth"]
-                reached = 100 * result["tokens_per_byte"][name] * decode_bytes[name]
-                share = f"{reached:.0f} % of {rate / 1e9:.1f} GB/s"
+                share = f"{result['shares'][name]:.0%} of {rate / 1e9:.1f} GB/s"
             table.add_row(
                 result["model"],
                 str(result["threads"]),

@@ -160,7 +160,7 @@ class Gradients:
                     inside[name] = _products(gradient)
 
             product: torch.Tensor = Product.apply(  # type: ignore[no-untyped-call]  # PyTorch's
-                x, weights[f"{name}.weight"], weights.get(f"{name}.bias"), add
+                x, weights, name, add
             )
             return product
 
@@ -236,25 +236,28 @@ def _correlation(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
 
 
 class Product(torch.autograd.Function):
-    """``torch_decoder.multiply`` with a way back, which it has not on every device."""
+    """``torch_decoder.plain_linear`` with a way back, which it has not on every device.
+
+    Weights are asked for on both ways: those of a mixture of experts are not all in memory.
+    """
 
     @staticmethod
     def forward(
         ctx: Any,
         x: torch.Tensor,
-        weight: torch.Tensor,
-        bias: torch.Tensor | None,
+        weights: Mapping[str, torch.Tensor],
+        name: str,
         heard: Callable[[torch.Tensor], None],
     ) -> torch.Tensor:
-        """Multiplies; ``heard`` will be told the gradient by the product."""
-        ctx.weight, ctx.heard = weight, heard
-        return torch_decoder.multiply(x, weight, bias)
+        """Multiplies by the named matrix; ``heard`` will be told the gradient by the product."""
+        ctx.weights, ctx.name, ctx.heard = weights, name, heard
+        return torch_decoder.plain_linear(weights)(name, x)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[Any, ...]:
         """The gradient by x; the weight needs none."""
         ctx.heard(gradient)
-        return gradient @ ctx.weight, None, None, None
+        return gradient @ ctx.weights[f"{ctx.name}.weight"], None, None, None
 
 
 def _products(gradient: torch.Tensor) -> torch.Tensor:

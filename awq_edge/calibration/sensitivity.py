@@ -14,17 +14,17 @@ runtime's int8 inputs cost besides (``benchmarks/quality.md`` has predicted and 
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 
 import torch
 
 from awq_edge import torch_decoder
+from awq_edge.architecture import Architecture
 from awq_edge.calibration import gradients
 from awq_edge.float_model import FloatModel
 from awq_edge.quantize import gptq, grids
-from awq_edge.quantize.probe import Weights
 from awq_edge.quantize.statistics import Products
-from awq_edge.stages import head_name, read_together
+from awq_edge.stages import head_name, read_together, stages
 from awq_edge.torch_decoder import Layer
 
 # Text that is walked with: enough to rank matrices by. From blocks of all kinds of text: they lie
@@ -61,34 +61,30 @@ def chosen(blocks: torch.Tensor) -> torch.Tensor:
 
 
 def rounded(
-    weight: torch.Tensor, hessian: gptq.Hessian | None, group_size: int, name: str = "a matrix"
+    weight: torch.Tensor, factor: gptq.Factor | None, group_size: int, name: str = "a matrix"
 ) -> torch.Tensor:
-    """A matrix at the measured width, compensated if the Hessian of its input is known."""
-    return torch.cat(list(_rounded_rows(weight, hessian, group_size, name)))
+    """A matrix at the measured width, compensated if the products of its inputs are known."""
+    return torch.cat(list(_rounded_rows(weight, factor, group_size, name)))
 
 
 def _rounded_rows(
-    weight: torch.Tensor, hessian: gptq.Hessian | None, group_size: int, name: str
+    weight: torch.Tensor, factor: gptq.Factor | None, group_size: int, name: str
 ) -> Iterator[torch.Tensor]:
-    """The same some rows after the other: of a large table all at once would fill the memory."""
-    costs = torch.ones(weight.shape[1], device=weight.device)
-    if hessian is not None:
-        costs = hessian.conditional()
-
-    def choose_grid(part: torch.Tensor, _: slice) -> grids.Grid:
-        return grids.best(part, costs, _BITS, group_size, _SHARES, name=name)
-
-    if hessian is None:
-        for part in torch.split(weight, gptq.rows_at_once(weight.shape[1], weight.device)):
-            yield choose_grid(part, slice(0)).rounded(part).dequantise()
-        return
-    for quantised in gptq.quantise(weight, hessian, choose_grid, 0):
-        yield quantised.dequantise()
+    """The same, some rows after the others: all of a large table at once would fill the memory."""
+    k, device = weight.shape[1], weight.device
+    costs = torch.ones(k, device=device) if factor is None else factor.conditional()
+    for part in torch.split(weight, gptq.rows_at_once(k, device)):
+        grid = grids.best(part, costs, _BITS, group_size, _SHARES, name=name)
+        if factor is None:
+            yield grid.rounded(part).dequantise()
+        else:
+            yield grid.with_codes(gptq.compensate(part, factor, grid)).dequantise()
 
 
 @torch.no_grad()
 def measure(
     source: FloatModel,
+    layers: gradients.Layers,
     blocks: torch.Tensor,
     group_size: int,
     device: torch.device,
@@ -98,47 +94,43 @@ def measure(
 
     Args:
         source: The float model.
+        layers: Reads its layers.
         blocks: Calibration tokens, int64 [b, t].
         group_size: Of weights and inputs.
         device: Where to compute.
-        damping: Of the Hessians, as in the conversion.
+        damping: Of means of products, as in the conversion.
     """
     a = source.architecture
     blocks = chosen(blocks)
     positions = source.positions(blocks.shape[1], device)
     used, places = torch.unique(blocks, return_inverse=True)
-    table = source.rows("token_embd.weight", used)
-    begun, moved = (
-        torch_decoder.embedded(a, source, rows[places]).to(device)
-        for rows in (table, rounded(table, None, group_size, "token_embd.weight"))
-    )
+    table = source.rows("token_embd.weight", used).to(device)
+    begun = torch_decoder.embedded(a, source, table[places])
     states = [begun]  # in front of every layer, and behind the last one
     coarse = begun  # the same with rounded inputs
-    for number in range(a.layers):
-        weights = source.layer(number, device)
+    for number, weights in layers(range(a.layers)):
         states.append(Layer(a, number, weights, positions).run(states[-1]))
         coarse = Layer(a, number, weights, positions, _rounding(weights, group_size)).run(coarse)
         del weights  # before the next layer is read
-    gradient, of_head, inputs = _end(source, states.pop(), coarse, group_size, damping)
+    gradient, read, inputs = _end(source, states.pop(), coarse, group_size)
     tokens = blocks.numel()
     harms = {}
-    for number in reversed(range(a.layers)):
-        weights = source.layer(number, device)
-        watched = _Watched(weights, number)
-        layer = Layer(a, number, weights, positions, watched.multiply)
-        with torch.enable_grad(), gradients.repeatable(device):
-            state = states.pop().requires_grad_()
-            after = layer.run(state)
-        torch.autograd.backward(after, gradient)
-        assert state.grad is not None
-        gradient = state.grad
-        for part in (part for stage in layer.stages for part in read_together(stage)):
-            for matrix, harm in watched.harms(part, group_size, damping).items():
-                harms[matrix] = harm / tokens
-        del weights, watched, layer, after, state  # before the next layer is read
-    harms["token_embd.weight"] = _sum(gradient, moved - begun) / tokens
+    for number, weights in layers(reversed(range(a.layers))):
+        gradient, watched = _back(a, number, weights, positions, states.pop(), gradient)
+        del weights  # what follows reads matrices once more, one at a time
+        for part in (part for stage in stages(a, number) for part in read_together(stage)):
+            for name, harm in _harms(source, number, part, watched, group_size, damping).items():
+                harms[name] = harm / tokens
+    moved = rounded(table, None, group_size, "token_embd.weight")[places]
+    moved = torch_decoder.embedded(a, source, moved) - begun
+    harms["token_embd.weight"] = _sum(gradient, moved) / tokens
+    of_head = None
+    if not a.tied_head:
+        products = Products(read.shape[-1], device)
+        products.add(read)
+        of_head = gptq.Factor.of(products.means(), damping)
     name = head_name(a)
-    harms[name] = harms.get(name, 0.0) + of_head
+    harms[name] = harms.get(name, 0.0) + _harm_of_head(source, read, of_head, group_size)
     by_bits = {
         matrix: {bits: harm * unit for bits, unit in _UNITS.items()}
         for matrix, harm in harms.items()
@@ -147,52 +139,32 @@ def measure(
 
 
 def _end(
-    source: FloatModel,
-    states: torch.Tensor,
-    coarse: torch.Tensor,
-    group_size: int,
-    damping: float,
-) -> tuple[torch.Tensor, float, float]:
+    source: FloatModel, states: torch.Tensor, coarse: torch.Tensor, group_size: int
+) -> tuple[torch.Tensor, torch.Tensor, float]:
     """Turns round behind the last layer.
 
     Args:
         source: The float model.
         states: [b, t, hidden].
         coarse: The same with rounded inputs.
-        group_size: Of weights and inputs.
-        damping: Of the head's Hessian.
+        group_size: Of inputs.
 
     Returns:
-        The gradients by the states, [b, t, hidden], and the divergences that rounding the head and
-        rounding inputs cause.
+        The gradients by the states, [b, t, hidden], what the head reads, [b, t, hidden], and the
+        divergence that rounding inputs causes.
     """
     a, device = source.architecture, states.device
-    head = source(head_name(a), device)
-    bias = source("output.bias", device) if a.head_bias else None
+    head, logits = _logits(source, device)
     with torch.enable_grad():
         states = states.requires_grad_()
         normed = torch_decoder.ended(a, source, states)
-    hessian = None
-    if not a.tied_head:
-        products = Products(head.shape[1], device)
-        products.add(normed.detach())
-        hessian = gptq.Hessian.of(products.means(), damping)
-    parts = _rounded_rows(head, hessian, group_size, head_name(a))
-    by_rounded = [torch_decoder.multiply(normed.detach(), part, None) for part in parts]
-    of_rounded = torch_decoder.logits_of(a, torch.cat(by_rounded, dim=-1), bias)
-    del by_rounded
     inexact = torch_decoder.rounded(torch_decoder.ended(a, source, coarse), group_size)
-
-    def logits(x: torch.Tensor) -> torch.Tensor:
-        return torch_decoder.logits_of(a, torch_decoder.multiply(x, head, None), bias)
-
     generator = torch.Generator(device).manual_seed(0)
-    of_head = of_inputs = 0.0
+    of_inputs = 0.0
     by_normed = []
-    for x, coarsely, other in zip(normed.detach(), of_rounded, inexact):  # a block at a time
+    for x, other in zip(normed.detach(), inexact):  # a block at a time
         exact = logits(x)
         p = torch.log_softmax(exact, dim=-1)
-        of_head += _divergence(p, torch.log_softmax(coarsely, dim=-1))
         of_inputs += _divergence(p, torch.log_softmax(logits(other), dim=-1))
         by_logits = gradients.logit_gradients(p.exp(), generator)
         if a.logit_cap:  # the slope of the cap
@@ -200,54 +172,116 @@ def _end(
         by_normed.append(by_logits @ head)
     torch.autograd.backward(normed, torch.stack(by_normed))
     assert states.grad is not None
-    return states.grad, of_head / len(normed), of_inputs / len(normed)
+    return states.grad, normed.detach(), of_inputs / len(normed)
 
 
+def _harm_of_head(
+    source: FloatModel, read: torch.Tensor, factor: gptq.Factor | None, group_size: int
+) -> float:
+    """The divergence that rounding the head causes, for what it reads [b, t, hidden]."""
+    a, name = source.architecture, head_name(source.architecture)
+    head, logits = _logits(source, read.device)
+    parts = _rounded_rows(head, factor, group_size, name)
+    by_rounded = [torch_decoder.multiply(read, part, None) for part in parts]
+    bias = source("output.bias", read.device) if a.head_bias else None
+    of_rounded = torch_decoder.logits_of(a, torch.cat(by_rounded, dim=-1), bias)
+    del by_rounded
+    found = 0.0
+    for x, coarsely in zip(read, of_rounded):  # a block at a time
+        p = torch.log_softmax(logits(x), dim=-1)
+        found += _divergence(p, torch.log_softmax(coarsely, dim=-1))
+    return found / len(read)
+
+
+def _logits(
+    source: FloatModel, device: torch.device
+) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
+    """The head's matrix, and what gives logits [.., v] for what it reads [.., hidden]."""
+    a = source.architecture
+    head = source(head_name(a), device)
+    bias = source("output.bias", device) if a.head_bias else None
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        return torch_decoder.logits_of(a, torch_decoder.multiply(x, head, None), bias)
+
+    return head, logits
+
+
+@dataclasses.dataclass(frozen=True)
 class _Watched:
-    """Multiplies by a layer's matrices, and keeps what they read and the gradients by theirs."""
+    """What a layer's matrices read, and the gradients by what they give, by "attn_q" and so on."""
 
-    def __init__(self, weights: Weights, layer: int) -> None:
-        self._weights = weights
-        self._layer = layer
-        self._inputs: dict[str, torch.Tensor] = {}
-        self._gradients: dict[str, torch.Tensor] = {}
+    inputs: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
+    gradients: dict[str, torch.Tensor] = dataclasses.field(default_factory=dict)
 
-    def multiply(self, name: str, x: torch.Tensor) -> torch.Tensor:
-        """As ``torch_decoder.plain_linear`` does."""
-        self._inputs[name] = x.detach()
 
-        def keep(gradient: torch.Tensor) -> None:
-            self._gradients[name] = gradient.detach()
+def _back(
+    a: Architecture,
+    number: int,
+    weights: Mapping[str, torch.Tensor],
+    positions: torch_decoder.Positions,
+    states: torch.Tensor,
+    gradient: torch.Tensor,
+) -> tuple[torch.Tensor, _Watched]:
+    """The gradient by the states in front of a layer, for that by those behind it.
+
+    Nothing that was made on the way stays in memory but what is watched.
+    """
+    watched = _Watched()
+
+    def multiplied(name: str, x: torch.Tensor) -> torch.Tensor:
+        watched.inputs[name] = x.detach()
+
+        def keep(by_product: torch.Tensor) -> None:
+            watched.gradients[name] = by_product.detach()
 
         product: torch.Tensor = gradients.Product.apply(  # type: ignore[no-untyped-call]  # PyTorch's
-            x, self._weights[f"{name}.weight"], self._weights.get(f"{name}.bias"), keep
+            x, weights, name, keep
         )
         return product
 
-    def harms(self, names: tuple[str, ...], group_size: int, damping: float) -> dict[str, float]:
-        """Sums over tokens of matrices that read the same input; nothing for experts unread.
-
-        Args:
-            names: Of the matrices, "attn_q" and so on; what is found has their whole names.
-            group_size: Of weights and inputs.
-            damping: Of the Hessian.
-        """
-        x = self._inputs[names[0]]
-        products = Products(x.shape[-1], x.device)
-        products.add(x)
-        hessian = gptq.Hessian.of(products.means(), damping)
-        found = {}
-        for name in names:
-            weight = self._weights[f"{name}.weight"]
-            whole = f"blk.{self._layer}.{name}.weight"
-            error = rounded(weight, hessian, group_size, whole) - weight
-            gradient = self._gradients.get(name)
-            moved = torch_decoder.multiply(x, error, None)
-            found[whole] = 0.0 if gradient is None else _sum(gradient, moved)
-        return found
+    with torch.enable_grad(), gradients.repeatable(states.device):
+        states = states.requires_grad_()
+        after = Layer(a, number, weights, positions, multiplied).run(states)
+    torch.autograd.backward(after, gradient)
+    assert states.grad is not None
+    return states.grad, watched
 
 
-def _rounding(weights: Weights, group_size: int) -> torch_decoder.Linear:
+def _harms(
+    source: FloatModel,
+    layer: int,
+    names: tuple[str, ...],
+    watched: _Watched,
+    group_size: int,
+    damping: float,
+) -> dict[str, float]:
+    """Sums over tokens of matrices that read the same input; nothing for experts unread.
+
+    Args:
+        source: The float model.
+        layer: Whose matrices.
+        names: "attn_q" and so on; what is found has their whole names.
+        watched: What they read and the gradients by their outputs.
+        group_size: Of weights and inputs.
+        damping: Of the means of products.
+    """
+    x = watched.inputs[names[0]]
+    products = Products(x.shape[-1], x.device)
+    products.add(x)
+    factor = gptq.Factor.of(products.means(), damping)
+    found = {}
+    for name in names:
+        whole = f"blk.{layer}.{name}.weight"
+        weight = source(whole, x.device)
+        error = rounded(weight, factor, group_size, whole).sub_(weight)
+        gradient = watched.gradients.get(name)
+        moved = torch_decoder.multiply(x, error, None)
+        found[whole] = 0.0 if gradient is None else _sum(gradient, moved)
+    return found
+
+
+def _rounding(weights: Mapping[str, torch.Tensor], group_size: int) -> torch_decoder.Linear:
     """Multiplies as the runtime does, by float weights."""
     linear = torch_decoder.plain_linear(weights)
 

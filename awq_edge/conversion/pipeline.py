@@ -26,6 +26,7 @@ from awq_edge.conversion.checks import (
     inputs_of,
     place_of,
 )
+from awq_edge.conversion.layer_reader import LayerReader
 from awq_edge.conversion.manifest import read_manifest
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.report import Events, Report
@@ -149,7 +150,10 @@ def convert(
                         source.pictures = tower.run(tiles)
                 others = {} if vision is None else stored_bytes(vision.architecture, options)
                 if not work.bits:
-                    found = widths.choose(source, options, blocks, device, plain, events, others)
+                    layers = LayerReader(source, device, work.folder)
+                    found = widths.choose(
+                        source, layers, options, blocks, device, plain, events, others
+                    )
                     work.bits_chosen(found.bits, found.divergence)
                 chosen = {
                     name: Quantiser(bits, options.group_size) for name, bits in work.bits.items()

@@ -9,8 +9,8 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import math
-from collections.abc import Iterable, Iterator, Mapping
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
 
 import torch
 
@@ -20,7 +20,7 @@ from awq_edge.calibration.distributed import Processes
 from awq_edge.calibration.hidden_states import HiddenStates
 from awq_edge.calibration.layer_states import LayerStates
 from awq_edge.conversion.extremes import check_finite, solvable
-from awq_edge.conversion.layer_weights import LayerWeights
+from awq_edge.conversion.layer_reader import LayerReader
 from awq_edge.conversion.options import Options
 from awq_edge.conversion.packing import Packer
 from awq_edge.conversion.recorder import Recorder
@@ -38,7 +38,6 @@ from awq_edge.stages import (
     coupled_matrices,
     input_width,
     is_kept,
-    layer_tensor_names,
 )
 from awq_edge.torch_decoder import Layer, Positions
 
@@ -51,7 +50,6 @@ _SHOWN_TOKENS = 1024  # of these, for the errors that are reported
 # 32 MiB glibc asks the system for new pages each time; more for a GPU, which needs many tokens at
 # once to be busy.
 _BATCH_FLOATS = {"cpu": 1 << 22, "cuda": 1 << 26}
-_READERS = 4  # tensors that are read at once beside a GPU's work
 
 
 class Walk:
@@ -79,6 +77,7 @@ class Walk:
         self._damping = methods.METHODS[options.method].damping
         self._packer = Packer(source, options, widths, device, work)
         self._recorder = Recorder(work, device)
+        self._layers = LayerReader(source, device, work.folder)
         self._blocks = 0  # of calibration, over all processes
         self._float_blocks: propagation.FloatBlocks | None = None  # if errors are propagated
 
@@ -140,42 +139,6 @@ class Walk:
         self._recorder.record(report, after, self._packer.unsettled())
         self._events.layer_done(report, self._architecture.layers)
         return after
-
-    def _layers(self, numbers: Iterable[int]) -> Iterator[tuple[int, Weights]]:
-        """Layers with their weights on the device; beside a GPU the next one is read meanwhile."""
-        if self._architecture.experts:
-            yield from self._layers_in_parts(numbers)
-            return
-        if self._device.type == "cpu":
-            for layer in numbers:
-                yield layer, self._source.layer(layer)
-            return
-        # The GPU of this thread: other threads begin with the first one.
-        device = torch.device("cuda", torch.cuda.current_device())
-        left = list(numbers)
-        with ThreadPoolExecutor(_READERS) as readers:
-
-            def begin(layer: int) -> dict[str, Future[torch.Tensor]]:
-                return {
-                    name: readers.submit(self._source, f"blk.{layer}.{name}", device)
-                    for name in layer_tensor_names(self._architecture, layer)
-                }
-
-            ahead = begin(left[0]) if left else {}
-            while left:
-                layer = left.pop(0)
-                weights = {name: ahead.pop(name).result() for name in list(ahead)}
-                ahead = begin(left[0]) if left else {}
-                yield layer, weights
-                del weights  # the caller replaces them: none may outlive it here
-
-    def _layers_in_parts(self, numbers: Iterable[int]) -> Iterator[tuple[int, Weights]]:
-        """Layers of a model with experts, which are not all in memory at once."""
-        for layer in numbers:
-            with contextlib.closing(
-                LayerWeights(self._source, layer, self._device, self._work.folder)
-            ) as weights:
-                yield layer, weights
 
     def _measure_gradients(self, blocks: torch.Tensor, begin: int) -> None:
         """Leaves every layer's moments in the work directory.

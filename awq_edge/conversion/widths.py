@@ -17,7 +17,7 @@ import torch
 
 from awq_edge import layouts, model_file
 from awq_edge.architecture import MetadataValue
-from awq_edge.calibration import sensitivity
+from awq_edge.calibration import gradients, sensitivity
 from awq_edge.conversion.extremes import solvable
 from awq_edge.conversion.options import WIDENED, Options
 from awq_edge.conversion.report import Events
@@ -50,6 +50,7 @@ class Widths:
 
 def choose(
     source: FloatModel,
+    layers: gradients.Layers,
     options: Options,
     blocks: torch.Tensor | None,
     device: torch.device,
@@ -61,6 +62,7 @@ def choose(
 
     Args:
         source: The float model.
+        layers: Reads its layers.
         options: What the user chose.
         blocks: Calibration tokens, int64 [b, t]; None for a method that needs none.
         device: Where sensitivity is measured.
@@ -121,7 +123,7 @@ def choose(
     events.message("Measuring what every width of every matrix costs in accuracy …")
     damping = methods.METHODS[options.method].damping
     with solvable("the model"):
-        measured = sensitivity.measure(source, blocks, group_size, device, damping)
+        measured = sensitivity.measure(source, layers, blocks, group_size, device, damping)
     harms = [harm for by_bits in measured.harms.values() for harm in by_bits.values()]
     if not all(math.isfinite(harm) for harm in (*harms, measured.inputs)):
         if options.mixed:

@@ -38,19 +38,18 @@ ChooseGrid = Callable[[torch.Tensor, slice], Grid]
 
 
 @dataclasses.dataclass(frozen=True)
-class Hessian:
-    """Means of x_i * x_j over the tokens that a matrix reads, damped, with what solving needs.
+class Factor:
+    """What rounding with compensation needs of means of x_i * x_j: a factor of their inverse.
 
     ``order`` lists inputs by falling diagonal. In that order the inverse is upper^T @ upper, with
     ``upper`` upper triangular; ``lower`` is ``upper`` read backwards, rows and columns.
     """
 
-    matrix: Half  # float32 [k, k], symmetric
     order: torch.Tensor  # int64 [k]
     lower: Half  # float32 [k, k]
 
     @classmethod
-    def of(cls, products: Half, damping: float = DAMPING) -> Hessian:
+    def of(cls, products: Half, damping: float = DAMPING) -> Factor:
         """Damps means of products; an input that never was anything but zero is kept.
 
         Args:
@@ -59,15 +58,12 @@ class Hessian:
             damping: Share of a typical input's mean square.
         """
         _damp(products, damping)
-        damped = Half([_kept(products, part) for part in parts_of(products.size, _STRIP)])
-        order = _factorise(products)
-        _invert(products)
-        return cls(damped, order, _narrowed(products))
+        return cls(*_solved(products))
 
     @property
     def size(self) -> int:
         """Inputs."""
-        return self.matrix.size
+        return self.lower.size
 
     def upper(self, part: slice) -> torch.Tensor:
         """Some rows of ``upper``, from the first one's diagonal on, [rows, k - part.start]."""
@@ -93,6 +89,20 @@ class Hessian:
         return solved
 
 
+@dataclasses.dataclass(frozen=True)
+class Hessian(Factor):
+    """The damped means themselves besides, which refining codes and scales needs."""
+
+    matrix: Half  # float32 [k, k], symmetric
+
+    @classmethod
+    def of(cls, products: Half, damping: float = DAMPING) -> Hessian:
+        """As :meth:`Factor.of`."""
+        _damp(products, damping)
+        damped = Half([_kept(products, part) for part in parts_of(products.size, _STRIP)])
+        return cls(*_solved(products), damped)
+
+
 def conditional(products: Half, damping: float = DAMPING) -> torch.Tensor:
     """``Hessian.of(products).conditional()``, without the Hessian; the products are used up."""
     _damp(products, damping)
@@ -112,6 +122,13 @@ def _damp(products: Half, damping: float) -> None:
         # The geometric mean: of the plain one, a few large inputs could be most.
         typical = diagonal[alive].log().mean().exp().clamp(min=_SOLVABLE * diagonal.max())
     products.add_to_diagonal(torch.where(alive, typical * damping, typical))
+
+
+def _solved(products: Half) -> tuple[torch.Tensor, Half]:
+    """The order and the factor of damped means, which are used up."""
+    order = _factorise(products)
+    _invert(products)
+    return order, _narrowed(products)
 
 
 def _kept(products: Half, part: slice) -> torch.Tensor:
@@ -217,7 +234,7 @@ def rounded(target: torch.Tensor, hessian: Hessian, grid: Grid, rounds: int) -> 
     return grid.with_codes(codes)
 
 
-def compensate(target: torch.Tensor, hessian: Hessian, grid: Grid) -> torch.Tensor:
+def compensate(target: torch.Tensor, hessian: Factor, grid: Grid) -> torch.Tensor:
     """GPTQ: codes [n, k], as float32, for a target [n, k] on a grid."""
     scales, zeros = grid.transposed()
     weights = target.T[hessian.order].contiguous()  # [k, n]

@@ -11,6 +11,9 @@ from collections.abc import Iterator
 
 import torch
 
+STRIP_ROWS = 512  # computed at once: enough for every processor to be busy
+_MOVED = 128  # rows that are put into their places at once, with those that make room for them
+
 
 class Half:
     """What lies left of the diagonal and on it, of a matrix [k, k].
@@ -24,7 +27,7 @@ class Half:
         self.strips = strips
 
     @classmethod
-    def of(cls, whole: torch.Tensor, rows: int) -> Half:
+    def of(cls, whole: torch.Tensor, rows: int = STRIP_ROWS) -> Half:
         """A copy of half of a symmetric matrix [k, k], in strips of so many rows."""
         return cls([whole[part, : part.stop].clone() for part in parts_of(len(whole), rows)])
 
@@ -96,15 +99,15 @@ class Half:
     def reorder(self, order: torch.Tensor) -> None:
         """Puts rows and columns of a symmetric matrix into an order, in place.
 
-        Strip by strip: inputs that belong there change places with those that lie there, and no
-        more rows than that takes are in memory twice.
+        Some places after the others: inputs that belong there change places with those that lie
+        there, and no more rows than that takes are in memory twice.
 
         Args:
             order: int64 [k], which input is to come first, which second and so on.
         """
         lying = torch.arange(self.size, device=order.device)  # which input lies where
         place = lying.clone()  # and where each one does
-        for inside, _ in self.placed():
+        for inside in parts_of(self.size, _MOVED):
             wanted, here = order[inside], lying[inside]
             outside = place[wanted]
             outside = outside[~_in(outside, inside)]
@@ -117,11 +120,11 @@ class Half:
         """Moves rows and columns from some places [m] to the same places in another order [m]."""
         columns = torch.arange(self.size, device=to.device)
         columns[to] = origin
-        moved = self.rows_at(origin)[:, columns]
+        moved = self.rows_at(origin)
         for inside, strip in self.placed():
             here, across = _in(to, inside), to < inside.stop
-            strip[to[here] - inside.start] = moved[here, : inside.stop]
-            strip[:, to[across]] = moved[across, inside].T
+            strip[to[here] - inside.start] = moved[here][:, columns[: inside.stop]]
+            strip[:, to[across]] = moved[across][:, columns[inside]].T
 
 
 def parts_of(k: int, rows: int) -> list[slice]:

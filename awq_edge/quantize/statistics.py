@@ -12,10 +12,8 @@ import torch
 import torch.nn.functional as F
 
 from awq_edge import torch_decoder
-from awq_edge.quantize.halves import Half, parts_of
+from awq_edge.quantize.halves import STRIP_ROWS, Half, parts_of
 
-# Of products, computed at once, and of what becomes of them: enough for every processor to be busy.
-_STRIP_ROWS = 512
 # Of the sums over a segment's tokens, which lie beside those over all segments before: all of them
 # up to 8,000 inputs. More inputs are read several times.
 _SHARE_BYTES = 1 << 28
@@ -107,7 +105,7 @@ def shares_of(k: int) -> list[list[slice]]:
     """Strips of products of k inputs, in shares that are summed at once while others wait."""
     shares: list[list[slice]] = [[]]
     size = 0
-    for part in parts_of(k, _STRIP_ROWS):
+    for part in parts_of(k, STRIP_ROWS):
         size += 8 * (part.stop - part.start) * part.stop
         if shares[-1] and size > _SHARE_BYTES:
             shares.append([])
@@ -132,7 +130,7 @@ class Products:
         """
         self.strips = [
             torch.zeros(part.stop - part.start, part.stop, dtype=torch.float64, device=device)
-            for part in (parts_of(k, _STRIP_ROWS) if parts is None else parts)
+            for part in (parts_of(k, STRIP_ROWS) if parts is None else parts)
         ]
         self.tokens = 0
 

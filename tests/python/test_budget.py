@@ -18,6 +18,7 @@ import checkpoints  # noqa: E402  (after the checks for the packages of the extr
 from awq_edge import layouts, torch_decoder  # noqa: E402
 from awq_edge.calibration import sensitivity  # noqa: E402
 from awq_edge.conversion import Options, convert  # noqa: E402
+from awq_edge.conversion.layer_reader import LayerReader  # noqa: E402
 from awq_edge.errors import InvalidArgumentError  # noqa: E402
 from awq_edge.float_model import open_float_model  # noqa: E402
 from awq_edge.quantize import grouped  # noqa: E402
@@ -186,7 +187,9 @@ def test_measured_harms_are_what_rounding_does_to_the_predictions(
     a = source.architecture
     generator = torch.Generator().manual_seed(1)
     blocks = torch.randint(0, a.vocabulary_size, (8, 48), generator=generator)
-    measured = sensitivity.measure(source, blocks, 32, torch.device("cpu"), 0.3)
+    cpu = torch.device("cpu")
+    layers = LayerReader(source, cpu, tmp_path)
+    measured = sensitivity.measure(source, layers, blocks, 32, cpu, 0.3)
     exact = torch_decoder.logits(source, a, blocks).log_softmax(-1)
 
     def divergence(name: str) -> float:

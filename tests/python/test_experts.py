@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import weakref
 from pathlib import Path
 
 import pytest
@@ -244,6 +245,46 @@ def test_experts_are_read_one_by_one(tmp_path: Path) -> None:
     assert "expert.9.ffn_up.weight" not in weights and "expert.5.ffn_up.weight" in weights
     weights.close()
     assert not list(folder.iterdir())
+
+
+def test_widths_of_experts_are_measured_a_few_at_a_time(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """On the way back too, which needs all that the way there has read."""
+    pytest.importorskip("transformers")
+    import checkpoints
+    import expert_models
+
+    from awq_edge.calibration import sensitivity
+    from awq_edge.conversion import layer_weights
+    from awq_edge.conversion.layer_reader import LayerReader
+    from awq_edge.float_model import FloatModel, open_float_model
+
+    model = expert_models.random_model("qwen2_moe-renormalised")
+    source = open_float_model(str(checkpoints.save(model, tmp_path / "float")))
+    cpu, read = torch.device("cpu"), FloatModel.__call__
+    blocks = torch.arange(60).reshape(4, 15) * 7 % source.architecture.vocabulary_size
+    alive: weakref.WeakSet[torch.Tensor] = weakref.WeakSet()
+    most = 0
+
+    def watched(self: FloatModel, name: str, device: torch.device | None = None) -> torch.Tensor:
+        nonlocal most
+        tensor = read(self, name, device)
+        if ".expert." in name:
+            alive.add(tensor)
+            most = max(most, len(alive))
+        return tensor
+
+    def measured() -> sensitivity.Sensitivity:
+        layers = LayerReader(source, cpu, tmp_path)
+        return sensitivity.measure(source, layers, blocks, 32, cpu, 0.3)
+
+    expected = measured()
+    assert sum(".expert." in name for name in expected.harms) > 20
+    monkeypatch.setattr(FloatModel, "__call__", watched)
+    monkeypatch.setitem(layer_weights._BUDGET_BYTES, "cpu", 1)
+    assert measured() == expected
+    assert 0 < most <= 3  # what is read, what was read before, what is multiplied by
 
 
 def test_what_is_multiplied_is_what_rows_reach() -> None:

@@ -44,6 +44,8 @@ GEMMA: dict[str, Any] = {
     "tie_word_embeddings": False,
     "use_bidirectional_attention": False,
 }
+# Heads that can be shared whichever of the two numbers has its default, 20 and 20.
+HELIUM = {"num_attention_heads": 40, "num_key_value_heads": 4}
 # Its class gives a base beside the tables to the full layers alone; see below.
 OLMO3 = {key: value for key, value in COMMON.items() if key != "rope_theta"}
 # Per family, whole configurations; from each one key after the other is taken.
@@ -100,6 +102,10 @@ WHOLE: dict[str, list[dict[str, Any]]] = {
         {**COMMON, "attention_bias": False, "tie_word_embeddings": True, "hidden_act": "silu"},
         {**COMMON, "partial_rotary_factor": 0.25, "rope_scaling": LINEAR},
         {**COMMON, "rope_parameters": {"partial_rotary_factor": 0.75, "rope_theta": 7.0}},
+    ],
+    "helium": [
+        {**COMMON, **HELIUM, "mlp_bias": True, "rope_scaling": LINEAR},
+        {**COMMON, **HELIUM, "tie_word_embeddings": True, "rope_scaling": YARN},
     ],
     "ministral": [
         {**COMMON, "sliding_window": 7, "layer_types": KINDS, "tie_word_embeddings": True},
@@ -213,7 +219,7 @@ def of_the_class(values: dict[str, Any]) -> dict[str, Any] | None:
         "tied_head": c.tie_word_embeddings,
         "sliding_windows": tuple(window if kind == SLIDING else 0 for kind in kinds),
         "qkv_bias": attention_bias,
-        "output_bias": attention_bias and family != "glm4",
+        "output_bias": attention_bias and family not in ("glm4", "helium"),
         "feed_forward_bias": getattr(c, "mlp_bias", False),
         "score_cap": (family == "gemma2" and c.attn_logit_softcapping) or 0.0,
         "logit_cap": getattr(c, "final_logit_softcapping", None) or 0.0,

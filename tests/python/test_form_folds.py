@@ -137,7 +137,7 @@ def test_stages_one_by_one_give_the_layer(
 
     Where products are many they are summed in shares: here every strip of 16 rows is one.
     """
-    monkeypatch.setattr(statistics, "_STRIP_ROWS", strip)
+    monkeypatch.setattr(statistics, "STRIP_ROWS", strip)
     monkeypatch.setattr(statistics, "_SHARE_BYTES", 1 if strip == 16 else 1 << 28)
     torch.manual_seed(0)
     a = one_layer(form)

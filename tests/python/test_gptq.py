@@ -10,6 +10,7 @@ torch = pytest.importorskip("torch")
 
 from awq_edge.quantize import gptq, grids, grouped  # noqa: E402
 from awq_edge.quantize.halves import Half  # noqa: E402
+from awq_edge.quantize.statistics import Products  # noqa: E402
 
 G = 32
 
@@ -195,6 +196,37 @@ def test_the_activations_unit_does_not_matter(size: float) -> None:
     grid = grids.spanning(target, 3, G)
     same = gptq.compensate(target, one, grid) == gptq.compensate(target, other, grid)
     assert same.float().mean() > 0.98
+
+
+def test_threads_and_places_in_memory_change_no_bit() -> None:
+    """Wide enough that products are shared out; where in memory tensors begin is chance."""
+
+    def placed(values: torch.Tensor, behind: int) -> torch.Tensor:
+        """The same so many elements behind a boundary of 64 bytes."""
+        room = torch.empty(values.numel() + 32)
+        first = -(room.data_ptr() // 4) % 16 + behind
+        return room[first : first + values.numel()].view(values.shape).copy_(values)
+
+    def results(threads: int, behind: int) -> list[torch.Tensor]:
+        torch.set_num_threads(threads)
+        read, target = placed(inputs(300, 900), behind), placed(weight(600, 300), behind)
+        sums = Products(300, read.device)
+        sums.add(read)
+        hessian = gptq.Hessian.of(sums.means())
+        grid = grids.best(target, hessian.conditional(), 4, G, (1.0, 0.9))
+        codes = gptq.compensate(target, hessian, grid)
+        moved = gptq.descend(codes, target, hessian, grid, 1)
+        refitted = gptq.refit_scales(moved, target, hessian, grid)
+        gradient = read @ target.T
+        return [hessian.solve(target), gradient, grid.scales, codes, moved, refitted.scales]
+
+    before = torch.get_num_threads()
+    try:
+        expected = results(1, 0)
+        for threads, behind in ((1, 1), (2, 0), (2, 5), (3, 0)):
+            assert all(map(torch.equal, results(threads, behind), expected)), (threads, behind)
+    finally:
+        torch.set_num_threads(before)
 
 
 @pytest.mark.parametrize("strip", [16, 32, 64])

@@ -82,6 +82,10 @@ ROWS: dict[str, tuple[str, dict[str, Any]]] = {
         ),
     ),
     "glm4": ("glm4", dict(num_key_value_heads=2, head_dim=16)),
+    "helium": (
+        "helium",
+        dict(num_key_value_heads=2, head_dim=16, attention_bias=True, mlp_bias=True),
+    ),
     "ministral": (
         "ministral",
         dict(
@@ -259,10 +263,11 @@ def test_older_configurations_say_the_same(row: str, tmp_path: Path) -> None:
     assert torch.equal(logits(source), expected)
 
 
-def test_trained_gemma3_equals_transformers() -> None:
+@pytest.mark.parametrize("name", ["novels-gemma3", "novels-phi3"])
+def test_trained_models_equal_transformers(name: str) -> None:
     import transformers
 
-    directory = assets("models", "novels-gemma3")
+    directory = assets("models", name)
     model = transformers.AutoModelForCausalLM.from_pretrained(
         directory, dtype=torch.float32, attn_implementation="eager"
     )

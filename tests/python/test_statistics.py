@@ -41,7 +41,7 @@ def test_products_of_parts_are_those_of_the_whole(
     monkeypatch: pytest.MonkeyPatch, strip: int
 ) -> None:
     """Batches of unequal length: none is dropped and none counts twice."""
-    monkeypatch.setattr(statistics, "_STRIP_ROWS", strip)
+    monkeypatch.setattr(statistics, "STRIP_ROWS", strip)
     x = torch.randn(50, 40)
     parts, last = Products(40, torch.device("cpu")), Products(40, torch.device("cpu"))
     parts.add(x[:7])
