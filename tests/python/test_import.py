@@ -57,7 +57,7 @@ LOADED = {
         *SHOWING,
         *(f"_native{name}" for name in NATIVE),
         *("_declarations", "cli.doctor", "device", "device.board", "device.doctor"),
-        *("device.gpu_sensors", "free_memory"),
+        *("device.gpu_sensors", "free_memory", "unreadable_files"),
     },
     "run": {
         *SHOWING,
@@ -65,7 +65,7 @@ LOADED = {
         *("_declarations", "adjustment", "cli._groups", "cli._guesses_text", "cli._pictures"),
         *("cli._prompt_text", "cli.run", "free_memory", "generation", "limited_json", "model"),
         *("session", "thread_counts", "token_ids", "tokenizer", "tokenizers_library"),
-        "user_cache",
+        *("unreadable_files", "user_cache"),
     },
 }
 PACKAGES = {"--version": set(), "doctor": {"typer"}, "run": {"tokenizers", "typer"}}
