@@ -95,6 +95,8 @@ class CudaBackend::CudaSequence final : public Sequence {
             check(device_->driver().cuMemcpyHtoD_v2(address, bytes, size), "take up a context");
             bytes += size;
         });
+        // Pageable memory: the copies may go on, and a step's stream does not wait for them.
+        check(device_->driver().cuStreamSynchronize(nullptr), "take up a context");
     }
 
     const KvType type;

@@ -1,6 +1,6 @@
-// Kernels with the grids, threads and shared memory that they ask for, one function per kind of
-// kernel. Owns their names and these sizes; what is computed in which order is step.h's, and with
-// what it is compared, selftest.h's.
+// Kernels of products, norms and activations with the grids, threads and shared memory that they
+// ask for, one function per kind of kernel. Owns their names and these sizes; what is computed in
+// which order is step.h's, and with what it is compared, selftest.h's.
 #pragma once
 
 #include <map>

@@ -47,8 +47,8 @@ struct GpuShare {
     uint64_t free_bytes;
 };
 
-// By the plan's gpu_layers. Allocates nothing. Throws Failure with AWQE_UNSUPPORTED where there is
-// no GPU, or none that computes this model.
+// By the plan's gpu_layers. Allocates nothing but the driver's context. Throws Failure with
+// AWQE_UNSUPPORTED where there is no GPU, or none that computes this model.
 GpuShare gpu_share(const Model& model, const SequencePlan& plan);
 
 // How many of the last layers the GPU takes for a sequence of this plan, by its gpu_layers. Throws

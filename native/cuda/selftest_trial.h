@@ -78,9 +78,11 @@ class DeviceArray {
         if (!numbers.empty()) {
             std::memcpy(bytes.data(), numbers.data(), numbers.size() * sizeof(T));
         }
-        check(
-            trial_.device->driver().cuMemcpyHtoD_v2(memory_.address(), bytes.data(), bytes.size()),
-            "copy an input");
+        // In the kernels' stream, for a plain copy of pageable memory may return before it is done.
+        check(trial_.device->driver().cuMemcpyHtoDAsync_v2(memory_.address(), bytes.data(),
+                                                           bytes.size(), trial_.stream.get()),
+              "copy an input");
+        trial_.finish();
     }
 
     T* get() const { return memory_.as<T>(); }

@@ -75,6 +75,8 @@ Step::Step(std::shared_ptr<const Device> device, const Architecture& a, const We
         const std::vector<unsigned char> axes = axes_of(a);
         check(d.cuMemcpyHtoD_v2(reinterpret_cast<Address>(arrays_->axes), axes.data(), axes.size()),
               "copy the weights");
+        // Pageable memory: the copy may go on, and no other stream waits for it.
+        check(d.cuStreamSynchronize(nullptr), "copy the weights");
     }
     stream_ = open_stream(d);
     check(d.cuMemsetD8Async(reinterpret_cast<Address>(arrays_->arrivals), 0,

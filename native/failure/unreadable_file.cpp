@@ -94,11 +94,16 @@ size_t mapped_path(uintptr_t address, char* path, size_t size) {
         for (int field = 0; field < 4; ++field) maps.skip_word();  // rights, offset, device, inode
         const bool wanted = begin <= address && address < end && maps.at('/');
         size_t length = 0;
+        unsigned char before = 0;
         while (!maps.ended() && !maps.at('\n')) {
-            const char byte = maps.take();
-            // Nothing that a terminal would obey.
-            const bool control = static_cast<unsigned char>(byte) < ' ' || byte == 0x7F;
-            if (wanted && length < size) path[length++] = control ? '?' : byte;
+            const auto byte = static_cast<unsigned char>(maps.take());
+            // Nothing that a terminal would obey: the two sets of control characters, of which
+            // the second has two bytes each in UTF-8.
+            const bool second = before == 0xC2 && 0x80 <= byte && byte < 0xA0;
+            const bool control = byte < ' ' || byte == 0x7F || second;
+            if (second && wanted && 0 < length && length < size) path[length - 1] = '?';
+            if (wanted && length < size) path[length++] = control ? '?' : static_cast<char>(byte);
+            before = byte;
         }
         if (wanted) return length;
         if (!maps.ended()) maps.take();
@@ -116,9 +121,9 @@ void exit_if_mapped(const void* address) {
     if (end != line + prefix) {
         std::memcpy(end, kSentence, sizeof(kSentence) - 1);
         end += sizeof(kSentence) - 1;
-        // Where nobody listens the status alone must do.
-        [[maybe_unused]] const ssize_t written =
-            write(STDERR_FILENO, line, static_cast<size_t>(end - line));
+        // Where nobody listens the status alone must do (SIGPIPE is held back here).
+        while (write(STDERR_FILENO, line, static_cast<size_t>(end - line)) < 0 && errno == EINTR) {
+        }
         _exit(status_at_exit);
     }
     busy.clear();
@@ -129,13 +134,14 @@ void on_bus_error(int number, siginfo_t* info, void* context) {
     if (info->si_code == BUS_ADRERR) exit_if_mapped(info->si_addr);
     errno = error;
     // It was about something else: whoever was there before decides.
-    if ((earlier.sa_flags & SA_SIGINFO) != 0) {
+    const bool handled = earlier.sa_handler != SIG_DFL && earlier.sa_handler != SIG_IGN;
+    if (handled && (earlier.sa_flags & SA_SIGINFO) != 0) {
         earlier.sa_sigaction(number, info, context);
         return;
     }
     const bool sent = info->si_code <= 0;  // by a program, not by a read
     if (earlier.sa_handler == SIG_IGN && sent) return;
-    if (earlier.sa_handler != SIG_DFL && earlier.sa_handler != SIG_IGN) {
+    if (handled) {
         earlier.sa_handler(number);
         return;
     }
@@ -159,19 +165,21 @@ void exit_on_unreadable_file(const char* program, int exit_status) {
     std::memcpy(program_name, program, length);
     std::memcpy(program_name + length, ": ", 3);
     status_at_exit = exit_status;
-    struct sigaction now;
-    if (sigaction(SIGBUS, nullptr, &now) != 0) {
+    // Once: whoever came since may hand on to this handler, and must not get the signal back.
+    static bool installed = false;
+    if (installed) return;
+    if (sigaction(SIGBUS, nullptr, &earlier) != 0) {
         fail(AWQE_INTERNAL, "the handler of SIGBUS is unknown: %s", std::strerror(errno));
     }
-    if ((now.sa_flags & SA_SIGINFO) != 0 && now.sa_sigaction == on_bus_error) return;
-    earlier = now;
     struct sigaction action = {};
     action.sa_sigaction = on_bus_error;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&action.sa_mask);
+    sigaddset(&action.sa_mask, SIGPIPE);
     if (sigaction(SIGBUS, &action, nullptr) != 0) {
         fail(AWQE_INTERNAL, "SIGBUS cannot be handled: %s", std::strerror(errno));
     }
+    installed = true;
 }
 
 }  // namespace awqe

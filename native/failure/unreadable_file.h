@@ -6,7 +6,7 @@
 
 namespace awqe {
 
-// Throws Failure with AWQE_INVALID_ARGUMENT; see awqe_exit_on_unreadable_file().
+// Throws Failure with AWQE_INVALID_ARGUMENT or AWQE_INTERNAL; see awqe_exit_on_unreadable_file().
 void exit_on_unreadable_file(const char* program, int exit_status);
 
 }  // namespace awqe

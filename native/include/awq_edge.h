@@ -218,8 +218,8 @@ typedef struct awqe_gpu_memory {
 } awqe_gpu_memory;
 
 /// What awqe_session_open() with these options and the device AWQE_DEVICE_CUDA would take of the
-/// GPU's memory, and how its layers would be divided. Allocates nothing. AWQE_UNSUPPORTED, with the
-/// reason, where there is no GPU, or none that computes this model.
+/// GPU's memory, and how its layers would be divided. Allocates nothing but the driver's context.
+/// AWQE_UNSUPPORTED, with the reason, where there is no GPU, or none that computes this model.
 awqe_status awqe_session_gpu_memory(const awqe_model* model, const awqe_session_options* options,
                                     awqe_gpu_memory* memory, awqe_error* error);
 

@@ -107,6 +107,14 @@ void check_signal(const End& end) {
 void with_information(int, siginfo_t*, void*) { _exit(kHandled); }
 void with_number(int) { _exit(kHandled); }
 
+// A handler that hands on to the one before it, once.
+struct sigaction before_chained;
+void chained(int number, siginfo_t* info, void* context) {
+    static int times = 0;
+    if (++times > 1) _exit(kBroken);
+    before_chained.sa_sigaction(number, info, context);
+}
+
 // As a read of memory that belongs to no file would cause it.
 void fault_without_file() {
     siginfo_t info = {};
@@ -150,7 +158,9 @@ TEST(of_several_threads_one_says_it) {
 }
 
 TEST(a_name_cannot_command_a_terminal) {
-    const TemporaryFile temporary("\x1b[2J\x7f");
+    const TemporaryFile temporary(
+        "\x1b[2J\x7f\xC2\x9B"
+        "2J\u00A0");
     const End end = child_of([&] {
         exit_on_unreadable_file("program", kStatus);
         const MappedFile file(temporary.path().c_str());
@@ -158,7 +168,25 @@ TEST(a_name_cannot_command_a_terminal) {
         read_last_byte(file);
     });
     check_exit(end, kStatus);
-    CHECK_EQUAL(end.said.find("program: " + temporary.folder() + "/?[2J? cannot"), size_t{0});
+    CHECK_EQUAL(end.said.find("program: " + temporary.folder() + "/?[2J???2J\u00A0 cannot"),
+                size_t{0});
+}
+
+TEST(the_status_comes_where_nobody_listens_too) {
+    const TemporaryFile temporary("model.gguf");
+    const End end = child_of([&] {
+        int ends[2];
+        CHECK_EQUAL(pipe(ends), 0);
+        dup2(ends[1], STDERR_FILENO);
+        close(ends[0]);
+        close(ends[1]);
+        signal(SIGPIPE, SIG_DFL);
+        exit_on_unreadable_file("program", kStatus);
+        const MappedFile file(temporary.path().c_str());
+        temporary.cut(0);
+        read_last_byte(file);
+    });
+    check_exit(end, kStatus);
 }
 
 TEST(who_has_not_asked_gets_the_signal) {
@@ -192,6 +220,23 @@ TEST(every_other_cause_goes_to_who_was_there_before) {
                    kHandled);
     }
     check_signal(child_of([] {
+        exit_on_unreadable_file("program", kStatus);
+        raise(SIGBUS);
+    }));
+    check_signal(child_of([] {
+        struct sigaction action = {};
+        action.sa_handler = SIG_DFL;
+        action.sa_flags = SA_SIGINFO;
+        CHECK_EQUAL(sigaction(SIGBUS, &action, nullptr), 0);
+        exit_on_unreadable_file("program", kStatus);
+        raise(SIGBUS);
+    }));
+    check_signal(child_of([] {
+        exit_on_unreadable_file("program", kStatus);
+        struct sigaction action = {};
+        action.sa_sigaction = chained;
+        action.sa_flags = SA_SIGINFO;
+        CHECK_EQUAL(sigaction(SIGBUS, &action, &before_chained), 0);
         exit_on_unreadable_file("program", kStatus);
         raise(SIGBUS);
     }));
