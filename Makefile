@@ -1,4 +1,4 @@
-# The words a person types: setup, demo, test, lint, format, fuzz, bench, docs, wheel. CI calls these, and `ahead`.
+# The words a person types: setup, demo, test, lint, format, fuzz, bench, docs, wheel. CI calls these, `ahead`, and tests/board/cases.py.
 # Everything is installed into .venv and built under build/; nothing outside this directory is touched.
 
 PYTHON ?= python3

@@ -33,6 +33,8 @@ _QUANTISED_PARTS = ("qweight", "weight_packed", "B")
 # One of them is in front of every name but the head's, in a checkpoint of the whole model; saved on
 # its own, the decoder leaves it out.
 _BASES = ("model.", "transformer.", "gpt_neox.")
+# Of a tokenizer that comes from elsewhere: the second one names the token that ends an answer.
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json")
 
 
 class Checkpoint:
@@ -279,11 +281,12 @@ def open_checkpoint(model: str, *, quantised: bool = False) -> Checkpoint:
     text.vision = Checkpoint(directory, config, _part(tensors, vision_part.vision_tensor))
     if folders is not None:
         text.beside, text.vision.beside = (directory / folder for folder in list(folders)[:2])
-    tokenizer = text_part.tokenizer_elsewhere(config)
-    if tokenizer is not None and not (directory / "tokenizer.json").exists():
+    missing = [name for name in _TOKENIZER_FILES if not (directory / name).exists()]
+    tokenizer = text_part.tokenizer_elsewhere(config) if missing else None
+    if tokenizer is not None:
         if not from_hub:
             raise CheckpointError(
-                f"{directory} holds no tokenizer.json: this model reads with the tokenizer of "
+                f"{directory} holds no {missing[0]}: this model reads with the tokenizer of "
                 f"{tokenizer}; put tokenizer.json and tokenizer_config.json of that model there."
             )
         text.beside = hub.download_tokenizer(tokenizer)

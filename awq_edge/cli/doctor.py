@@ -11,7 +11,7 @@ import typer
 from awq_edge import __version__
 from awq_edge.cli._options import Context, Json, model_path
 from awq_edge.cli._output import Output
-from awq_edge.errors import UnsupportedError
+from awq_edge.errors import OutOfMemoryError, UnsupportedError
 
 _MARKS = {"ok": "  ok ", "warning": "WARN ", "problem": "STOP "}
 
@@ -44,7 +44,7 @@ def doctor(
     gpu: Union[_native.Gpu, str]
     try:
         gpu = _native.gpu()
-    except UnsupportedError as error:
+    except (UnsupportedError, OutOfMemoryError) as error:
         gpu = f"{error}"
     state = read_gpu_state()
     findings = examine(board, kernels, gpu, state)
@@ -59,7 +59,7 @@ def doctor(
             if not isinstance(gpu, str):
                 try:
                     on_gpu = gpu_fit(model, context)
-                except UnsupportedError as error:
+                except (UnsupportedError, OutOfMemoryError) as error:
                     findings.append(Finding(WARNING, "GPU model", f"{error}"))
                 else:
                     layers = model.info.layers

@@ -11,7 +11,7 @@ import typer
 
 from awq_edge.cli._options import Json, Quiet
 from awq_edge.cli._output import Output
-from awq_edge.errors import BoardError, UnsupportedError
+from awq_edge.errors import BoardError, OutOfMemoryError, UnsupportedError
 from awq_edge.quantities import duration_text
 
 if TYPE_CHECKING:
@@ -51,14 +51,15 @@ def selftest(
     if device != "cpu":
         try:
             kernels = _run_gpu()
-        except UnsupportedError as error:
+        except (UnsupportedError, OutOfMemoryError) as error:
             if device == "cuda":
                 raise
             output.status(f"No GPU was tested: {error}")
     if kernels is not None:
         passed = _tell_gpu(kernels, output) and passed
     seconds = time.monotonic() - started
-    output.status(f"Self-test took {duration_text(seconds)}; a session here uses {tables[0]}.")
+    uses = tables[0] if kernels is None else f"the GPU, or {tables[0]} by --device cpu"
+    output.status(f"Self-test took {duration_text(seconds)}; a session here uses {uses}.")
     output.json(
         {
             "passed": passed,

@@ -13,6 +13,7 @@ import numpy as np
 import torch
 
 from awq_edge import torch_decoder
+from awq_edge.conversion.layer_reader import LayerReader
 from awq_edge.conversion.report import Events
 from awq_edge.float_model import FloatModel
 from awq_edge.stages import head_name
@@ -23,6 +24,7 @@ _ROWS = 64  # of logits of both models, compared at once
 
 def divergences(
     source: FloatModel,
+    layers: LayerReader,
     path: Path,
     blocks: Mapping[str, torch.Tensor],
     device: torch.device,
@@ -31,7 +33,8 @@ def divergences(
     """Mean divergence of the file's predictions over the later half of each block, in nats.
 
     Args:
-        source: The float model; read once more, a layer at a time.
+        source: The float model.
+        layers: Its layers, which are read once more.
         path: The finished file.
         blocks: Tokens, int64 [1, t], by the kind of their text.
         device: Where the float model is computed.
@@ -44,7 +47,7 @@ def divergences(
 
     events.note("comparing with the float model")
     a = source.architecture
-    states = _float_states(source, torch.cat(list(blocks.values())), device)
+    states = _float_states(source, layers, torch.cat(list(blocks.values())), device)
     head = source(head_name(a), device)
     bias = source("output.bias", device) if a.head_bias else None
     found = {}
@@ -68,13 +71,16 @@ def divergences(
 
 
 @torch.inference_mode()
-def _float_states(source: FloatModel, tokens: torch.Tensor, device: torch.device) -> torch.Tensor:
+def _float_states(
+    source: FloatModel, layers: LayerReader, tokens: torch.Tensor, device: torch.device
+) -> torch.Tensor:
     """What the head reads, [b, t, hidden]."""
     a = source.architecture
     rows = source.rows("token_embd.weight", tokens).to(device)
     states = torch_decoder.embedded(a, source, rows)
     positions = Positions.of(a, tokens.shape[1], source, device)
-    for number in range(a.layers):
-        layer = Layer(a, number, source.layer(number, device), positions)
+    for number, weights in layers(range(a.layers)):
+        layer = Layer(a, number, weights, positions)
         states = torch.cat([layer.run(block[None]) for block in states])
+        del weights, layer  # before the next layer is read
     return torch_decoder.ended(a, source, states)

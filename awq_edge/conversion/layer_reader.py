@@ -61,7 +61,6 @@ class LayerReader:
             ahead = begin(left[0]) if left else {}
             while left:
                 layer = left.pop(0)
-                weights = {name: ahead.pop(name).result() for name in list(ahead)}
+                ready = [{name: ahead.pop(name).result() for name in list(ahead)}]
                 ahead = begin(left[0]) if left else {}
-                yield layer, weights
-                del weights  # the caller replaces them: none may outlive it here
+                yield layer, ready.pop()  # the caller alone holds them, and may let go of them

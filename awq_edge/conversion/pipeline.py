@@ -140,6 +140,7 @@ def convert(
                 events = dataclasses.replace(events, layer_scaled=work.store_scaled)
             if not work.has_output:
                 place.check()  # another conversion may have ended since
+            layers = LayerReader(source, device, work.folder)
             if processes.agreed(work.has_model, device):
                 for layer in work.layers:
                     events.layer_done(layer, source.architecture.layers)
@@ -150,7 +151,6 @@ def convert(
                         source.pictures = tower.run(tiles)
                 others = {} if vision is None else stored_bytes(vision.architecture, options)
                 if not work.bits:
-                    layers = LayerReader(source, device, work.folder)
                     found = widths.choose(
                         source, layers, options, blocks, device, plain, events, others
                     )
@@ -173,7 +173,7 @@ def convert(
             report = _report(output, source.architecture, work, vision)
             if work.has_model:
                 errors = held_out.divergences(
-                    source, work.model, calibration.held_out, device, events
+                    source, layers, work.model, calibration.held_out, device, events
                 )
                 report = dataclasses.replace(
                     report, texts=calibration.texts, held_out=errors, predicted=work.divergence

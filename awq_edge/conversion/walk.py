@@ -46,9 +46,9 @@ _PROBE_TOKENS = 4096
 # An expert is calibrated on at least so many of all tokens: some for each input of a second matrix.
 _EXPERT_TOKENS = 1024
 _SHOWN_TOKENS = 1024  # of these, for the errors that are reported
-# Floats in the widest intermediate of one batch, whatever the model's size: 16 MiB each, for beyond
-# 32 MiB glibc asks the system for new pages each time; more for a GPU, which needs many tokens at
-# once to be busy.
+# Floats in the widest intermediate of one batch, or of one block where it has more: 16 MiB, for
+# beyond 32 MiB glibc asks the system for new pages each time; more for a GPU, which needs many
+# tokens at once to be busy.
 _BATCH_FLOATS = {"cpu": 1 << 22, "cuda": 1 << 26}
 
 

@@ -152,7 +152,7 @@ def requirements(
         raise InvalidArgumentError(f"{name!r} cannot be a file name on a board: rename it.")
     with Model.open(model) as opened:
         context = min(_CONTEXT, opened.info.context_length)
-        memory = opened.memory(context).total_bytes + PYTHON_BYTES
+        memory = opened.memory(context).total_bytes + opened.encoding_bytes() + PYTHON_BYTES
     limit = None if service is None else service.memory_max_bytes
     if limit is not None and limit < memory:
         raise InvalidArgumentError(

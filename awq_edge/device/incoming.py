@@ -165,7 +165,7 @@ def _size(path: str) -> int:
 
 
 def _has_digest(path: str, wanted: str) -> bool:
-    """Compares a file's SHA-256. What the medium does not give is sent again, to another place."""
+    """Compares a file's SHA-256. What the medium does not give is missing: it is sent again."""
     digest = hashlib.sha256()
     try:
         with open(path, "rb") as source:

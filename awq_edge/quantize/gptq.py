@@ -234,22 +234,22 @@ def rounded(target: torch.Tensor, hessian: Hessian, grid: Grid, rounds: int) -> 
     return grid.with_codes(codes)
 
 
-def compensate(target: torch.Tensor, hessian: Factor, grid: Grid) -> torch.Tensor:
+def compensate(target: torch.Tensor, factor: Factor, grid: Grid) -> torch.Tensor:
     """GPTQ: codes [n, k], as float32, for a target [n, k] on a grid."""
     scales, zeros = grid.transposed()
-    weights = target.T[hessian.order].contiguous()  # [k, n]
+    weights = target.T[factor.order].contiguous()  # [k, n]
     codes = torch.empty_like(weights)
-    groups = hessian.order // grid.group_size
+    groups = factor.order // grid.group_size
     for inside in parts_of(len(weights), _BLOCK):
         end, width = inside.stop, inside.stop - inside.start
         errors = torch.empty_like(weights[inside])
         steps = columns.BlockGrid(scales[groups[inside]], zeros[groups[inside]], grid.largest_code)
-        upper = hessian.upper(inside)
+        upper = factor.upper(inside)
         columns.compensate(steps, upper[:, :width], weights[inside], codes[inside], errors)
         if end < len(weights):
             weights[end:] -= upper[:, width:].T @ errors
     unordered = torch.empty_like(codes)
-    unordered[hessian.order] = codes
+    unordered[factor.order] = codes
     return unordered.T.contiguous()
 
 

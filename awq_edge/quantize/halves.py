@@ -27,7 +27,7 @@ class Half:
         self.strips = strips
 
     @classmethod
-    def of(cls, whole: torch.Tensor, rows: int = STRIP_ROWS) -> Half:
+    def of(cls, whole: torch.Tensor, rows: int) -> Half:
         """A copy of half of a symmetric matrix [k, k], in strips of so many rows."""
         return cls([whole[part, : part.stop].clone() for part in parts_of(len(whole), rows)])
 

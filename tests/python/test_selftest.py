@@ -15,13 +15,13 @@ from typer.testing import CliRunner
 from awq_edge import _native
 from awq_edge._native import SelftestResult
 from awq_edge.cli.main import application
-from awq_edge.errors import UnsupportedError
+from awq_edge.errors import AwqEdgeError, OutOfMemoryError, UnsupportedError
 
 RIGHT = SelftestResult("reference", "attention", 90, 0)
 
 
 def test_every_kernel_of_this_cpu_passes(command: Command) -> None:
-    result = command("selftest", "--json")
+    result = command("selftest", "--device", "cpu", "--json")
     assert result.status == 0, result.err
     document = json.loads(result.out)
     assert document["passed"] is True
@@ -33,7 +33,7 @@ def test_every_kernel_of_this_cpu_passes(command: Command) -> None:
 
 
 def test_the_report_is_short(command: Command) -> None:
-    lines = command("selftest").out.splitlines()
+    lines = command("selftest", "--device", "cpu").out.splitlines()
     assert [line.split(":")[0] for line in lines] == [
         "reference",
         *_native.kernel_tables()[:-1],
@@ -61,16 +61,17 @@ def test_wrong_bits_are_told_and_end_with_one(
         assert "neon, attention: 2 cases differ" in result.output
 
 
-def test_a_machine_without_a_gpu_says_so_in_one_sentence(
-    command: Command, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize("refusal", [UnsupportedError, OutOfMemoryError])
+def test_a_machine_without_a_free_gpu_says_so_in_one_sentence(
+    refusal: type[AwqEdgeError], command: Command, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     def absent(report: Callable[[SelftestResult], None]) -> None:
-        raise UnsupportedError("there is no NVIDIA driver")
+        raise refusal("there is no NVIDIA driver")
 
     monkeypatch.setattr(_native, "gpu_selftest", absent)
     result = CliRunner().invoke(application(), ["selftest", "--device", "cuda"])
     assert result.exit_code == 1
-    assert isinstance(result.exception, UnsupportedError)
+    assert isinstance(result.exception, refusal)
     monkeypatch.setattr(_native, "selftest", lambda report: report(RIGHT))
     monkeypatch.setattr(_native, "kernel_tables", lambda: ["reference"])
     result = CliRunner().invoke(application(), ["selftest"])

@@ -267,7 +267,17 @@ def tensors(change):
         (of(mp_pixel_shuffle_factor=3), "no multiple of the mp_pixel_shuffle_factor 3"),
         (of(vit_hidden_dim="x"), 'whole number vit_hidden_dim; it has "x"'),
         (of(lm_hidden_dim=None), "whole number lm_hidden_dim"),
-        (of(lm_tokenizer=7), "7 for lm_tokenizer"),
+        (
+            lambda directory: (
+                of(lm_tokenizer=7)(directory),
+                (directory / "tokenizer.json").unlink(),
+            ),
+            "7 for lm_tokenizer",
+        ),
+        (
+            lambda directory: (directory / "tokenizer_config.json").unlink(),
+            "no tokenizer_config.json: .* tokenizer of HuggingFaceTB/SmolLM2-360M-Instruct",
+        ),
         (
             lambda directory: (directory / "tokenizer.json").unlink(),
             "no tokenizer.json: .* tokenizer of HuggingFaceTB/SmolLM2-360M-Instruct",
