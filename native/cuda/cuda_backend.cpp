@@ -91,12 +91,14 @@ class CudaBackend::CudaSequence final : public Sequence {
     }
     void restore(size_t begin, size_t end, const uint8_t* bytes) override {
         const Device::Use use(*device_);
+        const Driver& d = device_->driver();
+        // There when this ends: a step's stream is not ordered with other streams' copies.
+        const OwnedStream stream = open_stream(d);
         visit_saved(begin, end, [&](Address address, size_t size) {
-            check(device_->driver().cuMemcpyHtoD_v2(address, bytes, size), "take up a context");
+            check(d.cuMemcpyHtoDAsync_v2(address, bytes, size, stream.get()), "take up a context");
             bytes += size;
         });
-        // Pageable memory: the copies may go on, and a step's stream does not wait for them.
-        check(device_->driver().cuStreamSynchronize(nullptr), "take up a context");
+        check(d.cuStreamSynchronize(stream.get()), "take up a context");
     }
 
     const KvType type;

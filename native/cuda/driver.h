@@ -90,7 +90,6 @@ struct LaunchConfig {
     X(cuMemHostRegister_v2, void*, size_t, unsigned)                      \
     X(cuMemHostUnregister, void*)                                         \
     X(cuMemHostGetDevicePointer_v2, Address*, void*, unsigned)            \
-    X(cuMemcpyHtoD_v2, Address, const void*, size_t)                      \
     X(cuMemcpyHtoDAsync_v2, Address, const void*, size_t, Stream)         \
     X(cuMemcpyDtoH_v2, void*, Address, size_t)                            \
     X(cuMemcpyDtoHAsync_v2, void*, Address, size_t, Stream)               \

@@ -95,6 +95,11 @@ WalkPlan walk_plan(const Matrix& w, int epilogue, bool normed, size_t blocks,
 
 }  // namespace
 
+// Six steps of 8 bits in groups of 32 are more than a multiprocessor has.
+bool has_warpgroups(const DeviceFacts& facts, uint32_t bits, uint32_t group_size) {
+    return facts.capability == 90 && (bits != 8 || group_size != 32);
+}
+
 Activations activations(signed char* codes, int2* side, size_t k, int group_size) {
     Activations x = {};
     x.codes = codes;
@@ -196,9 +201,9 @@ void Launches::gemm(const Matrix& w, float* out, const Activations& x, size_t m,
             static_cast<int>(add));
 }
 
-// Six steps of 8 bits in groups of 32 are more than a multiprocessor has.
 bool Launches::has_warpgroups(const Matrix& w) const {
-    return device_.facts().capability == 90 && (w.bits != 8 || w.group_size != 32);
+    return cuda::has_warpgroups(device_.facts(), static_cast<uint32_t>(w.bits),
+                                static_cast<uint32_t>(w.group_size));
 }
 
 void Launches::gemm_warpgroup(const Products& products, const Activations& x, size_t m,

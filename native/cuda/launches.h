@@ -1,6 +1,7 @@
 // Kernels of products, norms and activations with the grids, threads and shared memory that they
-// ask for, one function per kind of kernel. Owns their names and these sizes; what is computed in
-// which order is step.h's, and with what it is compared, selftest.h's.
+// ask for, one function per kind of kernel. Owns their names and these sizes; other kernels' stand
+// where they are launched. What is computed in which order is step.h's, and with what it is
+// compared, selftest.h's.
 #pragma once
 
 #include <map>
@@ -41,6 +42,9 @@ struct Kernels {
     // op_u<bits>_g<group size><suffix>
     Function operator()(const char* operation, const Matrix& w, const char* suffix = "");
 };
+
+// Whether a GPU has kernels/gemm_warpgroup.cuh for such matrices.
+bool has_warpgroups(const DeviceFacts& facts, uint32_t bits, uint32_t group_size);
 
 class Launches {
   public:

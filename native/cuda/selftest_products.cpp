@@ -262,7 +262,7 @@ void add_product_checks(const DeviceFacts& facts, std::vector<KernelCheck>& chec
                                 }
                             });
             });
-            if (sm_90 && (bits != 8 || group_size != 32)) {
+            if (has_warpgroups(facts, bits, group_size)) {
                 add("gemm_warpgroup" + word, [=](Trial& trial) {
                     check_tiles(trial, width,
                                 [&](const Pair& pair, const Activations& x, size_t m, bool adds) {

@@ -326,16 +326,19 @@ void check_embed(Trial& trial) {
                                 &sines[at]);
                 }
             }
-            const DeviceArray<float> stream_on_gpu(trial, filled<float>(stream.size()));
-            const DeviceArray<float> cosines_on_gpu(trial, filled<float>(cosines.size()));
-            const DeviceArray<float> sines_on_gpu(trial, filled<float>(sines.size()));
-            trial.launch()(trial.kernels("embed"), {static_cast<unsigned>(rows.size())}, kThreads,
-                           0, rows_on_gpu.in(), table.matrix, frequencies_on_gpu.in(),
-                           static_cast<int>(frequencies.size()),
-                           turned ? axes_on_gpu.in() : nullptr, static_cast<int>(kHalf),
-                           stream_on_gpu.get(), cosines_on_gpu.get(), sines_on_gpu.get());
-            trial.count(stream_on_gpu.is(stream) && cosines_on_gpu.is(cosines) &&
-                        sines_on_gpu.is(sines));
+            // Of few rows and of many.
+            for (const unsigned threads : {1024u, kThreads}) {
+                const DeviceArray<float> stream_on_gpu(trial, filled<float>(stream.size()));
+                const DeviceArray<float> cosines_on_gpu(trial, filled<float>(cosines.size()));
+                const DeviceArray<float> sines_on_gpu(trial, filled<float>(sines.size()));
+                trial.launch()(trial.kernels("embed"), {static_cast<unsigned>(rows.size())},
+                               threads, 0, rows_on_gpu.in(), table.matrix, frequencies_on_gpu.in(),
+                               static_cast<int>(frequencies.size()),
+                               turned ? axes_on_gpu.in() : nullptr, static_cast<int>(kHalf),
+                               stream_on_gpu.get(), cosines_on_gpu.get(), sines_on_gpu.get());
+                trial.count(stream_on_gpu.is(stream) && cosines_on_gpu.is(cosines) &&
+                            sines_on_gpu.is(sines));
+            }
         }
     }
 }

@@ -73,12 +73,11 @@ template <class T>
 class DeviceArray {
   public:
     DeviceArray(const Trial& trial, const std::vector<T>& numbers)
-        : trial_(trial), memory_(trial.device, numbers.size() * sizeof(T) + kBehind) {
+        : trial_(trial), memory_(trial.device, numbers.size() * sizeof(T) + kReadBehind) {
         std::vector<unsigned char> bytes(memory_.bytes(), kFill);
         if (!numbers.empty()) {
             std::memcpy(bytes.data(), numbers.data(), numbers.size() * sizeof(T));
         }
-        // In the kernels' stream, for a plain copy of pageable memory may return before it is done.
         check(trial_.device->driver().cuMemcpyHtoDAsync_v2(memory_.address(), bytes.data(),
                                                            bytes.size(), trial_.stream.get()),
               "copy an input");
@@ -88,12 +87,12 @@ class DeviceArray {
     T* get() const { return memory_.as<T>(); }
     const T* in() const { return get(); }
 
-    std::vector<T> read() const { return read_at<T>((memory_.bytes() - kBehind) / sizeof(T)); }
+    std::vector<T> read() const { return read_at<T>((memory_.bytes() - kReadBehind) / sizeof(T)); }
     // Whether it holds these numbers and nothing behind them.
     bool is(const std::vector<T>& expected) const {
         const std::vector<unsigned char> bytes = read_at<unsigned char>(memory_.bytes());
         const size_t size = expected.size() * sizeof(T);
-        if (size + kBehind != bytes.size()) return false;
+        if (size + kReadBehind != bytes.size()) return false;
         if (size > 0 && std::memcmp(bytes.data(), expected.data(), size) != 0) return false;
         for (size_t i = size; i < bytes.size(); ++i) {
             if (bytes[i] != kFill) return false;
@@ -102,8 +101,6 @@ class DeviceArray {
     }
 
   private:
-    static constexpr size_t kBehind = 512;
-
     template <class As>
     std::vector<As> read_at(size_t count) const {
         trial_.finish();

@@ -71,14 +71,14 @@ Step::Step(std::shared_ptr<const Device> device, const Architecture& a, const We
     }
     arrays_->staged_logits = PinnedBuffer(device_, kFewRows * a.vocabulary_size * sizeof(float));
     const Driver& d = device_->driver();
+    stream_ = open_stream(d);
     if (arrays_->axes != nullptr) {
         const std::vector<unsigned char> axes = axes_of(a);
-        check(d.cuMemcpyHtoD_v2(reinterpret_cast<Address>(arrays_->axes), axes.data(), axes.size()),
+        check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(arrays_->axes), axes.data(),
+                                     axes.size(), stream_.get()),
               "copy the weights");
-        // Pageable memory: the copy may go on, and no other stream waits for it.
-        check(d.cuStreamSynchronize(nullptr), "copy the weights");
+        check(d.cuStreamSynchronize(stream_.get()), "copy the weights");
     }
-    stream_ = open_stream(d);
     check(d.cuMemsetD8Async(reinterpret_cast<Address>(arrays_->arrivals), 0,
                             rows * a.heads * sizeof(unsigned), stream_.get()),
           "clear its memory");

@@ -24,10 +24,6 @@ Matrix shape_of(const PackedMatrix& w) {
 
 namespace {
 
-// Behind the copies of a buffer: kernels/walk.cuh reads the scales and zero-points of whole units,
-// which a short row's last block does not have.
-constexpr size_t kReadBehind = 512;
-
 size_t matrix_bytes(const PackedMatrix& w) {
     return (w.rows + kBlockRows - 1) / kBlockRows * w.block_bytes;
 }

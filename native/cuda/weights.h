@@ -18,6 +18,10 @@ namespace awqe::cuda {
 using awqe_cuda::Matrix;
 using awqe_cuda::NormWeights;
 
+// Bytes behind the copies of a buffer: kernels/walk.cuh reads the scales and zero-points of whole
+// units, which a short row's last block does not have.
+constexpr size_t kReadBehind = 512;
+
 // A matrix on the device without its addresses.
 Matrix shape_of(const PackedMatrix& w);
 

@@ -41,6 +41,7 @@ class Maps {
 
     bool ended() const { return byte_ < 0; }
     bool at(char wanted) const { return byte_ == wanted; }
+    bool within(int first, int last) const { return first <= byte_ && byte_ <= last; }
     char take() {
         const int byte = byte_;
         advance();
@@ -94,16 +95,15 @@ size_t mapped_path(uintptr_t address, char* path, size_t size) {
         for (int field = 0; field < 4; ++field) maps.skip_word();  // rights, offset, device, inode
         const bool wanted = begin <= address && address < end && maps.at('/');
         size_t length = 0;
-        unsigned char before = 0;
         while (!maps.ended() && !maps.at('\n')) {
-            const auto byte = static_cast<unsigned char>(maps.take());
-            // Nothing that a terminal would obey: the two sets of control characters, of which
-            // the second has two bytes each in UTF-8.
-            const bool second = before == 0xC2 && 0x80 <= byte && byte < 0xA0;
-            const bool control = byte < ' ' || byte == 0x7F || second;
-            if (second && wanted && 0 < length && length < size) path[length - 1] = '?';
-            if (wanted && length < size) path[length++] = control ? '?' : static_cast<char>(byte);
-            before = byte;
+            const char byte = maps.take();
+            // Nothing that a terminal would obey; U+0080 to U+009F are two bytes of UTF-8.
+            bool control = static_cast<unsigned char>(byte) < ' ' || byte == 0x7F;
+            if (byte == '\xC2' && maps.within(0x80, 0x9F)) {
+                maps.take();
+                control = true;
+            }
+            if (wanted && length < size) path[length++] = control ? '?' : byte;
         }
         if (wanted) return length;
         if (!maps.ended()) maps.take();
@@ -121,9 +121,11 @@ void exit_if_mapped(const void* address) {
     if (end != line + prefix) {
         std::memcpy(end, kSentence, sizeof(kSentence) - 1);
         end += sizeof(kSentence) - 1;
-        // Where nobody listens the status alone must do (SIGPIPE is held back here).
-        while (write(STDERR_FILENO, line, static_cast<size_t>(end - line)) < 0 && errno == EINTR) {
-        }
+        // Where nobody listens the status alone must do; SIGPIPE waits, and never comes.
+        ssize_t written;
+        do {
+            written = write(STDERR_FILENO, line, static_cast<size_t>(end - line));
+        } while (written < 0 && errno == EINTR);
         _exit(status_at_exit);
     }
     busy.clear();
@@ -133,18 +135,18 @@ void on_bus_error(int number, siginfo_t* info, void* context) {
     const int error = errno;
     if (info->si_code == BUS_ADRERR) exit_if_mapped(info->si_addr);
     errno = error;
-    // It was about something else: whoever was there before decides.
-    const bool handled = earlier.sa_handler != SIG_DFL && earlier.sa_handler != SIG_IGN;
-    if (handled && (earlier.sa_flags & SA_SIGINFO) != 0) {
-        earlier.sa_sigaction(number, info, context);
+    // It was about something else: whoever was there before decides. SIG_DFL and SIG_IGN are no
+    // functions, whatever the flags beside them say.
+    if (earlier.sa_handler != SIG_DFL && earlier.sa_handler != SIG_IGN) {
+        if ((earlier.sa_flags & SA_SIGINFO) != 0) {
+            earlier.sa_sigaction(number, info, context);
+        } else {
+            earlier.sa_handler(number);
+        }
         return;
     }
     const bool sent = info->si_code <= 0;  // by a program, not by a read
     if (earlier.sa_handler == SIG_IGN && sent) return;
-    if (handled) {
-        earlier.sa_handler(number);
-        return;
-    }
     signal(number, SIG_DFL);
     if (sent) raise(number);  // comes when this handler has ended, as the read does
 }
@@ -165,7 +167,7 @@ void exit_on_unreadable_file(const char* program, int exit_status) {
     std::memcpy(program_name, program, length);
     std::memcpy(program_name + length, ": ", 3);
     status_at_exit = exit_status;
-    // Once: whoever came since may hand on to this handler, and must not get the signal back.
+    // Once: a handler that came later may call this one, and would be called by it again.
     static bool installed = false;
     if (installed) return;
     if (sigaction(SIGBUS, nullptr, &earlier) != 0) {
@@ -175,7 +177,7 @@ void exit_on_unreadable_file(const char* program, int exit_status) {
     action.sa_sigaction = on_bus_error;
     action.sa_flags = SA_SIGINFO | SA_ONSTACK;
     sigemptyset(&action.sa_mask);
-    sigaddset(&action.sa_mask, SIGPIPE);
+    sigaddset(&action.sa_mask, SIGPIPE);  // of the sentence, where standard error is a closed pipe
     if (sigaction(SIGBUS, &action, nullptr) != 0) {
         fail(AWQE_INTERNAL, "SIGBUS cannot be handled: %s", std::strerror(errno));
     }

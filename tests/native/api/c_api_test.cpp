@@ -359,6 +359,11 @@ TEST(null_objects_are_refused) {
     check_null(awqe_model_tensor_at(all.model, 0, nullptr, &error), "tensor");
     check_null(awqe_session_memory(nullptr, nullptr, &memory, &error), "model");
     check_null(awqe_session_memory(all.model, nullptr, nullptr, &error), "memory");
+    auto gpu_memory = of_this_version<awqe_gpu_memory>();
+    check_null(awqe_session_gpu_memory(nullptr, nullptr, &gpu_memory, &error), "model");
+    check_null(awqe_session_gpu_memory(all.model, nullptr, nullptr, &error), "memory");
+    check_null(awqe_exit_on_unreadable_file(nullptr, 1, &error), "program");
+    check_null(awqe_gpu_selftest(nullptr, nullptr, &error), "report");
     check_null(awqe_session_open(nullptr, nullptr, &session, &error), "model");
     check_null(awqe_session_open(all.model, nullptr, nullptr, &error), "session");
     check_null(awqe_session_truncate(nullptr, 0, &error), "session");
@@ -438,6 +443,12 @@ TEST(structures_of_another_version_are_refused_and_left_alone) {
     memory.struct_size = sizeof(memory);
     awqe_session_options options = {};
     check_size(awqe_session_memory(all.model, &options, &memory, &error), "options");
+    awqe_gpu_memory gpu_memory = {};
+    gpu_memory.layers = 77;
+    check_size(awqe_session_gpu_memory(all.model, nullptr, &gpu_memory, &error), "memory");
+    CHECK_EQUAL(gpu_memory.layers, 77u);
+    gpu_memory.struct_size = sizeof(gpu_memory);
+    check_size(awqe_session_gpu_memory(all.model, &options, &gpu_memory, &error), "options");
     awqe_session* session = nullptr;
     check_size(awqe_session_open(all.model, &options, &session, &error), "options");
     awqe_sampling s = sampling();
@@ -463,6 +474,9 @@ TEST(session_options) {
     options.threads = 0;
     options.kv_type = 2;
     awqe_session_open(all.model, &options, &session, &error);
+    check_error(error, AWQE_INVALID_ARGUMENT, "options.kv_type is 2");
+    auto gpu_memory = of_this_version<awqe_gpu_memory>();
+    awqe_session_gpu_memory(all.model, &options, &gpu_memory, &error);
     check_error(error, AWQE_INVALID_ARGUMENT, "options.kv_type is 2");
     options.kv_type = AWQE_KV_F16;
     options.attention = 2;

@@ -343,10 +343,6 @@ Status cuMemcpyHtoDAsync_v2(Address to, const void* from, size_t bytes, Stream s
     OR_FAIL(cuMemcpyHtoDAsync_v2);
     return inside(to, bytes) ? copy(stream, host(to), from, bytes) : kInvalidValue;
 }
-Status cuMemcpyHtoD_v2(Address to, const void* from, size_t bytes) {
-    OR_FAIL(cuMemcpyHtoD_v2);
-    return inside(to, bytes) ? copy(nullptr, host(to), from, bytes) : kInvalidValue;
-}
 Status cuMemcpyDtoHAsync_v2(void* to, Address from, size_t bytes, Stream stream) {
     OR_FAIL(cuMemcpyDtoHAsync_v2);
     return inside(from, bytes) ? copy(stream, to, host(from), bytes) : kInvalidValue;

@@ -107,12 +107,16 @@ void check_signal(const End& end) {
 void with_information(int, siginfo_t*, void*) { _exit(kHandled); }
 void with_number(int) { _exit(kHandled); }
 
-// A handler that hands on to the one before it, once.
-struct sigaction before_chained;
-void chained(int number, siginfo_t* info, void* context) {
-    static int times = 0;
-    if (++times > 1) _exit(kBroken);
-    before_chained.sa_sigaction(number, info, context);
+// A handler that somebody else installs later, and that calls the one it finds.
+struct sigaction found;
+void hand_on(int number, siginfo_t* info, void* context) {
+    found.sa_sigaction(number, info, context);
+}
+void install_and_hand_on() {
+    struct sigaction action = {};
+    action.sa_sigaction = hand_on;
+    action.sa_flags = SA_SIGINFO;
+    CHECK_EQUAL(sigaction(SIGBUS, &action, &found), 0);
 }
 
 // As a read of memory that belongs to no file would cause it.
@@ -160,7 +164,7 @@ TEST(of_several_threads_one_says_it) {
 TEST(a_name_cannot_command_a_terminal) {
     const TemporaryFile temporary(
         "\x1b[2J\x7f\xC2\x9B"
-        "2J\u00A0");
+        "2J\xC3\x9B");
     const End end = child_of([&] {
         exit_on_unreadable_file("program", kStatus);
         const MappedFile file(temporary.path().c_str());
@@ -168,22 +172,21 @@ TEST(a_name_cannot_command_a_terminal) {
         read_last_byte(file);
     });
     check_exit(end, kStatus);
-    CHECK_EQUAL(end.said.find("program: " + temporary.folder() + "/?[2J???2J\u00A0 cannot"),
+    CHECK_EQUAL(end.said.find("program: " + temporary.folder() + "/?[2J??2J\xC3\x9B cannot"),
                 size_t{0});
 }
 
-TEST(the_status_comes_where_nobody_listens_too) {
+TEST(where_nobody_listens_the_status_is_the_same) {
     const TemporaryFile temporary("model.gguf");
     const End end = child_of([&] {
-        int ends[2];
-        CHECK_EQUAL(pipe(ends), 0);
-        dup2(ends[1], STDERR_FILENO);
-        close(ends[0]);
-        close(ends[1]);
-        signal(SIGPIPE, SIG_DFL);
         exit_on_unreadable_file("program", kStatus);
         const MappedFile file(temporary.path().c_str());
         temporary.cut(0);
+        int ends[2];
+        CHECK_EQUAL(pipe(ends), 0);
+        close(ends[0]);
+        dup2(ends[1], STDERR_FILENO);
+        signal(SIGPIPE, SIG_DFL);
         read_last_byte(file);
     });
     check_exit(end, kStatus);
@@ -223,29 +226,50 @@ TEST(every_other_cause_goes_to_who_was_there_before) {
         exit_on_unreadable_file("program", kStatus);
         raise(SIGBUS);
     }));
-    check_signal(child_of([] {
-        struct sigaction action = {};
-        action.sa_handler = SIG_DFL;
-        action.sa_flags = SA_SIGINFO;
-        CHECK_EQUAL(sigaction(SIGBUS, &action, nullptr), 0);
-        exit_on_unreadable_file("program", kStatus);
-        raise(SIGBUS);
-    }));
-    check_signal(child_of([] {
-        exit_on_unreadable_file("program", kStatus);
-        struct sigaction action = {};
-        action.sa_sigaction = chained;
-        action.sa_flags = SA_SIGINFO;
-        CHECK_EQUAL(sigaction(SIGBUS, &action, &before_chained), 0);
-        exit_on_unreadable_file("program", kStatus);
-        raise(SIGBUS);
-    }));
     check_exit(child_of([] {
                    signal(SIGBUS, SIG_IGN);
                    exit_on_unreadable_file("program", kStatus);
                    raise(SIGBUS);
                }),
                0);
+}
+
+TEST(no_handler_is_no_function_whatever_the_flags_say) {
+    for (const auto none : {SIG_DFL, SIG_IGN}) {
+        const End end = child_of([&] {
+            struct sigaction action = {};
+            action.sa_handler = none;
+            action.sa_flags = SA_SIGINFO;
+            CHECK_EQUAL(sigaction(SIGBUS, &action, nullptr), 0);
+            exit_on_unreadable_file("program", kStatus);
+            raise(SIGBUS);
+        });
+        if (none == SIG_DFL) {
+            check_signal(end);
+        } else {
+            check_exit(end, 0);
+        }
+    }
+}
+
+TEST(asked_again_behind_a_handler_that_hands_on) {
+    check_signal(child_of([] {
+        exit_on_unreadable_file("program", kStatus);
+        install_and_hand_on();
+        exit_on_unreadable_file("program", kStatus);
+        raise(SIGBUS);
+    }));
+    const TemporaryFile temporary("model.gguf");
+    const End end = child_of([&] {
+        exit_on_unreadable_file("an earlier name", kStatus + 1);
+        install_and_hand_on();
+        exit_on_unreadable_file("program", kStatus);
+        const MappedFile file(temporary.path().c_str());
+        temporary.cut(0);
+        read_last_byte(file);
+    });
+    check_exit(end, kStatus);
+    CHECK_EQUAL(end.said.find("program: /"), size_t{0});
 }
 
 TEST(names_and_statuses_that_say_nothing_are_refused) {
