@@ -95,28 +95,17 @@ class MemoryNeed:
 
 
 @dataclass(frozen=True)
-class GpuMemoryNeed:
-    """Bytes of a GPU's memory that a session needs there.
+class GpuMemoryNeed(MemoryNeed):
+    """Bytes of a GPU's memory that a session needs there, of its layers and the output matrix.
 
     Attributes:
         layers: Of the model's last layers, those that the GPU would compute; 0: it has no room, and
             the bytes are those that were asked for.
-        weight_bytes: Of these layers and the output matrix.
-        cache_bytes: Keys and values.
-        scratch_bytes: Everything else.
         free_bytes: What is free there; where CPU and GPU share one memory, of that.
     """
 
     layers: int
-    weight_bytes: int
-    cache_bytes: int
-    scratch_bytes: int
     free_bytes: int
-
-    @property
-    def total_bytes(self) -> int:
-        """What is needed."""
-        return self.weight_bytes + self.cache_bytes + self.scratch_bytes
 
 
 class NativeModel:

@@ -154,7 +154,11 @@ def _end(
         divergence that rounding inputs causes.
     """
     a, device = source.architecture, states.device
-    head, logits = _logits(source, device)
+    head, logits_of = _head(source, device)
+
+    def logits(x: torch.Tensor) -> torch.Tensor:
+        return logits_of(torch_decoder.multiply(x, head, None))
+
     with torch.enable_grad():
         states = states.requires_grad_()
         normed = torch_decoder.ended(a, source, states)
@@ -179,32 +183,26 @@ def _harm_of_head(
     source: FloatModel, read: torch.Tensor, factor: gptq.Factor | None, group_size: int
 ) -> float:
     """The divergence that rounding the head causes, for what it reads [b, t, hidden]."""
-    a, name = source.architecture, head_name(source.architecture)
-    head, logits = _logits(source, read.device)
-    parts = _rounded_rows(head, factor, group_size, name)
+    head, logits_of = _head(source, read.device)
+    parts = _rounded_rows(head, factor, group_size, head_name(source.architecture))
     by_rounded = [torch_decoder.multiply(read, part, None) for part in parts]
-    bias = source("output.bias", read.device) if a.head_bias else None
-    of_rounded = torch_decoder.logits_of(a, torch.cat(by_rounded, dim=-1), bias)
+    of_rounded = logits_of(torch.cat(by_rounded, dim=-1))
     del by_rounded
     found = 0.0
     for x, coarsely in zip(read, of_rounded):  # a block at a time
-        p = torch.log_softmax(logits(x), dim=-1)
+        p = torch.log_softmax(logits_of(torch_decoder.multiply(x, head, None)), dim=-1)
         found += _divergence(p, torch.log_softmax(coarsely, dim=-1))
     return found / len(read)
 
 
-def _logits(
+def _head(
     source: FloatModel, device: torch.device
 ) -> tuple[torch.Tensor, Callable[[torch.Tensor], torch.Tensor]]:
-    """The head's matrix, and what gives logits [.., v] for what it reads [.., hidden]."""
+    """The head's matrix, and what makes logits of products by it, [.., v] both."""
     a = source.architecture
     head = source(head_name(a), device)
     bias = source("output.bias", device) if a.head_bias else None
-
-    def logits(x: torch.Tensor) -> torch.Tensor:
-        return torch_decoder.logits_of(a, torch_decoder.multiply(x, head, None), bias)
-
-    return head, logits
+    return head, lambda products: torch_decoder.logits_of(a, products, bias)
 
 
 @dataclasses.dataclass(frozen=True)

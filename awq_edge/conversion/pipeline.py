@@ -159,7 +159,8 @@ def convert(
                     name: Quantiser(bits, options.group_size) for name, bits in work.bits.items()
                 }
                 with torch.inference_mode():
-                    Walk(source, options, chosen, device, work, events, processes).run(blocks)
+                    walk = Walk(source, layers, options, chosen, device, work, events, processes)
+                    walk.run(blocks)
                 metadata = {**plain, **widths.metadata(chosen, options)}
                 training = None
                 if calibration.learned is not None:

@@ -58,6 +58,7 @@ class Walk:
     def __init__(
         self,
         source: FloatModel,
+        layers: LayerReader,
         options: Options,
         widths: Mapping[str, Quantiser],
         device: torch.device,
@@ -77,7 +78,7 @@ class Walk:
         self._damping = methods.METHODS[options.method].damping
         self._packer = Packer(source, options, widths, device, work)
         self._recorder = Recorder(work, device)
-        self._layers = LayerReader(source, device, work.folder)
+        self._layers = layers
         self._blocks = 0  # of calibration, over all processes
         self._float_blocks: propagation.FloatBlocks | None = None  # if errors are propagated
 
