@@ -540,8 +540,8 @@ def _families() -> list[str]:
         "",
         "## Families, by default",
         "",
-        "`awq-edge convert MODEL -o FILE --method METHOD --device cuda` (rtn without a device), else "
-        "all by default: 4 bits, the texts that ship, auto's wider matrices. Then "
+        "`awq-edge convert MODEL -o FILE --method METHOD --device cuda` (rtn without a device), "
+        "else all by default: 4 bits, the texts that ship, auto's wider matrices. Then "
         "`awq-edge eval kld FILE --reference MODEL --text novels_val.txt --bytes 1200000 --context "
         "512 --chunks 120 --device cpu`. All rows are of one tree, converted on an H200 and scored "
         "on AVX-512. Asked is a perplexity of at most 0.6 % over float and 0.45 of rtn's "
