@@ -2,7 +2,8 @@
  *
  * Prints tokens per second of 1, 2, 4 and 8 sequences that decode together at context 512, and of
  * prompts of 512 and 2048 tokens, with exact attention and on tensor cores: medians of some
- * repetitions after two untimed ones. */
+ * repetitions after two untimed ones. Decoding is that of given tokens, and greedy: each token is
+ * drawn from the logits before it. */
 #define _POSIX_C_SOURCE 199309L
 #include <stdint.h>
 #include <stdio.h>
@@ -49,6 +50,44 @@ static void measure_prompts(const char* path, awqe_session* session, const uint3
         qsort(seconds, kRepetitions, sizeof(*seconds), by_size);
         printf("%s: prompt of %zu%s: %.0f tokens/s\n", path, prompts[p], kind,
                (double)prompts[p] / seconds[kRepetitions / 2]);
+    }
+}
+
+/* One token after the other of a text at kContext: given ones, or what is drawn greedily, or drawn
+ * by a sampler that needs all logits. */
+static void measure_texts(const char* path, awqe_session* session, const uint32_t* tokens) {
+    awqe_error error;
+    const char* const kinds[] = {"greedy", "drawn from 40 likeliest"};
+    for (uint32_t kind = 0; kind < 2; ++kind) {
+        awqe_sampling sampling = {0};
+        awqe_sampler* sampler;
+        sampling.struct_size = sizeof(sampling);
+        sampling.temperature = kind == 0 ? 0.0f : 0.8f;
+        sampling.top_k = kind == 0 ? 0 : 40;
+        sampling.top_p = 1;
+        sampling.repetition_penalty = 1;
+        need(awqe_sampler_open(&sampling, &sampler, &error), &error);
+        double seconds[kRepetitions];
+        for (int r = -2; r < kRepetitions; ++r) {
+            need(awqe_session_truncate(session, kContext - 1, &error), &error);
+            need(awqe_session_evaluate(session, tokens, 1, AWQE_LOGITS_LAST, NULL, NULL, NULL,
+                                       &error),
+                 &error);
+            const double start = now();
+            for (int step = 0; step < kSteps; ++step) {
+                uint32_t token;
+                need(awqe_session_sample(session, sampler, &token, &error), &error);
+                need(awqe_session_evaluate(session, &token, 1, AWQE_LOGITS_LAST, NULL, NULL, NULL,
+                                           &error),
+                     &error);
+            }
+            if (r >= 0) seconds[r] = now() - start;
+        }
+        qsort(seconds, kRepetitions, sizeof(*seconds), by_size);
+        const double median = seconds[kRepetitions / 2];
+        printf("%s: %s at %d: %.1f tokens/s (%.0f us a token)\n", path, kinds[kind], kContext,
+               kSteps / median, 1e6 * median / kSteps);
+        awqe_sampler_close(sampler);
     }
 }
 
@@ -109,6 +148,7 @@ static void measure(const char* path) {
         printf("%s: %zu decoding at %d: %.1f tokens/s (%.0f us a step)\n", path, m, kContext,
                (double)(m * kSteps) / median, 1e6 * median / kSteps);
     }
+    if (options.context_length > kContext + kSteps) measure_texts(path, sessions[0], tokens);
     free(tokens);
     for (int i = 0; i < kMost; ++i) awqe_session_close(sessions[i]);
     awqe_model_close(model);

@@ -37,7 +37,7 @@ PROMPT, CONTEXT, STEPS, REPETITIONS = 2048, 512, 64, 5
 PEERS = ("eager", "compiled")
 CHECKED = 80  # tokens: a tile, few rows and single ones
 
-COLUMNS = ("prompt of 2048", "prompt of 2048, tensor", "1 decoding", "8 decoding")
+COLUMNS = ("prompt of 2048", "prompt of 2048, tensor", "1 decoding", "greedy", "8 decoding")
 
 
 def check(path: Path) -> None:
@@ -65,7 +65,7 @@ def ours(bench: Path, path: Path) -> dict[str, float]:
     if run.returncode:
         raise SystemExit(run.stderr.strip())
     found = re.findall(
-        r": (prompt of \d+(?:, tensor)?|\d decoding).*?: ([\d.]+) tokens/s", run.stdout
+        r": (prompt of \d+(?:, tensor)?|\d decoding|greedy)[^\n]*?: ([\d.]+) tokens/s", run.stdout
     )
     return {what: float(speed) for what, speed in found}
 
