@@ -5,8 +5,8 @@
 
 Converts ``examples/scenes-8m`` with the command line, the decoder alone at 4 and 3 bits and then
 with tower and connector, asks the packed files about every scene one question of each type that it
-has, and writes ``benchmarks/vision.md``. Every row is kept in ``--results`` as soon as it is
-measured: an interrupted run continues there.
+has and for its caption, and writes ``benchmarks/vision.md``. Every row is kept in ``--results`` as
+soon as it is measured: an interrupted run continues there.
 """
 
 from __future__ import annotations
@@ -30,6 +30,7 @@ MODEL = ROOT / "examples" / "scenes-8m"
 sys.path.insert(0, str(MODEL))
 
 from scenes import evaluate, layout, pixels, questions, words  # noqa: E402  (their folder)
+from scenes.cider import cider_d_each  # noqa: E402
 from scenes.sequences import question_tokens  # noqa: E402
 
 OUTPUT = Path(__file__).with_suffix(".md")
@@ -45,8 +46,11 @@ CALIBRATION_SCENES = 512
 CALIBRATION = ("--samples", "160", "--sequence-length", "128")
 SHARD = 50  # scenes that a process asks about at a time
 DIVERGENCE_SCENES = 40
+CAPTION = "describe the picture ."
+LONGEST_CAPTION = 80  # tokens
 
 Right = dict[str, str]  # of each type a "1" or a "0" for every question, in the order of scenes
+Said = tuple[Right, list[str]]  # with a caption of each scene
 
 
 def text_of(slots: torch.Tensor) -> list[str]:
@@ -92,8 +96,8 @@ def scenes_from(first: int, count: int) -> layout.Scenes:
     return layout.draw_scenes(layout.seeds_from(layout.TEST_SEEDS + first, count))
 
 
-def ask_packed(file: Path, first: int, count: int) -> Right:
-    """Which answers of a packed file are right, one thread."""
+def ask_packed(file: Path, first: int, count: int) -> Said:
+    """Which answers of a packed file are right, and its captions; one thread."""
     from awq_edge import Model
 
     torch.set_num_threads(1)
@@ -101,7 +105,7 @@ def ask_packed(file: Path, first: int, count: int) -> Right:
     pictures = pixels.paint(scenes, pixels.TEST_NOISE).permute(0, 2, 3, 1).numpy()
     every = {kind: questions.ask(scenes, kind) for kind in questions.TYPES}
     texts = {kind: (text_of(q.question), text_of(q.answer)) for kind, q in every.items()}
-    found = dict.fromkeys(questions.TYPES, "")
+    found, captions = dict.fromkeys(questions.TYPES, ""), []
     with Model.open(file, threads=1) as model:
         for n in range(count):
             for kind, (asked, right) in texts.items():
@@ -110,11 +114,16 @@ def ask_packed(file: Path, first: int, count: int) -> Right:
                 message = [{"role": "user", "content": asked[n]}]
                 answer = model.chat(message, images=[pictures[n]], temperature=0, max_tokens=6)
                 found[kind] += str(int(answer.text().strip() == right[n]))
-    return found
+            message = [{"role": "user", "content": CAPTION}]
+            said = model.chat(
+                message, images=[pictures[n]], temperature=0, max_tokens=LONGEST_CAPTION
+            )
+            captions.append(said.text().strip())
+    return found, captions
 
 
 @torch.no_grad()
-def ask_float(first: int, count: int) -> Right:
+def ask_float(first: int, count: int) -> Said:
     """The same of the checkpoint in float32."""
     from transformers import LlavaForConditionalGeneration
 
@@ -127,7 +136,9 @@ def ask_float(first: int, count: int) -> Right:
         rows, some = valid_of(questions.ask(scenes, kind))
         right = evaluate.right_answers(model, pictures[rows], some)
         found[kind] = "".join(str(int(one)) for one in right.tolist())
-    return found
+    tokenizer = words.make_tokenizer()
+    said, _ = evaluate.captions(model, scenes, pictures)
+    return found, [tokenizer.decode(ids) for ids in said]
 
 
 def valid_of(asked: questions.Questions) -> tuple[torch.Tensor, questions.Questions]:
@@ -184,7 +195,7 @@ def measure(name: str, args: argparse.Namespace, pool: Any) -> None:
     place = args.results / f"{name}.json"
     found = json.loads(place.read_text()) if place.exists() else {}
     # A row of a program that kept other things is made anew.
-    if found.get("scenes") == args.scenes and "right" in found:
+    if found.get("scenes") == args.scenes and "captions" in found:
         return
     starts = range(0, args.scenes, SHARD)
     sizes = [min(SHARD, args.scenes - first) for first in starts]
@@ -195,8 +206,14 @@ def measure(name: str, args: argparse.Namespace, pool: Any) -> None:
         file = convert(name, args.results)
         parts = list(pool.map(ask_packed, [file] * len(sizes), starts, sizes))
         from_float = divergence(file)
-    right = {kind: "".join(part[kind] for part in parts) for kind in questions.TYPES}
-    kept = {"scenes": args.scenes, "right": right, "divergence": from_float}
+    right = {kind: "".join(part[kind] for part, _ in parts) for kind in questions.TYPES}
+    captions = [text for _, said in parts for text in said]
+    kept = {
+        "scenes": args.scenes,
+        "right": right,
+        "captions": captions,
+        "divergence": from_float,
+    }
     place.write_text(json.dumps(kept))
     print(name, f"{100 * answers(right).mean():.2f}", flush=True)
 
@@ -211,6 +228,17 @@ def mean_and_error(values: Any) -> tuple[float, float]:
     return float(np.mean(values)), float(np.std(values, ddof=1)) / math.sqrt(len(values))
 
 
+def caption_scores(captions: list[str]) -> np.ndarray[Any, np.dtype[np.float64]]:
+    """CIDEr-D of each scene's caption against the one right caption, 0 to 10."""
+    tokenizer = words.make_tokenizer()
+
+    def ids(text: str) -> list[int]:
+        return tokenizer.encode(text, add_special_tokens=False).ids
+
+    right = text_of(questions.describe(scenes_from(0, len(captions))))
+    return np.array(cider_d_each([ids(one) for one in captions], [[ids(one)] for one in right]))
+
+
 def line(name: str, row: dict[str, Any], base: dict[str, Any]) -> str:
     """A row of the table."""
     cells = []
@@ -219,11 +247,17 @@ def line(name: str, row: dict[str, Any], base: dict[str, Any]) -> str:
         cells.append(f"{100 * said.count('1') / len(said):.1f}")
     ours, theirs = answers(row["right"]), answers(base["right"])
     cells.append(f"{100 * ours.mean():.2f}")
+    described = caption_scores(row["captions"])
     if name == "float":
-        return "| float | " + " | ".join([*cells, "", "0"]) + " |"
+        return "| float | " + " | ".join([*cells, "", f"{described.mean():.2f}", "0"]) + " |"
     less, error = mean_and_error(100 * (ours - theirs))
+    changed, changed_error = mean_and_error(described - caption_scores(base["captions"]))
     nats, nats_error = mean_and_error(row["divergence"])
-    cells += [f"{less:+.2f} ± {error:.2f}", f"{nats:.4f} ± {nats_error:.4f}"]
+    cells += [
+        f"{less:+.2f} ± {error:.2f}",
+        f"{described.mean():.2f} ({changed:+.2f} ± {changed_error:.2f})",
+        f"{nats:.4f} ± {nats_error:.4f}",
+    ]
     method, bits, tower = name.split("-")
     return f"| {method}, {bits} bits, tower {tower} | " + " | ".join(cells) + " |"
 
@@ -246,18 +280,21 @@ def page(results: Path) -> str:
         "greedy, the whole answer. Packed files answer through the runtime, pictures included; "
         "groups of 128, calibrated on the text of conversations about other scenes and on the "
         "pictures that everybody has. To float: points more than the float model, with one "
-        "standard error of the difference over questions, which all rows share. Divergence: of "
+        "standard error of the difference over questions, which all rows share. CIDEr-D: of a "
+        "caption of each scene against the one right caption, 10 for the same; in brackets the "
+        "difference to the float model, with one standard error over scenes. Divergence: of "
         f"the tokens of right answers about the first {DIVERGENCE_SCENES} scenes from the float "
         "model's, in nats, with the packed weights in the float tower and decoder, with one "
         "standard error over questions. The last line has one standard error of each column.",
         "",
-        "| | " + " | ".join(questions.TYPES) + " | all | to float | divergence |",
-        "|---" * (len(questions.TYPES) + 4) + "|",
+        "| | " + " | ".join(questions.TYPES) + " | all | to float | CIDEr-D | divergence |",
+        "|---" * (len(questions.TYPES) + 5) + "|",
     ]
     lines += [line(name, row, base) for name, row in kept.items()]
     every = [base["right"][kind] for kind in questions.TYPES] + ["".join(base["right"].values())]
     errors = [f"{100 * mean_and_error([float(x) for x in said])[1]:.1f}" for said in every]
-    lines.append("| standard error | " + " | ".join(errors) + " | | |")
+    spread = mean_and_error(caption_scores(base["captions"]))[1]
+    lines.append("| standard error | " + " | ".join(errors) + f" | | {spread:.2f} | |")
     return "\n".join(lines) + "\n"
 
 

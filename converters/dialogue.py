@@ -37,9 +37,9 @@ def dialogue_of(config: Mapping[str, Any]) -> Dialogue | None:
     """That of a model by its config.json; None: its tokenizer's files say everything."""
     # These import this module for the record.
     from .nanovlm import dialogue as nanovlm
-    from .vila import DIALOGUE as VILA
+    from .vila import dialogue as vila
 
     kind = config.get("model_type")
     if kind == "nanovlm":
         return nanovlm(config)
-    return VILA if kind == "llava_llama" else None
+    return vila(config) if kind == "llava_llama" else None

@@ -11,7 +11,7 @@ from collections.abc import Mapping
 from typing import Any
 
 from awq_edge.errors import CheckpointError, UnsupportedError
-from awq_edge.vision.preprocessing import Preprocessing
+from awq_edge.vision.preprocessing import MOST_TILES, Preprocessing
 
 from .values import Values, shown
 
@@ -86,7 +86,13 @@ class Processor:
 
 
 def processor(
-    settings: Mapping[str, Any], family: str, side: int, aspect: str = "", *, where: str
+    settings: Mapping[str, Any],
+    family: str,
+    side: int,
+    aspect: str = "",
+    tiles: tuple[int, int] = (0, 0),
+    *,
+    where: str,
 ) -> Processor:
     """What a preprocessor_config.json says.
 
@@ -95,7 +101,8 @@ def processor(
         family: Of the model, ``VisionPart.family``.
         side: Of the squares that the tower reads.
         aspect: What the model's program does first, which leaves the processor nothing to do:
-            squash, pad, or nothing.
+            squash, pad, grid, or nothing.
+        tiles: Of such a grid, how many it has at least and at most.
         where: The checkpoint, for errors.
 
     Raises:
@@ -128,6 +135,21 @@ def processor(
         made = Preprocessing("squash", made.side, "bicubic")  # as Pillow does if nothing is said
     elif aspect == "pad":
         made = Preprocessing("pad", made.side, chosen, background=_mean_colour(values, where))
+    elif aspect == "grid":
+        if (made.way, made.filter) != ("squash", "bicubic"):
+            raise UnsupportedError(
+                f"{where} makes pictures by {made.way} and {made.filter}; where a grid of tiles is "
+                "cut, squash and bicubic are supported."
+            )
+        least, most = tiles
+        if not 1 <= least <= most <= MOST_TILES:
+            raise CheckpointError(
+                f"config.json asks for pictures of {least} to {most} tiles; 1 to {MOST_TILES} are "
+                "possible."
+            )
+        made = Preprocessing(
+            "closest_grid", made.side, alone=True, least_tiles=least, most_tiles=most
+        )
     if made.side != side:
         raise CheckpointError(
             f"{where} makes pictures of {made.side} pixels on a side, and its tower reads {side}."

@@ -96,10 +96,8 @@ _REASONS: tuple[tuple[str, str], ...] = (
     ),
     (
         "llava_qwen2?|vila.*|nvila.*",
-        "its program cuts a picture into a grid of tiles and ends each in a line's end, which is "
-        "not written here, and its connector may have three matrices with a norm between (3x3) or "
-        "read several sizes side by side (s2), which is not computed; VILA 1.5 (type llava_llama "
-        "over a Llama) is supported",
+        "it is not in the form of VILA's three folders (type llava_llama), in which VILA 1.5 over "
+        "a Llama and NVILA over a Qwen2 are supported",
     ),
     (
         "moondream.*",

@@ -12,7 +12,6 @@ from typing import Any
 from awq_edge.errors import CheckpointError, UnsupportedError
 
 from .cross_part import block_tensor
-from .refused import reason
 from .values import Values, shown
 
 # Types of such models, and what their text part may be; the first if it does not say.
@@ -21,7 +20,7 @@ _TEXT_TYPES: Mapping[str, tuple[str, ...]] = {
     "idefics": ("llama",),
     "idefics3": ("llama",),
     "llava": ("llama", "mistral", "qwen2", "phi"),
-    "llava_llama": ("llama",),
+    "llava_llama": ("llama", "qwen2"),
     "llava_next": ("llama", "mistral", "qwen2"),
     "llava_onevision": ("qwen2",),
     "mistral3": ("mistral", "ministral", "ministral3"),
@@ -138,8 +137,6 @@ def text_config(config: Mapping[str, Any]) -> dict[str, Any]:
             f"config.json of a {config['model_type']} should have a table text_config."
         )
     text.setdefault("model_type", types[0])
-    if config["model_type"] in FOLDERS and text["model_type"] == "qwen2":
-        raise UnsupportedError(f"This is an NVILA, which is not supported: {reason('nvila')}.")
     if text["model_type"] not in types:
         raise UnsupportedError(
             f"The text part of this {config['model_type']} has the type "

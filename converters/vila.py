@@ -1,4 +1,4 @@
-"""VILA 1.5: a SigLIP or CLIP tower and a Llama, each part in a folder of its own.
+"""VILA 1.5 and NVILA: a SigLIP or CLIP tower and a Llama or Qwen2, each in a folder of its own.
 
 Owns how config.json of the whole and of its folders fill the record of a tower, and what VILA's
 program does to a text that no file of its tokenizer tells: the token that stands for a picture,
@@ -8,6 +8,7 @@ and how a conversation is written. Refuses mathematics and weights.
 from __future__ import annotations
 
 import dataclasses
+import json
 from collections.abc import Mapping
 from typing import Any
 
@@ -25,8 +26,8 @@ _DOWNSAMPLED = {"mm.norm": "layers.1", "mm.0": "layers.2", "mm.2": "layers.4"}
 _CONNECTORS: Mapping[str, tuple[dict[str, Any], Mapping[str, str]]] = {
     "linear": ({"connector": "linear"}, {"mm.0": "layers"}),
     "mlp2x_gelu": ({"connector": "mlp"}, {"mm.0": "layers.0", "mm.2": "layers.2"}),
-    # Squares of patches leave column by column: they are put together line by line, and nobody
-    # turns the grid back.
+    # Squares of patches leave column by column: they are put together line by line, and the program
+    # that trained VILA 1.5 does not turn the grid back. That of NVILA does.
     "mlp_downsample": (
         {"connector": "mlp", "regroup": 2, "by_columns": True, "connector_norm": "layer"},
         _DOWNSAMPLED,
@@ -57,16 +58,31 @@ _LLAMA_3 = (
     "<|end_of_text|>{% else %}<|eot_id|>{% endif %}{% endif %}{% endfor %}"
     "{% if add_generation_prompt %}<|start_header_id|>assistant<|end_header_id|>\n\n{% endif %}"
 )
-DIALOGUE = Dialogue(
-    placeholder="<image>",
+_PICTURE = "<image>"
+_VILA = Dialogue(
+    placeholder=_PICTURE,
     settings={"legacy": False},
     templates=(("<|start_header_id|>", _LLAMA_3), ("", _VICUNA)),
     ends=("<|eot_id|>",),
 )
+# NVILA speaks as its tokenizer's template says.
+_NVILA = Dialogue(placeholder=_PICTURE, ends=("<|im_end|>",))
+_ENCODER = {"_target_": "llava.model.encoders.BasicImageEncoder"}
+_FEWEST_TILES, _MOST_TILES = 1, 12  # of NVILA's program
+
+
+def dialogue(config: Mapping[str, Any]) -> Dialogue:
+    """What the program knows, for config.json of the whole."""
+    return _NVILA if _is_nvila(Values(config, {})) else _VILA
+
+
+def _is_nvila(config: Values) -> bool:
+    """Whether a model is of the second generation, which took Qwen2 for Llama."""
+    return bool(config.table("text_config").get("model_type") == "qwen2")
 
 
 def vila(config: Values, decoder_size: int) -> VisionPart:
-    """The tower and the connector of VILA 1.5.
+    """The tower and the connector of VILA 1.5 or NVILA.
 
     Args:
         config: config.json of the whole, those of its folders in it as ``text_config``,
@@ -98,13 +114,11 @@ def vila(config: Values, decoder_size: int) -> VisionPart:
             f"The connector of this model is {shown(projector)}; {', '.join(_CONNECTORS)} are "
             "supported."
         )
-    aspect = config.get("image_aspect_ratio")
-    if not (aspect is None or isinstance(aspect, str)) or aspect not in _ASPECTS:
-        raise UnsupportedError(
-            f"The image_aspect_ratio of this model is {shown(aspect)}; resize and pad are "
-            "supported."
-        )
+    second = _is_nvila(config)
+    aspect = _grid_aspect(config) if second else _square_aspect(config)
     form, names = _CONNECTORS[projector]
+    if second:
+        form = {**form, "by_columns": False}
     architecture = VisionArchitecture(
         **tower_fields(values, layers_read(config, values, -2, "mm_vision_select_layer")),
         decoder_size=decoder_size,
@@ -122,8 +136,43 @@ def vila(config: Values, decoder_size: int) -> VisionPart:
         architecture,
         names,
         0,
-        "plain",
-        spelt=DIALOGUE.placeholder,
-        apart=True,
-        aspect=_ASPECTS[aspect],
+        "lines" if second else "plain",
+        spelt=_PICTURE,
+        apart=not second,
+        aspect=aspect,
+        tiles=(
+            config.integer("min_tiles", _FEWEST_TILES),
+            config.integer("max_tiles", _MOST_TILES),
+        ),
+        end="\n" if second else "",
     )
+
+
+def _square_aspect(config: Values) -> str:
+    aspect = config.get("image_aspect_ratio")
+    if not (aspect is None or isinstance(aspect, str)) or aspect not in _ASPECTS:
+        raise UnsupportedError(
+            f"The image_aspect_ratio of this model is {shown(aspect)}; resize and pad are "
+            "supported."
+        )
+    return _ASPECTS[aspect]
+
+
+def _grid_aspect(config: Values) -> str:
+    aspect = config.get("image_aspect_ratio")
+    if aspect != "dynamic":
+        raise UnsupportedError(
+            f"The image_aspect_ratio of this NVILA is {shown(aspect)}; dynamic is supported."
+        )
+    template, encoder = config.get("chat_template"), config.get("image_encoder")
+    if template is not None:
+        raise UnsupportedError(
+            f"This NVILA speaks by a template of its program's, {shown(template)}; one that speaks "
+            "by its tokenizer's is supported."
+        )
+    if encoder not in (None, _ENCODER, json.dumps(_ENCODER)):
+        raise UnsupportedError(
+            f"The image_encoder of this NVILA is {shown(encoder)}, which may put other words "
+            f"around a picture; {json.dumps(_ENCODER)} is supported."
+        )
+    return "grid"

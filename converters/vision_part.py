@@ -182,7 +182,9 @@ class VisionPart:
         ends: Id of the token behind which a text looks at no picture; None: there is none.
         spelt: How the placeholder is spelt, where config.json does not know its id.
         apart: Whether the texts around pictures are tokenised one by one.
-        aspect: What becomes of a picture before its processor: squash, pad, or nothing.
+        aspect: What becomes of a picture before its processor: squash, pad, grid, or nothing.
+        tiles: Of such a grid, how many it has at least and at most.
+        end: What stands behind the rows of each tile, tokenised by itself.
         resampler: Our names of a resampler's layer to theirs, and its layers' and its norm's.
         cross: The gated blocks that pictures' keys and values belong to.
         settings: How pictures are prepared where no file says so; None: a file must.
@@ -210,6 +212,8 @@ class VisionPart:
     spelt: str = ""
     apart: bool = False
     aspect: str = ""
+    tiles: tuple[int, int] = (0, 0)
+    end: str = ""
     resampler: ResamplerNames | None = None
     cross: CrossPart | None = None
     settings: Mapping[str, Any] | None = None

@@ -72,7 +72,9 @@ class VisionTensors:
         where, settings = _processor_settings(checkpoint.beside, part.settings)
         a = self.architecture
         side = a.step if a.rotary else a.image_size
-        self.processor = processor(settings, part.family, side, part.aspect, where=str(where))
+        self.processor = processor(
+            settings, part.family, side, part.aspect, part.tiles, where=str(where)
+        )
         if part.sizes is not None and part.sizes != self.processor.preprocessing.sizes:
             raise CheckpointError(
                 f"The image_grid_pinpoints of {where} are not those of config.json: pictures would "
@@ -121,6 +123,8 @@ class VisionTensors:
         entry: dict[str, Any] = {"token": self.part.placeholder, "layout": self.part.layout}
         if self.part.layout == "squares":
             entry["square"] = self.architecture.step
+        if self.part.end:
+            entry["end"] = self.part.end
         if self.part.apart:
             entry["apart"] = True
         if self.part.most_tiles:

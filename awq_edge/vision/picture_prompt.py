@@ -16,7 +16,7 @@ import numpy.typing as npt
 
 from awq_edge.errors import InvalidArgumentError
 from awq_edge.session import NO_TOKEN, Rows, common_length
-from awq_edge.vision.prompt import Marked
+from awq_edge.vision.prompt import LINES, Marked
 from awq_edge.vision.reader import PictureReader, PreparedPicture, Progress
 
 if TYPE_CHECKING:
@@ -127,6 +127,9 @@ class PicturePrompt:
         """The prompt of a text with a placeholder for each picture."""
         written = reader.rules.texts([picture.tiled for picture in pictures], reader.rows)
         ids = marked.tokens(tokenizer, text, written, add_bos=add_bos)
+        if reader.rules.layout == LINES:
+            end = tokenizer.encode(reader.rules.end, add_bos=False)
+            ids = reader.rules.ended(ids, end, reader.rows)
         return cls(reader, ids, pictures)
 
     @property

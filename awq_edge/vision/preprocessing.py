@@ -17,15 +17,16 @@ from awq_edge.vision.tilings import Tiled
 
 METADATA_KEY = "awq_edge.vision.preprocessing"
 # crop: the shorter side fits, and the middle is kept; squash: both sides fit; pad: the longer side
-# fits, on a square of one colour; rows_and_columns, whole_tiles and any_resolution: tilings;
-# multiples: both sides become the nearest whole number of squares.
-WAYS = ("crop", "squash", "pad", "rows_and_columns", "whole_tiles", "any_resolution", "multiples")
-_CUT = ("rows_and_columns", "whole_tiles", "any_resolution", "multiples")  # in high detail
+# fits, on a square of one colour; rows_and_columns, whole_tiles, any_resolution and closest_grid:
+# tilings; multiples: both sides become the nearest whole number of squares.
+_CUT = ("rows_and_columns", "whole_tiles", "any_resolution", "closest_grid", "multiples")  # if high
+WAYS = ("crop", "squash", "pad", *_CUT)
 # How many tiles a picture may become: one, or what the family's rules say.
 DETAILS = ("low", "high")
 MAX_SIDE = 16384
 _FEW_SQUARES = 256  # of a picture in low detail that keeps its shape
 _CALIBRATION_SIDE = 224
+MOST_TILES = 64  # of a grid of the nearest shape
 
 
 @dataclasses.dataclass(frozen=True)
@@ -45,7 +46,9 @@ class Preprocessing:
         least_pixels: Of a picture whose sides become multiples of ``side``.
         most_pixels: The same.
         alone: Whether only a picture that is alone in its prompt is cut into tiles; beside others
-            it is padded to a square of the background.
+            it is padded to a square of the background, and of closest_grid squashed.
+        least_tiles: Of a grid of the nearest shape.
+        most_tiles: The same.
     """
 
     way: str
@@ -60,6 +63,8 @@ class Preprocessing:
     alone: bool = False
     least_pixels: int = 0
     most_pixels: int = 0
+    least_tiles: int = 0
+    most_tiles: int = 0
 
     def __post_init__(self) -> None:
         """Refuses what cannot be."""
@@ -85,6 +90,13 @@ class Preprocessing:
             raise InvalidArgumentError(
                 f"Pictures of {self.least_pixels} to {self.most_pixels} pixels are asked for, "
                 "which none can have."
+            )
+        if self.way == "closest_grid" and not (
+            1 <= self.least_tiles <= self.most_tiles <= MOST_TILES
+        ):
+            raise InvalidArgumentError(
+                f"Pictures of {self.least_tiles} to {self.most_tiles} tiles are asked for; 1 to "
+                f"{MOST_TILES} are possible."
             )
         if self.way == "whole_tiles" and self.longest_edge % self.side:
             raise InvalidArgumentError(
@@ -116,6 +128,10 @@ class Preprocessing:
             return tilings.whole_tiles(rgb, self.side, longest, self.filter, enlarge=self.enlarge)
         if self.way == "any_resolution" and split:
             return tilings.any_resolution(rgb, self.side, self.sizes, self.filter)
+        if self.way == "closest_grid" and split:
+            return tilings.grid_of_tiles(
+                rgb, self.side, self.least_tiles, self.most_tiles, self.filter
+            )
         if self.way == "multiples":
             most = self.most_pixels
             if not split:
@@ -166,7 +182,8 @@ class Preprocessing:
         """A picture, uint8 [H, W, 3], where others are in its prompt; None: as :meth:`tiles`."""
         if not self.alone:
             return None
-        square = crops.padded_to_square(rgb, self.background)
+        squashed = self.way == "closest_grid"
+        square = rgb if squashed else crops.padded_to_square(rgb, self.background)
         tile = resized(square, self.side, self.side, self.filter)
         return Tiled(tile[None], size=(rgb.shape[0], rgb.shape[1]))
 

@@ -26,7 +26,9 @@ METADATA_KEY = "awq_edge.vision.prompt"
 # their own; rows_and_columns: SmolVLM's and Idefics3's words; any_resolution: LLaVA 1.6's rows, as
 # ``arrangement.py`` puts them; squares: a row for every square of a picture; single: one token that
 # the text behind it looks at a picture from: OpenFlamingo; around: the same with a word before it
-# and behind it, and one between two pictures: Idefics 1.
+# and behind it, and one between two pictures: Idefics 1; lines: NVILA's, the word ``end`` behind
+# each tile's rows, and of a picture that is alone a line of the text for each tile.
+LINES = "lines"
 WHOLE_FIRST = "whole_first"
 LAYOUTS = (
     "plain",
@@ -36,6 +38,7 @@ LAYOUTS = (
     "squares",
     "single",
     "around",
+    LINES,
     WHOLE_FIRST,
 )
 _TYPES = {"int": int, "str": str, "bool": bool}
@@ -58,7 +61,7 @@ class PromptRules:
         placeholder: How the token is spelt; empty: the file has no tokenizer.
         begin: The word in front of a picture's rows, which in a prompt and in a chat template is
             the picture's place; empty: the placeholder is.
-        end: The word behind them.
+        end: The word behind them; of lines tokenised by itself.
         most_tiles: Of how many tiles any_resolution keeps the rows; 0: of all.
         square: Pixels on a side of what becomes a row, where pictures have any size.
         ends: Id of the token behind which nobody looks at a picture until the next one; -1: there
@@ -85,7 +88,7 @@ class PromptRules:
     @property
     def in_front(self) -> str:
         """What stands in a text for a picture that a user has put nowhere."""
-        if self.layout in ("single", "around", WHOLE_FIRST):
+        if self.layout in ("single", "around", LINES, WHOLE_FIRST):
             return self.place
         return f"{self.place}\n"
 
@@ -137,10 +140,24 @@ class PromptRules:
 
     def texts(self, shown: Sequence[Tiled], rows: int) -> list[str]:
         """What all pictures of a prompt become; ``rows`` as for :meth:`runs`."""
+        if self.layout == LINES:
+            behind = "\n" if len(shown) == 1 else ""
+            return [f"{self.placeholder * rows}{behind}" * len(one.tiles) for one in shown]
         written = [self.text(tiled, rows) for tiled in shown]
         if self.layout == WHOLE_FIRST and len(written) > 1:
             return [f"<image: {number}>{text}" for number, text in enumerate(written)]
         return written
+
+    def ended(self, ids: Sequence[int], end: Sequence[int], rows: int) -> list[int]:
+        """A prompt's ids with those of ``end`` behind every ``rows`` of the placeholder's."""
+        result: list[int] = []
+        seen = 0
+        for token in ids:
+            result.append(token)
+            seen += token == self.token
+            if token == self.token and seen % rows == 0:
+                result += end
+        return result
 
     def text(self, tiled: Tiled, rows: int) -> str:
         """What stands in a text in the place of a picture; arguments as for :meth:`runs`."""

@@ -1,9 +1,9 @@
 """Large pictures as tiles of the size that a tower reads, beside one picture of the whole.
 
 Owns the ways in which families choose a grid: rows and columns of a picture that was made a whole
-number of tiles large (SmolVLM and Idefics3; nanoVLM by a rule of its own), and the best of a list
-of sizes (LLaVA 1.6 and OneVision, "any resolution"). Refuses tokens: what stands around tiles is a
-prompt's.
+number of tiles large (SmolVLM and Idefics3; nanoVLM by a rule of its own), the best of a list of
+sizes (LLaVA 1.6 and OneVision, "any resolution") and the grid of the nearest shape (NVILA). Refuses
+tokens: what stands around tiles is a prompt's.
 """
 
 from __future__ import annotations
@@ -165,3 +165,46 @@ def any_resolution(pixels: Pixels, side: int, sizes: Sequence[tuple[int, int]], 
     canvas[top : top + fitted[0], left : left + fitted[1]] = resized(pixels, *fitted, kind)
     tiles = [resized(pixels, side, side, kind), *cut(canvas, side)]
     return Tiled(np.stack(tiles), target[0] // side, target[1] // side, (height, width))
+
+
+def closest_grid(height: int, width: int, side: int, least: int, most: int) -> tuple[int, int]:
+    """Rows and columns of ``least`` to ``most`` tiles, of the shape nearest to a picture's.
+
+    Of grids that are as near, a larger one counts if the picture has more than half of its pixels;
+    of as large ones, the one with more columns. Their program leaves this last case to the order of
+    a set.
+
+    Args:
+        height: Of the picture.
+        width: The same.
+        side: Of a tile.
+        least: Tiles of a grid.
+        most: The same.
+    """
+    grids = [
+        (rows, columns)
+        for count in range(least, most + 1)
+        for columns in range(1, count + 1)
+        for rows in [count // columns]
+        if rows * columns == count
+    ]
+    chosen, smallest = (1, 1), math.inf
+    for rows, columns in grids:
+        apart = abs(width / height - columns / rows)
+        enough = 2 * width * height > side * side * rows * columns
+        if apart < smallest or (apart == smallest and enough):
+            chosen, smallest = (rows, columns), apart
+    return chosen
+
+
+def grid_of_tiles(pixels: Pixels, side: int, least: int, most: int, kind: str) -> Tiled:
+    """The tiling of NVILA: the picture becomes :func:`closest_grid`, its shape is not kept.
+
+    The whole, squashed to one tile, comes last, unless there is one tile anyway.
+    """
+    height, width = pixels.shape[:2]
+    rows, columns = closest_grid(height, width, side, least, most)
+    tiles = cut(resized(pixels, rows * side, columns * side, kind), side)
+    if len(tiles) > 1:
+        tiles.append(resized(pixels, side, side, kind))
+    return Tiled(np.stack(tiles), rows, columns, (height, width))

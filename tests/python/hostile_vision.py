@@ -46,6 +46,7 @@ FAMILIES = (
     "a resampler",  # of Idefics
     "the tower's own rows",
     "vila",  # three folders
+    "nvila",
     "nanovlm",  # a config.json of its own
     "flamingo mpt",  # two folders and a pickled file
     "flamingo mosaic_gpt",
@@ -237,6 +238,9 @@ def make_family(family: str, folder: Path) -> None:
         return
     if family == "vila":
         vila_models.Vila().save(folder)
+        return
+    if family == "nvila":
+        vila_models.Vila(decoder="qwen2", vocab_size=300).save(folder, "qwen2")
         return
     if family.startswith("flamingo"):
         flamingo_models.Flamingo(family.split()[1]).save(folder)

@@ -21,7 +21,7 @@ def test_hostile_checkpoints_are_refused_or_run(tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize(
-    "family", ["llava", "qwen2_5_vl", "a resampler", "vila", "nanovlm", "flamingo mpt"]
+    "family", ["llava", "qwen2_5_vl", "a resampler", "vila", "nvila", "nanovlm", "flamingo mpt"]
 )
 def test_no_key_of_a_side_file_may_hold_what_it_likes(family, tmp_path):
     """One after the other becomes a list, a table and half a number: opened, or a sentence."""

@@ -30,7 +30,7 @@ from awq_edge.errors import CheckpointError, InvalidArgumentError, UnsupportedEr
         (dict(model_type="gpt_oss"), "sink weights"),
         (dict(model_type="gemma3n"), "embeddings of their own"),
         (dict(model_type="qwen3_vl_moe"), "experts, which lie in one tensor"),
-        (dict(model_type="llava_qwen2"), "cuts a picture into a grid"),
+        (dict(model_type="llava_qwen2"), "VILA's three folders"),
         (dict(model_type="llava_next_video"), "between its tower and its decoder"),
         (dict(model_type="gemma3n_text"), "embeddings of their own"),
         (dict(model_type="gemma4"), "size of their heads"),

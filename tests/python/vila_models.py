@@ -50,12 +50,16 @@ class Vila:
         projector: Tensors by their names in the file.
     """
 
-    def __init__(self, kind="mlp_downsample", tower="siglip", seed=0, **text):
+    def __init__(self, kind="mlp_downsample", tower="siglip", seed=0, decoder="llama", **text):
         torch.manual_seed(seed)
         self.kind = kind
         self.clip = tower == "clip"
         config = {**TEXT, **text}
-        self.llm = tf.LlamaForCausalLM(tf.LlamaConfig(**config)).eval()
+        self.second = decoder == "qwen2"
+        if self.second:
+            self.llm = tf.Qwen2ForCausalLM(tf.Qwen2Config(**config)).eval()
+        else:
+            self.llm = tf.LlamaForCausalLM(tf.LlamaConfig(**config)).eval()
         of_tower = tf.CLIPVisionConfig if self.clip else tf.SiglipVisionConfig
         made = tf.CLIPVisionModel if self.clip else tf.SiglipVisionModel
         self.tower = made(of_tower(**TOWER)).eval()
@@ -88,20 +92,22 @@ class Vila:
                     "mm_projector_cfg": {},
                     "mm_vision_select_layer": -2,
                     "mm_vision_select_feature": "patch" if self.clip else "cls_patch",
-                    "image_aspect_ratio": "resize",
+                    "image_aspect_ratio": "dynamic" if self.second else "resize",
                     **keys,
                 },
             ),
         ):
             place.write_text(json.dumps(values), encoding="utf-8")
-        {"sentencepiece": save_sentencepiece, "llama3": save_llama_3}[tokenizer](directory / "llm")
+        save = {"sentencepiece": save_sentencepiece, "llama3": save_llama_3, "qwen2": save_qwen2}
+        save[tokenizer](directory / "llm")
         return directory
 
     def rows(self, read):
         """What the decoder reads of pictures, float32 [b, rows, H], for ``normalised`` ones.
 
         Written from the published arithmetic: each square of 2 x 2 patches side by side, zeros
-        beyond the edge, square after square down the first two columns, then down the next two.
+        beyond the edge, square after square down the first two columns, then down the next two; in
+        NVILA along the first two lines, then along the next two.
         """
         p = self.projector
         with torch.no_grad():
@@ -120,10 +126,10 @@ class Vila:
                 inside = row < side and column < side
                 return states[:, row * side + column] if inside else nothing
 
+            corners = [(r, c) for c in range(0, side, 2) for r in range(0, side, 2)]
             squares = [
                 torch.cat([patch(r + i, c + j) for i in (0, 1) for j in (0, 1)], dim=1)
-                for c in range(0, side, 2)
-                for r in range(0, side, 2)
+                for r, c in (sorted(corners) if self.second else corners)
             ]
             read = torch.nn.functional.layer_norm(
                 torch.stack(squares, 1), (4 * _WIDTH,), p["layers.1.weight"], p["layers.1.bias"]
@@ -170,5 +176,31 @@ def save_llama_3(directory):
         "eos_token": LLAMA_3[1],
         "tokenizer_class": "PreTrainedTokenizerFast",
         "chat_template": "not this one",
+    }
+    (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
+
+
+CHATML = (
+    "{% for m in messages %}<|im_start|>{{ m.role }}\n{{ m.content }}<|im_end|>\n{% endfor %}"
+    "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
+)
+
+
+def save_qwen2(directory):
+    """A tokenizer of bytes, two ends of lines one token, with ChatML's words and template."""
+    from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
+
+    letters = [*sorted(pre_tokenizers.ByteLevel.alphabet()), "ĊĊ"]
+    vocabulary = {letter: n for n, letter in enumerate(letters)}
+    tokenizer = Tokenizer(models.BPE(vocabulary, [("Ċ", "Ċ")]))
+    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
+    tokenizer.decoder = decoders.ByteLevel()
+    special = ["<|endoftext|>", "<|im_start|>", "<|im_end|>"]
+    tokenizer.add_special_tokens([AddedToken(one, special=True) for one in special])
+    tokenizer.save(str(directory / "tokenizer.json"))
+    settings = {
+        "eos_token": "<|im_end|>",
+        "tokenizer_class": "PreTrainedTokenizerFast",
+        "chat_template": CHATML,
     }
     (directory / "tokenizer_config.json").write_text(json.dumps(settings), encoding="utf-8")
