@@ -45,31 +45,59 @@ size_t rows_of_pass(const DeviceFacts& facts, size_t first_layer) {
     return facts.multiprocessors >= kLarge ? kRowsLarge : kRows;
 }
 
+// Keys and values.
 size_t sequence_bytes(const Architecture& a, const SequencePlan& plan) {
     const size_t chunks = (plan.positions + kAttentionChunk - 1) / kAttentionChunk;
     return chunks * static_cast<size_t>(shape_of(a, plan.kv_type).chunk_bytes);
 }
 
+// Logits of the last row and of the one before it.
+size_t kept_bytes(const Architecture& a) { return 2 * size_t{a.vocabulary_size} * sizeof(float); }
+
 }  // namespace
 
-// The whole cache of a sequence: no layer forgets, so one may go back to any position.
-class CudaBackend::CudaSequence final : public Sequence {
+// The whole cache of a sequence: no layer forgets, so one may go back to any position. And the
+// logits of its last row, where that keeps them.
+class CudaBackend::CudaSequence final : public Sequence, public KeptLogits {
   public:
     // The context is current.
-    CudaSequence(const std::shared_ptr<Device>& device, const Architecture& a,
+    CudaSequence(CudaBackend& backend, const std::shared_ptr<Device>& device, const Architecture& a,
                  const SequencePlan& plan)
         : type(plan.kv_type),
           on_tensor_cores(plan.on_tensor_cores),
+          positions(plan.positions),
+          backend_(backend),
           device_(device),
           architecture_(a),
           shape_(shape_of(a, plan.kv_type)),
-          cache_(device, sequence_bytes(a, plan)) {}
+          cache_(device, sequence_bytes(a, plan)),
+          kept_(device, kept_bytes(a)) {}
     ~CudaSequence() override {
-        device_->with_context([&] { cache_ = Buffer(); });
+        device_->with_context([&] {
+            backend_.settle();
+            cache_ = Buffer();
+            kept_ = Buffer();
+        });
     }
 
     size_t earliest(size_t) const override { return 0; }
     unsigned char* cache() const { return cache_.as<unsigned char>(); }
+
+    const KeptLogits* kept_logits() const override { return this; }
+    Likeliest likeliest() const override { return {found_.token, found_.not_finite}; }
+    void copy(float* logits) const override {
+        const Device::Use use(*device_);
+        const size_t bytes = kept_.bytes() / 2;
+        check(device_->driver().cuMemcpyDtoH_v2(
+                  logits, kept_.address() + (kept_position_ % 2 != 0 ? bytes : 0), bytes),
+              "hand out the logits");
+    }
+    // Of a row that is about to be computed: where its logits stay, and what is found of them.
+    float* keep(size_t position) {
+        kept_position_ = position;
+        return kept_.as<float>();
+    }
+    awqe_cuda::Likeliest* found() { return &found_; }
 
     // The bytes are runtime/kv_cache.h's.
     bool saved_all(size_t end) const override {
@@ -91,6 +119,7 @@ class CudaBackend::CudaSequence final : public Sequence {
     }
     void restore(size_t begin, size_t end, const uint8_t* bytes) override {
         const Device::Use use(*device_);
+        backend_.settle();
         const Driver& d = device_->driver();
         // There when this ends: a step's stream is not ordered with other streams' copies.
         const OwnedStream stream = open_stream(d);
@@ -103,6 +132,7 @@ class CudaBackend::CudaSequence final : public Sequence {
 
     const KvType type;
     const bool on_tensor_cores;
+    const size_t positions;  // that there is room for
 
   private:
     // Runs of positions of one head that lie in one chunk, in the order in which they are saved.
@@ -135,18 +165,22 @@ class CudaBackend::CudaSequence final : public Sequence {
         }
     }
 
+    CudaBackend& backend_;
     const std::shared_ptr<Device> device_;
     const Architecture& architecture_;
     const CacheShape shape_;
     Buffer cache_;
+    Buffer kept_;  // float [2, vocabulary]: by whether the position is odd
+    size_t kept_position_ = 0;
+    awqe_cuda::Likeliest found_ = {};
 };
 
 GpuNeed gpu_need(const Model& model, const SequencePlan& plan, size_t first_layer,
                  const DeviceFacts& facts) {
     const Architecture a = layers_from(model.architecture(), first_layer);
-    return {
-        Weights::bytes(model, first_layer), sequence_bytes(a, plan),
-        Step::bytes(a, rows_of_pass(facts, first_layer), first_layer == 0 ? taps_of(model) : 0)};
+    const size_t taps = first_layer == 0 ? taps_of(model) : 0;
+    return {Weights::bytes(model, first_layer), sequence_bytes(a, plan),
+            kept_bytes(a) + Step::bytes(a, rows_of_pass(facts, first_layer), taps)};
 }
 
 CudaBackend::CudaBackend(const Model& model, size_t first_layer)
@@ -173,15 +207,25 @@ size_t CudaBackend::cache_bytes(const SequencePlan& plan) const {
 }
 
 size_t CudaBackend::scratch_bytes(const SequencePlan&) const {
-    return Step::bytes(architecture_, rows_, taps_);
+    return kept_bytes(architecture_) + Step::bytes(architecture_, rows_, taps_);
+}
+
+// No step runs ahead any more in a sequence. The context is current.
+void CudaBackend::settle() noexcept {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    for (const std::unique_ptr<Step>& step : steps_) {
+        if (step != nullptr) step->settle();
+    }
 }
 
 std::unique_ptr<Sequence> CudaBackend::open(const SequencePlan& plan) {
+    std::unique_ptr<CudaSequence> sequence;  // closing one takes the lock
     const std::lock_guard<std::mutex> lock(mutex_);
     const Device::Use use(*device_);
     // Both are allocated, or nothing is.
     const bool steps = steps_[plan.kv_type == KvType::kS8 ? 1 : 0] == nullptr;
-    const uint64_t needed = cache_bytes(plan) + (steps ? scratch_bytes(plan) : 0);
+    const uint64_t needed =
+        cache_bytes(plan) + (steps ? scratch_bytes(plan) : kept_bytes(architecture_));
     const uint64_t room = device_->free_bytes();
     if (needed > room) {
         fail(AWQE_OUT_OF_MEMORY,
@@ -190,7 +234,7 @@ std::unique_ptr<Sequence> CudaBackend::open(const SequencePlan& plan) {
              plan.positions, static_cast<double>(needed) / 1e9, device_->facts().name.c_str(),
              static_cast<double>(room) / 1e9);
     }
-    auto sequence = std::make_unique<CudaSequence>(device_, architecture_, plan);
+    sequence = std::make_unique<CudaSequence>(*this, device_, architecture_, plan);
     step_for(plan.kv_type);
     return sequence;
 }
@@ -238,19 +282,30 @@ void CudaBackend::evaluate_type(const Block& block, KvType type) {
         const unsigned number = static_cast<unsigned>(rows.size());
         if (number == 0 || pass_[number - 1]->sequence != row->sequence) {
             const auto& sequence = static_cast<const CudaSequence&>(*row->sequence);
-            runs.push_back({number, 0, sequence.on_tensor_cores});
+            runs.push_back({number, 0, sequence.on_tensor_cores, false});
         }
         ++runs.back().count;
-        rows.push_back(
-            {row->embedding == nullptr ? row->token : 0,
-             static_cast<int>(row->position),
-             static_cast<const CudaSequence&>(*row->sequence).cache(),
-             {static_cast<int>(row->turns.numbers[0]), static_cast<int>(row->turns.numbers[1]),
-              static_cast<int>(row->turns.numbers[2])}});
+        // All of a token's are its position where a position has one number.
+        const auto turn = [&](size_t axis) {
+            return static_cast<int>(architecture_.rope_sections.empty() ? row->position
+                                                                        : row->turns.numbers[axis]);
+        };
+        runs.back().has_room =
+            row->position + 1 < static_cast<const CudaSequence&>(*row->sequence).positions;
+        rows.push_back({row->embedding == nullptr ? row->token : 0,
+                        static_cast<int>(row->position),
+                        static_cast<const CudaSequence&>(*row->sequence).cache(),
+                        {turn(0), turn(1), turn(2)},
+                        nullptr});
         embeddings.push_back(row->embedding);
         embedded = embedded || row->embedding != nullptr;
-        if (row->logits != nullptr) wanted.push_back({number, row->logits});
-        if (row->hidden != nullptr) hidden.push_back({number, row->hidden});
+        if (row->logits != nullptr) wanted.push_back({number, row->logits, nullptr});
+        if (row->keeps_logits) {
+            auto& sequence = static_cast<CudaSequence&>(*row->sequence);
+            rows.back().kept = sequence.keep(row->position);
+            wanted.push_back({number, nullptr, sequence.found()});
+        }
+        if (row->hidden != nullptr) hidden.push_back({number, row->hidden, nullptr});
     }
     if (!embedded) embeddings.clear();
     step_for(type).run(rows, runs, wanted, hidden, embeddings);

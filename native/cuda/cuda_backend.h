@@ -54,6 +54,7 @@ class CudaBackend : public Backend {
     class CudaSequence;
 
     Step& step_for(KvType type);
+    void settle() noexcept;
     void evaluate_type(const Block& block, KvType type);
 
     const std::shared_ptr<Device> device_;

@@ -38,6 +38,8 @@ class LayerSplit::SplitSequence final : public Sequence {
         gpu->restore(begin, end, bytes + cpu->saved_bytes(begin, end));
     }
 
+    const KeptLogits* kept_logits() const override { return gpu->kept_logits(); }
+
     const std::unique_ptr<Sequence> cpu;
     const std::unique_ptr<Sequence> gpu;
 };
@@ -71,6 +73,7 @@ void LayerSplit::evaluate(const Block& block) {
         rows[i] = block.rows[i];
         rows[i].sequence = sequence(i).cpu.get();
         rows[i].logits = nullptr;
+        rows[i].keeps_logits = false;
         rows[i].hidden = stream_.data() + i * hidden_size_;
     }
     cpu_.evaluate({rows, block.count, block.count, 0});

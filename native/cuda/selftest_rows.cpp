@@ -1,5 +1,7 @@
 // What is done to rows between products: embedding, angles, norms, quantisation, activations,
 // routers, sums; see selftest.h.
+#include <algorithm>
+#include <cmath>
 #include <functional>
 
 #include "native/cuda/selftest.h"
@@ -263,6 +265,101 @@ void check_gather(Trial& trial) {
     }
 }
 
+std::vector<Row> rows_at(std::initializer_list<int> positions, unsigned tokens) {
+    std::vector<Row> rows;
+    for (const int position : positions) {
+        Row row = {};
+        row.token = static_cast<unsigned>(position * 7 + 3) % tokens;
+        row.position = position;
+        row.turns[0] = position;
+        row.turns[1] = position + 5;
+        row.turns[2] = 2 * position;
+        rows.push_back(row);
+    }
+    return rows;
+}
+
+// What a structure has between its members is nobody's.
+bool same_rows(const std::vector<Row>& a, const std::vector<Row>& b) {
+    const auto same = [](const Row& x, const Row& y) {
+        return x.token == y.token && x.position == y.position && x.cache == y.cache &&
+               x.kept == y.kept && std::equal(x.turns, x.turns + 3, y.turns);
+    };
+    return std::equal(a.begin(), a.end(), b.begin(), b.end(), same);
+}
+
+// Logits with equal ones, with ones that are not finite, and rows that keep none.
+void check_likeliest(Trial& trial) {
+    constexpr float kOdd[] = {0.0f, __builtin_inff(), -__builtin_inff(), __builtin_nanf("")};
+    Random random(25);
+    for (const size_t width : {size_t{1}, size_t{96}, size_t{1031}, size_t{2048}, size_t{5000}}) {
+        for (const bool named : {false, true}) {
+            const std::vector<unsigned> wanted = {2, 0, 1};
+            const size_t m = wanted.size();
+            const unsigned pieces = divided(width, awqe_cuda::kLikeliestNumbers);
+            const auto whose = [&](size_t i) { return named ? wanted[i] : i; };
+            std::vector<float> logits = random.reals(m * width, 8.0f);
+            for (float& logit : logits) logit = std::floor(logit);  // many are equal
+            for (size_t i = 1; i < m; ++i) logits[i * width + random.below(width)] = kOdd[i + 1];
+            std::vector<float> kept = filled<float>(m * 2 * width);
+            const DeviceArray<float> kept_on_gpu(trial, kept);
+            std::vector<Row> rows = rows_at({7, 40, 131070}, 11);
+            for (size_t t = 0; t < m; ++t) rows[t].kept = kept_on_gpu.get() + t * 2 * width;
+            if (width == 1031) rows[1].kept = nullptr;
+            std::vector<awqe_cuda::Likeliest> found = filled<awqe_cuda::Likeliest>(2 * m);
+            std::vector<awqe_cuda::LogitPart> parts = filled<awqe_cuda::LogitPart>(m * pieces);
+            std::vector<Row> next = filled<Row>(m);
+            const DeviceArray<awqe_cuda::Likeliest> found_on_gpu(trial, found);
+            const DeviceArray<awqe_cuda::LogitPart> parts_on_gpu(trial, parts);
+            const DeviceArray<Row> next_on_gpu(trial, next);
+            for (size_t i = 0; i < m; ++i) {
+                const Row& row = rows[whose(i)];
+                if (row.kept == nullptr) continue;
+                const float* const own = logits.data() + i * width;
+                const size_t odd = static_cast<size_t>(row.position % 2);
+                std::copy_n(own, width, kept.data() + (whose(i) * 2 + odd) * width);
+                awqe_cuda::LogitPart all = {-__builtin_inff(), UINT32_MAX, UINT32_MAX};
+                for (unsigned p = 0; p < pieces; ++p) {
+                    awqe_cuda::LogitPart part = {-__builtin_inff(), UINT32_MAX, UINT32_MAX};
+                    const size_t end = std::min<size_t>(width, (p + 1) * size_t{2048});
+                    for (size_t k = p * size_t{2048}; k < end; ++k) {
+                        const unsigned token = static_cast<unsigned>(k);
+                        if (!std::isfinite(own[k])) {
+                            part.not_finite = std::min(part.not_finite, token);
+                        } else if (own[k] > part.logit) {
+                            part.logit = own[k];
+                            part.token = token;
+                        }
+                    }
+                    if (part.logit > all.logit) all.logit = part.logit, all.token = part.token;
+                    all.not_finite = std::min(all.not_finite, part.not_finite);
+                    parts[i * pieces + p] = part;
+                }
+                const unsigned token = all.not_finite == UINT32_MAX ? all.token : 0;
+                found[odd * m + i] = {token, all.not_finite};
+                if (named) continue;
+                next[i] = row;
+                next[i].token = token;
+                next[i].position += 1;
+                for (int& turn : next[i].turns) turn += 1;
+            }
+            const DeviceArray<float> logits_on_gpu(trial, logits);
+            const DeviceArray<Row> rows_on_gpu(trial, rows);
+            const DeviceArray<unsigned> wanted_on_gpu(trial, wanted);
+            const std::vector<unsigned> zeros(m);
+            const DeviceArray<unsigned> arrivals(trial, zeros);
+            trial.launch()(trial.kernels("likeliest"), {pieces, static_cast<unsigned>(m)}, kThreads,
+                           0, logits_on_gpu.in(), static_cast<int>(width), rows_on_gpu.in(),
+                           named ? wanted_on_gpu.in() : nullptr, parts_on_gpu.get(), arrivals.get(),
+                           found_on_gpu.get(), static_cast<int>(m),
+                           named ? nullptr : next_on_gpu.get());
+            trial.count(kept_on_gpu.is(kept) && found_on_gpu.is(found) && parts_on_gpu.is(parts) &&
+                        arrivals.is(zeros) &&
+                        (named ? next_on_gpu.is(next) : same_rows(next_on_gpu.read(), next)));
+        }
+    }
+}
+
 // It tells of its sum in one case of four billion; this is one, and the next is none.
 void check_read_memory(Trial& trial) {
     constexpr unsigned kTold = 0x9e3779b9u;
@@ -277,20 +374,6 @@ void check_read_memory(Trial& trial) {
                        static_cast<long long>(kPieces), sum.get());
         trial.count(sum.is(word == kTold ? std::vector<unsigned>{kTold} : filled<unsigned>(1)));
     }
-}
-
-std::vector<Row> rows_at(std::initializer_list<int> positions, unsigned tokens) {
-    std::vector<Row> rows;
-    for (const int position : positions) {
-        Row row = {};
-        row.token = static_cast<unsigned>(position * 7 + 3) % tokens;
-        row.position = position;
-        row.turns[0] = position;
-        row.turns[1] = position + 5;
-        row.turns[2] = 2 * position;
-        rows.push_back(row);
-    }
-    return rows;
 }
 
 void check_embed(Trial& trial) {
@@ -383,6 +466,7 @@ void add_row_checks(std::vector<KernelCheck>& checks) {
     checks.push_back({"add", check_add});
     checks.push_back({"cap", check_cap});
     checks.push_back({"gather", check_gather});
+    checks.push_back({"likeliest", check_likeliest});
     checks.push_back({"read_memory", check_read_memory});
 }
 

@@ -19,6 +19,14 @@ static_assert(static_cast<int>(Activation::kSilu) == awqe_cuda::kSilu &&
               static_cast<int>(Activation::kRelu) == awqe_cuda::kRelu);
 
 constexpr size_t kMaxPromptHead = 128;  // of kernels/attention_prompt.cuh
+// After so many passes that took the likeliest tokens the next one starts without being asked for:
+// a text that ends costs one in vain.
+constexpr unsigned kFollowed = 2;
+
+bool same(const Row& a, const Row& b) {
+    return a.token == b.token && a.position == b.position && a.cache == b.cache &&
+           a.kept == b.kept && std::equal(a.turns, a.turns + 3, b.turns);
+}
 
 }  // namespace
 
@@ -70,8 +78,10 @@ Step::Step(std::shared_ptr<const Device> device, const Architecture& a, const We
         arrays_->staged_shared_weights = PinnedBuffer(device_, rows * sizeof(float));
     }
     arrays_->staged_logits = PinnedBuffer(device_, kFewRows * a.vocabulary_size * sizeof(float));
+    arrays_->staged_likeliest = PinnedBuffer(device_, 2 * rows * sizeof(Likeliest));
     const Driver& d = device_->driver();
     stream_ = open_stream(d);
+    for (OwnedEvent& end : ends_) end = open_event(d, false);
     if (arrays_->axes != nullptr) {
         const std::vector<unsigned char> axes = axes_of(a);
         check(d.cuMemcpyHtoDAsync_v2(reinterpret_cast<Address>(arrays_->axes), axes.data(),
@@ -84,12 +94,39 @@ Step::Step(std::shared_ptr<const Device> device, const Architecture& a, const We
           "clear its memory");
 }
 
-Step::~Step() { forget_graphs(); }
+Step::~Step() {
+    settle();
+    forget_graphs();
+}
+
+void Step::settle() noexcept {
+    // What went wrong the next call tells: it is told again.
+    if (ahead_) device_->driver().cuStreamSynchronize(stream_.get());
+    ahead_ = false;
+    followed_ = 0;
+    foretold_.clear();
+}
 
 unsigned Step::chunks_of(const Row& row, uint32_t window) const {
     const unsigned end = static_cast<unsigned>(row.position) + 1;
     const unsigned begin = window == 0 || window > end ? 0 : end - window;
     return divided(end, kAttentionChunk) - begin / kAttentionChunk;
+}
+
+unsigned Step::chunks_of(const std::vector<Row>& rows) const {
+    unsigned chunks = 1;
+    for (const uint32_t window : a_.sliding_windows) {
+        for (const Row& row : rows) chunks = std::max(chunks, chunks_of(row, window));
+    }
+    return chunks;
+}
+
+// Rounded up to a power of two or one and a half, so that few graphs serve all positions; kernels
+// for chunks that a row does not see end at once, but take a place first.
+unsigned Step::recorded_chunks(unsigned chunks) const {
+    unsigned rounded = 8;
+    while (rounded < chunks) rounded = rounded % 3 == 0 ? rounded / 3 * 4 : rounded / 2 * 3;
+    return std::min(rounded, static_cast<unsigned>(arrays_->partials.chunks));
 }
 
 // ---- products -----------------------------------------------------------------------------------
@@ -476,7 +513,7 @@ void Step::hand_out_hidden(const std::vector<Wanted>& hidden) {
     }
 }
 
-void Step::head(size_t m, const std::vector<Wanted>* wanted) {
+void Step::head(size_t m, const std::vector<Wanted>* wanted, Answers answers) {
     const Driver& d = device_->driver();
     const Launcher launch(*device_, stream_.get());
     Arrays& at = *arrays_;
@@ -499,6 +536,17 @@ void Step::head(size_t m, const std::vector<Wanted>* wanted) {
             launch((*kernels_)("cap"), {divided(numbers, kThreads)}, kThreads, 0, at.logits,
                    static_cast<int>(numbers), a_.logit_cap);
         }
+        if (answers.kept) {
+            launch((*kernels_)("likeliest"),
+                   {divided(a_.vocabulary_size, kLikeliestNumbers), static_cast<unsigned>(some)},
+                   kThreads, 0, static_cast<const float*>(at.logits),
+                   static_cast<int>(a_.vocabulary_size), static_cast<const Row*>(at.rows),
+                   wanted == nullptr ? nullptr : static_cast<const unsigned*>(at.wanted + done),
+                   at.logit_parts, at.arrivals, at.staged_likeliest.as<Likeliest>() + done,
+                   static_cast<int>(at.most_rows),
+                   wanted == nullptr ? at.staged_rows.as<Row>() : nullptr);
+        }
+        if (!answers.handed_out) continue;
         const Address from = reinterpret_cast<Address>(at.logits);
         if (wanted == nullptr) {
             check(d.cuMemcpyDtoHAsync_v2(at.staged_logits.as<float>(), from, some * bytes,
@@ -507,6 +555,7 @@ void Step::head(size_t m, const std::vector<Wanted>* wanted) {
             continue;
         }
         for (size_t i = 0; i < some; ++i) {
+            if ((*wanted)[done + i].numbers == nullptr) continue;
             check(d.cuMemcpyDtoHAsync_v2((*wanted)[done + i].numbers, from + i * bytes, bytes,
                                          stream_.get()),
                   "hand out the logits");
@@ -515,7 +564,7 @@ void Step::head(size_t m, const std::vector<Wanted>* wanted) {
 }
 
 void Step::enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wanted>* wanted,
-                   unsigned chunks) {
+                   Answers answers, unsigned chunks) {
     begin(m);
     for (size_t layer = 0; layer < weights_.layers().size(); ++layer) {
         attention(m, runs, layer, chunks);
@@ -526,7 +575,17 @@ void Step::enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wan
         }
         if (layer < taps_ && embeddings_ != nullptr) add_tap(m, layer);
     }
-    head(m, wanted);
+    head(m, wanted, answers);
+}
+
+// Of a pass that has ended: what its rows' likeliest tokens are.
+void Step::hand_out(const std::vector<Wanted>& wanted, const std::vector<Row>& rows) const {
+    const Likeliest* const staged = arrays_->staged_likeliest.as<Likeliest>();
+    for (size_t i = 0; i < wanted.size(); ++i) {
+        if (wanted[i].likeliest == nullptr) continue;
+        const bool odd = rows[wanted[i].row].position % 2 != 0;
+        *wanted[i].likeliest = staged[(odd ? arrays_->most_rows : 0) + i];
+    }
 }
 
 void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
@@ -535,54 +594,99 @@ void Step::run(const std::vector<Row>& rows, const std::vector<Run>& runs,
     const Driver& d = device_->driver();
     Arrays& at = *arrays_;
     const size_t m = rows.size();
-    std::copy(rows.begin(), rows.end(), at.staged_rows.as<Row>());
     embeddings_ = embeddings.empty() || goes_on() ? nullptr : embeddings.data();
+    Answers answers = {};
+    for (const Wanted& each : wanted) {
+        answers.kept = answers.kept || each.likeliest != nullptr;
+        answers.handed_out = answers.handed_out || each.numbers != nullptr;
+    }
+    const unsigned chunks = chunks_of(rows);
+    // A step that decodes is recorded once and replayed: the host then starts one graph instead of
+    // some hundred kernels. Where the host chooses experts it has to wait in between.
+    const bool decodes = m <= kFewRows && runs.size() == m && wanted.size() == m &&
+                         hidden.empty() && embeddings_ == nullptr && a_.experts == 0;
+    const bool expected =
+        decodes && answers == Answers{true, false} &&
+        std::equal(rows.begin(), rows.end(), foretold_.begin(), foretold_.end(), same);
+    if (!expected) settle();
+    if (expected) ++followed_;
+    const bool begun = ahead_;
+    if (!begun) std::copy(rows.begin(), rows.end(), at.staged_rows.as<Row>());
     if (goes_on()) {
         float* to = at.staged_stream.as<float>();
         for (const float* row : embeddings) to = std::copy_n(row, a_.hidden_size, to);
     }
-    unsigned chunks = 1;
-    for (const uint32_t window : a_.sliding_windows) {
-        for (const Row& row : rows) chunks = std::max(chunks, chunks_of(row, window));
-    }
-    // A step that decodes is recorded once and replayed: the host then starts one graph instead of
-    // some hundred kernels. Rounded up to a power of two or one and a half, so that few graphs
-    // serve all positions; kernels for chunks that a row does not see end at once, but take a place
-    // first. Where the host chooses experts it has to wait in between.
-    const bool decodes = m <= kFewRows && runs.size() == m && wanted.size() == m &&
-                         hidden.empty() && embeddings_ == nullptr && a_.experts == 0;
     if (!decodes) {
-        enqueue(m, runs, &wanted, chunks);
+        enqueue(m, runs, &wanted, answers, chunks);
         hand_out_hidden(hidden);
         check(d.cuStreamSynchronize(stream_.get()), "finish a step");
+        hand_out(wanted, rows);
         return;
     }
-    unsigned rounded = 8;
-    while (rounded < chunks) rounded = rounded % 3 == 0 ? rounded / 3 * 4 : rounded / 2 * 3;
-    rounded = std::min(rounded, static_cast<unsigned>(at.partials.chunks));
-    // The first time as it is: kernels are then loaded, which a recording could not wait for.
-    const auto [at_graph, first_time] = graphs_.try_emplace({m, rounded}, nullptr);
-    GraphExec& graph = at_graph->second;
-    if (first_time) {
-        enqueue(m, runs, nullptr, rounded);
-    } else {
-        if (graph == nullptr) graph = recorded(m, runs, rounded);
-        check(d.cuGraphLaunch(graph, stream_.get()), "start a step");
+    if (!begun) {
+        // The first time as it is: kernels are then loaded, which a recording could not wait for.
+        const unsigned rounded = recorded_chunks(chunks);
+        const auto [at_graph, first_time] = graphs_.try_emplace({m, rounded, answers}, nullptr);
+        GraphExec& graph = at_graph->second;
+        if (first_time) {
+            enqueue(m, runs, nullptr, answers, rounded);
+        } else {
+            if (graph == nullptr) graph = recorded(m, runs, answers, rounded);
+            check(d.cuGraphLaunch(graph, stream_.get()), "start a step");
+        }
     }
-    check(d.cuStreamSynchronize(stream_.get()), "finish a step");
+    const bool room =
+        std::all_of(runs.begin(), runs.end(), [](const Run& run) { return run.has_room; });
+    if (!room || goes_on() || followed_ < kFollowed || !run_ahead(rows, answers, begun)) {
+        ahead_ = false;
+        check(d.cuStreamSynchronize(stream_.get()), "finish a step");
+    }
+    hand_out(wanted, rows);
+    foretell(rows, wanted);
     for (size_t i = 0; i < m; ++i) {
+        if (wanted[i].numbers == nullptr) continue;
         std::copy_n(at.staged_logits.as<float>() + wanted[i].row * size_t{a_.vocabulary_size},
                     a_.vocabulary_size, wanted[i].numbers);
     }
 }
 
-GraphExec Step::recorded(size_t m, const std::vector<Run>& runs, unsigned chunks) {
+// Starts the pass behind the one of `rows`, whose kernels leave its rows in staged memory, and
+// waits for the one of `rows` alone. False where it is not recorded so far.
+bool Step::run_ahead(const std::vector<Row>& rows, Answers answers, bool begun) {
+    const Driver& d = device_->driver();
+    std::vector<Row> next = rows;
+    for (Row& row : next) ++row.position;
+    const auto graph = graphs_.find({rows.size(), recorded_chunks(chunks_of(next)), answers});
+    if (graph == graphs_.end() || graph->second == nullptr) return false;
+    if (!begun) check(d.cuEventRecord(ends_[end_of_ahead_].get(), stream_.get()), "start a step");
+    const Event end = ends_[end_of_ahead_].get();
+    check(d.cuGraphLaunch(graph->second, stream_.get()), "start a step");
+    ahead_ = true;
+    end_of_ahead_ = 1 - end_of_ahead_;
+    check(d.cuEventRecord(ends_[end_of_ahead_].get(), stream_.get()), "start a step");
+    check(d.cuEventSynchronize(end), "finish a step");
+    return true;
+}
+
+// What the rows of the next pass are if all go on with what was found likeliest.
+void Step::foretell(const std::vector<Row>& rows, const std::vector<Wanted>& wanted) {
+    foretold_.clear();
+    for (size_t i = 0; i < rows.size() && wanted[i].likeliest != nullptr; ++i) {
+        Row next = rows[i];
+        next.token = wanted[i].likeliest->token;
+        ++next.position;
+        for (int& turn : next.turns) ++turn;
+        foretold_.push_back(next);
+    }
+}
+
+GraphExec Step::recorded(size_t m, const std::vector<Run>& runs, Answers answers, unsigned chunks) {
     const Driver& d = device_->driver();
     check(d.cuStreamBeginCapture_v2(stream_.get(), 1),
           "record a step");  // 1: this thread's calls alone
     Graph graph = nullptr;
     try {
-        enqueue(m, runs, nullptr, chunks);
+        enqueue(m, runs, nullptr, answers, chunks);
     } catch (...) {
         d.cuStreamEndCapture(stream_.get(), &graph);
         if (graph != nullptr) d.cuGraphDestroy(graph);

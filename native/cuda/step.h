@@ -3,9 +3,11 @@
 // kernel computes what stands in step.cpp alone.
 #pragma once
 
+#include <compare>
 #include <cstdint>
 #include <map>
 #include <memory>
+#include <tuple>
 #include <utility>
 #include <vector>
 
@@ -15,6 +17,7 @@
 
 namespace awqe::cuda {
 
+using awqe_cuda::Likeliest;
 using awqe_cuda::Row;
 
 // Neighbouring rows of one sequence, positions ascending by one.
@@ -22,12 +25,22 @@ struct Run {
     unsigned first;
     unsigned count;
     bool on_tensor_cores;  // its attention, where it is a prompt
+    bool has_room;         // its sequence, for a row behind these
 };
 
 // Numbers of a row that somebody asked for: logits, or what the head reads.
 struct Wanted {
     unsigned row;
-    float* numbers;  // float [vocabulary] or [hidden], in host memory
+    float* numbers;        // float [vocabulary] or [hidden], in host memory; or NULL
+    Likeliest* likeliest;  // or NULL; of a row that keeps its logits
+};
+
+// What becomes of a pass's logits: some rows keep them, some hand them out.
+struct Answers {
+    bool kept;
+    bool handed_out;
+
+    auto operator<=>(const Answers&) const = default;
 };
 
 // Rows that are multiplied: quantised already, or floats whose norm or themselves are.
@@ -45,13 +58,16 @@ class Step {
          const CacheShape& cache, size_t rows, size_t taps);
     ~Step();
 
+    // Waits for what runs ahead, and forgets it: before somebody else touches a sequence's memory.
+    void settle() noexcept;
+
     // Bytes of device memory that a step takes.
     static uint64_t bytes(const Architecture& a, size_t rows, size_t taps);
 
-    // Computes `rows`, stores their keys and values, and gives logits of the rows that `wanted`
-    // names, and of those that `hidden` names what the head reads. `embeddings`: empty, or per row
-    // float [(1 + taps) * hidden] in the place of its token's, or NULL. Where the first layers are
-    // somebody else's, of every row its stream behind them.
+    // Computes `rows`, stores their keys and values, and gives logits, or the likeliest token, of
+    // the rows that `wanted` names, and of those that `hidden` names what the head reads.
+    // `embeddings`: empty, or per row float [(1 + taps) * hidden] in the place of its token's, or
+    // NULL. Where the first layers are somebody else's, of every row its stream behind them.
     void run(const std::vector<Row>& rows, const std::vector<Run>& runs,
              const std::vector<Wanted>& wanted, const std::vector<Wanted>& hidden = {},
              const std::vector<const float*>& embeddings = {});
@@ -63,7 +79,7 @@ class Step {
 
     // `wanted`: NULL where all rows are wanted and their logits go to staged memory.
     void enqueue(size_t m, const std::vector<Run>& runs, const std::vector<Wanted>* wanted,
-                 unsigned chunks);
+                 Answers answers, unsigned chunks);
     void attend(size_t m, const std::vector<Run>& runs, int layer, unsigned chunks,
                 const awqe_cuda::FreshRows& fresh);
     void begin(size_t m);
@@ -80,11 +96,16 @@ class Step {
     void add_tap(size_t m, size_t number);
     void mixture_of_experts(size_t m, size_t layer);
     void keep(const std::vector<Wanted>& wanted, unsigned* staged);
-    void head(size_t m, const std::vector<Wanted>* wanted);
+    void head(size_t m, const std::vector<Wanted>* wanted, Answers answers);
+    void hand_out(const std::vector<Wanted>& wanted, const std::vector<Row>& rows) const;
     void hand_out_hidden(const std::vector<Wanted>& hidden);
-    GraphExec recorded(size_t m, const std::vector<Run>& runs, unsigned chunks);
+    GraphExec recorded(size_t m, const std::vector<Run>& runs, Answers answers, unsigned chunks);
     void forget_graphs();
     unsigned chunks_of(const Row& row, uint32_t window) const;
+    unsigned chunks_of(const std::vector<Row>& rows) const;
+    unsigned recorded_chunks(unsigned chunks) const;
+    bool run_ahead(const std::vector<Row>& rows, Answers answers, bool begun);
+    void foretell(const std::vector<Row>& rows, const std::vector<Wanted>& wanted);
 
     std::shared_ptr<const Device> device_;
     const Architecture& a_;
@@ -94,7 +115,15 @@ class Step {
     const float* const* embeddings_ = nullptr;  // of the pass that is being enqueued
     std::unique_ptr<Kernels> kernels_;
     std::unique_ptr<Arrays> arrays_;
-    std::map<std::pair<size_t, unsigned>, GraphExec> graphs_;  // by rows and chunks
+    // By rows, chunks and what they answer.
+    std::map<std::tuple<size_t, unsigned, Answers>, GraphExec> graphs_;
+    // What follows the last pass if every row's sequence goes on with its likeliest token; how many
+    // passes in a row were foretold so; whether the next one is on its way, with its end.
+    std::vector<Row> foretold_;
+    unsigned followed_ = 0;
+    bool ahead_ = false;
+    OwnedEvent ends_[2];
+    size_t end_of_ahead_ = 0;
     OwnedStream stream_;  // the last: what is on its way uses the rest
 };
 

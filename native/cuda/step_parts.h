@@ -8,6 +8,8 @@
 
 namespace awqe::cuda {
 
+using awqe_cuda::kLikeliestNumbers;
+using awqe_cuda::LogitPart;
 using awqe_cuda::Partials;
 
 constexpr size_t kSlicedRows = 16;  // up to here slices of few rows read less than a tile
@@ -51,6 +53,7 @@ struct Step::Arrays {
     float* shared_weights;  // [rows]
 
     float* logits;
+    LogitPart* logit_parts;  // [kSlicedRows, pieces of a vocabulary]
     signed char* codes;
     int2* side;
     Partials partials;
@@ -62,6 +65,8 @@ struct Step::Arrays {
     PinnedBuffer staged_stream;  // float [rows, hidden], behind layers of somebody else
     PinnedBuffer staged_wanted;  // unsigned [2, rows]: of logits, of what the head reads
     PinnedBuffer staged_logits;  // float [kFewRows, vocabulary]
+    // Likeliest [2, rows]: of those that keep their logits, by whether the position is odd.
+    PinnedBuffer staged_likeliest;
     // Of mixtures of experts: what the arrays of these names hold.
     PinnedBuffer staged_router_logits;
     PinnedBuffer staged_choice_rows;
@@ -103,7 +108,9 @@ struct Step::Arrays {
         take(choices.rows, mixtures * a.experts_per_token);
         take(choices.weights, mixtures * a.experts_per_token);
         take(shared_weights, mixtures);
-        take(logits, std::min(m, kSlicedRows) * a.vocabulary_size);
+        const size_t some = std::min(m, kSlicedRows);
+        take(logits, some * a.vocabulary_size);
+        take(logit_parts, some * divided(a.vocabulary_size, kLikeliestNumbers));
         take(codes, m * widest);
         take(side, m * (widest / 32));
         partials.chunks = static_cast<int>(divided(a.context_length, kAttentionChunk)) + 1;

@@ -37,6 +37,22 @@ struct SequencePlan {
     bool on_tensor_cores;      // the attention of prompts, on a GPU: not the contract's bits
 };
 
+// Logits of a sequence's last row that had Row::keeps_logits, where they were computed: what is
+// most often asked of them is known without them. Both throw Failure.
+class KeptLogits {
+  public:
+    // Of all tokens the likeliest, the lowest of equal ones.
+    struct Likeliest {
+        uint32_t token;
+        uint32_t not_finite;  // the first one whose logit is not, or UINT32_MAX: all are
+    };
+    virtual Likeliest likeliest() const = 0;
+    virtual void copy(float* logits) const = 0;  // float [vocabulary], to be filled
+
+  protected:
+    ~KeptLogits() = default;
+};
+
 // What a backend keeps of one sequence: keys and values of its positions. Knows nothing about which
 // of them are valid. Used by one evaluation at a time.
 class Sequence {
@@ -58,6 +74,9 @@ class Sequence {
     virtual void save(size_t begin, size_t end, uint8_t* bytes) const = 0;
     virtual void restore(size_t begin, size_t end, const uint8_t* bytes) = 0;
 
+    // NULL where logits are always handed out: they are computed where they are read.
+    virtual const KeptLogits* kept_logits() const { return nullptr; }
+
   protected:
     Sequence() = default;
 };
@@ -77,14 +96,15 @@ struct Row {
     uint32_t token;              // below the size of the vocabulary
     const float* embedding;      // float [Model::row_size()], in the place of the token's; or NULL
     float* logits;               // float [vocabulary], to be filled; or NULL
+    bool keeps_logits;           // its sequence keeps them, in the place of that
     float* hidden;               // float [hidden], to be filled with what the head reads; or NULL
     const PictureRows* picture;  // that gated blocks look at; or NULL: they see none
 };
 
 // Rows of one sequence come in ascending positions without a gap, the first of them right behind
 // what was computed or truncated to before; other rows may stand between them. Rows that give
-// something come last, behind the others those with logits. A row that sees beyond its own position
-// comes with all that it sees.
+// something come last, behind the others those with logits, kept or not. A row that sees beyond its
+// own position comes with all that it sees.
 struct Block {
     const Row* rows;
     size_t count;   // 1 ... block_rows(), or the rows of one picture that see each other

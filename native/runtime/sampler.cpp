@@ -21,6 +21,13 @@ double exp_nonpositive(double x) {
     return sum * std::bit_cast<double>(static_cast<uint64_t>(1023 + n) << 52);
 }
 
+void fail_not_finite(size_t token) {
+    fail(AWQE_FILE_INVALID,
+         "the logit of token %zu is not finite: the model file is damaged, check it with awq-edge "
+         "inspect --verify",
+         token);
+}
+
 uint64_t Random::next() {
     state_ += kStep;
     uint64_t z = state_;
@@ -69,12 +76,7 @@ void Sampler::gather(const float* logits, size_t vocabulary, const uint32_t* con
                      size_t count) {
     candidates_.resize(vocabulary);
     for (size_t i = 0; i < vocabulary; ++i) {
-        if (!std::isfinite(logits[i])) {
-            fail(AWQE_FILE_INVALID,
-                 "the logit of token %zu is not finite: the model file is damaged, check it with "
-                 "awq-edge inspect --verify",
-                 i);
-        }
+        if (!std::isfinite(logits[i])) fail_not_finite(i);
         candidates_[i] = {double{logits[i]}, static_cast<uint32_t>(i)};
     }
     if (options_.repetition_penalty == 1) return;

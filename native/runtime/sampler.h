@@ -15,6 +15,9 @@ namespace awqe {
 // e to the power x, x <= 0, relative error below 1e-15; 0 below -708.
 double exp_nonpositive(double x);
 
+// Throws Failure with AWQE_FILE_INVALID: only damaged weights give such a logit.
+[[noreturn]] void fail_not_finite(size_t token);
+
 // SplitMix64: a counter in steps of the odd constant 0x9E3779B97F4A7C15, beginning at the seed,
 // through a mixing function. Every 64-bit state is a good one, so any seed is.
 class Random {
@@ -41,6 +44,11 @@ class Sampler {
     // weights give one; with AWQE_INVALID_ARGUMENT if `added` leaves no token.
     uint32_t sample(const float* logits, size_t vocabulary, const uint32_t* context, size_t count,
                     const float* added = nullptr);
+
+    // Whether it draws the likeliest token of logits as they are: the lowest id of equal ones.
+    bool takes_likeliest() const {
+        return options_.temperature == 0 && options_.repetition_penalty == 1;
+    }
 
     // The next draw uses this number of the random stream, counted from 0.
     void seek(uint64_t draw) { random_ = Random(options_.seed, draw); }

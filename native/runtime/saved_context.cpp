@@ -162,7 +162,7 @@ void Session::save(size_t begin, size_t end, uint8_t* bytes) const {
     append(arrays_.tokens + begin, header.count * sizeof(uint32_t));
     if (turns_apart()) append(arrays_.next_turns + begin, header.count * sizeof(uint32_t));
     if (header.has_logits != 0) {
-        append(arrays_.logits, model_.architecture().vocabulary_size * sizeof(float));
+        append(fetched_logits(), model_.architecture().vocabulary_size * sizeof(float));
     }
     sequence_->save(begin, end, to);
     header.content_hash = hash_bytes(content, header.content_bytes);
@@ -241,6 +241,7 @@ void Session::restore(const uint8_t* bytes, size_t size) {
     if (begin == 0 || !sequence_->saved_all(end)) floor_ = sequence_->saved_all(end) ? 0 : end;
     position_ = end;
     has_logits_ = header.has_logits != 0;
+    kept_ = false;
 }
 
 }  // namespace awqe

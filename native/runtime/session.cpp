@@ -172,6 +172,7 @@ void Session::begin(const Reading& reading, Session* next) {
     done_ = 0;
     if (turns_apart()) first_turn_ = position_ == 0 ? 0 : arrays_.next_turns[position_ - 1];
     has_logits_ = false;
+    keeps_ = draws_likeliest_ && reading.logits == nullptr && sequence_->kept_logits() != nullptr;
 }
 
 Turns Session::turns(size_t index) const {
@@ -207,7 +208,8 @@ Row Session::row(size_t index) const {
     } else {
         row.embedding = reading_.embeddings + at * model_.row_size();
     }
-    if (wants_logits(index)) {
+    row.keeps_logits = keeps_ && wants_logits(index);
+    if (wants_logits(index) && !keeps_) {
         row.logits = wants_all() ? reading_.logits + at * a.vocabulary_size : arrays_.logits;
     }
     if (wants_hidden()) row.hidden = reading_.hidden + at * a.hidden_size;
@@ -230,6 +232,7 @@ void Session::advance(size_t count) {
     done_ += count;
     if (remaining() > 0 || reading_.which == AWQE_LOGITS_NONE) return;
     has_logits_ = true;
+    kept_ = keeps_;
     const size_t vocabulary = model_.architecture().vocabulary_size;
     if (wants_all()) {
         std::copy_n(reading_.logits + (reading_.count - 1) * vocabulary, vocabulary,
@@ -286,14 +289,27 @@ void Session::require_logits() const {
     }
 }
 
+const float* Session::fetched_logits() const {
+    if (kept_) sequence_->kept_logits()->copy(arrays_.logits);
+    kept_ = false;
+    return arrays_.logits;
+}
+
 uint32_t Session::sample(Sampler& sampler, const float* added) const {
     require_logits();
-    return sampler.sample(arrays_.logits, vocabulary(), arrays_.tokens, position_, added);
+    draws_likeliest_ = added == nullptr && sampler.takes_likeliest();
+    if (kept_ && draws_likeliest_) {
+        const KeptLogits::Likeliest likeliest = sequence_->kept_logits()->likeliest();
+        if (likeliest.not_finite != UINT32_MAX) fail_not_finite(likeliest.not_finite);
+        return likeliest.token;
+    }
+    return sampler.sample(fetched_logits(), vocabulary(), arrays_.tokens, position_, added);
 }
 
 void Session::copy_logits(float* logits) const {
     require_logits();
-    std::copy_n(arrays_.logits, vocabulary(), logits);
+    draws_likeliest_ = false;
+    std::copy_n(fetched_logits(), vocabulary(), logits);
 }
 
 }  // namespace awqe

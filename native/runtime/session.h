@@ -126,6 +126,7 @@ class Session {
     };
 
     void require_logits() const;
+    const float* fetched_logits() const;  // [vocabulary]
     const PictureRows* seen_at(size_t position) const;
     bool saves_logits(size_t end) const { return has_logits_ && end == position_; }
 
@@ -145,6 +146,10 @@ class Session {
     std::atomic<size_t> floor_ = 0;   // what a restored context can go back to, apart from 0
     std::vector<Seen> pictures_;      // in ascending positions
     bool has_logits_ = false;
+    mutable bool kept_ = false;  // they are where they were computed so far
+    // What was drawn last was the likeliest token, and so probably the next one will be.
+    mutable bool draws_likeliest_ = true;
+    bool keeps_ = false;  // the reading's logits are kept where they are computed
     Reading reading_ = {};
     Session* next_ = nullptr;
     size_t done_ = 0;        // of the reading

@@ -6,6 +6,7 @@
 #include "experts.cuh"
 #include "gemm_warpgroup.cuh"
 #include "gemv.cuh"
+#include "likeliest.cuh"
 #include "prepare.cuh"
 #include "read_memory.cuh"
 #include "rows.cuh"
@@ -62,6 +63,11 @@ KERNEL add_weighted(const float* part, const unsigned* rows, const float* weight
 }
 KERNEL add(float* stream, const float* branch, int count) { add_floats(stream, branch, count); }
 KERNEL cap(float* x, int count, float limit) { cap_floats(x, count, limit); }
+KERNEL __launch_bounds__(kLikeliestThreads)
+    likeliest(const float* logits, int vocabulary, const Row* rows, const unsigned* wanted,
+              LogitPart* parts, unsigned* arrivals, Likeliest* out, int out_stride, Row* next) {
+    find_likeliest(logits, vocabulary, rows, wanted, parts, arrivals, out, out_stride, next);
+}
 KERNEL read_memory(const unsigned char* pieces, long long count, unsigned* sum) {
     read_pieces(pieces, count, sum);
 }

@@ -52,6 +52,8 @@ struct Row {
     int position;
     unsigned char* cache;  // of its sequence; layers lie layer_bytes apart
     int turns[3];          // by what angles turn, where a position has three numbers
+    float* kept;  // [2, vocabulary] of its sequence, where the row's logits stay, in the second
+                  // half where its position is odd; or NULL
 };
 
 // A sequence's cache is a row of chunks of 64 positions, each with all layers: where a position
@@ -108,6 +110,22 @@ struct Partials {
     float* weight;   // [rows, heads, chunks]
     float* values;   // [rows, heads, chunks, head_size]
     int chunks;      // that there is room for
+};
+
+// Of logits: runtime/backend.h's.
+struct Likeliest {
+    unsigned token;
+    unsigned not_finite;
+};
+constexpr unsigned kNoToken = 0xffffffff;
+
+constexpr int kLikeliestNumbers = 2048;  // logits of a CTA of likeliest.cuh
+
+// The largest of some logits that are finite, its token, and the first one that is not.
+struct LogitPart {
+    float logit;
+    unsigned token;
+    unsigned not_finite;
 };
 
 // runtime's Activation, in its order.

@@ -188,6 +188,100 @@ TEST(sequences_together_give_what_each_gives_alone) {
     });
 }
 
+OwnedSampler greedy_sampler(float repetition_penalty) {
+    awqe_sampling sampling = {};
+    sampling.struct_size = sizeof(sampling);
+    sampling.top_p = 1;
+    sampling.repetition_penalty = repetition_penalty;
+    awqe_sampler* sampler = nullptr;
+    awqe_error error = {};
+    need(awqe_sampler_open(&sampling, &sampler, &error), error);
+    return OwnedSampler(sampler);
+}
+
+// What decodes greedily leaves its logits on the GPU: the tokens are the CPU's, and so are the
+// logits of whoever asks for them in between, for a sampler that needs them, saved or copied, and
+// behind tokens that are not the likeliest, after going back, and of several sequences together.
+TEST(greedy_texts_are_those_of_the_cpu_and_so_are_logits_that_are_asked_for) {
+    if (!gpu_is_there()) return;
+    const OwnedSampler greedy = greedy_sampler(1);
+    const OwnedSampler penalised = greedy_sampler(1.3f);
+    for_every_model([&](const OwnedModel& model, const std::string& name) {
+        const awqe_model_info info = info_of(model);
+        const uint32_t steps = std::min(info.context_length - 8, kMostTokens < 640 ? 24u : 150u);
+        for (const uint32_t gpu_layers : {0u, 1u}) {
+            if (gpu_layers == info.layers) continue;
+            constexpr size_t kSequences = 3;
+            std::vector<OwnedSession> cpu, gpu;
+            std::vector<awqe_batch_input> inputs(kSequences);
+            uint32_t tokens[kSequences];
+            awqe_error error = {};
+            for (size_t i = 0; i < kSequences; ++i) {
+                cpu.push_back(open_session(model, AWQE_DEVICE_CPU, AWQE_KV_F16));
+                gpu.push_back(open_session(model, AWQE_DEVICE_CUDA, AWQE_KV_F16, gpu_layers));
+                const std::vector<uint32_t> prompt = tokens_for(info, 3, static_cast<uint32_t>(i));
+                for (const OwnedSession* session : {&cpu[i], &gpu[i]}) {
+                    need(awqe_session_evaluate(session->get(), prompt.data(), prompt.size() - i,
+                                               AWQE_LOGITS_LAST, nullptr, nullptr, nullptr, &error),
+                         error);
+                }
+            }
+            std::vector<float> is(info.vocabulary_size), expected(info.vocabulary_size);
+            for (uint32_t step = 0; step < steps; ++step) {
+                // One sequence for a while, then all of them, then one again.
+                const size_t count = step / 8 % 2 == 0 ? 1 : kSequences;
+                const std::string where = name + ", step " + std::to_string(step);
+                for (size_t i = 0; i < count; ++i) {
+                    const bool asks = step % 5 == 4 && i == 0;
+                    awqe_sampler* const sampler = (step % 13 == 7 ? penalised : greedy).get();
+                    uint32_t other = 0;
+                    need(awqe_session_sample(cpu[i].get(), sampler, &tokens[i], &error), error);
+                    need(awqe_session_sample(gpu[i].get(), sampler, &other, &error), error);
+                    if (other != tokens[i]) fail(__FILE__, __LINE__, where + ": another token");
+                    if (asks) {
+                        need(awqe_session_logits(cpu[i].get(), expected.data(), expected.size(),
+                                                 &error),
+                             error);
+                        need(awqe_session_logits(gpu[i].get(), is.data(), is.size(), &error),
+                             error);
+                        check_same(is.data(), expected.data(), is.size(), where);
+                    }
+                    // Not always what was drawn, and not always at the end.
+                    if (step % 17 == 16) tokens[i] = (tokens[i] + 1) % info.vocabulary_size;
+                    const uint32_t back = awqe_session_position(cpu[i].get()) - 1;
+                    for (const OwnedSession* session : {&cpu[i], &gpu[i]}) {
+                        if (step % 11 != 10 || back < awqe_session_earliest(cpu[i].get())) continue;
+                        need(awqe_session_truncate(session->get(), back, &error), error);
+                    }
+                }
+                for (const std::vector<OwnedSession>* sessions : {&cpu, &gpu}) {
+                    for (size_t i = 0; i < count; ++i) {
+                        inputs[i] = {};
+                        inputs[i].struct_size = sizeof(inputs[i]);
+                        inputs[i].which = AWQE_LOGITS_LAST;
+                        inputs[i].session = (*sessions)[i].get();
+                        inputs[i].tokens = &tokens[i];
+                        inputs[i].count = 1;
+                    }
+                    need(awqe_batch_evaluate(inputs.data(), count, nullptr, nullptr, &error),
+                         error);
+                }
+            }
+            // Saved with its logits, which another session then draws from.
+            uint64_t size = 0;
+            const uint32_t end = awqe_session_position(gpu[0].get());
+            need(awqe_session_saved_bytes(gpu[0].get(), 0, end, &size, &error), error);
+            std::vector<uint8_t> saved(size);
+            need(awqe_session_save(gpu[0].get(), 0, end, saved.data(), size, &error), error);
+            need(awqe_session_restore(gpu[1].get(), saved.data(), size, &error), error);
+            need(awqe_session_logits(cpu[0].get(), expected.data(), expected.size(), &error),
+                 error);
+            need(awqe_session_logits(gpu[1].get(), is.data(), is.size(), &error), error);
+            check_same(is.data(), expected.data(), is.size(), name + ", saved");
+        }
+    });
+}
+
 TEST(embeddings_give_the_logits_of_the_cpu) {
     if (!gpu_is_there()) return;
     for_every_model([](const OwnedModel& model, const std::string& name) {

@@ -423,7 +423,10 @@ Status cuEventCreate(Event* event, unsigned) {
     return kSuccess;
 }
 Status cuEventRecord(Event, Stream) { return kSuccess; }
-Status cuEventSynchronize(Event) { return kSuccess; }
+Status cuEventSynchronize(Event) {
+    OR_FAIL(cuEventSynchronize);
+    return kSuccess;
+}
 Status cuEventElapsedTime(float* milliseconds, Event, Event) {
     *milliseconds = 0;
     return kSuccess;
