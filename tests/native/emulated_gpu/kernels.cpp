@@ -47,12 +47,13 @@ std::function<void()> bound(void (*kernel)(Arguments...), void** arguments) {
 
 const Kernel kKernels[] = {
     LISTED(embed) LISTED(add_positions) LISTED(norm_floats) LISTED(layer_norm_floats) LISTED(add)
-        LISTED(cap) LISTED(gather) LISTED(likeliest) LISTED(read_memory) LISTED(route) LISTED(add_weighted)
-            LISTED(prepare) LISTED(attention_merge_floats) LISTED(attention_prompt_d64)
-                LISTED(attention_prompt_d128) LISTED(attention_prompt_d64_changed)
-                    LISTED(attention_prompt_d128_changed) LISTED(attention_tensor_d64)
-                        LISTED(attention_tensor_d128) OF_ROWS(one) OF_ROWS(many)
-                            AWQE_PRODUCTS(OF_PRODUCT) AWQE_WALKED_PRODUCTS(OF_WALKED)};
+        LISTED(cap) LISTED(gather) LISTED(likeliest) LISTED(read_memory) LISTED(route)
+            LISTED(add_weighted) LISTED(prepare) LISTED(attention_merge_floats)
+                LISTED(attention_prompt_d64) LISTED(attention_prompt_d128)
+                    LISTED(attention_prompt_d64_changed) LISTED(attention_prompt_d128_changed)
+                        LISTED(attention_tensor_d64) LISTED(attention_tensor_d128) OF_ROWS(one)
+                            OF_ROWS(many) AWQE_PRODUCTS(OF_PRODUCT)
+                                AWQE_WALKED_PRODUCTS(OF_WALKED)};
 
 }  // namespace
 
